@@ -1,0 +1,36 @@
+"""The private names of Captum that a plug-in needs, in one place.
+
+Captum exports its algorithms, not the helpers that they are written with. What is imported here has
+kept its name and signature from Captum 0.8 to 0.9.
+"""
+
+from captum._utils.common import (
+    _format_additional_forward_args as format_additional_forward_args,
+)
+from captum._utils.common import _format_output as format_output
+from captum._utils.common import _format_tensor_into_tuples as format_tensor_into_tuples
+from captum._utils.common import _is_tuple as is_tuple
+from captum._utils.common import _run_forward as run_forward
+from captum._utils.common import _select_targets as select_targets
+from captum._utils.gradient import (
+    apply_gradient_requirements,
+    compute_layer_gradients_and_eval,
+    undo_gradient_requirements,
+)
+from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from captum.log import log_usage
+
+__all__ = [
+    "TargetType",
+    "TensorOrTupleOfTensorsGeneric",
+    "apply_gradient_requirements",
+    "compute_layer_gradients_and_eval",
+    "format_additional_forward_args",
+    "format_output",
+    "format_tensor_into_tuples",
+    "is_tuple",
+    "log_usage",
+    "run_forward",
+    "select_targets",
+    "undo_gradient_requirements",
+]

@@ -1,0 +1,198 @@
+"""What an architecture declaration says: where a model family keeps its parts.
+
+Declarations are data. They name modules by path and say nothing about rules; they need neither
+torch nor transformers. Three kinds of paths occur, each relative to something:
+
+- paths of the *base model* (``model.base_model`` in transformers: ``BertModel``, ``LlamaModel``),
+- paths of a *block*, relative to that block,
+- paths of a *head*, relative to the whole model (``BertForMaskedLM``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "MLP",
+    "Architecture",
+    "Attention",
+    "Embeddings",
+    "FusedAttention",
+    "GatedMLP",
+    "Head",
+    "Inline",
+    "Norms",
+]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings, by paths of the base model.
+
+    Attributes:
+        token: Embedding of token ids; what relevance is attributed to.
+        position: Embedding of absolute positions, where the family has one.
+        segment: Embedding of token types, where the family has one.
+    """
+
+    token: str
+    position: str | None = None
+    segment: str | None = None
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of the base model.
+
+    Attributes:
+        attention: Path in a block of the norm that belongs to the attention.
+        mlp: Path in a block of the norm that belongs to the MLP.
+        final: Path in the base model of the norm after the last block.
+        embedding: Path in the base model of the norm after the embeddings.
+        placement: ``"pre"``: a norm stands before its branch; ``"post"``: after the residual add.
+        centered: LayerNorm subtracts the mean, RMSNorm does not.
+        weight_offset: What the family adds to the stored weight (1 in Gemma).
+        others: Paths in a block of further norms (of queries and keys, say).
+    """
+
+    attention: str
+    mlp: str
+    final: str | None = None
+    embedding: str | None = None
+    placement: Literal["pre", "post"] = "pre"
+    centered: bool = True
+    weight_offset: float = 0.0
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A self-attention with three projections.
+
+    Attributes:
+        module: Path in a block.
+        query: Path of the query projection, relative to the block.
+        key: Path of the key projection.
+        value: Path of the value projection.
+        output: Path of the linear layer that mixes the heads.
+    """
+
+    module: str
+    query: str
+    key: str
+    value: str
+    output: str
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """A self-attention with one projection for query, key and value.
+
+    Attributes:
+        module: Path in a block.
+        fused: Path of the projection, relative to the block.
+        output: Path of the linear layer that mixes the heads.
+        layout: Order of the output features: ``"concatenated"``: all queries, all keys, all values;
+            ``"per_head"``: query, key and value of the first head, of the second head, ...
+    """
+
+    module: str
+    fused: str
+    output: str
+    layout: Literal["concatenated", "per_head"]
+
+
+@dataclass(frozen=True)
+class MLP:
+    """An MLP ``output(activation(input(x)))``, by paths in a block."""
+
+    input: str
+    activation: str
+    output: str
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """A gated MLP ``output(activation(gate(x)) * up(x))``, by paths in a block.
+
+    Attributes:
+        module: Path of the MLP itself.
+        gate: Linear layer of the gate.
+        activation: The activation on the gate.
+        up: The other linear layer.
+        output: The linear layer that takes the product.
+    """
+
+    module: str
+    gate: str
+    activation: str
+    up: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Inline:
+    """An activation that is a function call between two modules.
+
+    Attributes:
+        before: Path of the module whose output is the pre-activation.
+        after: Path of the module that takes the activated value.
+        function: Name of the function (``"gelu"``, ``"tanh"``).
+    """
+
+    before: str
+    after: str
+    function: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the heads of a family contain; a path that a model does not have is skipped.
+
+    Attributes:
+        language_model: The chain of modules from the last hidden state to the logits of the
+            language model, where nothing else happens on the way. It lets logits be computed at one
+            position only.
+        norms: Norms, by paths in the whole model; centered as the family's.
+        activations: Activation modules, by paths in the whole model.
+        inline: Inline activations, by paths in the whole model.
+        pooler_activation: Activation of the base model's pooler, by path in the base model.
+    """
+
+    language_model: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
+    inline: tuple[Inline, ...] = ()
+    pooler_activation: str | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a model family keeps its parts.
+
+    Attributes:
+        model_types: The values of ``config.model_type`` that the declaration is for.
+        embeddings: Embeddings.
+        blocks: Path in the base model of the transformer blocks, ``*`` for the number.
+        norms: Norms.
+        attention: Attention of a block.
+        mlp: MLP of a block.
+        head: Heads.
+        unsupported: Paths in a block (or in the base model) of modules that, if present, make a
+            model one that the declaration does not describe (cross-attention).
+        requires: ``(config attribute, value)`` pairs that a model's config must have.
+        position_ids: Whether the family counts positions from the left edge unless it is given
+            ``position_ids``, so that a batch padded on the left needs them.
+    """
+
+    model_types: tuple[str, ...]
+    embeddings: Embeddings
+    blocks: str
+    norms: Norms
+    attention: Attention | FusedAttention
+    mlp: MLP | GatedMLP
+    head: Head = Head()
+    unsupported: tuple[str, ...] = ()
+    requires: tuple[tuple[str, object], ...] = ()
+    position_ids: bool = True

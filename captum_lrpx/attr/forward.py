@@ -1,0 +1,82 @@
+"""Forward functions: the model inside one, and what Captum sees of its outputs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrpx.binding import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RecordedForward", "model_of"]
+
+
+def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Module:
+    """The transformers model that a forward function runs.
+
+    Args:
+        forward_func: A module, or a function.
+        model: The model, where ``forward_func`` is a function.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If ``forward_func`` is a function and ``model`` is not given, or no transformers
+            model is found.
+        TypeError: If ``model`` is not a module.
+    """
+    if model is None:
+        owner = getattr(forward_func, "__self__", forward_func)  # model.forward is as good as model
+        if not isinstance(owner, nn.Module):
+            raise ValueError(
+                "The forward function is not a module, so the model that it runs is unknown: give "
+                "it as `model=`. Without it no rule could be attached, and the result would be a "
+                "plain gradient."
+            )
+        model = owner
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
+    return find_model(model)
+
+
+class RecordedForward:
+    """A forward function as Captum wants it: tensors in, one tensor out, the last output kept.
+
+    A transformers model given directly takes token ids as they are and embeddings as
+    ``inputs_embeds``; of a model output the ``logits`` are taken.
+
+    Attributes:
+        output: What the last call returned, detached; ``[B, ...]``.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+        self.output: Tensor | None = None
+        self._parameters: tuple[str, ...] = ()
+        if isinstance(forward_func, nn.Module):
+            self._parameters = tuple(inspect.signature(forward_func.forward).parameters)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the forward function and keep its output."""
+        output = self._run(*args)
+        logits = getattr(output, "logits", None)
+        if not isinstance(output, Tensor) and isinstance(logits, Tensor):
+            output = logits
+        if isinstance(output, Tensor):
+            self.output = output.detach()
+        return output
+
+    def _run(self, *args: Any) -> Any:
+        keywords: dict[str, Any] = {}
+        if "use_cache" in self._parameters:
+            keywords["use_cache"] = False
+        embeds = args and isinstance(args[0], Tensor) and torch.is_floating_point(args[0])
+        if embeds and "inputs_embeds" in self._parameters[1:]:
+            return self.forward_func(None, *args[1:], inputs_embeds=args[0], **keywords)
+        return self.forward_func(*args, **keywords)

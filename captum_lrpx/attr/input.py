@@ -1,0 +1,258 @@
+"""LRP and AttnLRP as Captum attributions of a model's inputs."""
+
+from __future__ import annotations
+
+import typing
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import torch
+from captum.attr._utils.attribution import GradientAttribution
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.forward import RecordedForward, model_of
+from captum_lrpx.propagation import propagation, sites_of
+from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+
+__all__ = ["AttnLRPx", "LRPx"]
+
+
+class LRPx(GradientAttribution):
+    r"""Layer-wise Relevance Propagation for transformers, as modified Gradient x Input.
+
+    The prediction is decomposed into relevances of the inputs: one ordinary forward pass, one
+    backward pass in which the few non-linear layers have another slope, times the input. All
+    relevance of attention goes to the values (Ali et al. 2022, https://arxiv.org/abs/2202.07304;
+    the formulation is that of Arras et al. 2025, https://arxiv.org/abs/2502.15886, section 2.7 and
+    appendix D). The relevances of the inputs and of the biases sum to the explained value.
+
+    The model is left as it was, also after an error.
+    """
+
+    default_recipe: ClassVar[Recipe] = LRP
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        model: nn.Module | None = None,
+        *,
+        recipe: Recipe | None = None,
+    ) -> None:
+        r"""Find the model and check that its architecture is declared.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it: a
+                Hugging Face model (its ``logits`` are explained), a module that contains one, or a
+                function, which needs ``model``.
+            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            recipe (Recipe, optional): The rules, see :mod:`captum_lrpx.recipes`.
+                Default: the recipe of the class.
+
+        Raises:
+            ValueError: If no model is found, or its architecture is not declared.
+        """
+        GradientAttribution.__init__(self, forward_func)
+        self.model = model_of(forward_func, model)
+        self.recipe = self.default_recipe if recipe is None else recipe
+        sites_of(self.model)
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        return_convergence_delta: Literal[True],
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        return_convergence_delta: Literal[False] = False,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        return_convergence_delta: bool = False,
+    ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, Tensor]:
+        r"""Relevances of the inputs for the explained output.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Input for which relevances are computed. Floating
+                inputs (embeddings ``[B, T, D]``) get relevances of their shape. Token ids
+                ``[B, T]`` get the relevance of each token: that of its embedding, summed over the
+                embedding dimension. The first dimension is the batch.
+            target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
+                every form that Captum takes: None for outputs of one value per example, an integer
+                or a tensor of integers for 2-D outputs, a tuple or a list of tuples for more
+                dimensions (``(position, token)`` for logits ``[B, T, V]``).
+                Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+                inputs, given by position. Default: None
+            return_convergence_delta (bool, optional): Whether to return the convergence delta too.
+                Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**, or 2-element tuple of
+            **attributions**, **delta**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
+                Relevances, of the shape of the inputs; a tuple for a tuple.
+            - **delta** (*Tensor*, returned if return_convergence_delta=True):
+                Explained output minus the sum of the relevances, one number per example. It is what
+                went to biases, position embeddings and (AttnLRP) softmax.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
+
+        Examples::
+
+            >>> model = AutoModelForCausalLM.from_pretrained(path).eval()
+            >>> ids = tokenizer("the keys to the cabinet", return_tensors="pt").input_ids
+            >>> lrp = LRPx(model)
+            >>> # relevance of each token for the logit of "are" at the last position
+            >>> relevance = lrp.attribute(ids, target=(-1, tokenizer.convert_tokens_to_ids("are")))
+        """
+        require_gradients()
+        is_inputs_tuple = _captum.is_tuple(inputs)
+        tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
+        forward = RecordedForward(self.forward_func)
+        if all(torch.is_floating_point(tensor) for tensor in tensors):
+            relevances = self._of_floats(forward, tensors, target, additional_forward_args)
+        else:
+            relevances = self._of_ids(forward, tensors, target, additional_forward_args)
+        attributions = _captum.format_output(is_inputs_tuple, relevances)
+        if not return_convergence_delta:
+            return cast("TensorOrTupleOfTensorsGeneric", attributions)
+        output = _captum.select_targets(forward.output, target)
+        return attributions, self.compute_convergence_delta(attributions, output)
+
+    def _of_floats(
+        self,
+        forward: RecordedForward,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object | None,
+    ) -> tuple[Tensor, ...]:
+        required = [tensor.requires_grad for tensor in inputs]
+        try:
+            _captum.apply_gradient_requirements(inputs, warn=False)
+            with propagation(self.model, self.recipe):
+                gradients = self.gradient_func(forward, inputs, target, additional_forward_args)
+        finally:
+            _captum.undo_gradient_requirements(inputs, required)
+        return tuple(
+            (tensor * gradient).detach() for tensor, gradient in zip(inputs, gradients, strict=True)
+        )
+
+    def _of_ids(
+        self,
+        forward: RecordedForward,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object | None,
+    ) -> tuple[Tensor, ...]:
+        if len(inputs) != 1:
+            raise ValueError(
+                f"Token ids must be the only input, but {len(inputs)} inputs were given. Give "
+                "masks and the like as additional_forward_args."
+            )
+        embedding = sites_of(self.model).token_embedding
+        with propagation(self.model, self.recipe):
+            gradients, values = _captum.compute_layer_gradients_and_eval(
+                forward,
+                embedding,
+                inputs,
+                target,
+                _captum.format_additional_forward_args(additional_forward_args),
+            )
+        relevance = (gradients[0] * values[0]).sum(-1).detach()
+        if relevance.shape != inputs[0].shape:
+            raise ValueError(
+                f"The forward function embedded ids of shape {tuple(relevance.shape)}, but was "
+                f"given ids of shape {tuple(inputs[0].shape)}: give embeddings instead of ids."
+            )
+        return (relevance,)
+
+    def compute_convergence_delta(
+        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        r"""What the relevances miss of the explained output.
+
+        Args:
+            attributions (Tensor or tuple[Tensor, ...]): Relevances.
+            output (Tensor): Explained output, one value per example.
+
+        Returns:
+            *Tensor* of **delta**:
+
+            - **delta** (*Tensor*):
+                ``output - sum of the relevances``, of shape ``[B]``.
+        """
+        tensors = attributions if isinstance(attributions, tuple) else (attributions,)
+        total = sum(tensor.flatten(1).sum(1) for tensor in tensors)
+        return output.reshape(-1) - total
+
+    def has_convergence_delta(self) -> bool:
+        """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attributions contain the factor of the inputs: relevances do."""
+        return True
+
+    def attribute_future(self) -> None:
+        """Not available: relevance needs a backward pass.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The name of the method."""
+        return cls.__name__
+
+
+class AttnLRPx(LRPx):
+    r"""AttnLRP: attention's queries, keys and softmax take part in the decomposition.
+
+    Uniform rule at both products of attention and at gates, ordinary gradient of the softmax
+    (Achtibat et al. 2024, https://arxiv.org/abs/2402.05602; Arras et al. 2025, appendix D.6).
+    Unlike
+    :class:`LRPx` it does not conserve through the softmax: the convergence delta says how much is
+    missing. Everything else is as in :class:`LRPx`.
+    """
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP
+
+
+def require_gradients() -> None:
+    """Refuse to run where PyTorch can give no gradient.
+
+    Raises:
+        RuntimeError: Under ``torch.inference_mode``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Relevance needs a backward pass, which torch.inference_mode rules out: call it "
+            "outside of that context, or use torch.no_grad (which is fine)."
+        )

@@ -1,0 +1,286 @@
+"""``with propagation(model, recipe):`` attaches rules to one model and takes them off again.
+
+Rules are attached to module *instances*: inside the context the ``forward`` of each concerned
+module is a dispatcher that looks up, for the calling thread, which propagation is the innermost one
+on that module. Hence contexts may be nested, two models or two threads do not see each other's
+rules, and a plain forward pass of another thread stays plain. The original is put back when the
+last context on the module is left, however it is left.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from contextlib import contextmanager
+from functools import partial
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+from captum_lrpx.binding import bind, find_model
+from captum_lrpx.recipes import LRP, Recipe
+from captum_lrpx.rules.captum_rules import captum_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+    from captum_lrpx.rules.base import Rule
+    from captum_lrpx.rules.patches import Attachment, Forward
+    from captum_lrpx.sites import Sites
+
+__all__ = ["propagation", "sites_of"]
+
+
+@contextmanager
+def propagation(
+    model: nn.Module, recipe: Recipe = LRP, *, freeze_parameters: bool = True
+) -> Iterator[nn.Module]:
+    """Attach the rules of a recipe to a model for the duration of a ``with`` block.
+
+    Inside, the forward pass gives the values that it always gives, bit by bit, and the backward
+    pass is the one of the recipe: ``value * gradient`` of any tensor is its relevance.
+
+    Args:
+        model: A transformers model, or a module that contains one.
+        recipe: The rules.
+        freeze_parameters: Whether parameters need no gradient inside the block, which saves the
+            memory of activations that only weight gradients need. Restored afterwards.
+
+    Yields:
+        The transformers model that the rules are attached to.
+
+    Raises:
+        ValueError: If the model's architecture is not declared, or does not fit its declaration.
+            The
+            model is as it was.
+
+    Examples:
+        >>> with propagation(model, ATTN_LRP):
+        ...     logit = model(inputs_embeds=embeds).logits[0, -1, token]
+        ...     (gradient,) = torch.autograd.grad(logit, embeds)
+        >>> relevance = (embeds * gradient).sum(-1)
+    """
+    hugging_face = find_model(model)
+    plan = _plan_for(hugging_face, recipe)
+    if hugging_face.training or any(module.training for module in plan.modules):
+        warnings.warn(
+            f"{type(hugging_face).__name__} is in training mode: its dropout is random, and so is "
+            "the explanation. Call model.eval() first.",
+            stacklevel=3,
+        )
+    active = _Active(hugging_face, plan)
+    try:
+        active.attach(freeze_parameters=freeze_parameters)
+        yield hugging_face
+    finally:
+        active.detach()
+
+
+def sites_of(model: nn.Module) -> Sites:
+    """The sites of a transformers model, bound once per model.
+
+    Raises:
+        ValueError: As :func:`captum_lrpx.binding.bind`.
+    """
+    return _bound_for(model).sites
+
+
+# Plans: what is to be patched, worked out once per model and recipe -----------------------------
+
+
+class _Bound:
+    """The sites of a model as it was when they were bound."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # Without the model itself: the cache must not keep it alive.
+        self.modules = tuple(model.modules())[1:]
+        self.sites = bind(model)
+        self.plans: dict[Recipe, _Plan] = {}
+
+    def is_current(self, model: nn.Module) -> bool:
+        """Whether the model still has the same modules (an adapter may have been added)."""
+        modules = tuple(model.modules())[1:]
+        return len(modules) == len(self.modules) and all(map(is_, modules, self.modules))
+
+
+class _Plan:
+    """The attachments of one recipe on one model."""
+
+    def __init__(self, modules: tuple[nn.Module, ...], attachments: list[Attachment]) -> None:
+        self.modules = modules
+        self.attachments = attachments
+
+
+_bound: weakref.WeakKeyDictionary[nn.Module, _Bound] = weakref.WeakKeyDictionary()
+
+
+def _bound_for(model: nn.Module) -> _Bound:
+    known = _bound.get(model)
+    if known is None or not known.is_current(model):
+        known = _bound[model] = _Bound(model)
+    return known
+
+
+def _plan_for(model: nn.Module, recipe: Recipe) -> _Plan:
+    bound = _bound_for(model)
+    user_rules = list(_user_rules(bound.sites))
+    if user_rules or recipe not in bound.plans:
+        plan = _Plan(bound.modules, list(_attachments(bound.sites, recipe, dict(user_rules))))
+        if user_rules:  # may be changed between two calls
+            return plan
+        bound.plans[recipe] = plan
+    return bound.plans[recipe]
+
+
+def _attachments(
+    sites: Sites, recipe: Recipe, user_rules: dict[str, Rule[Any]]
+) -> Iterator[Attachment]:
+    """Linear rules first: they are innermost where a module has several patches."""
+    for linear in sites.linear:
+        rule = user_rules.get(linear.path) or recipe.rule_for("linear", linear.path)
+        yield from rule.attach(linear)
+    roles: list[tuple[str, Iterable[Any]]] = [
+        ("norm", sites.norms),
+        ("activation", sites.activations),
+        ("attention", sites.attentions),
+        ("gate", sites.gated_products),
+    ]
+    for role, places in roles:
+        for site in places:
+            yield from recipe.rule_for(role, site.path).attach(site)
+
+
+def _user_rules(sites: Sites) -> Iterator[tuple[str, Rule[Any]]]:
+    """Captum's ``module.rule`` on linear layers."""
+    for linear in sites.linear:
+        rule = captum_rule(linear.module, linear.path)
+        if rule is not None:
+            yield linear.path, rule
+
+
+# Attaching ------------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+_thread = threading.local()
+_frozen: dict[int, tuple[nn.Parameter, int]] = {}
+
+
+def _stack() -> list[_Active]:
+    """The propagations that the calling thread has open, innermost last."""
+    stack: list[_Active] | None = getattr(_thread, "stack", None)
+    if stack is None:
+        stack = _thread.stack = []
+    return stack
+
+
+class _Dispatcher:
+    """The forward of a module while some propagation is open on it."""
+
+    def __init__(self, module: nn.Module, slot: str) -> None:
+        self.module_id = id(module)
+        self.slot = slot
+        self.previous = vars(module).get(slot)
+        self.original: Forward = getattr(module, slot)
+        self.__wrapped__ = self.original  # inspect.signature looks through
+        self.patched: dict[_Active, Forward] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        active = self._innermost()
+        call = self.original if active is None else self.patched.get(active, self.original)
+        return call(*args, **kwargs)
+
+    def _innermost(self) -> _Active | None:
+        for active in reversed(_stack()):
+            if self.module_id in active.covered:
+                return active
+        if isinstance(threading.current_thread(), threading._DummyThread):  # noqa: SLF001
+            return self._of_autograd_thread()
+        return None
+
+    def _of_autograd_thread(self) -> _Active | None:
+        """On an accelerator, checkpointed blocks are recomputed in a thread of autograd's own."""
+        candidates = list(self.patched)
+        if len(candidates) > 1:
+            raise RuntimeError(
+                "Several explanations of one model are open, and autograd recomputes a "
+                "checkpointed block in a thread that belongs to none of them: open one at a time, or "
+                "turn gradient checkpointing off."
+            )
+        return candidates[0] if candidates else None
+
+
+class _Active:
+    """One open propagation."""
+
+    def __init__(self, model: nn.Module, plan: _Plan) -> None:
+        self.plan = plan
+        self.modules = (model, *plan.modules)
+        self.covered = frozenset(map(id, self.modules))
+        self.frozen: list[nn.Parameter] = []
+
+    def attach(self, *, freeze_parameters: bool) -> None:
+        with _lock:
+            for module, patch in self.plan.attachments:
+                dispatcher = _dispatcher(module)
+                inner = dispatcher.patched.get(self, dispatcher.original)
+                dispatcher.patched[self] = partial(patch, inner)
+            if freeze_parameters:
+                self._freeze()
+        _stack().append(self)
+
+    def detach(self) -> None:
+        stack = _stack()
+        if self in stack:
+            stack.remove(self)
+        with _lock:
+            for module, _ in self.plan.attachments:
+                _release(module, self)
+            for parameter in self.frozen:
+                _thaw(parameter)
+            self.frozen.clear()
+
+    def _freeze(self) -> None:
+        for module in self.modules:
+            for parameter in module._parameters.values():  # noqa: SLF001 - parameters() is slow
+                if parameter is None:
+                    continue
+                _, count = _frozen.get(id(parameter), (parameter, 0))
+                if count or parameter.requires_grad:
+                    self.frozen.append(parameter)
+                    _frozen[id(parameter)] = (parameter, count + 1)
+                    parameter.requires_grad_(False)
+
+
+def _slot(module: nn.Module) -> str:
+    """Where the module's own forward is: accelerate puts it beside a wrapper of its own."""
+    return "_old_forward" if "_old_forward" in vars(module) else "forward"
+
+
+def _dispatcher(module: nn.Module) -> _Dispatcher:
+    slot = _slot(module)
+    current = vars(module).get(slot)
+    if not isinstance(current, _Dispatcher):
+        current = vars(module)[slot] = _Dispatcher(module, slot)
+    return current
+
+
+def _release(module: nn.Module, active: _Active) -> None:
+    dispatcher = vars(module).get(_slot(module))
+    if not isinstance(dispatcher, _Dispatcher):
+        return
+    dispatcher.patched.pop(active, None)
+    if not dispatcher.patched:
+        if dispatcher.previous is None:
+            del vars(module)[dispatcher.slot]
+        else:
+            vars(module)[dispatcher.slot] = dispatcher.previous
+
+
+def _thaw(parameter: nn.Parameter) -> None:
+    _, count = _frozen.pop(id(parameter), (parameter, 1))
+    if count > 1:
+        _frozen[id(parameter)] = (parameter, count - 1)
+    else:
+        parameter.requires_grad_(True)

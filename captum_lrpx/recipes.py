@@ -1,0 +1,134 @@
+"""Recipes: which rule each role of an architecture gets. A method is a recipe, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from captum_lrpx.rules import (
+    ActivationRule,
+    AttentionRule,
+    ConstantWeights,
+    Epsilon,
+    FrozenScale,
+    GateRule,
+    Identity,
+    LinearRule,
+    NormRule,
+    Rule,
+    SignalTakeAll,
+    Uniform,
+    UniformAttention,
+)
+
+__all__ = [
+    "ATTN_LRP",
+    "ATTN_LRP_SIGNAL_GATE",
+    "LRP",
+    "LRP_UNIFORM_GATE",
+    "NAMED_RECIPES",
+    "Override",
+    "Recipe",
+]
+
+
+@dataclass(frozen=True)
+class Override:
+    """A rule for the modules whose path matches a pattern.
+
+    Attributes:
+        pattern: Path of a module in the model, with shell wildcards: ``"model.layers.3.mlp"``,
+            ``"*.layers.0.*"``.
+        rule: The rule, for sites of its own role.
+    """
+
+    pattern: str
+    rule: Rule[Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Role -> rule, with overrides per module path.
+
+    Recipes are values: equal ones are interchangeable, and a variant is made by
+    ``dataclasses.replace(LRP, name="mine", gate=Uniform())``.
+
+    Attributes:
+        name: Name that results carry.
+        norm: Rule of LayerNorm and RMSNorm.
+        activation: Rule of element-wise activations.
+        attention: Rule of attention's products and softmax.
+        gate: Rule of the product in a gated MLP.
+        linear: Rule of linear layers; epsilon = 0 leaves them alone.
+        overrides: Exceptions, first match wins.
+    """
+
+    name: str
+    norm: NormRule = FrozenScale()  # noqa: RUF009 - frozen, like the recipe
+    activation: ActivationRule = Identity()  # noqa: RUF009 - frozen, like the recipe
+    attention: AttentionRule = ConstantWeights()  # noqa: RUF009 - frozen, like the recipe
+    gate: GateRule = SignalTakeAll()  # noqa: RUF009 - frozen, like the recipe
+    linear: LinearRule = Epsilon()  # noqa: RUF009 - frozen, like the recipe
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = {
+            "norm": NormRule,
+            "activation": ActivationRule,
+            "attention": AttentionRule,
+            "gate": GateRule,
+            "linear": LinearRule,
+        }
+        for role, kind in kinds.items():
+            rule = getattr(self, role)
+            if not isinstance(rule, kind):
+                raise TypeError(
+                    f"The rule for the role {role!r} must be a {kind.__name__}, not {rule!r}."
+                )
+
+    def override(self, pattern: str, rule: Rule[Any]) -> Recipe:
+        """A recipe in which ``rule`` holds for the modules that ``pattern`` matches.
+
+        Args:
+            pattern: Path of a module with shell wildcards, see :class:`Override`. An override
+                precedes those made before it.
+            rule: Any rule; it applies to sites of its own role.
+
+        Returns:
+            The new recipe, with ``*`` behind its name.
+        """
+        overrides = (Override(pattern, rule), *self.overrides)
+        return replace(self, name=f"{self.name.rstrip('*')}*", overrides=overrides)
+
+    def rule_for(self, role: str, path: str) -> Rule[Any]:
+        """The rule for a site of the given role at the given path.
+
+        Args:
+            role: ``"norm"``, ``"activation"``, ``"attention"``, ``"gate"`` or ``"linear"``.
+            path: Full path of the module in the model.
+        """
+        for override in self.overrides:
+            if override.rule.role == role and fnmatchcase(path, override.pattern):
+                return override.rule
+        rule: Rule[Any] = getattr(self, role)
+        return rule
+
+
+LRP = Recipe("lrp")
+"""LRP for transformers: values only in attention, ``up`` is the signal of a gate (Ali et al. 2022;
+Arras et al. 2025). Conserves exactly, biases counted as inputs."""
+
+LRP_UNIFORM_GATE = replace(LRP, name="lrp-uniform-gate", gate=Uniform())
+"""LRP with the uniform rule at gates (as in Jafari et al. 2024, MambaLRP). Conserves exactly."""
+
+ATTN_LRP = replace(LRP, name="attnlrp", attention=UniformAttention(), gate=Uniform())
+"""AttnLRP (Achtibat et al. 2024). Conserves up to what the softmax keeps."""
+
+ATTN_LRP_SIGNAL_GATE = replace(ATTN_LRP, name="attnlrp-signal-gate", gate=SignalTakeAll())
+"""AttnLRP's attention with LRP's gate: the fourth combination of the two rules that differ."""
+
+NAMED_RECIPES = {
+    recipe.name: recipe for recipe in (LRP, LRP_UNIFORM_GATE, ATTN_LRP, ATTN_LRP_SIGNAL_GATE)
+}
+"""The combinations of attention rule and gate rule, by name."""

@@ -1,0 +1,101 @@
+"""Rules for the two products and the softmax of attention.
+
+All of them act on the outputs of the query, key and value projections, which every attention
+implementation goes through, so each attention kernel (eager, SDPA, flash) stays in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from captum_lrpx.rules.base import Rule
+from captum_lrpx.rules.patches import Attachment, Constant, Patch, ScaleOutputGradient
+from captum_lrpx.sites import AttentionSite, Projection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+__all__ = ["AttentionGradient", "AttentionRule", "ConstantWeights", "UniformAttention"]
+
+
+class AttentionRule(Rule[AttentionSite]):
+    """A rule for a self-attention."""
+
+    role: ClassVar[str] = "attention"
+
+
+@dataclass(frozen=True)
+class ConstantWeights(AttentionRule):
+    """The attention weights are constant, all relevance goes to the values.
+
+    Signal-take-all for ``A V`` (Ali et al. 2022; Arras et al. 2025, D.4); the query and key
+    projections get no graph at all. Formula:
+    :func:`captum_lrpx.rules.functional.constant_weights_attention`.
+    """
+
+    conserves: ClassVar[bool] = True
+
+    def attach(self, site: AttentionSite) -> Sequence[Attachment]:
+        """Hold queries and keys constant."""
+        return scale_projections(site, query=0.0, key=0.0, value=1.0)
+
+
+@dataclass(frozen=True)
+class UniformAttention(AttentionRule):
+    """AttnLRP: uniform products at ``A V`` and ``Q K^T``, softmax by its gradient.
+
+    Achtibat et al. 2024; Arras et al. 2025, D.6. The softmax does not conserve. Formula:
+    :func:`captum_lrpx.rules.functional.uniform_attention`.
+    """
+
+    conserves: ClassVar[bool] = False
+
+    def attach(self, site: AttentionSite) -> Sequence[Attachment]:
+        """Scale the gradients of query, key and value by 1/4, 1/4 and 1/2."""
+        return scale_projections(site, query=0.25, key=0.25, value=0.5)
+
+
+@dataclass(frozen=True)
+class AttentionGradient(AttentionRule):
+    """The ordinary gradient of attention; for ablations, does not conserve."""
+
+    conserves: ClassVar[bool] = False
+
+    def attach(self, site: AttentionSite) -> Sequence[Attachment]:  # noqa: ARG002 - nothing to do
+        """Leave the attention alone."""
+        return []
+
+
+def scale_projections(
+    site: AttentionSite, *, query: float, key: float, value: float
+) -> Sequence[Attachment]:
+    """Patches that multiply the gradients of the three projections; 0 cuts the graph."""
+    by_module: dict[nn.Module, list[tuple[Projection, float]]] = {}
+    for projection, factor in ((site.query, query), (site.key, key), (site.value, value)):
+        by_module.setdefault(projection.module, []).append((projection, factor))
+    attachments = []
+    for module, parts in by_module.items():
+        patch = _whole(parts[0][1]) if parts[0][0].features is None else _by_feature(parts)
+        if patch is not None:
+            attachments.append(Attachment(module, patch))
+    return attachments
+
+
+def _whole(factor: float) -> Patch | None:
+    if factor == 0:
+        return Constant()
+    return None if factor == 1 else ScaleOutputGradient(factor)
+
+
+def _by_feature(parts: list[tuple[Projection, float]]) -> Patch:
+    """The patch of a fused projection: each feature has the factor of the part it belongs to."""
+    features = [part.features for part, _ in parts if part.features is not None]
+    factors = torch.ones(sum(index.numel() for index in features))
+    for part, factor in parts:
+        factors[part.features] = factor
+    return ScaleOutputGradient(factors)

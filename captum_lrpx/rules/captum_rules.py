@@ -1,0 +1,115 @@
+"""Captum's ``module.rule = EpsilonRule()`` convention, honoured for linear layers.
+
+Captum's own rules are applied with Captum's own formulas, which clamp weights only (they assume
+non-negative inputs). :class:`~captum_lrpx.rules.linear.Gamma` and
+:class:`~captum_lrpx.rules.linear.Alpha1Beta0` are the versions for signed inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from captum.attr._utils.lrp_rules import (
+    Alpha1_Beta0_Rule,
+    EpsilonRule,
+    GammaRule,
+    IdentityRule,
+    PropagationRule,
+)
+from torch.nn import functional as F  # noqa: N812
+
+from captum_lrpx.rules import functional
+from captum_lrpx.rules.linear import LinearRule, weight_and_bias
+from captum_lrpx.rules.patches import Attachment, Forward, Patch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from captum_lrpx.sites import LinearSite
+
+__all__ = ["CaptumRule", "captum_rule"]
+
+
+def captum_rule(module: nn.Module, path: str) -> CaptumRule | None:
+    """The rule that a user set as ``module.rule``, or None.
+
+    Raises:
+        TypeError: If ``module.rule`` is not one of Captum's propagation rules.
+    """
+    rule = vars(module).get("rule")
+    if rule is None:
+        return None
+    if not isinstance(rule, PropagationRule):
+        raise TypeError(
+            f"The rule of module {path!r} is a {type(rule).__name__}. Please select "
+            "propagation rules inherited from class PropagationRule."
+        )
+    return CaptumRule(rule)
+
+
+@dataclass(frozen=True)
+class CaptumRule(LinearRule):
+    """One of Captum's propagation rules, in Gradient x Input form.
+
+    ``g_in = W'^T (g_out * z / (z' + eps sign(z')))`` where ``W'`` are the weights as Captum's rule
+    manipulates them and ``z' = W' x + b'`` (``captum.attr._utils.lrp_rules``).
+
+    Attributes:
+        rule: Captum's rule object.
+    """
+
+    conserves: ClassVar[bool] = True
+
+    rule: PropagationRule
+
+    def attach(self, site: LinearSite) -> Sequence[Attachment]:
+        """Give the layer the slope of Captum's rule."""
+        if isinstance(self.rule, IdentityRule):
+            return [Attachment(site.module, _identity(site.path))]
+        if isinstance(self.rule, (GammaRule, Alpha1_Beta0_Rule)):
+            weight_and_bias(site.module, site.path)
+            return [Attachment(site.module, self._manipulated(site))]
+        if isinstance(self.rule, EpsilonRule):
+            return [Attachment(site.module, self._epsilon())]
+        raise TypeError(
+            f"Captum's {type(self.rule).__name__} on {site.path!r} has no Gradient x Input form "
+            "here: use EpsilonRule, GammaRule, Alpha1_Beta0_Rule or IdentityRule."
+        )
+
+    def _epsilon(self) -> Patch:
+        def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+            return functional.epsilon(forward(*args, **kwargs), self.rule.STABILITY_FACTOR)
+
+        return patch
+
+    def _manipulated(self, site: LinearSite) -> Patch:
+        def patch(forward: Forward, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                value: Tensor = forward(x)
+            weight, bias = weight_and_bias(site.module, site.path)
+            positive = weight.clamp(min=0)
+            if isinstance(self.rule, GammaRule):
+                positive = weight + self.rule.gamma * positive
+            z = F.linear(x, positive, None if self.rule.set_bias_to_zero else bias)
+            ratio = functional.signed_ratio(value, z.detach(), self.rule.STABILITY_FACTOR)
+            return functional.relay(z, value, ratio)
+
+        return patch
+
+
+def _identity(path: str) -> Patch:
+    def patch(forward: Forward, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            value: Tensor = forward(x)
+        if value.shape != x.shape:
+            raise ValueError(
+                f"Captum's IdentityRule on {path!r} needs inputs and outputs of one shape, not "
+                f"{tuple(x.shape)} and {tuple(value.shape)}."
+            )
+        return functional.relay(x, value, functional.signed_ratio(value, x.detach()))
+
+    return patch
