@@ -46,7 +46,8 @@ def propagation(
         model: A transformers model, or a module that contains one.
         recipe: The rules.
         freeze_parameters: Whether parameters need no gradient inside the block, which saves the
-            memory of activations that only weight gradients need. Restored afterwards.
+            memory of activations that only weight gradients need. Restored afterwards. Without it,
+            ``bias * gradient`` of any bias is the relevance of that bias.
 
     Yields:
         The transformers model that the rules are attached to.
@@ -205,8 +206,8 @@ class _Dispatcher:
         if len(candidates) > 1:
             raise RuntimeError(
                 "Several explanations of one model are open, and autograd recomputes a "
-                "checkpointed block in a thread that belongs to none of them: open one at a time, or "
-                "turn gradient checkpointing off."
+                "checkpointed block in a thread that belongs to none of them: open one at a "
+                "time, or turn gradient checkpointing off."
             )
         return candidates[0] if candidates else None
 

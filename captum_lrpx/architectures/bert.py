@@ -39,7 +39,7 @@ BERT = Architecture(
         output="output.dense",
     ),
     head=Head(
-        language_model=("cls.predictions",),
+        language_model=("cls.predictions.transform", "cls.predictions.decoder"),
         norms=("cls.predictions.transform.LayerNorm",),
         activations=("cls.predictions.transform.transform_act_fn",),
         pooler_activation="pooler.activation",
@@ -50,6 +50,7 @@ BERT = Architecture(
 ROBERTA = replace(
     BERT,
     model_types=("roberta", "xlm-roberta", "camembert"),
+    embeddings=replace(BERT.embeddings, positions_after_padding=True),
     head=Head(
         language_model=("lm_head",),
         norms=("lm_head.layer_norm",),
@@ -59,8 +60,7 @@ ROBERTA = replace(
         ),
         pooler_activation="pooler.activation",
     ),
-    # Positions are counted from the padding index on; the model finds them itself from token ids.
-    position_ids=False,
+    position_ids=False,  # the model counts them itself, leaving out padding
 )
 
 DISTILBERT = Architecture(

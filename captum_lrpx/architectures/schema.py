@@ -34,11 +34,14 @@ class Embeddings:
         token: Embedding of token ids; what relevance is attributed to.
         position: Embedding of absolute positions, where the family has one.
         segment: Embedding of token types, where the family has one.
+        positions_after_padding: Whether positions are counted from the padding id on, which takes
+            that many away from the longest input (RoBERTa).
     """
 
     token: str
     position: str | None = None
     segment: str | None = None
+    positions_after_padding: bool = False
 
 
 @dataclass(frozen=True)

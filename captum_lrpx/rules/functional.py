@@ -81,24 +81,27 @@ class _FrozenNorm(torch.autograd.Function):
         value: Tensor,
         scale: Tensor,  # noqa: ARG004 - kept for the backward pass by setup_context
         weight: Tensor | None,  # noqa: ARG004
+        bias: Tensor | None,  # noqa: ARG004 - the other tensor that receives a gradient
         center: int,  # noqa: ARG004
     ) -> Tensor:
         return value.view_as(value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        x, _, scale, weight, ctx.center = inputs
+        x, _, scale, weight, bias, ctx.center = inputs
         ctx.dtype = x.dtype
+        ctx.bias_shape = None if bias is None else bias.shape
         ctx.save_for_backward(scale, weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale, weight = ctx.saved_tensors
+        bias_grad = grads[0].sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[4] else None
         grad = grads[0] if weight is None else grads[0] * weight
         grad = grad * scale
         if ctx.center:
             grad = grad - grad.mean(dim=tuple(range(-ctx.center, 0)), keepdim=True)
-        return grad.to(ctx.dtype), None, None, None, None
+        return grad.to(ctx.dtype), None, None, None, bias_grad, None
 
 
 def relay(source: Tensor, value: Tensor, slope: Tensor) -> Tensor:
@@ -162,6 +165,7 @@ def frozen_norm(
     eps: float,
     center: int,
     dims: int = 1,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm or RMSNorm with its scale held constant (Arras et al. 2025, appendix D.5).
 
@@ -177,11 +181,13 @@ def frozen_norm(
         eps: The module's epsilon, inside the square root.
         center: Number of trailing dimensions whose mean is subtracted; 0 for RMSNorm.
         dims: Number of trailing dimensions over which the scale is computed.
+        bias: The module's bias, if its relevance is asked for: it gets its gradient.
 
     Returns:
         ``value``, with the gradient of the frozen normalization.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    wanted = x.requires_grad or (bias is not None and bias.requires_grad)
+    if not (torch.is_grad_enabled() and wanted):
         return value
     with torch.no_grad():
         # Half precisions are normalized in float32 by PyTorch and by transformers alike.
@@ -192,7 +198,7 @@ def frozen_norm(
         else:
             square = wide.square().mean(dim=over, keepdim=True)
         scale = torch.rsqrt(square + eps)
-    frozen: Tensor = _FrozenNorm.apply(x, value.detach(), scale, weight, center)  # type: ignore[no-untyped-call]
+    frozen: Tensor = _FrozenNorm.apply(x, value.detach(), scale, weight, bias, center)  # type: ignore[no-untyped-call]
     return frozen
 
 
@@ -311,8 +317,8 @@ def alpha1_beta0(x: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None) 
     """LRP-alpha1-beta0: ``R_i = sum_j (x_i w_ij)^+ / z_j^+ R_j``.
 
     The layer becomes ``z^+ * [z / z^+]`` with ``z_j^+ = sum_i (x_i w_ij)^+ + b_j^+``, and a
-    constant where ``z_j^+ = 0`` (Bach et al. 2015; Arras et al. 2025, appendix D.2). Conserves up to the
-    share of ``b^+``, and up to outputs without a positive contribution.
+    constant where ``z_j^+ = 0`` (Bach et al. 2015; Arras et al. 2025, appendix D.2). Conserves up
+    to the share of ``b^+``, and up to outputs without a positive contribution.
 
     Args:
         x: Input ``[..., I]``.

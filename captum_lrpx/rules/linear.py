@@ -107,7 +107,7 @@ class Gamma(LinearRule):
 
 
 def weight_and_bias(module: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
-    """Weight ``[out, in]`` and bias of a linear layer, detached.
+    """Weight ``[out, in]`` and bias of a linear layer.
 
     Args:
         module: ``torch.nn.Linear``, or transformers' ``Conv1D``, which stores its weight
@@ -128,7 +128,7 @@ def weight_and_bias(module: nn.Module, path: str) -> tuple[Tensor, Tensor | None
         )
     if type(module).__name__ == "Conv1D":
         weight = weight.t()
-    return weight.detach(), None if bias is None else bias.detach()
+    return weight, bias
 
 
 def _check_non_negative(name: str, value: float) -> None:

@@ -171,6 +171,7 @@ class FrozenNormPatch:
             eps=norm_epsilon(self.module, x),
             center=dims if self.centered else 0,
             dims=dims,
+            bias=getattr(self.module, "bias", None),
         )
 
 

@@ -3,8 +3,8 @@ r"""Secant slopes ``g(z) / z`` of activation functions, exact at and around ``z 
 A division ``g(z) / z`` is fragile near zero, above all in half precision, and undefined at zero.
 For the usual activations the ratio has a closed form without a division. Everywhere else the ratio
 is used with its limit ``g'(0)`` at zero where ``g(0) = 0``, and 0 where ``g(0)`` is not 0 (then no
-slope at zero carries the value). There is never a ``z + 1e-10``: that is blind to the sign of ``z``,
-wrong around zero, and vanishes in half precision.
+slope at zero carries the value). There is never a ``z + 1e-10``: that is blind to the sign of
+``z``, wrong around zero, and vanishes in half precision.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""``explain()``: one call from a text to an explanation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx._version import __version__
+from captum_lrpx.binding import find_model
+from captum_lrpx.explanation import Explanation
+from captum_lrpx.methods import attribution
+from captum_lrpx.targets import Target, encode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from captum_lrpx.recipes import Recipe
+
+__all__ = ["explain"]
+
+
+def explain(
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    target: Target | str | int,
+    *,
+    method: str = "attnlrpx",
+    recipe: Recipe | None = None,
+    first_token: str | None = None,
+    model_name: str | None = None,
+) -> Explanation:
+    """Explain what a Hugging Face model predicts for a text.
+
+    Args:
+        model: A model with a head: causal or masked language model, classifier, question answering.
+        tokenizer: Its (fast) tokenizer.
+        text: The text. A causal language model is explained at its end, a masked one at its mask
+            token, which is appended if the text has none.
+        target: What is explained; a word or class stands for ``Target(word)``.
+        method: A name in :data:`captum_lrpx.methods.METHODS`.
+        recipe: Rules other than the method's own.
+        first_token: A special token to put in front of the text.
+        model_name: Name for the record. Default: where the model was loaded from.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        ValueError: If the text, the target or the method cannot be used; the message says why.
+        IndexError: If an id or position is out of range.
+
+    Examples:
+        >>> from captum_lrpx import Target, explain, zoo
+        >>> model, tokenizer = zoo.load("sva-gpt2")
+        >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
+    """
+    if not isinstance(target, Target):
+        target = Target(target)
+    hugging_face = find_model(model)
+    encoding = encode(hugging_face, tokenizer, text, first_token)
+    question = target.ask(hugging_face, tokenizer, encoding)
+    method_object = attribution(method, question.forward, recipe)
+    parameter = next(hugging_face.parameters())
+    relevance, delta = method_object.attribute(
+        torch.tensor([encoding.ids], device=parameter.device),
+        target=question.target,
+        additional_forward_args=question.additional_forward_args,
+        return_convergence_delta=True,
+    )
+    relevances = tuple(relevance[0].double().tolist())
+    return Explanation(
+        text=encoding.text,
+        tokens=encoding.tokens,
+        ids=encoding.ids,
+        offsets=encoding.offsets,
+        special=encoding.special,
+        relevances=relevances,
+        value=float(delta[0]) + sum(relevances),
+        target=question.description,
+        position=question.position,
+        method=method,
+        recipe=method_object.recipe.name,
+        model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    others = {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "captum")
+    }
+    return {"captum_lrpx": __version__, **others}

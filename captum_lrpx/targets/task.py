@@ -1,0 +1,46 @@
+"""What a Hugging Face model predicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Task", "task_of"]
+
+Task = Literal[
+    "causal-lm",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+]
+
+_TASK_BY_SUFFIX: dict[str, Task] = {
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "DoubleHeadsModel": "causal-lm",
+    "ForMaskedLM": "masked-lm",
+    "ForPreTraining": "masked-lm",
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+
+
+def task_of(model: nn.Module) -> Task:
+    """What a Hugging Face model predicts, by the name of its class.
+
+    Raises:
+        ValueError: If the model has no head that is known here.
+    """
+    for kind in type(model).__mro__:
+        for suffix, task in _TASK_BY_SUFFIX.items():
+            if kind.__name__.endswith(suffix):
+                return task
+    raise ValueError(
+        f"{type(model).__name__} has no prediction head that is known here (known are "
+        f"{', '.join(_TASK_BY_SUFFIX)}): load the model with its head, or give LRPx a forward "
+        "function of your own."
+    )
