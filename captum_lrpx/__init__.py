@@ -6,7 +6,7 @@ there is no Captum code yet.
 
 from captum_lrpx import zoo
 from captum_lrpx._version import __version__
-from captum_lrpx.attr import AttnLRPx, LRPx
+from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.propagation import propagation
@@ -24,6 +24,7 @@ __all__ = [
     "ATTN_LRP",
     "LRP",
     "LRP_UNIFORM_GATE",
+    "ALTILogit",
     "AnswerLogits",
     "AttnLRPx",
     "ClassLogits",

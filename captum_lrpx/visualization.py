@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -11,29 +12,47 @@ from rich.text import Text
 if TYPE_CHECKING:
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["heat_map", "relevance_table", "summary", "to_html"]
+__all__ = ["colors", "heat_map", "relevance_table", "summary", "to_html"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)
 _PAPER = (255, 255, 255)
 
 
-def _color(strength: float) -> tuple[int, int, int]:
-    """White at 0, red at 1, blue at -1."""
+def _color(strength: float) -> str:
+    """White at 0, red at 1, blue at -1; the notation is that of CSS and of ``rich``."""
     end = _POSITIVE if strength >= 0 else _NEGATIVE
     mix = min(abs(strength), 1.0)
     red, green, blue = (
         round(paper + mix * (ink - paper)) for paper, ink in zip(_PAPER, end, strict=True)
     )
-    return red, green, blue
+    return f"rgb({red},{green},{blue})"
 
 
-def _strengths(explanation: Explanation) -> list[float]:
-    """Relevances relative to the largest one; all zero if there is none."""
+def colors(explanation: Explanation) -> list[str]:
+    """A color for each token, relative to the largest relevance.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        CSS colors: red for positive relevance, blue for negative; all white if no relevance is
+        finite and non-zero.
+    """
     largest = max((abs(relevance) for relevance in explanation.relevances), default=0.0)
     if not 0 < largest < float("inf"):
-        return [0.0] * len(explanation.relevances)
-    return [relevance / largest for relevance in explanation.relevances]
+        return [_color(0.0)] * len(explanation.relevances)
+    return [_color(relevance / largest) for relevance in explanation.relevances]
+
+
+def _gaps(explanation: Explanation) -> list[str]:
+    """What stands before each token: a blank, or nothing inside a word of the text."""
+    places = explanation.offsets
+    inside = [
+        start < stop and before[0] < before[1] and start == before[1]
+        for before, (start, stop) in pairwise(places)
+    ]
+    return ["", *("" if joined else " " for joined in inside)][: len(places)]
 
 
 def _printable(label: str) -> str:
@@ -51,16 +70,11 @@ def heat_map(explanation: Explanation) -> Text:
         A ``rich`` text: red for positive relevance, blue for negative.
     """
     text = Text()
-    end = 0
-    for label, (start, stop), strength in zip(
-        explanation.labels, explanation.offsets, _strengths(explanation), strict=True
+    for gap, label, color in zip(
+        _gaps(explanation), explanation.labels, colors(explanation), strict=True
     ):
-        apart = stop == start or start > end
-        if text and apart:
-            text.append(" ")
-        red, green, blue = _color(strength)
-        text.append(_printable(label), style=f"black on rgb({red},{green},{blue})")
-        end = max(end, stop)
+        text.append(gap)
+        text.append(_printable(label), style=f"black on {color}")
     return text
 
 
@@ -110,18 +124,15 @@ def to_html(explanation: Explanation) -> str:
     Returns:
         A complete document.
     """
-    spans, rows, end = [], [], 0
+    spans, rows = [], []
     cells = zip(
+        _gaps(explanation),
         explanation.labels,
-        explanation.offsets,
         explanation.relevances,
-        _strengths(explanation),
+        colors(explanation),
         strict=True,
     )
-    for index, (label, (start, stop), relevance, strength) in enumerate(cells):
-        gap = " " if index and (stop == start or start > end) else ""
-        end = max(end, stop)
-        color = "rgb({},{},{})".format(*_color(strength))
+    for index, (gap, label, relevance, color) in enumerate(cells):
         shown = html.escape(label)
         spans.append(
             f'{gap}<span style="background:{color}" title="{relevance:+.6g}">{shown}</span>'

@@ -68,7 +68,7 @@ def encode(model: nn.Module, tokenizer: Any, text: str, first_token: str | None 
         text = _with_mask(tokenizer, text)
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids = list(encoded["input_ids"])
-    offsets = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+    offsets = [_trimmed(text, int(start), int(end)) for start, end in encoded["offset_mapping"]]
     # A mask token in the text is in the special tokens mask too, but it has a place in the text.
     special = [
         bool(flag) and start == end
@@ -137,6 +137,12 @@ def _with_mask(tokenizer: Any, text: str) -> str:
             f"The text has {count} mask tokens {mask!r}: fill in all but the one to explain."
         )
     return text if count else f"{text.rstrip()} {mask}"
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A token's place without the blank in front, which some tokenizers count to the token."""
+    blank = len(text[start:end]) - len(text[start:end].lstrip())
+    return (start + blank, end) if start + blank < end else (start, end)
 
 
 def _special_id(tokenizer: Any, token: str) -> int:

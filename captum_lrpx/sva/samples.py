@@ -1,0 +1,190 @@
+"""One annotated agreement sentence, and files of them (one JSON object per line)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+Number: TypeAlias = Literal["singular", "plural"]
+Span: TypeAlias = tuple[int, int]
+
+NUMBERS: tuple[Number, Number] = ("singular", "plural")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sentence whose verb must agree with a known subject.
+
+    Spans are character offsets into ``sentence``: ``sentence[start:end]``.
+
+    Attributes:
+        sentence: The whole sentence, the verb included; words are separated by single blanks.
+        verb_span: Where the verb stands.
+        verb: The correct form, exactly the text at ``verb_span``.
+        foil: The form of the same verb for the other number.
+        evidence: Where the words stand that decide the number (the subject noun).
+        number: The number of the subject.
+        n_attractors: How many nouns between subject and verb have the other number.
+        source: Where the sentence comes from.
+        licence: The licence of the sentence.
+    """
+
+    sentence: str
+    verb_span: Span
+    verb: str
+    foil: str
+    evidence: tuple[Span, ...]
+    number: Number
+    n_attractors: int
+    source: str
+    licence: str
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+            ValueError: If they do not; the message says which field and why.
+        """
+        for name in ("sentence", "verb", "foil", "source", "licence"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} must be a non-empty string, got {value!r}")
+        if self.sentence != " ".join(self.sentence.split()):
+            raise ValueError(
+                f"sentence must have its words separated by single blanks: {self.sentence!r}"
+            )
+        if self.number not in NUMBERS:
+            raise ValueError(f"number must be one of {NUMBERS}, got {self.number!r}")
+        if type(self.n_attractors) is not int or self.n_attractors < 0:
+            raise ValueError(f"n_attractors must be an int >= 0, got {self.n_attractors!r}")
+        self._check_verb()
+        self._check_evidence()
+
+    def _check_verb(self) -> None:
+        _check_span("verb_span", self.verb_span, self.sentence)
+        start, end = self.verb_span
+        if self.sentence[start:end] != self.verb:
+            raise ValueError(
+                f"verb_span {self.verb_span} covers {self.sentence[start:end]!r}, "
+                f"not the verb {self.verb!r}"
+            )
+        if len(self.foil.split()) != 1 or self.foil != self.foil.strip():
+            raise ValueError(f"foil must be one word, got {self.foil!r}")
+        if self.foil == self.verb:
+            raise ValueError(f"foil must differ from the verb, both are {self.verb!r}")
+
+    def _check_evidence(self) -> None:
+        if not isinstance(self.evidence, tuple) or not self.evidence:
+            raise ValueError(f"evidence must be a non-empty tuple of spans, got {self.evidence!r}")
+        for span in self.evidence:
+            _check_span("evidence", span, self.sentence)
+            if span[0] < self.verb_span[1] and self.verb_span[0] < span[1]:
+                raise ValueError(f"evidence {span} overlaps the verb at {self.verb_span}")
+
+    @property
+    def prefix(self) -> str:
+        """The text before the verb, without blanks at its ends."""
+        return self.sentence[: self.verb_span[0]].strip()
+
+    def masked(self, mask_token: str) -> str:
+        """Return the whole sentence with the verb replaced.
+
+        Args:
+            mask_token: What to put in the verb's place, e.g. ``[MASK]``.
+        """
+        start, end = self.verb_span
+        return self.sentence[:start] + mask_token + self.sentence[end:]
+
+
+def _check_span(name: str, span: object, sentence: str) -> None:
+    """Refuse a span that is not a pair of offsets around whole words of ``sentence``."""
+    if (
+        not isinstance(span, tuple)
+        or len(span) != 2
+        or not all(type(offset) is int for offset in span)
+    ):
+        raise ValueError(f"{name} must be (start, end) with two ints, got {span!r}")
+    start, end = span
+    if not 0 <= start < end <= len(sentence):
+        raise ValueError(f"{name} {span} lies outside the sentence of {len(sentence)} characters")
+    before, after = sentence[:start][-1:], sentence[end:][:1]
+    if before.isalnum() or after.isalnum() or sentence[start] == " " or sentence[end - 1] == " ":
+        raise ValueError(f"{name} {span} does not cover whole words: {sentence[start:end]!r}")
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
+    """Read samples from a file with one JSON object per line.
+
+    Blank lines are skipped.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The samples in the order of the file.
+
+    Raises:
+        ValueError: If a line is broken; the message names the file and the line.
+    """
+    samples = []
+    with Path(path).open("rb") as file:
+        # Bytes are decoded line by line, so that a bad byte is reported with its line too.
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                samples.append(_from_json(json.loads(line.decode("utf-8"))))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
+    return samples
+
+
+def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
+    """Write samples to a file with one JSON object per line.
+
+    The file appears whole or not at all: an interrupted run leaves an older file as it was.
+
+    Args:
+        path: The file; an existing one is replaced.
+        samples: What to write.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(
+                json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _from_json(record: object) -> Sample:
+    """Build a sample from a decoded line, with lists turned into the tuples they stand for."""
+    if not isinstance(record, Mapping):
+        # A value error, since what is wrong is the text of the file.
+        raise ValueError(  # noqa: TRY004
+            f"expected a JSON object, got {type(record).__name__}"
+        )
+    wanted = [field.name for field in fields(Sample)]
+    missing = [name for name in wanted if name not in record]
+    unknown = sorted(set(record) - set(wanted))
+    if missing or unknown:
+        raise ValueError(f"fields missing: {missing}, unknown: {unknown}")
+    values = cast("dict[str, Any]", dict(record))
+    values["verb_span"] = _to_tuple(values["verb_span"])
+    values["evidence"] = _to_tuple(values["evidence"])
+    if isinstance(values["evidence"], tuple):
+        values["evidence"] = tuple(_to_tuple(span) for span in values["evidence"])
+    return Sample(**values)
+
+
+def _to_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,176 @@
+"""The tokenizers of the zoo, one per model family, built from the words of the grammar.
+
+In each of them every word of the grammar is a single token, at the start of a text as well as
+within one, and any other text falls apart into smaller pieces: as with large models, words of
+the wild are often several tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from captum_lrpx.sva import grammar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MAX_LENGTH = 64
+"""The most tokens that a text may have; the models have as many positions."""
+
+_SUFFIXES = ("s", "es", "ed", "ing", "er", "ly", "en", "al", "ion", "able")
+
+
+def learn_merges(words: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """Learn byte-pair merges until each of some words is a single token.
+
+    Written here rather than left to a library, so that ties between equally frequent pairs are
+    broken in the same way (by the alphabet) with every version of it.
+
+    Args:
+        words: The words, each as a sequence of symbols.
+
+    Returns:
+        The merges in the order in which they are applied.
+    """
+    pieces = [list(word) for word in words]
+    merges: list[tuple[str, str]] = []
+    while True:
+        counts: Counter[tuple[str, str]] = Counter()
+        for word in pieces:
+            counts.update(itertools.pairwise(word))
+        if not counts:
+            return merges
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        pieces = [_merged(word, best) for word in pieces]
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join every occurrence of ``pair``, from left to right."""
+    result: list[str] = []
+    index = 0
+    while index < len(word):
+        if tuple(word[index : index + 2]) == pair:
+            result.append(pair[0] + pair[1])
+            index += 2
+        else:
+            result.append(word[index])
+            index += 1
+    return result
+
+
+def _numbered(*groups: Iterable[str]) -> dict[str, int]:
+    """Give the tokens of all groups consecutive numbers, each token once."""
+    tokens = dict.fromkeys(itertools.chain.from_iterable(groups))
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def _finished(
+    tokenizer: Tokenizer, special: dict[str, str], inputs: list[str]
+) -> PreTrainedTokenizerFast:
+    """Wrap a tokenizer for transformers.
+
+    Args:
+        tokenizer: The tokenizer.
+        special: Its special tokens by role.
+        inputs: What the model is given.
+    """
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_LENGTH,
+        padding_side="right",
+        model_input_names=inputs,
+        **special,
+    )
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    """Build the tokenizer of ``sva-bert``: lower-casing WordPiece, ``[CLS]`` text ``[SEP]``."""
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    letters = string.ascii_lowercase + string.digits
+    vocabulary = _numbered(
+        special.values(),
+        grammar.words(),
+        letters,
+        string.punctuation,
+        (f"##{piece}" for piece in (*letters, *_SUFFIXES)),
+    )
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=special["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return _finished(tokenizer, special, ["input_ids", "token_type_ids", "attention_mask"])
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """Build the tokenizer of ``sva-gpt2``: byte-level BPE, ``<|endoftext|>`` text."""
+    end = "<|endoftext|>"
+    merges = learn_merges(f"\u0120{word}" for word in grammar.words())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = _numbered(alphabet, (left + right for left, right in merges), (end,))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    # The blank put before a text makes its first word the same token as anywhere else.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A", pair=f"{end} $A {end} $B", special_tokens=[(end, vocabulary[end])]
+    )
+    roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+    return _finished(tokenizer, dict.fromkeys(roles, end), ["input_ids", "attention_mask"])
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """Build the tokenizer of ``sva-llama``: BPE with byte fallback, ``<s>`` text."""
+    blank = "\u2581"
+    special = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    merges = learn_merges(f"{blank}{word}" for word in grammar.words())
+    vocabulary = _numbered(
+        special.values(),
+        (f"<0x{byte:02X}>" for byte in range(256)),
+        (blank, *string.ascii_lowercase, *grammar.PUNCTUATION),
+        (left + right for left, right in merges),
+    )
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            unk_token=special["unk_token"],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=blank, prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(blank, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    return _finished(tokenizer, special, ["input_ids", "attention_mask"])

@@ -1,0 +1,205 @@
+"""Train a model of the zoo from nothing, on one processor core in some minutes.
+
+Run as ``python -m captum_lrpx.zoo.train sva-gpt2 --output FOLDER``. The same seed and versions
+give the same weights. Models are trained for their language modelling loss alone, and the only
+thing measured afterwards is how often they choose the right verb form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from captum_lrpx.sva import grammar
+from captum_lrpx.zoo.batches import IGNORED, batches
+from captum_lrpx.zoo.evaluate import SEED, evaluate
+from captum_lrpx.zoo.recipe import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from captum_lrpx.zoo.batches import Batch
+
+_WEIGHT_DECAY = 0.01
+_BETAS = (0.9, 0.98)
+_MAX_NORM = 1.0
+
+
+def train(recipe: Recipe, progress: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Train a model.
+
+    Torch is left deterministic and with one thread, as the training needs it.
+
+    Args:
+        recipe: What to train and how.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+    """
+    if recipe.steps < 1:
+        raise ValueError(f"steps must be at least 1, got {recipe.steps}")
+    _make_deterministic(recipe.seed)
+    tokenizer = recipe.tokenizer()
+    model = recipe.model(tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), recipe.learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    average = 0.0
+    with tqdm(total=recipe.steps, disable=not progress, mininterval=1.0) as bar:
+        for step, batch in enumerate(_curriculum(recipe, tokenizer), start=1):
+            loss = _loss(model, batch)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_NORM)
+            optimizer.step()
+            schedule.step()
+            average += (loss.item() - average) / min(step, 100)
+            bar.set_postfix(loss=f"{average:.3f}", refresh=False)
+            bar.update()
+    return model.eval(), tokenizer
+
+
+def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    labels = batch.pop("labels")
+    logits = model(**batch).logits
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED
+    )
+
+
+def _make_deterministic(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(mode=True)
+    torch.set_num_threads(1)
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    """Return the learning rate of a step as a share of the greatest one."""
+    rise = max(1, round(recipe.warmup * recipe.steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, recipe.steps - rise)))
+
+
+def _curriculum(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Give the batches of the whole training, the short sentences first."""
+    easy = round(recipe.easy * recipe.steps)
+    parts = ((easy, 0, 1), (recipe.steps - easy, 1, grammar.MAX_INTERVENING))
+    for steps, part, most in parts:
+        stream = batches(tokenizer, recipe.batch, 2 * recipe.seed + part, (0, most))
+        yield from itertools.islice(stream, steps)
+
+
+def record(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int
+) -> dict[str, Any]:
+    """Describe a training and measure what came of it.
+
+    Args:
+        recipe: The recipe.
+        model: The trained model.
+        tokenizer: Its tokenizer.
+        n: How many held-out sentences to ask, for each number of attractors.
+    """
+    hyper = ("seed", "steps", "batch", "learning_rate", "warmup", "easy")
+    return {
+        "recipe": {name: getattr(recipe, name) for name in hyper},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "accuracy": {
+            "split": "test",
+            "seed": SEED,
+            "sentences_per_number_of_attractors": n,
+            "by_view_and_attractors": evaluate(model, tokenizer, n),
+        },
+        "licence": grammar.LICENCE,
+    }
+
+
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    training: dict[str, Any],
+) -> None:
+    """Write a model with its tokenizer and ``training.json`` into a folder.
+
+    Each file appears whole or not at all.
+
+    Args:
+        folder: Where to; made if missing.
+        model: The model.
+        tokenizer: Its tokenizer.
+        training: What :func:`record` gave.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".training-", dir=folder))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n", "utf-8")
+        for file in sorted(temporary.iterdir()):
+            # The weights are written for their owner only; whoever installs them is another.
+            file.chmod(0o644)
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a model and write it.
+
+    Args:
+        arguments: The command line, without the name of the program.
+    """
+    parser = argparse.ArgumentParser(prog="python -m captum_lrpx.zoo.train", description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's number of batches")
+    parser.add_argument("--seed", type=int, help="instead of the recipe's")
+    parser.add_argument("-n", type=int, default=1000, help="test sentences per attractor number")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args(arguments)
+    for name, value in (("--steps", options.steps), ("-n", options.n)):
+        if value is not None and value < 1:
+            parser.error(f"{name} must be at least 1")
+    recipe = RECIPES[options.name]
+    recipe = replace(
+        recipe,
+        steps=recipe.steps if options.steps is None else options.steps,
+        seed=recipe.seed if options.seed is None else options.seed,
+    )
+    start = time.monotonic()
+    model, tokenizer = train(recipe, progress=not options.quiet)
+    minutes = (time.monotonic() - start) / 60
+    training = record(recipe, model, tokenizer, options.n)
+    save(options.output, model, tokenizer, training)
+    for view, row in training["accuracy"]["by_view_and_attractors"].items():
+        print(f"{view}: " + ", ".join(f"{k} attractors {value:.2%}" for k, value in row.items()))
+    print(f"trained in {minutes:.1f} minutes, written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,141 @@
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from captum_lrpx import Explanation, __version__, cli, explain, zoo
+from captum_lrpx.targets import Target
+
+TEXT = "the keys to the cabinet"
+WORDS = ["explain", TEXT, "--target", "are", "--contrast", "is"]
+
+
+def run(*words):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "captum_lrpx", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+
+
+def refused(capsys, *words):
+    """The message of a command that fails with exit status 2."""
+    try:
+        status = cli.main([str(word) for word in words])
+    except SystemExit as stop:  # argparse's own errors
+        status = stop.code
+    assert status == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_the_main_job():
+    result = run(*WORDS)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for word in TEXT.split():
+        assert word in result.stdout
+    assert "logit of 'are' minus logit of 'is' = +" in result.stdout
+    assert "sum of relevances" in result.stdout
+    assert "delta" in result.stdout
+
+
+@pytest.mark.parametrize(("word", "expected"), [("--version", __version__), ("--help", "explain")])
+def test_help_and_version(word, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([word])
+    assert stop.value.code == 0
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["lrpx", "attnlrpx"])
+@pytest.mark.parametrize("name", zoo.names())
+def test_files(tmp_path, capsys, name, method):
+    page, record = tmp_path / "map.html", tmp_path / "map.json"
+    words = [*WORDS, "--model", name, "--method", method, "--html", page, "--json", record]
+    assert cli.main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    stored = Explanation.from_json(record)
+    expected = explain(
+        *zoo.load(name), TEXT, Target("are", contrast="is"), method=method, model_name=name
+    )
+    assert stored == expected
+    assert json.loads(record.read_text())["model"] == name
+    assert "</html>" in page.read_text()
+    assert f"{method} on {name}" in shown
+
+
+def test_a_model_in_a_directory(capsys):
+    words = [*WORDS, "--model", str(zoo.path("sva-gpt2"))]
+    assert cli.main(words) == 0
+    assert "keys" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["explain", TEXT, "--target", "antidisestablishment"], "tokens"),
+        (["explain", "", "--target", "are"], "empty"),
+        (["explain", "the keys " * 100, "--target", "are"], "takes at most"),
+        ([*WORDS, "--method", "magic"], "known are lrpx, attnlrpx"),
+        ([*WORDS, "--model", "no such model!"], "There is no model"),
+        ([*WORDS, "--model", "missing.gguf"], "no file"),
+        ([*WORDS, "--model", "/"], "cannot be loaded"),
+        ([*WORDS, "--first-token", "<nope>"], "no token"),
+        ([*WORDS, "--html", "/no/such/folder/map.html"], "No such file"),
+        (["explain", TEXT], "--target"),
+        ([], "COMMAND"),
+        (["explane"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys, words, message):
+    if "--html" in words:
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
+    else:
+        assert message in refused(capsys, *words)
+
+
+def test_a_hub_name_offline_is_a_clear_error():
+    result = run(*WORDS, "--model", "some-user/some-model")
+    assert result.returncode == 2
+    assert result.stderr.startswith("captum-lrpx: error: The model 'some-user/some-model'")
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unsupported_model_is_a_clear_error(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    assert "cannot be loaded" in refused(capsys, *WORDS, "--model", tmp_path)
+
+
+def test_pickled_weights_are_never_read(tmp_path, capsys):
+    """A folder whose only weights are a pickle is refused, and the pickle is not opened."""
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.path("sva-gpt2"), folder)
+    (folder / "model.safetensors").unlink()
+    marker = tmp_path / "opened"
+    payload = f"cposix\nsystem\n(S'touch {marker}'\ntR."
+    (folder / "pytorch_model.bin").write_bytes(payload.encode())
+    assert "cannot be loaded" in refused(capsys, *WORDS, "--model", folder)
+    assert not marker.exists()
+
+
+def test_truncated_weights_are_a_clear_error(tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.path("sva-gpt2"), folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "cannot be loaded" in refused(capsys, *WORDS, "--model", folder)

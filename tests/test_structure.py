@@ -1,0 +1,93 @@
+"""The house: imports run one way, importing is cheap, the public names are these."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import captum_lrpx
+
+PACKAGE = Path(captum_lrpx.__file__).parent
+
+# Each part may import those before it, and itself.
+ORDER = [
+    ["_version", "_captum"],
+    ["sites", "architectures"],
+    ["rules"],
+    ["recipes", "binding"],
+    ["propagation"],
+    ["alti", "targets"],
+    ["attr"],
+    ["methods", "explanation", "sva"],
+    ["zoo", "visualization"],
+    ["loading", "explainer"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "captum_lrpx":
+            parts = node.module.split(".")
+            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            yield from (name for name in names if (PACKAGE / name).is_dir() or name in RANK)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    for other in imported(path):
+        assert other == part or RANK[other] < RANK[part], f"{part} imports {other}"
+
+
+def test_declarations_need_neither_torch_nor_transformers():
+    for path in (PACKAGE / "architectures").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {"torch", "transformers"} & {name.split(".")[0] for name in names}, path
+
+
+def test_importing_the_package_does_not_import_transformers():
+    code = "import sys, captum_lrpx; print('transformers' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
+
+
+def test_importing_patches_nothing():
+    """Classes of torch and transformers are the same objects, with the same forwards, after it."""
+    code = """
+import torch, transformers
+from transformers.models.llama import modeling_llama
+watched = [torch.nn.Linear, torch.nn.LayerNorm, torch.nn.Module, modeling_llama.LlamaRMSNorm]
+before = [(kind.forward, kind.__call__) for kind in watched]
+functions = dict(vars(torch.nn.functional))
+import captum_lrpx
+assert before == [(kind.forward, kind.__call__) for kind in watched]
+assert functions == dict(vars(torch.nn.functional))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_exist_and_are_documented():
+    for name in captum_lrpx.__all__:
+        value = getattr(captum_lrpx, name)
+        if callable(value):
+            assert value.__doc__, name
+
+
+def test_no_file_is_long():
+    for path in MODULES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
