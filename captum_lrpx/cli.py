@@ -73,7 +73,7 @@ def _explain(options: argparse.Namespace) -> None:
     # Late: `--help` and errors of usage need neither torch nor transformers.
     from captum_lrpx import zoo  # noqa: PLC0415
     from captum_lrpx.explainer import explain  # noqa: PLC0415
-    from captum_lrpx.explanation import write_text  # noqa: PLC0415
+    from captum_lrpx.files import write_text  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.methods import METHODS  # noqa: PLC0415
     from captum_lrpx.targets import Target  # noqa: PLC0415

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from captum_lrpx.files import write_text
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["Explanation"]
 
@@ -112,27 +115,3 @@ class Explanation:
             return cls(**record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"This is not a stored explanation: {error}.") from error
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically: either the whole text is there, or what was before.
-
-    Args:
-        path: The file.
-        text: Its content.
-
-    Raises:
-        OSError: If the folder does not exist or cannot be written.
-    """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from captum_lrpx import Explanation
-from captum_lrpx.explanation import write_text
+from captum_lrpx.files import write_text
 from captum_lrpx.visualization import heat_map, relevance_table, summary, to_html
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_lrpx.sva import generate, grammar
+from captum_lrpx.sva import generate, grammar, lexicon
 
-NOUNS = {form: noun for noun in grammar.NOUNS for form in (noun.singular, noun.plural)}
-VERBS = {form: verb for verb in grammar.VERBS for form in (verb.singular, verb.plural)}
-WORDS = set(grammar.words())
+NOUNS = {form: noun for noun in lexicon.NOUNS for form in (noun.singular, noun.plural)}
+VERBS = {form: verb for verb in lexicon.VERBS for form in (verb.singular, verb.plural)}
+WORDS = set(lexicon.words())
 
 seeds = st.integers(-(2**70), 2**70)
 splits = st.sampled_from(grammar.SPLITS)
@@ -40,13 +40,13 @@ def between(sample):
 
 
 def test_lexicon():
-    assert len(grammar.NOUNS) >= 60
-    assert len(grammar.VERBS) >= 12
+    assert len(lexicon.NOUNS) >= 60
+    assert len(lexicon.VERBS) >= 12
     assert {"key", "cabinets", "author", "guards", "dog", "car", "tables"} <= set(NOUNS)
     assert {"is", "were", "has", "like"} <= set(VERBS)
     # One form must not be readable as another word, or spans and counts would be ambiguous.
-    assert len(NOUNS) == 2 * len(grammar.NOUNS)
-    assert len(VERBS) == 2 * len(grammar.VERBS)
+    assert len(NOUNS) == 2 * len(lexicon.NOUNS)
+    assert len(VERBS) == 2 * len(lexicon.VERBS)
     assert not set(NOUNS) & set(VERBS)
     others = WORDS - set(NOUNS) - set(VERBS)
     assert len(WORDS) == len(NOUNS) + len(VERBS) + len(others)
@@ -61,7 +61,7 @@ def test_the_keys_to_the_cabinet_are():
     assert NOUNS["cabinet"] in grammar.nouns_for(key, "test")
     assert are in grammar.verbs_for(key, "test")
     assert set(wanted.split()) <= WORDS
-    assert "to" in grammar.PREPOSITIONS
+    assert "to" in lexicon.PREPOSITIONS
 
 
 @given(seeds, splits)
@@ -143,18 +143,18 @@ def test_verbs_of_relative_clauses_keep_to_the_split():
         for index, word in enumerate(words):
             if word not in VERBS:
                 continue
-            if words[index - 1] in grammar.RELATIVES:
+            if words[index - 1] in lexicon.RELATIVES:
                 before = [subject_of(sample), *nouns_in(" ".join(words[:index]))]
                 agents = before[-1:]
             else:
-                start = max(i for i, w in enumerate(words[:index]) if w in grammar.RELATIVES)
+                start = max(i for i, w in enumerate(words[:index]) if w in lexicon.RELATIVES)
                 agents = nouns_in(" ".join(words[start:index]))[:1]
             for agent in agents:
                 assert not grammar.held_out(NOUNS[agent].singular, VERBS[word].plural)
 
 
 def test_pairs_are_symmetric_and_a_quarter_is_held_out():
-    pairs = list(itertools.combinations([noun.singular for noun in grammar.NOUNS], 2))
+    pairs = list(itertools.combinations([noun.singular for noun in lexicon.NOUNS], 2))
     assert all(grammar.held_out(a, b) == grammar.held_out(b, a) for a, b in pairs)
     share = sum(grammar.held_out(a, b) for a, b in pairs) / len(pairs)
     assert 0.22 < share < 0.28
@@ -169,9 +169,9 @@ def test_coin_tossed_numbers_tell_nothing():
 
 def test_every_construction_occurs():
     texts = [between(sample).split() for sample in generate(3000, "test", 0)]
-    assert any(words[0] in grammar.PREPOSITIONS for words in texts)
-    assert any(words[0] in grammar.RELATIVES and words[1] in VERBS for words in texts)
-    assert any(words[0] in grammar.RELATIVES and words[-1] in VERBS for words in texts)
+    assert any(words[0] in lexicon.PREPOSITIONS for words in texts)
+    assert any(words[0] in lexicon.RELATIVES and words[1] in VERBS for words in texts)
+    assert any(words[0] in lexicon.RELATIVES and words[-1] in VERBS for words in texts)
     endings = [s.sentence[s.verb_span[1] :] for s in generate(3000, "test", 0)]
     assert endings.count("") > 300
     assert endings.count(" .") > 300

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captum_lrpx import zoo
-from captum_lrpx.sva import generate, grammar
+from captum_lrpx.sva import generate, lexicon
 from captum_lrpx.zoo import evaluate, train
 from captum_lrpx.zoo.recipe import RECIPES
 from captum_lrpx.zoo.tokenizer import MAX_LENGTH, learn_merges
@@ -82,7 +82,7 @@ def test_llama_groups_its_queries():
 
 def test_words_are_single_tokens(loaded):
     _, _, tokenizer = loaded
-    ids = {word: token_ids(tokenizer, word) for word in grammar.words()}
+    ids = {word: token_ids(tokenizer, word) for word in lexicon.words()}
     assert all(len(tokens) == 1 for tokens in ids.values())
     assert len({tokens[0] for tokens in ids.values()}) == len(ids)
     # The same tokens stand for the words within a text.
@@ -143,13 +143,13 @@ def test_the_keys_to_the_cabinet(loaded):
 
 def test_the_subject_decides(loaded):
     _, model, tokenizer = loaded
-    forms = {noun.singular: noun.plural for noun in grammar.NOUNS}
+    forms = {noun.singular: noun.plural for noun in lexicon.NOUNS}
     forms |= {plural: singular for singular, plural in forms.items()}
     changed = []
     for sample in generate(300, "test", 8):
         (start, end), verb = sample.evidence[0], sample.verb_span[0]
         # The verb of a subject relative clause would contradict the changed subject.
-        if set(sample.prefix.split()) & set(grammar.RELATIVES):
+        if set(sample.prefix.split()) & set(lexicon.RELATIVES):
             continue
         subject = forms[sample.sentence[start:end]]
         shift = len(subject) - (end - start)

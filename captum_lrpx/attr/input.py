@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import typing
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.forward import RecordedForward, model_of
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
 from captum_lrpx.propagation import propagation, sites_of
-from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+    from captum_lrpx.recipes import Recipe
 
 __all__ = ["AttnLRPx", "LRPx"]
 
 
-class LRPx(GradientAttribution):
+class LRPx(LRPRules, GradientAttribution):
     r"""Layer-wise Relevance Propagation for transformers, as modified Gradient x Input.
 
     The prediction is decomposed into relevances of the inputs: one ordinary forward pass, one
@@ -34,8 +35,6 @@ class LRPx(GradientAttribution):
 
     The model is left as it was, also after an error.
     """
-
-    default_recipe: ClassVar[Recipe] = LRP
 
     def __init__(
         self,
@@ -59,9 +58,7 @@ class LRPx(GradientAttribution):
             ValueError: If no model is found, or its architecture is not declared.
         """
         GradientAttribution.__init__(self, forward_func)
-        self.model = model_of(forward_func, model)
-        self.recipe = self.default_recipe if recipe is None else recipe
-        sites_of(self.model)
+        self.set_rules(forward_func, model, recipe)
 
     @typing.overload
     def attribute(
@@ -190,69 +187,12 @@ class LRPx(GradientAttribution):
             )
         return (relevance,)
 
-    def compute_convergence_delta(
-        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
-    ) -> Tensor:
-        r"""What the relevances miss of the explained output.
 
-        Args:
-            attributions (Tensor or tuple[Tensor, ...]): Relevances.
-            output (Tensor): Explained output, one value per example.
-
-        Returns:
-            *Tensor* of **delta**:
-
-            - **delta** (*Tensor*):
-                ``output - sum of the relevances``, of shape ``[B]``.
-        """
-        tensors = attributions if isinstance(attributions, tuple) else (attributions,)
-        total = sum(tensor.flatten(1).sum(1) for tensor in tensors)
-        return output.reshape(-1) - total
-
-    def has_convergence_delta(self) -> bool:
-        """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
-        return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor of the inputs: relevances do."""
-        return True
-
-    def attribute_future(self) -> None:
-        """Not available: relevance needs a backward pass.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
-
-    @classmethod
-    def get_name(cls) -> str:
-        """The name of the method."""
-        return cls.__name__
-
-
-class AttnLRPx(LRPx):
+class AttnLRPx(AttnLRPRules, LRPx):
     r"""AttnLRP: attention's queries, keys and softmax take part in the decomposition.
 
     Uniform rule at both products of attention and at gates, ordinary gradient of the softmax
     (Achtibat et al. 2024, https://arxiv.org/abs/2402.05602; Arras et al. 2025, appendix D.6).
-    Unlike
-    :class:`LRPx` it does not conserve through the softmax: the convergence delta says how much is
-    missing. Everything else is as in :class:`LRPx`.
+    Unlike :class:`LRPx` it does not conserve through the softmax: the convergence delta says how
+    much is missing. Everything else is as in :class:`LRPx`.
     """
-
-    default_recipe: ClassVar[Recipe] = ATTN_LRP
-
-
-def require_gradients() -> None:
-    """Refuse to run where PyTorch can give no gradient.
-
-    Raises:
-        RuntimeError: Under ``torch.inference_mode``.
-    """
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "Relevance needs a backward pass, which torch.inference_mode rules out: call it "
-            "outside of that context, or use torch.no_grad (which is fine)."
-        )

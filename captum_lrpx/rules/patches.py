@@ -91,7 +91,9 @@ class SecantPatch:
     def __call__(self, forward: Forward, z: Tensor) -> Tensor:
         """Run the activation without a graph and give it the secant slope."""
         with torch.no_grad():
-            value: Tensor = forward(z)
+            # An activation that overwrites its input (inplace=True) gets a copy.
+            inplace = getattr(self.module, "inplace", False)
+            value: Tensor = forward(z.clone() if inplace else z)
             if not z.requires_grad:
                 return value
             closed = slopes.closed_form(self.module)
@@ -180,8 +182,9 @@ def norm_epsilon(module: nn.Module, x: Tensor) -> float:
     for name in ("eps", "variance_epsilon"):
         if hasattr(module, name):
             value = getattr(module, name)
-            # torch.nn.RMSNorm: None is the machine epsilon of the input.
-            return torch.finfo(x.dtype).eps if value is None else float(value)
+            # torch.nn.RMSNorm: None is the machine epsilon of what it computes in.
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return torch.finfo(wide).eps if value is None else float(value)
     raise TypeError(
         f"The norm {type(module).__name__} has neither `eps` nor `variance_epsilon`: declare its "
         "rule with an override for this module."

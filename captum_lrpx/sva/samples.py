@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
+from captum_lrpx.files import write_text
+
 Number: TypeAlias = Literal["singular", "plural"]
 Span: TypeAlias = tuple[int, int]
 
@@ -152,18 +154,10 @@ def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None
         path: The file; an existing one is replaced.
         samples: What to write.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(
-                json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(
+        path,
+        "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples),
+    )
 
 
 def _from_json(record: object) -> Sample:

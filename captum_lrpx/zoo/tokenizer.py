@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from captum_lrpx.sva import grammar
+from captum_lrpx.sva import lexicon
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,7 +102,7 @@ def word_piece() -> PreTrainedTokenizerFast:
     letters = string.ascii_lowercase + string.digits
     vocabulary = _numbered(
         special.values(),
-        grammar.words(),
+        lexicon.words(),
         letters,
         string.punctuation,
         (f"##{piece}" for piece in (*letters, *_SUFFIXES)),
@@ -122,7 +122,7 @@ def word_piece() -> PreTrainedTokenizerFast:
 def byte_level() -> PreTrainedTokenizerFast:
     """Build the tokenizer of ``sva-gpt2``: byte-level BPE, ``<|endoftext|>`` text."""
     end = "<|endoftext|>"
-    merges = learn_merges(f"\u0120{word}" for word in grammar.words())
+    merges = learn_merges(f"\u0120{word}" for word in lexicon.words())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = _numbered(alphabet, (left + right for left, right in merges), (end,))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -145,11 +145,11 @@ def byte_fallback() -> PreTrainedTokenizerFast:
         "eos_token": "</s>",
         "pad_token": "<pad>",
     }
-    merges = learn_merges(f"{blank}{word}" for word in grammar.words())
+    merges = learn_merges(f"{blank}{word}" for word in lexicon.words())
     vocabulary = _numbered(
         special.values(),
         (f"<0x{byte:02X}>" for byte in range(256)),
-        (blank, *string.ascii_lowercase, *grammar.PUNCTUATION),
+        (blank, *string.ascii_lowercase, *lexicon.PUNCTUATION),
         (left + right for left, right in merges),
     )
     tokenizer = Tokenizer(

@@ -1,0 +1,107 @@
+"""What all attribution classes here share of Captum's protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from captum_lrpx.attr.forward import model_of
+from captum_lrpx.propagation import sites_of
+from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from torch import Tensor, nn
+
+__all__ = ["AttnLRPRules", "LRPRules", "RelevanceProtocol", "require_gradients"]
+
+
+class RelevanceProtocol:
+    """The parts of Captum's ``Attribution`` that say what kind of attribution this is."""
+
+    def has_convergence_delta(self) -> bool:
+        """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
+        return True
+
+    def compute_convergence_delta(
+        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        r"""What the relevances miss of the explained output; the signature is that of Captum's LRP.
+
+        Args:
+            attributions (Tensor or tuple[Tensor, ...]): Relevances.
+            output (Tensor): Explained output, one value per example.
+
+        Returns:
+            *Tensor* of **delta**:
+
+            - **delta** (*Tensor*):
+                ``output - sum of the relevances``, of shape ``[B]``.
+        """
+        tensors = attributions if isinstance(attributions, tuple) else (attributions,)
+        total = sum(tensor.flatten(1).sum(1) for tensor in tensors)
+        return output.reshape(-1) - total
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attributions contain the factor of the inputs: relevances do."""
+        return True
+
+    def attribute_future(self) -> None:
+        """Not available: relevance needs a backward pass.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The name of the method."""
+        return cls.__name__
+
+
+class LRPRules(RelevanceProtocol):
+    """An attribution by the rules of a recipe, on the model inside a forward function.
+
+    Attributes:
+        default_recipe: The rules of the class.
+        model: The Hugging Face model that the rules are attached to.
+        recipe: The rules of the instance.
+    """
+
+    default_recipe: ClassVar[Recipe] = LRP
+
+    def set_rules(
+        self, forward_func: Callable[..., Any], model: nn.Module | None, recipe: Recipe | None
+    ) -> None:
+        """Find the model and check that its architecture is declared.
+
+        Raises:
+            ValueError: If no model is found, or its architecture is not declared.
+        """
+        self.model = model_of(forward_func, model)
+        self.recipe = self.default_recipe if recipe is None else recipe
+        sites_of(self.model)
+
+
+class AttnLRPRules(LRPRules):
+    """The same with the rules of AttnLRP."""
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP
+
+
+def require_gradients() -> None:
+    """Refuse to run where PyTorch can give no gradient.
+
+    Raises:
+        RuntimeError: Under ``torch.inference_mode``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Relevance needs a backward pass, which torch.inference_mode rules out: call it "
+            "outside of that context, or use torch.no_grad (which is fine)."
+        )
