@@ -6,7 +6,15 @@ there is no Captum code yet.
 
 from captum_lrpx import zoo
 from captum_lrpx._version import __version__
-from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
+from captum_lrpx.attr import (
+    ALTILogit,
+    AttnLRPx,
+    LayerAttnLRPx,
+    LayerLRPx,
+    LRPx,
+    NeuronAttnLRPx,
+    NeuronLRPx,
+)
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.propagation import propagation
@@ -30,7 +38,11 @@ __all__ = [
     "ClassLogits",
     "Explanation",
     "LRPx",
+    "LayerAttnLRPx",
+    "LayerLRPx",
     "LogitDifference",
+    "NeuronAttnLRPx",
+    "NeuronLRPx",
     "Recipe",
     "Target",
     "TokenLogits",

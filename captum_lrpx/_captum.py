@@ -12,15 +12,21 @@ from captum._utils.common import _format_tensor_into_tuples as format_tensor_int
 from captum._utils.common import _is_tuple as is_tuple
 from captum._utils.common import _run_forward as run_forward
 from captum._utils.common import _select_targets as select_targets
+from captum._utils.common import _verify_select_neuron as select_neuron
 from captum._utils.gradient import (
     apply_gradient_requirements,
     compute_layer_gradients_and_eval,
     undo_gradient_requirements,
 )
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from captum._utils.typing import (
+    ModuleOrModuleList,
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+)
 from captum.log import log_usage
 
 __all__ = [
+    "ModuleOrModuleList",
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
     "apply_gradient_requirements",
@@ -31,6 +37,7 @@ __all__ = [
     "is_tuple",
     "log_usage",
     "run_forward",
+    "select_neuron",
     "select_targets",
     "undo_gradient_requirements",
 ]

@@ -24,13 +24,13 @@ from captum_lrpx.rules.captum_rules import captum_rule
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from captum_lrpx.rules.base import Rule
     from captum_lrpx.rules.patches import Attachment, Forward
     from captum_lrpx.sites import Sites
 
-__all__ = ["propagation", "sites_of"]
+__all__ = ["attached", "gradient_scale", "propagation", "sites_of"]
 
 
 @contextmanager
@@ -65,18 +65,66 @@ def propagation(
     """
     hugging_face = find_model(model)
     plan = _plan_for(hugging_face, recipe)
-    if hugging_face.training or any(module.training for module in plan.modules):
-        warnings.warn(
-            f"{type(hugging_face).__name__} is in training mode: its dropout is random, and so is "
-            "the explanation. Call model.eval() first.",
-            stacklevel=3,
-        )
+    _warn_if_training(hugging_face, plan.modules, stacklevel=4)
     active = _Active(hugging_face, plan)
     try:
         active.attach(freeze_parameters=freeze_parameters)
         yield hugging_face
     finally:
         active.detach()
+
+
+@contextmanager
+def attached(
+    model: nn.Module, attachments: Iterable[Attachment], *, freeze_parameters: bool = True
+) -> Iterator[None]:
+    """Attach given patches instead of a recipe's, in the same way, for a ``with`` block.
+
+    Args:
+        model: A transformers model.
+        attachments: The patches; of several on one module the first is the innermost.
+        freeze_parameters: As for :func:`propagation`.
+    """
+    modules = _bound_for(model).modules
+    _warn_if_training(model, modules, stacklevel=4)
+    active = _Active(model, _Plan(modules, list(attachments)))
+    try:
+        active.attach(freeze_parameters=freeze_parameters)
+        yield
+    finally:
+        active.detach()
+
+
+def _warn_if_training(model: nn.Module, modules: tuple[nn.Module, ...], *, stacklevel: int) -> None:
+    if model.training or any(module.training for module in modules):
+        warnings.warn(
+            f"{type(model).__name__} is in training mode: its dropout is random, and so is the "
+            "explanation. Call model.eval() first.",
+            stacklevel=stacklevel,
+        )
+
+
+def gradient_scale(module: nn.Module, *, at_input: bool = False) -> float | Tensor:
+    """What the gradient that a hook on a module sees has to be multiplied by, under open rules.
+
+    The rule of a product that has no module of its own is attached to the modules before or behind
+    it. A hook on one of these sees the gradient on the other side of the rule.
+
+    Args:
+        module: A module of a model with an open propagation.
+        at_input: Whether the hook is on the module's input instead of its output.
+
+    Returns:
+        A number, or a tensor ``[features]``; 0 where the module is constant under the rules.
+    """
+    scale: float | Tensor = 1.0
+    for active in reversed(_stack()):
+        if id(module) in active.covered:
+            for patched, patch in active.plan.attachments:
+                if patched is module:
+                    scale *= getattr(patch, "input_scale" if at_input else "output_scale", 1.0)
+            break
+    return scale
 
 
 def sites_of(model: nn.Module) -> Sites:

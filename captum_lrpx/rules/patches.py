@@ -3,13 +3,17 @@
 A patch wraps the forward of one module *instance*. It is called with that forward and the
 arguments of the call, and returns what the module returns, bit by bit. The module computes without
 a graph of its own where the rule replaces its slope, so nothing is saved that is not needed.
+
+Some patches stand at a module on behalf of a product that comes later and has no module of its
+own. A hook on the module then sees a gradient without the factor: such patches say by
+``output_scale`` or ``input_scale`` what it has to be multiplied by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -46,6 +50,8 @@ class Attachment(NamedTuple):
 class Constant:
     """The module's output is a constant: no gradient, no graph."""
 
+    output_scale: ClassVar[float] = 0.0
+
     def __call__(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """Run the module without a graph."""
         with torch.no_grad():
@@ -62,6 +68,11 @@ class ScaleOutputGradient:
 
     factor: float | Tensor
 
+    @property
+    def output_scale(self) -> float | Tensor:
+        """What a gradient caught behind the module lacks."""
+        return self.factor
+
     def __call__(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module and scale the gradient of what it returns."""
         output: Tensor = forward(*args, **kwargs)
@@ -76,6 +87,11 @@ class ScaleInputGradient:
     """The gradient of the module's first input is multiplied by a factor."""
 
     factor: float
+
+    @property
+    def input_scale(self) -> float:
+        """What a gradient caught before the module has too much."""
+        return 1.0 / self.factor
 
     def __call__(self, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Scale the gradient of ``x`` and run the module."""

@@ -23,6 +23,7 @@ __all__ = ["closed_form", "is_known_activation", "limit_at_zero", "secant"]
 
 _TANH_GELU_CUBIC: Final = 0.044715
 _QUICK_GELU_SCALE: Final = 1.702
+_BLOOM_GELU_SCALE: Final = 0.79788456  # sqrt(2 / pi) as BLOOM rounds it
 
 
 def _gelu(z: Tensor) -> Tensor:
@@ -33,6 +34,10 @@ def _gelu(z: Tensor) -> Tensor:
 def _tanh_gelu(z: Tensor) -> Tensor:
     # 0.5 (1 + tanh(u)) = sigmoid(2 u)
     return torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (z + _TANH_GELU_CUBIC * z.pow(3)))
+
+
+def _bloom_gelu(z: Tensor) -> Tensor:
+    return torch.sigmoid(2.0 * _BLOOM_GELU_SCALE * (z + _TANH_GELU_CUBIC * z.pow(3)))
 
 
 def _quick_gelu(z: Tensor) -> Tensor:
@@ -61,7 +66,7 @@ _CLOSED_FORMS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "NewGELUActivation": _tanh_gelu,
     "AccurateGELUActivation": _tanh_gelu,
     "FastGELUActivation": _tanh_gelu,
-    "BloomGelu": _tanh_gelu,
+    "BloomGelu": _bloom_gelu,
     "gelu_new": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
     "QuickGELUActivation": _quick_gelu,

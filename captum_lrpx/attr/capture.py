@@ -1,0 +1,126 @@
+"""Catching the tensors of layers while a forward function runs, inside its graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Captured", "captured", "with_gradients"]
+
+Captured = dict[nn.Module, tuple[Tensor, ...]]
+"""Layer -> the tensors that it took or gave: the first floating one and those alike."""
+
+
+@contextmanager
+def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator[Captured]:
+    """Catch what layers give (or take) during one forward pass.
+
+    Of a layer's several tensors those are caught that have the leading dimensions of the first
+    floating one: hidden states, but not masks, attention weights, rotary tables or None. A caught
+    tensor that needs no gradient yet (an embedding of a frozen model) becomes a leaf, so that the
+    gradient towards it exists.
+
+    Args:
+        layers: The layers.
+        at_input: Whether to catch inputs, positional or by keyword, instead of outputs.
+
+    Yields:
+        A dictionary that fills during the forward pass.
+    """
+    found: Captured = {}
+    handles = []
+
+    def keep(module: nn.Module, caught: _Caught) -> None:
+        if module in found:
+            raise ValueError(
+                f"The layer {type(module).__name__} runs several times in one forward pass, so it "
+                "has no single relevance: choose a layer that runs once."
+            )
+        found[module] = tuple(caught.kept)
+
+    def after(module: nn.Module, _: Any, output: Any) -> Any:
+        caught = _Caught()
+        replaced = _map_tensors(output, caught)
+        keep(module, caught)
+        return replaced
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        caught = _Caught()
+        replaced = _map_tensors((args, kwargs), caught)
+        keep(module, caught)
+        return replaced
+
+    try:
+        for layer in layers:
+            if at_input:
+                handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            else:
+                handles.append(layer.register_forward_hook(after))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def with_gradients(embedding: nn.Module) -> Iterator[None]:
+    """Let what an embedding gives need a gradient, also where its weights do not.
+
+    Then everything behind it has a graph, and a layer without a path to the explained output is one
+    that the rules hold constant, not one that nothing upstream asked a gradient for.
+
+    Args:
+        embedding: The token embedding of the model.
+    """
+
+    def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output if output.requires_grad else output.detach().requires_grad_()
+
+    handle = embedding.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Caught:
+    """Keeps tensors and gives the model copies of them to go on with."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        if self.kept and tensor.shape[:-1] != self.kept[0].shape[:-1]:
+            return tensor
+        with torch.enable_grad():
+            if not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_()
+            self.kept.append(tensor)
+            # A copy: the model may go on to change it in place, which would change what was kept.
+            return tensor.clone()
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with every tensor replaced, in order."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):  # transformers' outputs are mappings of a class of their own
+        mapped = copy.copy(value)
+        for key, item in value.items():
+            mapped[key] = _map_tensors(item, function)  # type: ignore[index]
+        return mapped
+    if isinstance(value, (tuple, list)):
+        items = [_map_tensors(item, function) for item in value]
+        named = hasattr(value, "_fields")
+        return type(value)(*items) if named else type(value)(items)
+    return value

@@ -1,0 +1,222 @@
+"""LRP and AttnLRP as Captum attributions of a model's layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from captum.attr import LayerGradientXActivation
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import captured, with_gradients
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
+from captum_lrpx.propagation import gradient_scale, propagation, sites_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from captum_lrpx.recipes import Recipe
+
+__all__ = ["LayerAttnLRPx", "LayerLRPx"]
+
+LayerRelevance = Tensor | tuple[Tensor, ...]
+
+
+class LayerLRPx(LRPRules, LayerGradientXActivation):
+    r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`LRPx`.
+
+    A layer is any module of the model: embeddings, blocks, attention, projections, activations,
+    heads. Several layers are explained by one backward pass. Captum's ``LLMGradientAttribution``
+    takes this class.
+
+    Other than Captum's layer methods it also takes modules that return more than one tensor
+    (attention returns weights, or None, beside its output) or that are called by keyword: the
+    relevance is that of the hidden states.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: ModuleOrModuleList,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        *,
+        model: nn.Module | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        r"""Find the model and check that its architecture is declared.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layer (torch.nn.Module or list of torch.nn.Module): The layer, or layers.
+            device_ids (list[int], optional): As in Captum. Default: None
+            multiply_by_inputs (bool, optional): Whether to multiply the gradient by the value of
+                the layer, which makes it a relevance. Default: True
+            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            recipe (Recipe, optional): The rules. Default: the recipe of the class.
+
+        Raises:
+            ValueError: If no model is found, or its architecture is not declared.
+        """
+        LayerGradientXActivation.__init__(
+            self, forward_func, layer, device_ids, multiply_by_inputs=multiply_by_inputs
+        )
+        self.set_rules(forward_func, model, recipe)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attributions contain the factor of the layer's value."""
+        return bool(self._multiply_by_inputs)
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        attribute_to_layer_input: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        r"""Relevances of the layers for the explained output.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``: token ids,
+                embeddings, or whatever it takes. The first dimension is the batch.
+            target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
+                every form that Captum takes. Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+                inputs, given by position. Default: None
+            attribute_to_layer_input (bool, optional): Whether to explain what the layer takes
+                instead of what it gives. Default: False
+            grad_kwargs (dict[str, Any], optional): Keywords for ``torch.autograd.grad``.
+                Default: None
+            return_convergence_delta (bool, optional): Whether to return the convergence delta too.
+                Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* or list of **attributions**, or 2-element tuple of
+            **attributions**, **delta**:
+
+            - **attributions** (*Tensor*, *tuple[Tensor, ...]*, or list):
+                Relevances, of the shape of the layer's hidden states; a tuple if there are several
+                of them, a list with an element per layer for a list of layers.
+            - **delta** (*Tensor* or list, returned if return_convergence_delta=True):
+                Explained output minus the sum of the relevances, ``[B]``; a list for a list.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: If a layer does not run, or runs several times, in the forward pass.
+            RuntimeError: Under ``torch.inference_mode``.
+
+        Examples::
+
+            >>> block = model.transformer.h[3]
+            >>> layer = LayerLRPx(model, block)
+            >>> # [B, T, D], for the logit of token 42 at the last position
+            >>> relevance = layer.attribute(ids, target=(-1, 42))
+            >>> # relevance of each head: the input of the output projection, by head
+            >>> mixed = LayerLRPx(model, block.attn.c_proj)
+            >>> heads = mixed.attribute(ids, (-1, 42), attribute_to_layer_input=True)
+            >>> heads = heads.unflatten(-1, (number_of_heads, -1)).sum(-1)  # [B, T, H]
+        """
+        require_gradients()
+        layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
+        forward = RecordedForward(self.forward_func)
+        with (
+            torch.enable_grad(),
+            propagation(self.model, self.recipe),
+            with_gradients(sites_of(self.model).token_embedding),
+            captured(layers, at_input=attribute_to_layer_input) as values,
+        ):
+            explained = _run(forward, inputs, target, additional_forward_args)
+            scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
+            for layer in layers:
+                if layer not in values:
+                    raise ValueError(
+                        f"The layer {type(layer).__name__} did not run in the forward pass, or has "
+                        "no floating-point tensor there."
+                    )
+            gradients = self._gradients(explained, [values[layer] for layer in layers], grad_kwargs)
+        results = [
+            self._relevances(values[layer], gradient, scale)
+            for layer, gradient, scale in zip(layers, gradients, scales, strict=True)
+        ]
+        if not return_convergence_delta:
+            return results[0] if isinstance(self.layer, nn.Module) else results
+        output = _captum.select_targets(forward.output, target)
+        deltas = [self.compute_convergence_delta(result, output) for result in results]
+        if isinstance(self.layer, nn.Module):
+            return results[0], deltas[0]
+        return results, deltas
+
+    def _gradients(
+        self,
+        explained: Tensor,
+        values: list[tuple[Tensor, ...]],
+        grad_kwargs: dict[str, Any] | None,
+    ) -> list[tuple[Tensor, ...]]:
+        """Gradients of all layers from one backward pass, in the grouping of the values."""
+        flat = [tensor for tensors in values for tensor in tensors]
+        keywords = {"allow_unused": True, **(grad_kwargs or {})}
+        found = torch.autograd.grad(torch.unbind(explained), flat, **keywords)
+        # A layer on a branch that is constant under the rules has no path to the output.
+        gradients = [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(flat, found, strict=True)
+        ]
+        grouped = []
+        for tensors in values:
+            grouped.append(tuple(gradients[: len(tensors)]))
+            del gradients[: len(tensors)]
+        return grouped
+
+    def _relevances(
+        self, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...], scale: float | Tensor
+    ) -> LayerRelevance:
+        products = tuple(
+            (gradient * scale * (value if self.multiplies_by_inputs else 1)).detach()
+            for value, gradient in zip(values, gradients, strict=True)
+        )
+        return products if len(products) > 1 else products[0]
+
+
+class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
+    r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`AttnLRPx`."""
+
+
+def _with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Embeddings that need a gradient, as :func:`~captum_lrpx.attr.capture.with_gradients`."""
+    return tuple(
+        tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+        for tensor in inputs
+    )
+
+
+def _run(
+    forward: RecordedForward,
+    inputs: Tensor | tuple[Tensor, ...],
+    target: TargetType,
+    additional_forward_args: object | None,
+) -> Tensor:
+    """The explained output, one value per example."""
+    output = cast(
+        "Tensor",
+        _captum.run_forward(
+            forward,
+            _with_gradients(_captum.format_tensor_into_tuples(inputs)),
+            target,
+            _captum.format_additional_forward_args(additional_forward_args),
+        ),
+    )
+    if output[0].numel() != 1:
+        raise AssertionError(
+            "Target not provided when necessary, cannot take gradient with respect to multiple "
+            "outputs."
+        )
+    return output

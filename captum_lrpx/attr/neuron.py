@@ -1,0 +1,156 @@
+"""LRP and AttnLRP as Captum attributions of single neurons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from captum.attr._utils.attribution import GradientAttribution, NeuronAttribution
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
+from captum_lrpx.propagation import propagation, sites_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from captum_lrpx.recipes import Recipe
+
+__all__ = ["NeuronAttnLRPx", "NeuronLRPx"]
+
+
+class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
+    r"""Relevances of the inputs for the activation of a neuron, by the rules of :class:`LRPx`."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        *,
+        model: nn.Module | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        r"""Find the model and check that its architecture is declared.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layer (torch.nn.Module): The layer that the neuron belongs to.
+            device_ids (list[int], optional): As in Captum. Default: None
+            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            recipe (Recipe, optional): The rules. Default: the recipe of the class.
+
+        Raises:
+            ValueError: If no model is found, or its architecture is not declared.
+        """
+        NeuronAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+        self.set_rules(forward_func, model, recipe)
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        neuron_selector: int | tuple[int | slice, ...] | Callable[..., Tensor],
+        additional_forward_args: object | None = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""Relevances of the inputs for the activation of a neuron.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Input for which relevances are computed:
+                embeddings (relevances of their shape) or token ids ``[B, T]`` (one number per
+                token). The first dimension is the batch.
+            neuron_selector (int, tuple[int, ...], slice, or Callable): Which neuron, as in Captum:
+                an index or a tuple of indices and slices behind the batch dimension (slices are
+                summed), or a function from the layer's tensors to one number per example.
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+                inputs, given by position. Default: None
+            attribute_to_neuron_input (bool, optional): Whether the neuron is in what the layer
+                takes instead of what it gives. Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
+                Relevances, of the shape of the inputs; a tuple for a tuple.
+
+        Raises:
+            AssertionError: Captum's errors for selectors that do not fit.
+            ValueError: If the layer does not run in the forward pass, or is constant there.
+            RuntimeError: Under ``torch.inference_mode``.
+
+        Examples::
+
+            >>> mlp = model.transformer.h[0].mlp.act
+            >>> neuron = NeuronLRPx(model, mlp)
+            >>> # what made neuron 7 fire at position 3
+            >>> relevance = neuron.attribute(ids, neuron_selector=(3, 7))
+        """
+        require_gradients()
+        is_inputs_tuple = _captum.is_tuple(inputs)
+        tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
+        args = _captum.format_additional_forward_args(additional_forward_args)
+        of_ids = not all(tensor.is_floating_point() for tensor in tensors)
+        if of_ids and len(tensors) != 1:
+            raise ValueError("Token ids must be the only input.")
+        forward = RecordedForward(self.forward_func)
+        embedding = [sites_of(self.model).token_embedding] if of_ids else []
+        required = [tensor.requires_grad for tensor in tensors]
+        try:
+            if not of_ids:
+                _captum.apply_gradient_requirements(tensors, warn=False)
+            with (
+                torch.enable_grad(),
+                propagation(self.model, self.recipe),
+                captured(embedding) as embedded,
+                captured([self.layer], at_input=attribute_to_neuron_input) as layers,
+            ):
+                _captum.run_forward(forward, tensors, None, args)
+                sources = embedded[embedding[0]] if of_ids else tensors
+                gradients = self._gradients(layers, sources, neuron_selector)
+        finally:
+            if not of_ids:
+                _captum.undo_gradient_requirements(tensors, required)
+        relevances = tuple(
+            (source * gradient).detach()
+            for source, gradient in zip(sources, gradients, strict=True)
+        )
+        if of_ids:
+            relevances = tuple(relevance.sum(-1) for relevance in relevances)
+        return cast(
+            "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
+        )
+
+    def _gradients(
+        self,
+        layers: dict[nn.Module, tuple[Tensor, ...]],
+        sources: tuple[Tensor, ...],
+        selector: Any,
+    ) -> tuple[Tensor, ...]:
+        if self.layer not in layers:
+            raise ValueError(
+                f"The layer {type(self.layer).__name__} did not run in the forward pass, or has no "
+                "floating-point tensor there."
+            )
+        neuron = _captum.select_neuron(layers[self.layer], selector)
+        found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
+        if all(gradient is None for gradient in found):
+            raise ValueError(
+                f"The neuron of {type(self.layer).__name__} does not depend on the inputs under "
+                f"the rules of {self.recipe.name!r}: its branch is constant there."
+            )
+        return tuple(
+            torch.zeros_like(source) if gradient is None else gradient
+            for source, gradient in zip(sources, found, strict=True)
+        )
+
+
+class NeuronAttnLRPx(AttnLRPRules, NeuronLRPx):
+    r"""Relevances of the inputs for the activation of a neuron, by the rules of AttnLRP."""
