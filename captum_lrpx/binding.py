@@ -30,7 +30,7 @@ from captum_lrpx.sites import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from captum_lrpx.architectures import Architecture
+    from captum_lrpx.architectures import MLP, Architecture
 
 __all__ = ["architecture_of", "bind", "find_model"]
 
@@ -98,6 +98,16 @@ def bind(model: nn.Module, architecture: Architecture | None = None) -> Sites:
     if architecture is None:
         architecture = architecture_of(model)
     return _Binder(model, architecture).bind()
+
+
+def _is_linear_by_name(module: nn.Module) -> bool:
+    """Whether a class that is no ``nn.Linear`` is one all the same (quantized, transposed)."""
+    name = type(module).__name__
+    return "Linear" in name or name == "Conv1D"
+
+
+def _inputs(mlp: MLP | GatedMLP) -> tuple[str, ...]:
+    return (mlp.gate, mlp.up) if isinstance(mlp, GatedMLP) else (mlp.input,)
 
 
 class _Binder:
@@ -202,6 +212,7 @@ class _Binder:
             attention=self._attention(path),
             attention_norm=self._norm(f"{path}.{norms.attention}"),
             mlp_norm=self._norm(f"{path}.{norms.mlp}"),
+            mlp_inputs=tuple(self._required(f"{path}.{name}") for name in _inputs(mlp)),
             mlp_output=self._required(f"{path}.{mlp.output}"),
         )
 
@@ -282,8 +293,14 @@ class _Binder:
             )
 
     def _linear(self) -> Iterator[LinearSite]:
+        adapter = ""
         for path, module in self.modules.items():
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            if adapter and path.startswith(f"{adapter}."):
+                continue  # a part of the sum that the adapter computes, no layer of its own
+            if hasattr(module, "base_layer"):
+                adapter = path
+                yield LinearSite(path, module)
+            elif isinstance(module, nn.Linear) or _is_linear_by_name(module):
                 yield LinearSite(path, module)
 
     def _language_model_head(self) -> tuple[nn.Module, ...]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from captum_lrpx.binding import bind, find_model
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.rules.captum_rules import captum_rule
+from captum_lrpx.rules.patches import Attachment, InlineSecant, SparseRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.rules.base import Rule
-    from captum_lrpx.rules.patches import Attachment, Forward
+    from captum_lrpx.rules.patches import Forward
     from captum_lrpx.sites import Sites
 
-__all__ = ["attached", "gradient_scale", "propagation", "sites_of"]
+__all__ = ["attached", "gradient_scale", "is_plain", "propagation", "sites_of"]
 
 
 @contextmanager
@@ -127,6 +128,25 @@ def gradient_scale(module: nn.Module, *, at_input: bool = False) -> float | Tens
     return scale
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling a module is just its forward: no rule, no hooks, nothing wrapped around it.
+
+    Then a part of what it computes (some rows of an output matrix) may be computed beside it.
+    """
+    if "_old_forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001
+        return False
+    forward = vars(module).get("forward")
+    if forward is None:
+        return True
+    if not isinstance(forward, _Dispatcher) or forward.previous is not None:
+        return False
+    for active in reversed(_stack()):
+        if id(module) in active.covered:
+            patches = [patch for patched, patch in active.plan.attachments if patched is module]
+            return all(isinstance(patch, SparseRows) for patch in patches)
+    return True
+
+
 def sites_of(model: nn.Module) -> Sites:
     """The sites of a transformers model, bound once per model.
 
@@ -160,6 +180,8 @@ class _Plan:
     def __init__(self, modules: tuple[nn.Module, ...], attachments: list[Attachment]) -> None:
         self.modules = modules
         self.attachments = attachments
+        owners = (getattr(patch, "__self__", None) for _, patch in attachments)
+        self.inline = [owner for owner in owners if isinstance(owner, InlineSecant)]
 
 
 _bound: weakref.WeakKeyDictionary[nn.Module, _Bound] = weakref.WeakKeyDictionary()
@@ -189,7 +211,10 @@ def _attachments(
     """Linear rules first: they are innermost where a module has several patches."""
     for linear in sites.linear:
         rule = user_rules.get(linear.path) or recipe.rule_for("linear", linear.path)
-        yield from rule.attach(linear)
+        attachments = rule.attach(linear)
+        if not attachments and linear.module in sites.language_model_head[-1:]:
+            attachments = [Attachment(linear.module, SparseRows(linear.module))]
+        yield from attachments
     roles: list[tuple[str, Iterable[Any]]] = [
         ("norm", sites.norms),
         ("activation", sites.activations),
@@ -289,6 +314,8 @@ class _Active:
             for parameter in self.frozen:
                 _thaw(parameter)
             self.frozen.clear()
+        for inline in self.plan.inline:
+            inline.forget()
 
     def _freeze(self) -> None:
         for module in self.modules:

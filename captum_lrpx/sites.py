@@ -148,6 +148,7 @@ class Block:
         attention: Its attention.
         attention_norm: The norm before the attention (pre-norm) or after its residual (post-norm).
         mlp_norm: The same for the MLP.
+        mlp_inputs: The linear layers that the MLP starts with (two in a gated one).
         mlp_output: The last linear layer of the MLP.
     """
 
@@ -156,6 +157,7 @@ class Block:
     attention: AttentionSite
     attention_norm: NormSite
     mlp_norm: NormSite
+    mlp_inputs: tuple[nn.Module, ...]
     mlp_output: nn.Module
 
 

@@ -40,6 +40,7 @@ class Family:
         rotary: Whether positions enter by rotation and not by an embedding.
         gated: Whether its MLP is a gated one, with separate key/value heads in the attention.
         names: Config attributes that this family calls otherwise.
+        interface: Whether it uses transformers' attention interface, and so has SDPA.
     """
 
     prefix: str
@@ -48,6 +49,7 @@ class Family:
     rotary: bool = False
     gated: bool = False
     names: dict[str, str] = field(default_factory=dict)
+    interface: bool = True
 
     def model_class(self, head: Head) -> type[transformers.PreTrainedModel]:
         """The class of the family's model with a head."""
@@ -86,6 +88,16 @@ FAMILIES: Final[dict[str, Family]] = {
     "qwen3": Family("Qwen3", {"attention_bias": True}, rotary=True, gated=True),
 }
 
+MORE_FAMILIES: Final[dict[str, Family]] = {
+    "opt": Family(
+        "OPT",
+        {"dropout": 0.0},
+        names={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
+    ),
+    "bloom": Family("Bloom", {}, interface=False),
+}
+"""Families without all of the heads, or without SDPA, which the tests of every family need."""
+
 
 def tiny(
     family: str,
@@ -106,7 +118,7 @@ def tiny(
     """A tiny random model, in evaluation mode.
 
     Args:
-        family: Key of :data:`FAMILIES`.
+        family: Key of :data:`FAMILIES` or :data:`MORE_FAMILIES`.
         head: What stands on top: language model, sequence or token classification, or question
             answering.
         dtype: Of the parameters.
@@ -121,7 +133,7 @@ def tiny(
         seed: Of the parameters.
         **config: Anything else that the family's config has.
     """
-    known = FAMILIES[family]
+    known = (FAMILIES | MORE_FAMILIES)[family]
     options: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": heads * head_dim,
@@ -141,7 +153,8 @@ def tiny(
         options["head_dim"] = head_dim
     options = {known.names.get(name, name): value for name, value in options.items()}
     filled = transformers.AutoConfig.for_model(family, **options | known.config | config)
-    model = known.model_class(head)._from_config(filled, attn_implementation=attn)
+    attention = attn if known.interface else "eager"
+    model = known.model_class(head)._from_config(filled, attn_implementation=attention)
     randomize(model, seed, biases)
     return model.to(dtype).eval()
 

@@ -205,18 +205,17 @@ def test_threads_do_not_see_each_others_rules():
         "lrp": LRPx(model).attribute(embeds, target=TARGET),
         "attnlrp": AttnLRPx(model).attribute(embeds, target=TARGET),
     }
-    wrong, barrier = [], threading.Barrier(3)
+    right, barrier = [], threading.Barrier(3)
+
+    def once(name):
+        if name == "plain":
+            return gradient(model, embeds)
+        method = LRPx if name == "lrp" else AttnLRPx
+        return method(model).attribute(embeds, target=TARGET)
 
     def work(name):
         barrier.wait()
-        for _ in range(30):
-            if name == "plain":
-                result = gradient(model, embeds)
-            else:
-                method = LRPx if name == "lrp" else AttnLRPx
-                result = method(model).attribute(embeds, target=TARGET)
-            if not torch.equal(result, expected[name]):
-                wrong.append(name)
+        right.extend(torch.equal(once(name), expected[name]) for _ in range(30))
 
     before = snapshot(model)
     threads = [threading.Thread(target=work, args=(name,)) for name in expected]
@@ -224,7 +223,7 @@ def test_threads_do_not_see_each_others_rules():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert right == 3 * 30 * [True]
     assert snapshot(model) == before
 
 

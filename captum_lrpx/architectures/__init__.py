@@ -9,8 +9,10 @@ To support a family, write one declaration::
 """
 
 from captum_lrpx.architectures.bert import BERT, DISTILBERT, ROBERTA
+from captum_lrpx.architectures.bloom import BLOOM
 from captum_lrpx.architectures.gpt2 import GPT2
 from captum_lrpx.architectures.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from captum_lrpx.architectures.opt import OPT, OPT_POST_NORM
 from captum_lrpx.architectures.registry import (
     architecture_for,
     model_types,
@@ -31,11 +33,14 @@ from captum_lrpx.architectures.schema import (
 
 __all__ = [
     "BERT",
+    "BLOOM",
     "DISTILBERT",
     "GPT2",
     "LLAMA",
     "MISTRAL",
     "MLP",
+    "OPT",
+    "OPT_POST_NORM",
     "QWEN2",
     "QWEN3",
     "ROBERTA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.architectures import bert, gpt2, llama
+from captum_lrpx.architectures import bert, bloom, gpt2, llama, opt
 from captum_lrpx.architectures.schema import Architecture
 
 if TYPE_CHECKING:
@@ -16,7 +16,13 @@ __all__ = ["ENTRY_POINT_GROUP", "architecture_for", "model_types", "register", "
 ENTRY_POINT_GROUP = "captum_lrpx.architectures"
 """Entry points of this group name an :class:`Architecture` or an iterable of them."""
 
-_BUILT_IN = (*bert.ARCHITECTURES, *gpt2.ARCHITECTURES, *llama.ARCHITECTURES)
+_BUILT_IN = (
+    *bert.ARCHITECTURES,
+    *bloom.ARCHITECTURES,
+    *gpt2.ARCHITECTURES,
+    *llama.ARCHITECTURES,
+    *opt.ARCHITECTURES,
+)
 _registered: list[Architecture] = []
 _from_entry_points: list[Architecture] | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Captured", "captured", "with_gradients"]
+__all__ = ["Captured", "captured", "embedding_with_gradients"]
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
 """Layer -> the tensors that it took or gave: the first floating one and those alike."""
@@ -71,7 +71,7 @@ def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator
 
 
 @contextmanager
-def with_gradients(embedding: nn.Module) -> Iterator[None]:
+def embedding_with_gradients(embedding: nn.Module) -> Iterator[None]:
     """Let what an embedding gives need a gradient, also where its weights do not.
 
     Then everything behind it has a graph, and a layer without a path to the explained output is one

@@ -13,7 +13,7 @@ from captum_lrpx.binding import find_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RecordedForward", "model_of"]
+__all__ = ["RecordedForward", "model_of", "with_gradients"]
 
 
 def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Module:
@@ -43,6 +43,14 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
     return find_model(model)
+
+
+def with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Aliases of floating inputs that need a gradient; the caller's tensors stay as they are."""
+    return tuple(
+        tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+        for tensor in inputs
+    )
 
 
 class RecordedForward:

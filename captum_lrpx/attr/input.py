@@ -9,7 +9,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
 from captum_lrpx.propagation import propagation, sites_of
 
@@ -147,13 +147,10 @@ class LRPx(LRPRules, GradientAttribution):
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
-        required = [tensor.requires_grad for tensor in inputs]
-        try:
-            _captum.apply_gradient_requirements(inputs, warn=False)
-            with propagation(self.model, self.recipe):
-                gradients = self.gradient_func(forward, inputs, target, additional_forward_args)
-        finally:
-            _captum.undo_gradient_requirements(inputs, required)
+        with propagation(self.model, self.recipe):
+            gradients = self.gradient_func(
+                forward, with_gradients(inputs), target, additional_forward_args
+            )
         return tuple(
             (tensor * gradient).detach() for tensor, gradient in zip(inputs, gradients, strict=True)
         )

@@ -9,8 +9,8 @@ from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.capture import captured, with_gradients
-from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
 from captum_lrpx.propagation import gradient_scale, propagation, sites_of
 
@@ -131,7 +131,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         with (
             torch.enable_grad(),
             propagation(self.model, self.recipe),
-            with_gradients(sites_of(self.model).token_embedding),
+            embedding_with_gradients(sites_of(self.model).token_embedding),
             captured(layers, at_input=attribute_to_layer_input) as values,
         ):
             explained = _run(forward, inputs, target, additional_forward_args)
@@ -190,14 +190,6 @@ class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
     r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`AttnLRPx`."""
 
 
-def _with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Embeddings that need a gradient, as :func:`~captum_lrpx.attr.capture.with_gradients`."""
-    return tuple(
-        tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
-        for tensor in inputs
-    )
-
-
 def _run(
     forward: RecordedForward,
     inputs: Tensor | tuple[Tensor, ...],
@@ -209,7 +201,7 @@ def _run(
         "Tensor",
         _captum.run_forward(
             forward,
-            _with_gradients(_captum.format_tensor_into_tuples(inputs)),
+            with_gradients(_captum.format_tensor_into_tuples(inputs)),
             target,
             _captum.format_additional_forward_args(additional_forward_args),
         ),

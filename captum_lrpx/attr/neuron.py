@@ -9,7 +9,7 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
 from captum_lrpx.propagation import propagation, sites_of
 
@@ -102,22 +102,16 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
             raise ValueError("Token ids must be the only input.")
         forward = RecordedForward(self.forward_func)
         embedding = [sites_of(self.model).token_embedding] if of_ids else []
-        required = [tensor.requires_grad for tensor in tensors]
-        try:
-            if not of_ids:
-                _captum.apply_gradient_requirements(tensors, warn=False)
-            with (
-                torch.enable_grad(),
-                propagation(self.model, self.recipe),
-                captured(embedding) as embedded,
-                captured([self.layer], at_input=attribute_to_neuron_input) as layers,
-            ):
-                _captum.run_forward(forward, tensors, None, args)
-                sources = embedded[embedding[0]] if of_ids else tensors
-                gradients = self._gradients(layers, sources, neuron_selector)
-        finally:
-            if not of_ids:
-                _captum.undo_gradient_requirements(tensors, required)
+        aliases = with_gradients(tensors)
+        with (
+            torch.enable_grad(),
+            propagation(self.model, self.recipe),
+            captured(embedding) as embedded,
+            captured([self.layer], at_input=attribute_to_neuron_input) as layers,
+        ):
+            _captum.run_forward(forward, aliases, None, args)
+            sources = embedded[embedding[0]] if of_ids else aliases
+            gradients = self._gradients(layers, sources, neuron_selector)
         relevances = tuple(
             (source * gradient).detach()
             for source, gradient in zip(sources, gradients, strict=True)

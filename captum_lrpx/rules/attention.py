@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from captum_lrpx.rules.base import Rule
-from captum_lrpx.rules.patches import Attachment, Constant, Patch, ScaleOutputGradient
+from captum_lrpx.rules.patches import (
+    Attachment,
+    Constant,
+    ConstantWeightsPatch,
+    Patch,
+    ScaleFeatureGradients,
+    ScaleOutputGradient,
+)
 from captum_lrpx.sites import AttentionSite, Projection
 
 if TYPE_CHECKING:
@@ -42,7 +49,8 @@ class ConstantWeights(AttentionRule):
 
     def attach(self, site: AttentionSite) -> Sequence[Attachment]:
         """Hold queries and keys constant."""
-        return scale_projections(site, query=0.0, key=0.0, value=1.0)
+        projections = scale_projections(site, query=0.0, key=0.0, value=1.0)
+        return [*projections, Attachment(site.module, ConstantWeightsPatch())]
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ def scale_projections(
         by_module.setdefault(projection.module, []).append((projection, factor))
     attachments = []
     for module, parts in by_module.items():
-        patch = _whole(parts[0][1]) if parts[0][0].features is None else _by_feature(parts)
+        whole = parts[0][0].features is None
+        patch = _whole(parts[0][1]) if whole else _by_feature(module, parts)
         if patch is not None:
             attachments.append(Attachment(module, patch))
     return attachments
@@ -92,10 +101,10 @@ def _whole(factor: float) -> Patch | None:
     return None if factor == 1 else ScaleOutputGradient(factor)
 
 
-def _by_feature(parts: list[tuple[Projection, float]]) -> Patch:
+def _by_feature(module: nn.Module, parts: list[tuple[Projection, float]]) -> Patch:
     """The patch of a fused projection: each feature has the factor of the part it belongs to."""
     features = [part.features for part, _ in parts if part.features is not None]
     factors = torch.ones(sum(index.numel() for index in features))
     for part, factor in parts:
         factors[part.features] = factor
-    return ScaleOutputGradient(factors)
+    return ScaleFeatureGradients(factors, module)

@@ -21,8 +21,8 @@ from captum.attr._utils.lrp_rules import (
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.rules import functional
-from captum_lrpx.rules.linear import LinearRule, weight_and_bias
-from captum_lrpx.rules.patches import Attachment, Forward, Patch
+from captum_lrpx.rules.linear import LinearRule
+from captum_lrpx.rules.patches import Attachment, Forward, Patch, weight_and_bias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

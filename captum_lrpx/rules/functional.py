@@ -11,6 +11,7 @@ explained value ``f``; ``[.]`` marks what is held constant in the backward pass.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -97,10 +98,10 @@ class _FrozenNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale, weight = ctx.saved_tensors
         bias_grad = grads[0].sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[4] else None
-        grad = grads[0] if weight is None else grads[0] * weight
-        grad = grad * scale
+        grad = grads[0].to(scale.dtype)
+        grad = grad * scale if weight is None else (grad * weight).mul_(scale)
         if ctx.center:
-            grad = grad - grad.mean(dim=tuple(range(-ctx.center, 0)), keepdim=True)
+            grad -= grad.mean(dim=tuple(range(-ctx.center, 0)), keepdim=True)
         return grad.to(ctx.dtype), None, None, None, bias_grad, None
 
 
@@ -166,6 +167,7 @@ def frozen_norm(
     center: int,
     dims: int = 1,
     bias: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm or RMSNorm with its scale held constant (Arras et al. 2025, appendix D.5).
 
@@ -182,6 +184,7 @@ def frozen_norm(
         center: Number of trailing dimensions whose mean is subtracted; 0 for RMSNorm.
         dims: Number of trailing dimensions over which the scale is computed.
         bias: The module's bias, if its relevance is asked for: it gets its gradient.
+        scale: ``1 / std`` or ``1 / rms``, one per normalized row, if it is known already.
 
     Returns:
         ``value``, with the gradient of the frozen normalization.
@@ -189,17 +192,23 @@ def frozen_norm(
     wanted = x.requires_grad or (bias is not None and bias.requires_grad)
     if not (torch.is_grad_enabled() and wanted):
         return value
-    with torch.no_grad():
-        # Half precisions are normalized in float32 by PyTorch and by transformers alike.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        over = tuple(range(-dims, 0))
-        if center:
-            square = wide.var(dim=over, unbiased=False, keepdim=True)
-        else:
-            square = wide.square().mean(dim=over, keepdim=True)
-        scale = torch.rsqrt(square + eps)
+    if scale is None:
+        scale = _inverse_scale(x.detach(), eps, center=bool(center), dims=dims)
     frozen: Tensor = _FrozenNorm.apply(x, value.detach(), scale, weight, bias, center)  # type: ignore[no-untyped-call]
     return frozen
+
+
+def _inverse_scale(x: Tensor, eps: float, *, center: bool, dims: int) -> Tensor:
+    """``1 / sqrt(mean square + eps)`` over the last dimensions, kept as dimensions of size 1."""
+    # Half precisions are normalized in float32 by PyTorch and by transformers alike.
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    over = tuple(range(-dims, 0))
+    if center:
+        wide = wide - wide.mean(dim=over, keepdim=True)
+    size = math.prod(x.shape[-dims:])
+    norm = torch.linalg.vector_norm(wide, dim=over, keepdim=True)  # one pass, no temporary
+    scale: Tensor = norm.square_().div_(size).add_(eps).rsqrt_()
+    return scale
 
 
 def uniform(product: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ import torch
 
 from captum_lrpx.rules import functional
 from captum_lrpx.rules.base import Rule
-from captum_lrpx.rules.patches import Attachment, Forward
+from captum_lrpx.rules.patches import Attachment, Forward, weight_and_bias
 from captum_lrpx.sites import LinearSite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule", "weight_and_bias"]
 
@@ -104,31 +104,6 @@ class Gamma(LinearRule):
             return functional.gamma(x, value, weight, bias, self.strength)
 
         return [Attachment(site.module, patch)]
-
-
-def weight_and_bias(module: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
-    """Weight ``[out, in]`` and bias of a linear layer.
-
-    Args:
-        module: ``torch.nn.Linear``, or transformers' ``Conv1D``, which stores its weight
-            transposed.
-        path: For the error message.
-
-    Raises:
-        TypeError: If the layer keeps no plain weight (a quantized layer, a LoRA adapter): rules
-            that
-            split the weights by sign cannot be applied to it.
-    """
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    plain = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-    if not plain or not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        raise TypeError(
-            f"The rule needs the weight of {path!r}, but {type(module).__name__} has no plain "
-            "floating-point weight: use Epsilon for this layer, or merge the adapter."
-        )
-    if type(module).__name__ == "Conv1D":
-        weight = weight.t()
-    return weight, bias
 
 
 def _check_non_negative(name: str, value: float) -> None:

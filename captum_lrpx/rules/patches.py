@@ -11,27 +11,34 @@ own. A hook on the module then sees a gradient without the factor: such patches 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
+from torch import nn
 
-from captum_lrpx.rules import functional, slopes
+from captum_lrpx.rules import functional, slopes, sparse
+from captum_lrpx.rules.kernels import ConstantWeightsMode
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = [
     "Attachment",
     "Constant",
+    "ConstantWeightsPatch",
     "Forward",
     "FrozenNormPatch",
     "InlineSecant",
     "Patch",
+    "ScaleFeatureGradients",
     "ScaleInputGradient",
     "ScaleOutputGradient",
     "SecantPatch",
+    "SparseRows",
+    "weight_and_bias",
 ]
 
 Forward = Callable[..., Any]
@@ -60,26 +67,88 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class ScaleOutputGradient:
-    """The gradient of the module's output is multiplied by a factor.
+    """The gradient of the module's output is multiplied by a factor."""
 
-    Attributes:
-        factor: A number, or a tensor with one factor per output feature.
-    """
-
-    factor: float | Tensor
+    factor: float
 
     @property
-    def output_scale(self) -> float | Tensor:
+    def output_scale(self) -> float:
         """What a gradient caught behind the module lacks."""
         return self.factor
 
     def __call__(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module and scale the gradient of what it returns."""
-        output: Tensor = forward(*args, **kwargs)
-        factor = self.factor
-        if isinstance(factor, torch.Tensor):
-            factor = factor.to(device=output.device, dtype=output.dtype)
-        return functional.scale_gradient(output, factor)
+        return functional.scale_gradient(forward(*args, **kwargs), self.factor)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleFeatureGradients:
+    """The gradient of each output feature of a linear layer is multiplied by a factor of its own.
+
+    Attributes:
+        factors: One factor per output feature.
+        module: The layer.
+    """
+
+    factors: Tensor
+    module: nn.Module
+    _kept: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_kept", _one_range(self.factors))
+
+    @property
+    def output_scale(self) -> Tensor:
+        """What a gradient caught behind the module lacks."""
+        return self.factors
+
+    def __call__(self, forward: Forward, x: Tensor) -> Tensor:
+        """Run the layer and scale the gradient of what it returns."""
+        if self._kept is not None and x.requires_grad and sparse.is_plain_linear(self.module):
+            with torch.no_grad():
+                value: Tensor = forward(x)
+            weight, _ = weight_and_bias(self.module)
+            return sparse.feature_linear(x, value, weight, *self._kept)
+        output: Tensor = forward(x)
+        factors = self.factors.to(device=output.device, dtype=output.dtype)
+        return functional.scale_gradient(output, factors)
+
+
+def _one_range(factors: Tensor) -> tuple[int, int] | None:
+    """The range of features with factor 1, if all others have factor 0 and it is one range."""
+    kept = factors.nonzero().flatten()
+    if not kept.numel() or not bool((factors[kept] == 1).all()):
+        return None
+    start, stop = int(kept[0]), int(kept[-1]) + 1
+    return (start, stop) if stop - start == kept.numel() else None
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantWeightsPatch:
+    """The attention's kernel, if it is PyTorch's SDPA, holds its weights constant."""
+
+    def __call__(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """Run the attention."""
+        with ConstantWeightsMode():
+            return forward(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRows:
+    """The output layer of a language model: its backward pass skips what is not explained."""
+
+    module: nn.Module
+
+    def __call__(self, forward: Forward, x: Tensor) -> Tensor:
+        """Run the layer."""
+        value: Tensor
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        if not wanted or not sparse.is_plain_linear(self.module):
+            value = forward(x)
+            return value
+        with torch.no_grad():
+            value = forward(x)
+        return sparse.row_sparse_linear(x, value, weight_and_bias(self.module)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +181,16 @@ class SecantPatch:
             value: Tensor = forward(z.clone() if inplace else z)
             if not z.requires_grad:
                 return value
-            closed = slopes.closed_form(self.module)
-            slope = slopes.secant(z, value, forward) if closed is None else closed(z)
+            slope = self._slope(z, value, forward)
         return functional.identity(z, value, slope)
+
+    def _slope(self, z: Tensor, value: Tensor, forward: Forward) -> Tensor:
+        closed = slopes.closed_form(self.module)
+        if closed is None:
+            return slopes.secant(z, value, forward)
+        if z.dtype in (torch.float16, torch.bfloat16):
+            return closed(z)
+        return slopes.ratio(z, value, limit=float(closed(z.new_zeros(()))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,24 +203,27 @@ class InlineSecant:
 
     Attributes:
         function: Name of the activation, for its slope at zero.
-        pending: The pre-activations of calls whose ``after`` has not come yet.
     """
 
     function: str
-    pending: list[Tensor] = field(default_factory=list)
+    _calls: threading.local = field(default_factory=threading.local)
 
     def before(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module before the activation."""
-        self.pending.clear()
         output: Tensor = forward(*args, **kwargs)
-        self.pending.append(output)
+        self._calls.pre_activation = output
         return output
+
+    def forget(self) -> None:
+        """Drop what a forward pass left that did not come as far as ``after``."""
+        self._calls.pre_activation = None
 
     def after(self, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module after the activation."""
-        if not self.pending:
+        z: Tensor | None = getattr(self._calls, "pre_activation", None)
+        self.forget()
+        if z is None:
             return forward(x, *args, **kwargs)
-        z = self.pending.pop()
         if z.shape != x.shape:
             raise RuntimeError(
                 f"The activation {self.function!r} was declared to stand between two modules, but "
@@ -175,7 +254,7 @@ class FrozenNormPatch:
     def __call__(self, forward: Forward, x: Tensor) -> Tensor:
         """Run the norm without a graph and give it the slope of the frozen norm."""
         with torch.no_grad():
-            value: Tensor = forward(x)
+            value, scale = self._run(forward, x)
         weight = getattr(self.module, "weight", None)
         if weight is not None:
             weight = weight.detach()
@@ -190,7 +269,19 @@ class FrozenNormPatch:
             center=dims if self.centered else 0,
             dims=dims,
             bias=getattr(self.module, "bias", None),
+            scale=scale,
         )
+
+    def _run(self, forward: Forward, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The norm's output, and its scale if the kernel gives it away."""
+        if getattr(forward, "__func__", None) is not nn.LayerNorm.forward:
+            return forward(x), None
+        norm = cast("nn.LayerNorm", self.module)
+        value, _, scale = torch.native_layer_norm(
+            x, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+        )
+        # Some kernels round the scale of a half precision input to that precision.
+        return value, None if scale.dtype in (torch.float16, torch.bfloat16) else scale
 
 
 def norm_epsilon(module: nn.Module, x: Tensor) -> float:
@@ -205,3 +296,28 @@ def norm_epsilon(module: nn.Module, x: Tensor) -> float:
         f"The norm {type(module).__name__} has neither `eps` nor `variance_epsilon`: declare its "
         "rule with an override for this module."
     )
+
+
+def weight_and_bias(module: nn.Module, path: str = "a layer") -> tuple[Tensor, Tensor | None]:
+    """Weight ``[out, in]`` and bias of a linear layer.
+
+    Args:
+        module: ``torch.nn.Linear``, or transformers' ``Conv1D``, which stores its weight
+            transposed.
+        path: For the error message.
+
+    Raises:
+        TypeError: If the layer keeps no plain weight (a quantized layer, a LoRA adapter): rules
+            that
+            split the weights by sign cannot be applied to it.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    plain = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    if not plain or not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        raise TypeError(
+            f"The rule needs the weight of {path!r}, but {type(module).__name__} has no plain "
+            "floating-point weight: use Epsilon for this layer, or merge the adapter."
+        )
+    if type(module).__name__ == "Conv1D":
+        weight = weight.t()
+    return weight, bias

@@ -1,0 +1,21 @@
+"""ALTI-Logit: the mathematics, and the recording of a forward pass that it works on."""
+
+from captum_lrpx.alti.functional import (
+    alti_matrix,
+    contributions,
+    fold_frozen_norm,
+    logit_update,
+    normalize,
+    rollout,
+    rollout_by_layer,
+)
+
+__all__ = [
+    "alti_matrix",
+    "contributions",
+    "fold_frozen_norm",
+    "logit_update",
+    "normalize",
+    "rollout",
+    "rollout_by_layer",
+]

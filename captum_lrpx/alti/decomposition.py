@@ -1,0 +1,80 @@
+"""An explained value as a sum: tokens through each head, MLPs, biases, and the explained token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+__all__ = ["ALTILogitDecomposition"]
+
+
+@dataclass(frozen=True, eq=False)
+class ALTILogitDecomposition:
+    """What an explained value is made of, for ``B`` examples, ``L`` blocks and ``H`` heads.
+
+    ``heads.sum() + start.sum() + mlps.sum() + all biases + remainder`` is the explained value,
+    per example (:meth:`total`).
+
+    Attributes:
+        value: The explained values ``[B]``.
+        updates: What each head of each block reads from each position of its own input
+            ``[B, L, H, T]`` (logit updates, before they are carried back).
+        heads: The same carried back to the input tokens by the ALTI matrices ``[B, L, H, T]``; the
+            sum over ``T`` is that of ``updates``.
+        start: What the explained position's own embedding contributes directly, along the residual
+            stream ``[B, T]``; zero at all other positions.
+        mlps: What the output of each MLP contributes ``[B, L]``. It is not carried back: ALTI-Logit
+            cuts the flow there.
+        biases: What each bias outside of the MLPs contributes, by its path, each ``[B]``.
+        remainder: What is left ``[B]``: rounding, if the forward function is linear in the logits;
+            for a log-probability the part that is not linear.
+        alti: The ALTI matrix of each block ``[B, L, T, T]`` (row: position, column: token), if
+            asked for.
+    """
+
+    value: Tensor
+    updates: Tensor
+    heads: Tensor
+    start: Tensor
+    mlps: Tensor
+    biases: Mapping[str, Tensor]
+    remainder: Tensor
+    alti: Tensor | None = None
+
+    @property
+    def layers(self) -> Tensor:
+        """Contributions of the input tokens through the attention of each block ``[B, L, T]``."""
+        return self.heads.sum(2)
+
+    def tokens(self, *, include_start: bool = True) -> Tensor:
+        """Contributions of the input tokens.
+
+        Args:
+            include_start: Whether the start term is part of its token's contribution.
+
+        Returns:
+            ``[B, T]``.
+        """
+        tokens = self.heads.sum((1, 2))
+        return tokens + self.start if include_start else tokens
+
+    def parts(self) -> dict[str, Tensor]:
+        """The terms whose sum is the explained value, by name, each ``[B]``."""
+        return {
+            "tokens": self.heads.sum((1, 2, 3)),
+            "start": self.start.sum(1),
+            "mlps": self.mlps.sum(1),
+            **self.biases,
+            "remainder": self.remainder,
+        }
+
+    def total(self) -> Tensor:
+        """The sum of all parts ``[B]``: the explained value, up to rounding."""
+        return torch.stack(list(self.parts().values())).sum(0)

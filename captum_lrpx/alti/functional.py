@@ -1,0 +1,291 @@
+r"""ALTI and ALTI-Logit as pure functions on tensors of one example.
+
+ALTI (Ferrando et al. 2022, https://arxiv.org/abs/2203.04212) writes the output of an attention
+block as a sum of vectors, one from each token, and measures how much each of them contributes.
+ALTI-Logit (Ferrando et al. 2023, https://arxiv.org/abs/2305.12535; Arras et al. 2025, section 2.1)
+asks instead how much each of them moves a logit, and follows that back to the input by ALTI.
+
+Symbols: ``T`` tokens, ``D`` hidden size, ``H`` heads of size ``z`` (``G`` key/value heads, each
+shared by ``H / G``), ``R`` rows, that is explained positions or query positions. With attention
+weights ``A``, values ``v`` and the output projection ``W`` of each head, position ``i`` receives
+from position ``j``, ``x`` being the residual stream,
+
+.. math:: T_{ij} = \sum_h A^h_{ij} v^h_j W^h + \delta_{ij} x_i
+
+Nothing of the shape ``[T, T, D]`` is ever held: sources are taken in blocks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+__all__ = [
+    "CHUNK_ELEMENTS",
+    "alti_matrix",
+    "contributions",
+    "fold_frozen_norm",
+    "logit_update",
+    "normalize",
+    "rollout",
+    "rollout_by_layer",
+]
+
+CHUNK_ELEMENTS = 2**20
+"""Elements of the transformed vectors held at a time: what fits into a processor's cache."""
+
+
+def logit_update(
+    weights: Tensor, values: Tensor, directions: Tensor, output_weight: Tensor
+) -> Tensor:
+    r"""How much the explained value moves by what each head reads from each token.
+
+    ``lambda[h, j] = sum_i A[h, i, j] <v[h, j], W[h] u_i>`` (Ferrando et al. 2023, equation 9, with
+    the direction ``u`` of the explained value instead of transformed vectors).
+
+    Args:
+        weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
+        values: Values ``v`` ``[G, T, z]``.
+        directions: Gradient ``u`` of the explained value with respect to the output of the
+            attention block at the explained rows ``[R, D]``.
+        output_weight: Output projection ``W`` by heads ``[H, z, D]``.
+
+    Returns:
+        ``lambda`` ``[H, T]``, in units of the explained value.
+    """
+    heads, rows, tokens = weights.shape
+    groups, _, size = values.shape
+    seen = directions @ output_weight.flatten(0, 1).t()  # [R, H z]
+    by_group = seen.view(rows, heads, size).transpose(0, 1).reshape(groups, -1, size)
+    scores = by_group @ values.transpose(1, 2)
+    return (weights * scores.view(heads, rows, tokens)).sum(1)
+
+
+def alti_matrix(
+    weights: Tensor,
+    values: Tensor,
+    output_weight: Tensor,
+    residual: Tensor,
+    resultant: Tensor,
+    *,
+    first_row: int = 0,
+    chunk: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    """The contribution of each token to each position of a block, as shares that sum to one.
+
+    Args:
+        weights: Attention weights of the rows ``first_row`` to ``first_row + R`` ``[H, R, T]``.
+        values: Values ``[G, T, z]``.
+        output_weight: Output projection by heads ``[H, z, D]``.
+        residual: Residual stream ``x`` at those rows ``[R, D]``.
+        resultant: What the block makes of it, ``y`` ``[R, D]``, biases included.
+        first_row: Position of the first row.
+        chunk: Elements of the transformed vectors held at a time.
+
+    Returns:
+        ``C`` ``[R, T]``, non-negative, each row sums to one (Ferrando et al. 2022, equation 7).
+    """
+    raw = contributions(
+        weights,
+        values,
+        output_weight,
+        residual,
+        resultant,
+        first_row=first_row,
+        chunk=chunk,
+    )
+    return normalize(raw, first_row=first_row)
+
+
+def normalize(contribution: Tensor, *, first_row: int = 0) -> Tensor:
+    """Clip contributions at zero and divide each row by its sum.
+
+    A row to which nothing contributes (its bias outweighs all tokens) keeps its own token: the
+    matrix stays stochastic, hence what is carried through it keeps its sum.
+
+    Args:
+        contribution: ``[R, T]``, see :func:`contributions`.
+        first_row: Position of the first row.
+
+    Returns:
+        ``[R, T]``, non-negative, each row sums to one.
+    """
+    mass = contribution.clamp(min=0)
+    total = mass.sum(-1, keepdim=True)
+    empty = total == 0
+    mass.diagonal(first_row).masked_fill_(empty.squeeze(-1), 1.0)
+    return mass / torch.where(empty, 1.0, total)
+
+
+@torch.no_grad()
+def contributions(
+    weights: Tensor,
+    values: Tensor,
+    output_weight: Tensor,
+    residual: Tensor,
+    resultant: Tensor,
+    *,
+    first_row: int = 0,
+    chunk: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    r"""The raw contributions ``||y_i||_1 - ||T_ij - y_i||_1`` (Ferrando et al. 2022, equation 6).
+
+    The two norms are close to each other, so their difference cancels. With ``t'`` the transformed
+    vector in the signs of ``y``, it is summed as ``min(t', 2 |y| - t') = 2 min(t', |y|) - t'``,
+    which is the same and does not cancel.
+
+    Args:
+        weights: Attention weights of the rows ``first_row`` to ``first_row + R`` ``[H, R, T]``.
+        values: Values ``[G, T, z]``.
+        output_weight: Output projection by heads ``[H, z, D]``.
+        residual: Residual stream ``x`` at those rows ``[R, D]``.
+        resultant: ``y`` at those rows ``[R, D]``.
+        first_row: Position of the first row.
+        chunk: Elements of the transformed vectors held at a time.
+
+    Returns:
+        ``[R, T]``, at most ``||y_i||_1``, exactly 0 where a position reads nothing from a token.
+    """
+    _, rows, tokens = weights.shape
+    hidden = resultant.shape[-1]
+    by_source = weights.transpose(1, 2).contiguous().transpose(0, 1)  # [T, H, R]
+    first, last = _reach(weights, first_row)
+    signs = torch.where(resultant < 0, -1.0, 1.0).to(resultant.dtype)
+    magnitude = resultant.abs()
+    result = weights.new_zeros(tokens, rows)
+    buffer = weights.new_empty(max(chunk, hidden))
+    for start, messages in _messages(values, output_weight, chunk):
+        block = 0
+        while block < messages.shape[0]:
+            source = start + block
+            reach = max(1, last[source] + 1 - first[source])
+            count = min(max(1, chunk // (reach * hidden)), messages.shape[0] - block)
+            sources = slice(source, source + count)
+            step = max(1, chunk // (count * hidden))
+            for low in range(min(first[sources]), max(last[sources]) + 1, step):
+                high = min(low + step, max(last[sources]) + 1)
+                taken = slice(low, high)
+                out = buffer[: count * (high - low) * hidden].view(count, high - low, hidden)
+                t = torch.bmm(
+                    by_source[sources, :, taken].transpose(1, 2),
+                    messages[block : block + count],
+                    out=out,
+                )
+                own = t.diagonal(source - first_row - low, 0, 1)  # [D, n], where T_ii gets x_i
+                offset = max(low, source - first_row)
+                own.add_(residual[offset : offset + own.shape[1]].t())
+                result[sources, taken] = _signed_share(t, signs[taken], magnitude[taken])
+            block += count
+    return result.t()
+
+
+def _signed_share(t: Tensor, signs: Tensor, magnitude: Tensor) -> Tensor:
+    """``sum_d min(t', 2 |y| - t')`` of ``t`` ``[J, I, D]`` with ``y`` ``[I, D]``; overwrites t."""
+    total = t.mul_(signs).sum(-1)
+    return torch.minimum(t, magnitude, out=t).sum(-1).mul_(2).sub_(total)
+
+
+def _messages(values: Tensor, output_weight: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+    """What each source sends through each head, ``v W``, in groups ``(start, [n, H, D])``."""
+    heads, _, hidden = output_weight.shape
+    groups, tokens, _ = values.shape
+    size = min(tokens, max(1, chunk // (heads * hidden)))
+    buffer = values.new_empty(heads * size * hidden)
+    for start in range(0, tokens, size):
+        taken = values[:, start : start + size].repeat_interleave(heads // groups, 0)
+        out = buffer[: heads * taken.shape[1] * hidden].view(heads, -1, hidden)
+        yield start, torch.bmm(taken, output_weight, out=out).transpose(0, 1)
+
+
+def _reach(weights: Tensor, first_row: int) -> tuple[list[int], list[int]]:
+    """First and last row that reads from each token, its own among them; ``R`` and -1 if none.
+
+    Causality, windows and padding are all seen in the weights themselves ``[H, R, T]``.
+    """
+    reads = weights.amax(0) != 0
+    reads.diagonal(first_row).fill_(value=True)
+    rows = reads.shape[0]
+    index = torch.arange(rows, device=reads.device).unsqueeze(1)
+    first = torch.where(reads, index, rows).amin(0)
+    last = torch.where(reads, index, -1).amax(0)
+    return first.tolist(), last.tolist()
+
+
+def fold_frozen_norm(
+    weights: Tensor,
+    output_weight: Tensor,
+    residual: Tensor,
+    *,
+    scale: Tensor,
+    weight: Tensor | None,
+    centered: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let a norm with frozen scale behind the residual add be part of the transformed vectors.
+
+    ``T_ij = gamma * center(sum_h A v W + delta x) * scale_i`` is again of the form that
+    :func:`contributions` takes, with other weights, output projection and residual (Ferrando et
+    al. 2022, equation 5).
+
+    Args:
+        weights: Attention weights ``[H, R, T]``.
+        output_weight: Output projection by heads ``[H, z, D]``.
+        residual: Residual stream at the rows ``[R, D]``.
+        scale: ``1 / std`` or ``1 / rms`` of the norm's input at the rows ``[R, 1]``.
+        weight: The norm's effective weight ``gamma`` ``[D]``, or None.
+        centered: Whether the norm subtracts the mean.
+
+    Returns:
+        The three, of the same shapes.
+    """
+    if centered:
+        output_weight = output_weight - output_weight.mean(-1, keepdim=True)
+        residual = residual - residual.mean(-1, keepdim=True)
+    if weight is not None:
+        output_weight, residual = output_weight * weight, residual * weight
+    return weights * scale, output_weight, residual * scale
+
+
+def rollout(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Carry the logit updates of all layers back to the input, and add them up.
+
+    ``sum_l lambda^l C^(l-1) ... C^0`` by Horner's scheme: a row times a matrix at each layer.
+
+    Args:
+        layers: For each layer, from the last to the first, its update ``[..., N, T]`` and its ALTI
+            matrix ``[..., T, T]``. That of the last layer is not used.
+
+    Returns:
+        Contributions of the input tokens ``[..., N, T]``.
+    """
+    total: Tensor | None = None
+    for update, matrix in layers:
+        total = update if total is None or matrix is None else update + total @ matrix
+    if total is None:
+        raise ValueError("There is no layer to carry back.")
+    return total
+
+
+def rollout_by_layer(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Carry the logit updates of all layers back to the input, each for itself.
+
+    Args:
+        layers: As for :func:`rollout`, with updates ``[..., N, T]``.
+
+    Returns:
+        ``[..., L, N, T]``, from the first layer to the last; their sum is :func:`rollout`.
+    """
+    rows: Tensor | None = None
+    count = 0
+    for update, matrix in layers:
+        count = update.shape[-2]
+        carried = [] if rows is None or matrix is None else [rows @ matrix]
+        rows = torch.cat([update, *carried], -2)
+    if rows is None:
+        raise ValueError("There is no layer to carry back.")
+    return rows.reshape(*rows.shape[:-2], -1, count, rows.shape[-1])

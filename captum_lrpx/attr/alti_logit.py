@@ -1,0 +1,340 @@
+"""ALTI-Logit as a Captum attribution of a model's input tokens."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from captum.attr._utils.attribution import GradientAttribution
+
+from captum_lrpx import _captum
+from captum_lrpx.alti import rollout, rollout_by_layer
+from captum_lrpx.alti.blocks import Blocks
+from captum_lrpx.alti.decomposition import ALTILogitDecomposition
+from captum_lrpx.alti.directions import Directions, directions_of
+from captum_lrpx.alti.recording import Recording
+from captum_lrpx.attr.forward import RecordedForward, model_of
+from captum_lrpx.attr.protocol import RelevanceProtocol, require_gradients
+from captum_lrpx.propagation import attached, sites_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+    from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+
+__all__ = ["ALTILogit"]
+
+_MEMORY_BUDGET = 256 * 2**20
+
+
+class ALTILogit(RelevanceProtocol, GradientAttribution):
+    r"""ALTI-Logit: token contributions to a logit through the attention of every layer.
+
+    The explained logit is a sum over what each attention block, each MLP and each bias adds to the
+    residual stream. What an attention block adds is split into the tokens that it reads, and
+    carried back to the input by the ALTI matrices of the blocks below (Ferrando et al. 2023,
+    https://arxiv.org/abs/2305.12535; Arras et al. 2025, https://arxiv.org/abs/2502.15886, section
+    2.1). The flow is cut at the MLPs: what they add is not part of any token's score, which is the
+    difference to :class:`captum_lrpx.LRPx`. The method is defined for models with the norm before a
+    branch; for those with the norm behind it (BERT) it is extended by the direction in which each
+    branch moves the explained value.
+
+    The model is left as it was, also after an error.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        model: nn.Module | None = None,
+        *,
+        value_bias: Literal["tokens", "apart"] = "tokens",
+        memory_budget: int = _MEMORY_BUDGET,
+    ) -> None:
+        r"""Find the model and check that its architecture is declared.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it: a
+                Hugging Face model (its ``logits`` are explained), a module that contains one, or a
+                function, which needs ``model``.
+            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            value_bias (str, optional): Whether the constant part of the value vectors belongs to
+                the tokens that are read (``"tokens"``, as in the published results) or is reported
+                among the biases (``"apart"``).
+                Default: "tokens"
+            memory_budget (int, optional): Bytes that temporary tensors of the decomposition may
+                take beside the recorded forward pass. Default: 256 MiB
+
+        Raises:
+            ValueError: If no model is found, its architecture is not declared, or an option has no
+                such value.
+        """
+        if value_bias not in ("tokens", "apart"):
+            raise ValueError(f'`value_bias` must be "tokens" or "apart", not {value_bias!r}.')
+        GradientAttribution.__init__(self, forward_func)
+        self.model = model_of(forward_func, model)
+        self.value_bias = value_bias
+        self.memory_budget = memory_budget
+        sites_of(self.model)
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        return_convergence_delta: Literal[True],
+        include_start: bool = True,
+        return_input_shape: bool = True,
+    ) -> tuple[TensorOrTupleOfTensorsGeneric, Tensor]: ...
+
+    @typing.overload
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        return_convergence_delta: Literal[False] = False,
+        include_start: bool = True,
+        return_input_shape: bool = True,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        return_convergence_delta: bool = False,
+        include_start: bool = True,
+        return_input_shape: bool = True,
+    ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, Tensor]:
+        r"""Contributions of the input tokens to the explained output.
+
+        Args:
+            inputs (Tensor or tuple[Tensor]): The one input of the model: token ids ``[B, T]`` or
+                embeddings ``[B, T, D]``. The first dimension is the batch.
+            target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
+                every form that Captum takes (see :meth:`captum_lrpx.LRPx.attribute`). The explained
+                position is the one whose logits the output was computed from.
+                Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+                inputs, given by position. Default: None
+            return_convergence_delta (bool, optional): Whether to return the convergence delta too.
+                Default: False
+            include_start (bool, optional): Whether what the explained position's own embedding
+                contributes along the residual stream is part of that token's contribution.
+                Default: True
+            return_input_shape (bool, optional): Whether embeddings get attributions of their shape,
+                the contribution of a token spread evenly over ``D``, so that the sum over ``D`` is
+                the token's; otherwise ``[B, T]``. Default: True
+
+        Returns:
+            *Tensor* or *tuple[Tensor]* of **attributions**, or 2-element tuple of **attributions**,
+            **delta**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor]*):
+                Contributions, of the shape of the input; a tuple for a tuple.
+            - **delta** (*Tensor*, returned if return_convergence_delta=True):
+                Explained output minus the sum of the contributions, one number per example. It is
+                what MLPs and biases contribute, and large by construction: :meth:`decompose` says
+                where it went.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: If there is more than one input, or the model is not one that the method
+                covers.
+            RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
+
+        Examples::
+
+            >>> model = AutoModelForCausalLM.from_pretrained(path).eval()
+            >>> ids = tokenizer("the keys to the cabinet", return_tensors="pt").input_ids
+            >>> alti_logit = ALTILogit(model)
+            >>> # contribution of each token to the logit of "are" at the last position
+            >>> are = tokenizer.convert_tokens_to_ids("are")
+            >>> contributions = alti_logit.attribute(ids, target=(-1, are))
+        """
+        tensor = _only_input(inputs)
+        recording, (directions,) = self._record(tensor, [target], additional_forward_args)
+        blocks = Blocks(
+            recording,
+            [directions],
+            memory_budget=self.memory_budget,
+            value_bias=self.value_bias == "tokens",
+        )
+        tokens = rollout(blocks).squeeze(1)
+        if include_start:
+            tokens = tokens + directions.start
+        attributions = tokens
+        if tensor.ndim == 3 and return_input_shape:
+            spread = (tokens / tensor.shape[-1]).unsqueeze(-1)
+            attributions = spread.expand(tensor.shape).contiguous()
+        if torch.is_floating_point(tensor):
+            attributions = attributions.to(tensor.dtype)
+        formatted = _captum.format_output(_captum.is_tuple(inputs), (attributions,))
+        if not return_convergence_delta:
+            return cast("TensorOrTupleOfTensorsGeneric", formatted)
+        return formatted, self.compute_convergence_delta(attributions, directions.value)
+
+    def decompose(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        *,
+        return_alti: bool = False,
+    ) -> ALTILogitDecomposition:
+        r"""Everything that the explained output is a sum of.
+
+        Args:
+            inputs (Tensor or tuple[Tensor]): As for :meth:`attribute`.
+            target (int, tuple, Tensor, or list, optional): As for :meth:`attribute`.
+                Default: None
+            additional_forward_args (Any, optional): As for :meth:`attribute`. Default: None
+            return_alti (bool, optional): Whether to return the ALTI matrices ``[B, L, T, T]``.
+                Default: False
+
+        Returns:
+            *ALTILogitDecomposition*: The parts; their sum is the explained output.
+
+        Raises:
+            AssertionError: As :meth:`attribute`.
+            ValueError: As :meth:`attribute`.
+
+        Examples::
+
+            >>> parts = ALTILogit(model).decompose(ids, target=(-1, are))
+            >>> parts.layers  # [B, L, T]: contributions of the tokens through each block
+            >>> parts.mlps  # [B, L]: what the MLPs contribute
+        """
+        (decomposition,) = self.decompose_targets(
+            inputs, [target], additional_forward_args, return_alti=return_alti
+        )
+        return decomposition
+
+    def decompose_targets(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        targets: Sequence[TargetType],
+        additional_forward_args: object | None = None,
+        *,
+        return_alti: bool = False,
+    ) -> tuple[ALTILogitDecomposition, ...]:
+        r"""Decompositions of several outputs of one forward pass, which share most of the work.
+
+        Args:
+            inputs (Tensor or tuple[Tensor]): As for :meth:`attribute`.
+            targets (Sequence): Targets, each in a form that :meth:`attribute` takes.
+            additional_forward_args (Any, optional): As for :meth:`attribute`. Default: None
+            return_alti (bool, optional): As for :meth:`decompose`; the matrices do not depend on
+                the target. Default: False
+
+        Returns:
+            *tuple[ALTILogitDecomposition, ...]*: One for each target.
+
+        Raises:
+            AssertionError: As :meth:`attribute`.
+            ValueError: As :meth:`attribute`, and if there is no target.
+
+        Examples::
+
+            >>> good, bad = ALTILogit(model).decompose_targets(ids, [(-1, are), (-1, is_)])
+            >>> contrast = good.tokens() - bad.tokens()
+        """
+        if not targets:
+            raise ValueError("Give at least one target.")
+        tensor = _only_input(inputs)
+        recording, directions = self._record(tensor, targets, additional_forward_args)
+        heads = sites_of(self.model).attentions[0].heads
+        blocks = Blocks(
+            recording,
+            directions,
+            memory_budget=self.memory_budget,
+            value_bias=self.value_bias == "tokens",
+            keep_alti=return_alti,
+            per_head=True,
+        )
+        updates: list[Tensor] = []
+
+        def remembered() -> typing.Iterator[tuple[Tensor, Tensor | None]]:
+            for update, matrix in blocks:
+                updates.insert(0, update)
+                yield update, matrix
+
+        carried = rollout_by_layer(remembered())  # [B, L, K H, T]
+        shape = (*carried.shape[:2], len(targets), heads, carried.shape[-1])
+        carried, raw = carried.view(shape), torch.stack(updates, 1).view(shape)
+        alti = torch.stack(blocks.alti[::-1], 1) if return_alti else None
+        return tuple(
+            _decomposition(
+                direction,
+                raw[:, :, index],
+                carried[:, :, index],
+                blocks.value_biases[index],
+                alti,
+            )
+            for index, direction in enumerate(directions)
+        )
+
+    def _record(
+        self,
+        inputs: Tensor,
+        targets: Sequence[TargetType],
+        additional_forward_args: object | None,
+    ) -> tuple[Recording, list[Directions]]:
+        """One forward pass, and a small backward pass for each target."""
+        require_gradients()
+        recording = Recording(self.model, sites_of(self.model), strict=not self.model.training)
+        forward = RecordedForward(self.forward_func)
+        with torch.enable_grad(), attached(self.model, recording.attachments()):
+            output = _captum.run_forward(forward, inputs, None, additional_forward_args)
+            recording.seal(inputs)
+            selected = [_captum.select_targets(output, target) for target in targets]
+            for values in selected:
+                # Captum's words, see captum._utils.gradient.compute_gradients.
+                assert values[0].numel() == 1, (  # noqa: S101
+                    "Target not provided when necessary, cannot take gradient with respect to "
+                    "multiple outputs."
+                )
+            last = len(selected) - 1
+            return recording, [
+                directions_of(recording, values, retain_graph=index < last)
+                for index, values in enumerate(selected)
+            ]
+
+
+def _only_input(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
+    if len(tensors) != 1:
+        raise ValueError(
+            f"ALTI-Logit explains one input, token ids or embeddings, but {len(tensors)} inputs "
+            "were given. Give masks and the like as additional_forward_args."
+        )
+    return tensors[0]
+
+
+def _decomposition(
+    directions: Directions,
+    updates: Tensor,
+    heads: Tensor,
+    value_biases: dict[str, Tensor],
+    alti: Tensor | None,
+) -> ALTILogitDecomposition:
+    value = directions.value
+    known = ALTILogitDecomposition(
+        value=value,
+        updates=updates,
+        heads=heads,
+        start=directions.start,
+        mlps=directions.mlps,
+        biases={**directions.biases, **value_biases},
+        remainder=torch.zeros_like(value),
+        alti=alti,
+    )
+    return replace(known, remainder=value - known.total())

@@ -1,0 +1,163 @@
+"""Attention kernels with constant weights: the kernel's own forward, and only what is needed back.
+
+The backward pass of a fused attention kernel computes the gradients of queries, keys and values
+whether they are wanted or not. With constant weights only ``A^T dO`` is wanted, so the weights are
+computed once more and the kernel's backward is not used.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["ConstantWeightsMode", "attention_weights"]
+
+_BUDGET: Final = 2**24
+"""At most this many attention weights are held at once in the backward pass."""
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Softmax of the scaled scores.
+
+    Args:
+        query: ``[..., H, R, z]``.
+        key: ``[..., G, S, z]``; each of the ``G`` heads serves ``H / G`` query heads.
+        mask: Broadcastable to ``[..., H, R, S]``: True where attention is allowed, or added to the
+            scores; or None.
+        scale: Factor on the scores.
+
+    Returns:
+        ``[..., H, R, S]``; rows that may attend to nothing are 0.
+    """
+    *lead, heads, rows, size = query.shape
+    groups, length = key.shape[-3:-1]
+    grouped = (query * scale).reshape(*lead, groups, -1, size)
+    scores = (grouped @ key.transpose(-1, -2)).view(*lead, heads, rows, length)
+    if mask is None:
+        return torch.softmax(scores, -1)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -math.inf)
+    else:
+        scores = scores + mask
+        mask = mask > -math.inf
+    # A row without any allowed position has no weights; softmax would give NaN.
+    return torch.softmax(scores, -1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+
+
+class ConstantWeightsMode(TorchFunctionMode):
+    """Inside this context, PyTorch's SDPA holds its attention weights constant."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace the backward pass of SDPA; everything else runs as it is."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _constant_sdpa(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _constant_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    query, key = query.detach(), key.detach()
+    ours = value.requires_grad and torch.is_grad_enabled() and dropout_p == 0 and value.is_cpu
+    # On an accelerator the fused backward beats explicit weights, although it computes too much.
+    if not ours or value.ndim != 4:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    output: Tensor = _ConstantWeights.apply(  # type: ignore[no-untyped-call]
+        value, query, key, attn_mask, is_causal, scale, enable_gqa
+    )
+    return output
+
+
+class _ConstantWeights(torch.autograd.Function):
+    """SDPA with the gradient ``A^T grad`` for the values alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        value: Tensor,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        value, query, key, mask, ctx.is_causal, scale, _ = inputs
+        ctx.save_for_backward(query, key, mask)
+        ctx.scale = query.shape[-1] ** -0.5 if scale is None else scale
+        ctx.groups = value.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, mask = ctx.saved_tensors
+        batch, heads, rows = query.shape[:3]
+        if ctx.is_causal:
+            mask = query.new_ones(rows, key.shape[2], dtype=torch.bool).tril()
+        at_once = max(1, _BUDGET // (heads * rows * key.shape[2]))
+        parts = [
+            _transposed_product(
+                query[i : i + at_once],
+                key[i : i + at_once],
+                _rows_of(mask, i, at_once),
+                ctx.scale,
+                grads[0][i : i + at_once],
+                ctx.groups,
+            )
+            for i in range(0, batch, at_once)
+        ]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return found, None, None, None, None, None, None
+
+
+def _rows_of(mask: Tensor | None, start: int, count: int) -> Tensor | None:
+    """The part of a mask that belongs to some examples of a batch."""
+    if mask is None or mask.ndim < 4 or mask.shape[0] == 1:
+        return mask
+    return mask[start : start + count]
+
+
+def _transposed_product(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    grad: Tensor,
+    groups: int,
+) -> Tensor:
+    """``A^T grad``, summed over the query heads that share a value head: ``[B, G, S, d]``."""
+    weights = attention_weights(query, key, mask, scale)
+    batch, _, _, length = weights.shape
+    weights = weights.reshape(batch, groups, -1, length)
+    return weights.transpose(-1, -2) @ grad.reshape(batch, groups, -1, grad.shape[-1])

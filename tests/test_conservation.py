@@ -1,0 +1,365 @@
+"""Conservation: the relevance of everything additive sums to the explained value.
+
+The inputs of the decomposition are the outputs of all embedding layers (tokens, positions, token
+types), and each bias. What AttnLRP loses in a softmax is computed here from the scores and the
+weights that the model's own softmax saw, without any code of the package.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FAMILIES, HEADS, LABELS, VOCABULARY, embeddings_of, outputs, tiny, token_ids
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
+from torch.overrides import TorchFunctionMode
+
+from captum_lrpx import propagation
+from captum_lrpx.recipes import ATTN_LRP, ATTN_LRP_SIGNAL_GATE, LRP, LRP_UNIFORM_GATE, Recipe
+from captum_lrpx.rules import (
+    ActivationGradient,
+    AttentionGradient,
+    NormGradient,
+    ProductGradient,
+    SignalTakeAll,
+    UniformAttention,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RELATIVE = 1e-10
+FLOAT32_RELATIVE = 1e-5
+# Relevances of both signs cancel in the sum. Where they cancel to a value much smaller than their
+# mass, the sum cannot be more exact than the rounding of what is summed: a few hundred units of the
+# last place of the mass, for a few hundred operations one after the other.
+MASS = 1e-13
+FLOAT32_MASS = 1e-6
+
+LRP_SIGNAL_ACTIVATION = replace(LRP, name="mirror", gate=SignalTakeAll("activation"))
+CONSERVING = [LRP, LRP_UNIFORM_GATE, LRP_SIGNAL_ACTIVATION]
+LEAKING = [ATTN_LRP, ATTN_LRP_SIGNAL_GATE]
+by_name = {"ids": lambda value: getattr(value, "name", None)}
+
+ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu", "tanh", "quick_gelu", "relu2", "mish", "relu6"]
+"""All are zero at zero: the others have a bias at every unit."""
+
+
+def examples(number):
+    """So many examples, more with ``--hypothesis-profile=thorough``."""
+    return settings(max_examples=number * settings().max_examples // 100)
+
+
+# The ledger, written without the package ----------------------------------------------------------
+
+
+class Exact(TorchFunctionMode):
+    """Keeps float64 where transformers casts to float32, and records every softmax.
+
+    The norms of Llama and its relatives, and their eager softmax, compute in float32 whatever the
+    dtype of the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmaxes: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        wide = args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
+        narrow = torch.float32 in (*args[1:], kwargs.get("dtype"))
+        if wide and (func is Tensor.float or (func is Tensor.to and narrow)):
+            return args[0]
+        if func is not F.softmax:
+            return func(*args, **kwargs)
+        if wide:
+            kwargs.pop("dtype", None)
+        weights = func(*args, **kwargs)
+        if weights.requires_grad:
+            self.softmaxes.append((args[0], weights))
+        return weights
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where the explained value went.
+
+    Attributes:
+        explained: The explained value.
+        embeddings: Relevances of the outputs of all embedding layers.
+        biases: Sum of the relevances of all biases.
+        softmax: What all softmaxes kept.
+    """
+
+    explained: float
+    embeddings: list[Tensor]
+    biases: float
+    softmax: float
+
+    @property
+    def total(self) -> float:
+        return total_of(self.embeddings) + self.biases + self.softmax
+
+    @property
+    def mass(self) -> float:
+        parts = [part.abs() for part in self.embeddings]
+        return total_of(parts) + abs(self.biases) + abs(self.softmax)
+
+    def closes(self, relative: float = RELATIVE, mass: float = MASS) -> bool:
+        allowed = relative * abs(self.explained) + mass * self.mass
+        return abs(self.total - self.explained) <= allowed
+
+
+@contextmanager
+def captured(modules) -> Iterator[list[Tensor]]:
+    """The outputs of modules in the order of the calls, made leaves of the graph."""
+    found: list[Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[-1]
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield found
+
+
+# The uniform rule at A V halves the gradient of the weights A too. That half is applied behind the
+# softmax, at the query and key projections (1/4 there, not 1/2), so the gradients that the softmax
+# sees are twice those of the rule. Where the weights are constant no relevance enters the softmax,
+# whether its gradient is computed (and multiplied by zero) or not.
+SHARE_OF_WEIGHTS = {UniformAttention: 0.5}
+
+
+def ledger(
+    model: nn.Module, recipe: Recipe, index: tuple[int, ...], *, exact: bool = True, **inputs: Any
+) -> Ledger:
+    """Decompose ``outputs[index]`` by ordinary autograd under the rules of a recipe."""
+    recorder = Exact()
+    biases = [bias for name, bias in model.named_parameters() if name.endswith("bias")]
+    with (
+        propagation(model, recipe, freeze_parameters=False),
+        captured(embeddings_of(model)) as embedded,
+        recorder if exact else ExitStack(),
+    ):
+        explained = outputs(model, **inputs)[index]
+        scores = [scores for scores, _ in recorder.softmaxes]
+        weights = [weights for _, weights in recorder.softmaxes]
+        groups = [embedded, biases, scores, weights]
+        flat = [tensor for group in groups for tensor in group]
+        gradients = torch.autograd.grad(explained, flat, allow_unused=True, materialize_grads=True)
+    remaining = iter(gradients)
+    of_embeddings, of_biases, of_scores, of_weights = (
+        [tensor.detach() * next(remaining) for tensor in group] for group in groups
+    )
+    share = SHARE_OF_WEIGHTS.get(type(recipe.attention), 0.0)
+    return Ledger(
+        explained=explained.item(),
+        embeddings=of_embeddings,
+        biases=total_of(of_biases),
+        softmax=share * (total_of(of_weights) - total_of(of_scores)),
+    )
+
+
+def total_of(tensors: list[Tensor]) -> float:
+    return sum(tensor.sum().item() for tensor in tensors)
+
+
+# What is drawn ------------------------------------------------------------------------------------
+
+
+@st.composite
+def cases(draw, family, *, heads=HEADS, attn=("eager", "sdpa"), biases="zero"):
+    """A model of the family, ids, and the index of the explained output."""
+    head = draw(st.sampled_from(heads))
+    query_heads = draw(st.integers(1, 4))
+    divisors = [number for number in range(1, query_heads + 1) if query_heads % number == 0]
+    model = tiny(
+        family,
+        head,
+        attn=draw(st.sampled_from(attn)),
+        biases=biases,
+        layers=draw(st.integers(1, 3)),
+        heads=query_heads,
+        key_value_heads=draw(st.sampled_from(divisors)),
+        head_dim=2 * draw(st.integers(1, 3)),
+        intermediate=draw(st.integers(1, 12)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        seed=draw(st.integers(0, 2**32)),
+    )
+    batch, length = draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    ids = token_ids(batch, length, seed=draw(st.integers(0, 2**32)))
+    classes = {"lm": VOCABULARY, "qa": 2}.get(head, LABELS)
+    index = [draw(st.integers(0, batch - 1)), draw(st.integers(0, classes - 1))]
+    if head != "sequence":
+        index.insert(1, draw(st.integers(0, length - 1)))
+    return model, ids, tuple(index)
+
+
+def assert_closes(account: Ledger) -> None:
+    assert account.closes(), (account.explained, account.total, account.mass)
+
+
+def assert_tokens_and_positions_sum(model, recipe, ids, index) -> None:
+    account = ledger(model, recipe, index, input_ids=ids)
+    assert account.biases == 0
+    assert account.softmax == 0
+    assert_closes(account)
+
+
+# LRP, zero biases: R(tokens) + R(positions) + R(token types) = f ----------------------------------
+
+
+@examples(500)
+@given(cases("bert"))
+def test_lrp_of_bert_conserves(case):
+    assert_tokens_and_positions_sum(case[0], LRP, *case[1:])
+
+
+@examples(500)
+@given(cases("gpt2"))
+def test_lrp_of_gpt2_conserves(case):
+    assert_tokens_and_positions_sum(case[0], LRP, *case[1:])
+
+
+@examples(500)
+@given(cases("llama"), st.sampled_from(CONSERVING))
+def test_lrp_of_llama_conserves(case, recipe):
+    assert_tokens_and_positions_sum(case[0], recipe, *case[1:])
+
+
+@examples(20)
+@given(cases("llama"), st.sampled_from(CONSERVING))
+def test_lrp_of_llama_conserves_in_its_own_float32(case, recipe):
+    model, ids, index = case
+    account = ledger(model, recipe, index, exact=False, input_ids=ids)
+    assert account.closes(FLOAT32_RELATIVE, FLOAT32_MASS)
+
+
+@pytest.mark.parametrize("recipe", CONSERVING, **by_name)
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_lrp_conserves(family, recipe, data):
+    model, ids, index = data.draw(cases(family))
+    assert_tokens_and_positions_sum(model, recipe, ids, index)
+
+
+# AttnLRP: the softmax is the only leak ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", LEAKING, **by_name)
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@examples(50)
+@given(data=st.data())
+def test_attnlrp_loses_what_the_softmax_keeps(family, recipe, data):
+    model, ids, index = data.draw(cases(family, attn=["eager"]))
+    account = ledger(model, recipe, index, input_ids=ids)
+    assert account.biases == 0
+    assert_closes(account)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_leak_is_not_nothing(family):
+    account = ledger(tiny(family, biases="zero"), ATTN_LRP, (0, 3, 5), input_ids=token_ids())
+    assert abs(account.softmax) > 1e-3 * abs(account.explained)
+
+
+@pytest.mark.parametrize("recipe", LEAKING, **by_name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attnlrp_is_the_same_with_every_attention_implementation(family, recipe):
+    eager, sdpa = (
+        ledger(tiny(family, attn=attn), recipe, (1, 3, 5), input_ids=token_ids())
+        for attn in ("eager", "sdpa")
+    )
+    assert sdpa.softmax == 0  # not seen
+    for one, other in zip(eager.embeddings, sdpa.embeddings, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+# With biases as they are --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [*CONSERVING, *LEAKING], **by_name)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ledger_closes(family, head, recipe):
+    model = tiny(family, head)
+    index = (1, 2) if head == "sequence" else (1, 3, 1)
+    account = ledger(model, recipe, index, input_ids=token_ids())
+    has_biases = any(name.endswith("bias") for name, _ in model.named_parameters())
+    assert (account.biases != 0) == has_biases
+    assert_closes(account)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@examples(60)
+@given(data=st.data())
+def test_the_ledger_of_drawn_models_closes(family, data):
+    model, ids, index = data.draw(cases(family, attn=["eager"], biases="random"))
+    recipe = data.draw(st.sampled_from([LRP, ATTN_LRP]))
+    assert_closes(ledger(model, recipe, index, input_ids=ids))
+
+
+@pytest.mark.parametrize(
+    ("family", "forgotten"),
+    [
+        *((family, replace(LRP, norm=NormGradient())) for family in FAMILIES),
+        *((family, replace(LRP, activation=ActivationGradient())) for family in FAMILIES),
+        *((family, replace(LRP, attention=AttentionGradient())) for family in FAMILIES),
+        *(
+            (family, replace(LRP, gate=ProductGradient()))
+            for family, known in FAMILIES.items()
+            if known.gated
+        ),
+    ],
+)
+def test_the_ledger_does_not_close_without_a_rule(family, forgotten):
+    if FAMILIES[family].gated:  # else the activation of the gate is constant anyway
+        forgotten = replace(forgotten, gate=_uniform_unless_forgotten(forgotten))
+    account = ledger(tiny(family), forgotten, (1, 3, 5), input_ids=token_ids())
+    assert not account.closes(1e-4)
+
+
+def _uniform_unless_forgotten(recipe):
+    gate = recipe.gate
+    return gate if isinstance(gate, ProductGradient) else LRP_UNIFORM_GATE.gate
+
+
+# Batches and padding ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [LRP, ATTN_LRP], **by_name)
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_examples_and_later_tokens_without_influence_have_no_relevance(family, attn, recipe):
+    ids = token_ids(batch=3, length=5)
+    account = ledger(tiny(family, attn=attn), recipe, (1, 2, 4), input_ids=ids)
+    tokens = account.embeddings[0].sum(-1)
+    last = 2 if FAMILIES[family].causal else 4
+    used = torch.zeros_like(tokens, dtype=torch.bool)
+    used[1, : last + 1] = True
+    assert torch.equal(tokens != 0, used)
+
+
+@pytest.mark.parametrize("recipe", [LRP, ATTN_LRP], **by_name)
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_the_right_has_no_relevance(family, attn, recipe):
+    ids, mask = token_ids(batch=2, length=5), torch.ones(2, 5, dtype=torch.long)
+    ids[0, 3:], mask[0, 3:] = 0, 0
+    model = tiny(family, attn=attn)
+    padded = ledger(model, recipe, (0, 2, 7), input_ids=ids, attention_mask=mask)
+    alone = ledger(model, recipe, (0, 2, 7), input_ids=ids[:1, :3])
+    relevance = padded.embeddings[0]
+    assert not relevance[0, 3:].any()
+    torch.testing.assert_close(relevance[:1, :3], alone.embeddings[0], rtol=1e-9, atol=1e-12)
+    if attn == "eager" or recipe is LRP:
+        assert_closes(padded)
