@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/speed.py [--models bert-base gpt2 smollm2]
         [--sizes 1x32 1x128 8x32 1x512] [--repetitions 7] [--memory]
 
-Ratios to InputXGradient on the same model in the same run. "full head" explains a Hugging Face model
-as it is, by Captum's ``target=(position, token)``; "Target" explains the same logit through
+Ratios to InputXGradient on the same model in the same run. "full head" explains a Hugging Face
+model as it is, by Captum's ``target=(position, token)``; "Target" explains the same logit through
 ``TokenLogits``, which computes one position of the head only.
 """
 

@@ -14,22 +14,21 @@ from captum._utils.common import _run_forward as run_forward
 from captum._utils.common import _select_targets as select_targets
 from captum._utils.common import _verify_select_neuron as select_neuron
 from captum._utils.gradient import (
-    apply_gradient_requirements,
     compute_layer_gradients_and_eval,
-    undo_gradient_requirements,
 )
 from captum._utils.typing import (
     ModuleOrModuleList,
     TargetType,
     TensorOrTupleOfTensorsGeneric,
 )
+from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR as DEEP_LIFT_RULES
 from captum.log import log_usage
 
 __all__ = [
+    "DEEP_LIFT_RULES",
     "ModuleOrModuleList",
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
-    "apply_gradient_requirements",
     "compute_layer_gradients_and_eval",
     "format_additional_forward_args",
     "format_output",
@@ -39,5 +38,4 @@ __all__ = [
     "run_forward",
     "select_neuron",
     "select_targets",
-    "undo_gradient_requirements",
 ]

@@ -10,7 +10,7 @@ import torch
 from captum_lrpx._version import __version__
 from captum_lrpx.binding import find_model
 from captum_lrpx.explanation import Explanation
-from captum_lrpx.methods import attribution
+from captum_lrpx.methods import Option, Subject, attribute, options_of
 from captum_lrpx.targets import Target, encode
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def explain(
     recipe: Recipe | None = None,
     first_token: str | None = None,
     model_name: str | None = None,
+    **options: Option,
 ) -> Explanation:
     """Explain what a Hugging Face model predicts for a text.
 
@@ -44,12 +45,15 @@ def explain(
         recipe: Rules other than the method's own.
         first_token: A special token to put in front of the text.
         model_name: Name for the record. Default: where the model was loaded from.
+        **options: Options of the method (``n_steps=100``), the keyword arguments of its function in
+            :mod:`captum_lrpx.methods.functions`.
 
     Returns:
         The explanation.
 
     Raises:
-        ValueError: If the text, the target or the method cannot be used; the message says why.
+        ValueError: If the text, the target, the method or an option cannot be used; the message
+            says why.
         IndexError: If an id or position is out of range.
 
     Examples:
@@ -57,35 +61,35 @@ def explain(
         >>> model, tokenizer = zoo.load("sva-gpt2")
         >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
     """
+    options_of(method)  # refuses an unknown method before anything else happens
     if not isinstance(target, Target):
         target = Target(target)
     hugging_face = find_model(model)
     encoding = encode(hugging_face, tokenizer, text, first_token)
     question = target.ask(hugging_face, tokenizer, encoding)
-    method_object = attribution(method, question.forward, recipe)
     parameter = next(hugging_face.parameters())
-    relevance, delta = method_object.attribute(
-        torch.tensor([encoding.ids], device=parameter.device),
-        target=question.target,
-        additional_forward_args=question.additional_forward_args,
-        return_convergence_delta=True,
-    )
-    relevances = tuple(relevance[0].double().tolist())
+    ids = torch.tensor([encoding.ids], device=parameter.device)
+    subject = Subject(hugging_face, tokenizer, question, ids)
+    found = attribute(method, subject, recipe, options)
+    config: Any = hugging_face.config
     return Explanation(
         text=encoding.text,
         tokens=encoding.tokens,
         ids=encoding.ids,
         offsets=encoding.offsets,
         special=encoding.special,
-        relevances=relevances,
-        value=float(delta[0]) + sum(relevances),
+        relevances=tuple(found.relevances.double().tolist()),
+        value=found.value,
         target=question.description,
         position=question.position,
         method=method,
-        recipe=method_object.recipe.name,
+        recipe=found.recipe,
         model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
         dtype=str(parameter.dtype).removeprefix("torch."),
         versions=_versions(),
+        revision=getattr(config, "_commit_hash", None),
+        options=options_of(method) | options,
+        convergence_delta=found.delta,
     )
 
 

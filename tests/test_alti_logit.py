@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from state import snapshot
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from captum_lrpx import ATTN_LRP, LRP, ALTILogit, LRPx, propagation
+from captum_lrpx import (
+    ATTN_LRP,
+    LRP,
+    ALTILogit,
+    LogitDifference,
+    LRPx,
+    TokenLogits,
+    propagation,
+)
 
 GOLDENS = Path(__file__).parent / "goldens" / "alti"
 ALL_FAMILIES = {**FAMILIES, **MORE_FAMILIES}
@@ -218,6 +226,18 @@ def test_many_targets_are_one_call_for_each(family):
         for name, value in alone.parts().items():
             close(parts.parts()[name], value)
         close(method.attribute(ids, target), alone.tokens())
+
+
+@every_family
+def test_forward_modules(family):
+    model, ids = tiny(family), token_ids()
+    method = ALTILogit(TokenLogits(model))
+    where = torch.tensor([2, 4])
+    tokens = method.attribute(ids, 7, (None, where))
+    close(tokens, ALTILogit(model).attribute(ids, [(2, 7), (4, 7)]), max(1e-9, IDENTITY[family]))
+    contrast = ALTILogit(LogitDifference(model)).attribute(ids, None, (None, 7, 5, where))
+    other = method.attribute(ids, 5, (None, where))
+    close(contrast, tokens - other, max(1e-9, IDENTITY[family]))
 
 
 @some_families

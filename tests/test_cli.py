@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from captum_lrpx import Explanation, __version__, cli, explain, zoo
+from captum_lrpx import Comparison, Explanation, __version__, cli, explain, zoo
+from captum_lrpx.methods import METHODS, options_of
 from captum_lrpx.targets import Target
+from captum_lrpx.visualization import summary
 
 TEXT = "the keys to the cabinet"
 WORDS = ["explain", TEXT, "--target", "are", "--contrast", "is"]
@@ -80,6 +83,44 @@ def test_a_model_in_a_directory(capsys):
     assert "keys" in capsys.readouterr().out
 
 
+def test_words_instead_of_tokens(capsys):
+    text = "the Keys, un-locked"
+    words = ["explain", text, "--target", "are", "--words", "--fold-special"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    for row in ("0  the ", "1  Keys ", "2  , ", "3  un-locked ", "5  (special tokens) "):
+        assert f"       {row}" in shown
+    expected = explain(*zoo.load(zoo.DEFAULT), text, "are", model_name=zoo.DEFAULT)
+    assert summary(expected.words().fold_special()) in shown
+
+
+METHODS_COMPARED = ["lrpx", "altilogit", "integrated_gradients", "random"]
+
+
+def test_methods_side_by_side(tmp_path, capsys):
+    page, record = tmp_path / "map.html", tmp_path / "map.json"
+    files = ["--html", str(page), "--json", str(record)]
+    options = ["--option", "n_steps=5", "--option", "seed=2", "--option", "value_bias=apart"]
+    assert cli.main([*WORDS, *files, *options, "--compare", *METHODS_COMPARED]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("logit of 'are' minus logit of 'is'\n")
+    assert re.search(r"position +token +lrpx +altilogit +integrated_gradients +random *\n", shown)
+    assert re.search(r"rank correlation +lrpx +altilogit +integrated_gradients +random *\n", shown)
+    stored = Comparison.from_json(record)
+    assert stored.names == tuple(METHODS_COMPARED)
+    assert stored.explanations[2].options["n_steps"] == 5
+    assert stored.explanations[3].options == {"seed": 2}
+    assert page.read_text() == stored.to_html()
+
+
+def test_the_methods_are_listed(capsys):
+    assert cli.main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    for method in METHODS:
+        line = next(line for line in shown.splitlines() if line.startswith(f"{method} "))
+        assert all(name in line for name in options_of(method))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -87,6 +128,12 @@ def test_a_model_in_a_directory(capsys):
         (["explain", "", "--target", "are"], "empty"),
         (["explain", "the keys " * 100, "--target", "are"], "takes at most"),
         ([*WORDS, "--method", "magic"], "known are lrpx, attnlrpx"),
+        ([*WORDS, "--compare", "lrpx", "magic"], "known are lrpx, attnlrpx"),
+        ([*WORDS, "--compare", "lrpx", "--method", "lrpx"], "not allowed with"),
+        ([*WORDS, "--method", "deep_lift"], "no rule for"),
+        ([*WORDS, "--method", "random", "--option", "seed"], "NAME=VALUE"),
+        ([*WORDS, "--method", "random", "--option", "sead=3"], "no option 'sead' of random"),
+        ([*WORDS, "--method", "random", "--option", "seed=x"], "takes int, not 'x'"),
         ([*WORDS, "--model", "no such model!"], "There is no model"),
         ([*WORDS, "--model", "missing.gguf"], "no file"),
         ([*WORDS, "--model", "/"], "cannot be loaded"),

@@ -145,8 +145,12 @@ def test_classes(loaded):
         explain(model, tokenizer, TEXT, "POSITIVE")
     with pytest.raises(IndexError, match="3 classes"):
         explain(model, tokenizer, TEXT, 3)
-    with pytest.raises(ValueError, match="additive"):
-        explain(model, tokenizer, TEXT, Target("LABEL_1", contrast="LABEL_0"))
+    other = explain(model, tokenizer, TEXT, "LABEL_0")
+    contrast = explain(model, tokenizer, TEXT, Target("LABEL_1", contrast="LABEL_0"))
+    assert contrast.value == pytest.approx(result.value - other.value, abs=1e-5)
+    assert contrast.relevances == pytest.approx(
+        [one - two for one, two in zip(result.relevances, other.relevances, strict=True)], abs=1e-4
+    )
 
 
 def test_classes_of_tokens(loaded):
@@ -172,3 +176,12 @@ def test_explanations_are_records(loaded):
     assert isinstance(result, Explanation)
     assert result.model == "mine"
     assert result.dtype == "float32"
+    assert result.options == {}
+    assert result.convergence_delta == pytest.approx(result.delta, abs=1e-5)
+    assert result.revision is None
+
+
+def test_the_revision_of_a_model_from_the_hub(loaded, monkeypatch):
+    model, tokenizer = loaded["sva-gpt2"]
+    monkeypatch.setattr(model.config, "_commit_hash", "abc", raising=False)
+    assert explain(model, tokenizer, TEXT, "are").revision == "abc"

@@ -1,43 +1,21 @@
 """Explanation: a record that survives storage, and its heat maps."""
 
-import io
+import builtins
+import json
 import math
-from dataclasses import replace
-from html.parser import HTMLParser
+from dataclasses import asdict, fields, replace
 
 import pytest
+import torch
+from explanations import Page, assert_harmless, explanation, printed
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from captum_lrpx import Explanation
 from captum_lrpx.files import write_text
 from captum_lrpx.visualization import heat_map, relevance_table, summary, to_html
 
-
-def explanation(labels=("the", "keys"), relevances=(-0.5, 2.0), **changes):
-    text = " ".join(labels)
-    offsets, start = [], 0
-    for label in labels:
-        offsets.append((start, start + len(label)))
-        start += len(label) + 1
-    fields = {
-        "text": text,
-        "tokens": tuple(labels),
-        "ids": tuple(range(len(labels))),
-        "offsets": tuple(offsets),
-        "special": (False,) * len(labels),
-        "relevances": tuple(relevances),
-        "value": 1.75,
-        "target": "logit of 'are'",
-        "position": 1,
-        "method": "lrpx",
-        "recipe": "lrp",
-        "model": "m",
-        "dtype": "float32",
-        "versions": {"captum_lrpx": "0"},
-    }
-    return Explanation(**fields | changes)
+SCRIPT = "<script>alert(1)</script>"
 
 
 def test_sum_and_delta():
@@ -76,6 +54,46 @@ def test_json_files(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["explanation.json"]
 
 
+def test_json_keeps_everything():
+    result = explanation(
+        revision="abc", options={"n_steps": 5, "baseline": "zero"}, convergence_delta=0.1
+    )
+    assert Explanation.from_json(result.to_json()) == result
+    words = result.words().fold_special() - 2 * result.words()
+    assert Explanation.from_json(words.to_json()) == words
+
+
+def test_json_of_the_first_version_is_read():
+    record = asdict(explanation())
+    for name in ("revision", "options", "convergence_delta"):
+        del record[name]
+    text = json.dumps({"format": "captum_lrpx.explanation/1", **record})
+    assert Explanation.from_json(text) == explanation()
+
+
+def test_json_of_a_newer_version_is_refused():
+    text = explanation().to_json().replace("explanation/2", "explanation/3")
+    with pytest.raises(ValueError, match="upgrade the package"):
+        Explanation.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"relevances": ["much", 1.0]},
+        {"relevances": [1.0]},
+        {"offsets": [[0], [1]]},
+        {"value": None},
+        {"extra": 1},
+        {"ids": 3},
+    ],
+)
+def test_a_damaged_record_is_refused(change):
+    record = json.loads(explanation().to_json()) | change
+    with pytest.raises(ValueError, match="not a stored explanation"):
+        Explanation.from_json(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", '{"format": "other"}', '{"format": "captum_lrpx.explanation/1"}']
 )
@@ -93,34 +111,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-class Page(HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
 def test_html_shows_any_token_as_text(labels):
-    page = Page(to_html(explanation(labels, [1.0] * len(labels))))
-    allowed = {"html", "head", "meta", "title", "style", "body", "p", "span", "table", "tr", "th"}
-    assert {tag for tag, _ in page.tags} <= allowed | {"td", "footer"}
-    assert all(
-        set(attrs) <= {"lang", "charset", "class", "style", "title"} for _, attrs in page.tags
-    )
+    shown = explanation(labels, [1.0] * len(labels))
+    assert_harmless(shown.to_html())
+    assert_harmless(shown._repr_html_())
 
 
-def test_html_with_a_script_in_a_token():
-    page = to_html(explanation(("<script>alert(1)</script>", "&amp;")))
+@pytest.mark.parametrize("form", [to_html, Explanation._repr_html_])
+def test_html_with_a_script_in_a_token(form):
+    page = form(explanation((SCRIPT, "&amp;"), target=SCRIPT, model=SCRIPT))
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&amp;amp;" in page
+
+
+def test_a_fragment_leaves_the_page_around_it_alone():
+    tags = {tag for tag, _ in Page(explanation()._repr_html_()).tags}
+    assert tags == {"div", "p", "span", "br"}
 
 
 def test_colors_are_relative_to_the_largest_relevance():
@@ -137,12 +145,6 @@ def test_colors_are_relative_to_the_largest_relevance():
 def test_relevances_without_a_scale_are_white(relevances):
     page = to_html(explanation(relevances=relevances))
     assert page.count("background:rgb(255,255,255)") == 2
-
-
-def printed(renderable):
-    stream = io.StringIO()
-    Console(file=stream, force_terminal=True, color_system="truecolor", width=80).print(renderable)
-    return stream.getvalue()
 
 
 def test_the_terminal_gets_no_control_characters_from_a_token():
@@ -172,3 +174,150 @@ def test_blanks_are_those_of_the_text():
 def test_the_summary_in_one_line():
     line = summary(replace(explanation(), value=2.0))
     assert line == ("logit of 'are' = +2.0000   sum of relevances +1.5000   delta +0.5000")
+
+
+def test_printing_gives_the_table_and_the_source():
+    text = str(explanation(options={"seed": 1}))
+    assert text.splitlines() == [
+        "position  token  relevance",
+        "       0  the      -0.5000",
+        "       1  keys     +2.0000",
+        "",
+        "logit of 'are' = +1.7500   sum of relevances +1.5000   delta +0.2500",
+        "lrpx on m",
+    ]
+    assert "keys" in printed(explanation())
+    assert "\x1b[" in printed(explanation())
+
+
+def test_everything_that_is_printed_is_printable():
+    hostile = explanation(("a\x1b[2J", "b"), target="t\x1b[2J", model="m\x1b[2J")
+    for text in (str(hostile), printed(hostile)):
+        assert "\x1b[2J" not in text
+        assert text.count(r"\x1b[2J") == 3
+
+
+# Arithmetic -------------------------------------------------------------------------------------
+
+numbers = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1), numbers, numbers, numbers)
+def test_arithmetic_is_that_of_the_numbers(pairs, left_value, right_value, factor):
+    ours, theirs = zip(*pairs, strict=True)
+    labels = ["x"] * len(pairs)
+    left = explanation(labels, ours, value=left_value)
+    right = explanation(labels, theirs, value=right_value)
+    assert (left - right).relevances == tuple(a - b for a, b in pairs)
+    assert (left - right).value == left_value - right_value
+    assert (left + right).relevances == tuple(a + b for a, b in pairs)
+    assert (factor * left).relevances == (left * factor).relevances
+    assert (left * factor).value == factor * left_value
+    assert (-left).relevances == tuple(-a for a in ours)
+    assert (left / 4).relevances == tuple(a / 4 for a in ours)
+
+
+def test_a_difference_says_what_it_is_of():
+    left = explanation(target="logit of 'are'", method="lrpx", convergence_delta=1.0)
+    right = replace(left, target="logit of 'is'", method="attnlrpx", options={"seed": 1})
+    difference = left - right
+    assert difference.target == "logit of 'are' minus logit of 'is'"
+    assert difference.method == "lrpx minus attnlrpx"
+    assert difference.model == "m"
+    assert difference.options == {"seed": [None, 1]}
+    assert difference.convergence_delta == 0
+    assert (left - difference).target == (
+        "logit of 'are' minus (logit of 'are' minus logit of 'is')"
+    )
+    assert (2 * difference / 3).target == ("(2 times (logit of 'are' minus logit of 'is')) over 3")
+    assert (left - replace(left, convergence_delta=None)).convergence_delta is None
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (explanation(("a", "keys")), "different texts"),
+        (replace(explanation(), tokens=("the", "##keys")), "different tokens"),
+        (explanation(("the", "keys"), offsets=((0, 3), (3, 8))), "different tokens"),
+    ],
+)
+def test_explanations_of_other_tokens_cannot_be_subtracted(other, message):
+    for combine in (Explanation.__sub__, Explanation.__add__):
+        with pytest.raises(ValueError, match=message):
+            combine(explanation(), other)
+
+
+def test_what_is_no_explanation_cannot_be_subtracted():
+    with pytest.raises(TypeError):
+        explanation() - 1
+    with pytest.raises(TypeError):
+        explanation() * explanation()
+
+
+# Views and other forms --------------------------------------------------------------------------
+
+
+def test_top():
+    result = explanation(("a", "b", "c", "d"), (1.0, -3.0, 2.0, -3.0))
+    assert [tuple(each) for each in result.top(2)] == [(1, "b", -3.0), (3, "d", -3.0)]
+    assert [each.label for each in result.top(2, by="positive")] == ["c", "a"]
+    assert [each.label for each in result.top(9, by="negative")] == ["b", "d", "a", "c"]
+    assert result.top(0) == ()
+    with pytest.raises(ValueError, match="number of tokens"):
+        result.top(-1)
+    with pytest.raises(ValueError, match="absolute, positive, negative"):
+        result.top(1, by="size")
+
+
+def test_pandas():
+    result = explanation(("the", "the"), (-0.5, 2.0))
+    frame = result.to_pandas()
+    assert list(frame.columns) == ["token", "relevance", "start", "end", "special", "id"]
+    assert tuple(frame.relevance) == result.relevances
+    assert list(frame.token) == ["the", "the"]
+    described = {each.name for each in fields(result)} - set(frame.attrs)
+    assert described == {"tokens", "ids", "offsets", "special", "relevances"}
+    assert "id" not in result.words().to_pandas()
+
+
+def test_without_pandas_there_is_a_way_out(monkeypatch):
+    original = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "pandas":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install 'captum-lrpx\[pandas\]'"):
+        explanation().to_pandas()
+
+
+def test_html_files(tmp_path):
+    page = explanation().to_html(tmp_path / "map.html")
+    assert (tmp_path / "map.html").read_text() == page == to_html(explanation())
+
+
+def visualize(monkeypatch, *records):
+    """Captum's page for some records; it needs IPython only to show it."""
+    from captum.attr import visualization
+
+    monkeypatch.setattr(visualization, "HAS_IPYTHON", True)
+    monkeypatch.setattr(visualization, "HTML", str, raising=False)
+    monkeypatch.setattr(visualization, "display", lambda _: None, raising=False)
+    return visualization.visualize_text(records)
+
+
+def test_captum_shows_it(monkeypatch):
+    result = explanation(("<s>", SCRIPT, "keys"), (0.0, -4.0, 1.0), target=f"logit of {SCRIPT}")
+    record = result.to_captum(predicted_class=SCRIPT, predicted_probability=0.5, true_class=SCRIPT)
+    torch.testing.assert_close(
+        record.word_attributions, torch.tensor([0.0, -1.0, 0.25], dtype=torch.float64)
+    )
+    assert record.attr_score == result.sum
+    assert record.convergence_score == result.delta
+    page = visualize(monkeypatch, record, explanation(relevances=(0.0, 0.0)).to_captum())
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 4
+    assert "&lt;s&gt;" in page
+    assert "(0.50)" in page

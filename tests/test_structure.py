@@ -13,7 +13,7 @@ PACKAGE = Path(captum_lrpx.__file__).parent
 
 # Each part may import those before it, and itself.
 ORDER = [
-    ["_version", "_captum", "files"],
+    ["_version", "_captum", "files", "words", "visualization"],
     ["sites", "architectures"],
     ["rules"],
     ["recipes", "binding"],
@@ -21,7 +21,7 @@ ORDER = [
     ["alti", "targets"],
     ["attr"],
     ["methods", "explanation", "sva"],
-    ["zoo", "visualization"],
+    ["zoo", "compare"],
     ["loading", "explainer"],
     ["cli"],
     ["__main__", "__init__"],

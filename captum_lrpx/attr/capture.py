@@ -102,6 +102,8 @@ class _Caught:
             return tensor
         if self.kept and tensor.shape[:-1] != self.kept[0].shape[:-1]:
             return tensor
+        if self.kept and not tensor.requires_grad:
+            return tensor  # rotary tables have the shape of hidden states in a batch of one row
         with torch.enable_grad():
             if not tensor.requires_grad:
                 tensor = tensor.detach().requires_grad_()

@@ -1,25 +1,34 @@
 """What is explained: forward modules for Captum, and the short form that people write."""
 
+from captum_lrpx.targets.batch import BatchQuestion, ask_batch
+from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
 from captum_lrpx.targets.encoding import Encoding, encode
-from captum_lrpx.targets.forward import (
-    AnswerLogits,
-    ClassLogits,
-    LogitDifference,
-    TokenLogits,
-    last_token,
-)
-from captum_lrpx.targets.target import Question, Target
+from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
+from captum_lrpx.targets.head import last_token
+from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
+from captum_lrpx.targets.quantity import Quantity
+from captum_lrpx.targets.question import Question
+from captum_lrpx.targets.target import Target
 from captum_lrpx.targets.task import Task, task_of
 
 __all__ = [
     "AnswerLogits",
+    "BatchQuestion",
+    "ClassDifference",
     "ClassLogits",
     "Encoding",
+    "LogProbabilities",
     "LogitDifference",
+    "OutputFunction",
+    "OutputSum",
+    "Probabilities",
+    "Quantity",
     "Question",
     "Target",
     "Task",
     "TokenLogits",
+    "TokenSum",
+    "ask_batch",
     "encode",
     "last_token",
     "task_of",

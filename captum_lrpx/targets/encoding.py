@@ -11,7 +11,15 @@ from captum_lrpx.targets.task import task_of
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Encoding", "encode", "vocabulary_size", "word_id"]
+__all__ = [
+    "Encoding",
+    "check_length",
+    "context_length",
+    "encode",
+    "span_of",
+    "vocabulary_size",
+    "word_id",
+]
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def encode(model: nn.Module, tokenizer: Any, text: str, first_token: str | None 
         special.insert(0, True)
     if all(special):
         raise ValueError("The text has no token of its own: there is nothing to explain.")
-    _check_length(model, len(ids))
+    check_length(model, len(ids))
     tokens = tuple(tokenizer.convert_ids_to_tokens(ids))
     return Encoding(text, tuple(ids), tokens, tuple(offsets), tuple(special))
 
@@ -121,10 +129,63 @@ def word_id(model: nn.Module, tokenizer: Any, encoding: Encoding, word: str) -> 
     return ids[0]
 
 
+def span_of(encoding: Encoding, span: str | tuple[int, int]) -> tuple[int, int]:
+    """The tokens of a part of a text.
+
+    Args:
+        encoding: The text.
+        span: The part, where it last occurs, or the indices ``(first, behind the last)``.
+
+    Returns:
+        The indices, counted from the front.
+
+    Raises:
+        ValueError: If there is no such part, if it cuts through a token, or if it starts with the
+            first token, which nothing comes before.
+        IndexError: If an index is out of range.
+    """
+    if isinstance(span, str):
+        first, stop = _tokens_of(encoding, span)
+    else:
+        length = len(encoding.ids)
+        first, stop = (index + length if index < 0 else index for index in span)
+        if not 0 <= first < length or not first < stop <= length:
+            raise IndexError(f"The span {span} is empty or out of range for {length} tokens.")
+    if first == 0:
+        raise ValueError(
+            "The span starts with the first token, which no token comes before: start it later, or "
+            "put a special token in front (`first_token`)."
+        )
+    return first, stop
+
+
 def vocabulary_size(model: nn.Module) -> int:
     """Number of tokens that a language model predicts."""
     output: Any = model.get_output_embeddings()  # type: ignore[operator]
     return int(output.weight.shape[0])
+
+
+def check_length(model: nn.Module, length: int) -> None:
+    """Refuse more tokens than a model has positions for.
+
+    Raises:
+        ValueError: If there are more.
+    """
+    limit = context_length(model)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"The text has {length} tokens, but {type(model).__name__} takes at most {limit}: "
+            "shorten it."
+        )
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The most tokens that a model takes, if it has a limit."""
+    config: Any = model.config
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is not None and architecture_of(model).embeddings.positions_after_padding:
+        limit -= config.pad_token_id + 1
+    return limit
 
 
 def _with_mask(tokenizer: Any, text: str) -> str:
@@ -152,16 +213,23 @@ def _special_id(tokenizer: Any, token: str) -> int:
     return int(found)
 
 
-def _check_length(model: nn.Module, length: int) -> None:
-    config: Any = model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and architecture_of(model).embeddings.positions_after_padding:
-        limit -= config.pad_token_id + 1
-    if limit is not None and length > limit:
+def _tokens_of(encoding: Encoding, part: str) -> tuple[int, int]:
+    """The tokens of a part of the text, where it last occurs."""
+    words = part.strip()
+    start = encoding.text.rfind(words)
+    if start < 0 or not words:
+        raise ValueError(f"The span {part!r} does not occur in the text {encoding.text!r}.")
+    stop = start + len(words)
+    inside = [
+        index for index, (a, b) in enumerate(encoding.offsets) if a < b and a < stop and b > start
+    ]
+    first, last = inside[0], inside[-1]
+    if encoding.offsets[first][0] < start or encoding.offsets[last][1] > stop:
+        covered = encoding.text[encoding.offsets[first][0] : encoding.offsets[last][1]]
         raise ValueError(
-            f"The text has {length} tokens, but {type(model).__name__} takes at most {limit}: "
-            "shorten it."
+            f"The span {part!r} cuts through a token: its tokens are those of {covered!r}."
         )
+    return first, last + 1
 
 
 def _difference(tokenizer: Any, text: str, filled: str) -> list[int]:

@@ -1,0 +1,264 @@
+"""Baselines that Captum has no class for: attention rollout, and random attributions."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from captum.attr._utils.attribution import Attribution
+
+from captum_lrpx import _captum
+from captum_lrpx.alti.attention_weights import WeightCapture
+from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.forward import RecordedForward, model_of
+from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.propagation import attached, sites_of
+from captum_lrpx.rules.patches import Attachment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+    from captum_lrpx.alti.attention_weights import AttentionWeights
+    from captum_lrpx.rules.patches import Forward
+    from captum_lrpx.sites import AttentionSite
+
+__all__ = ["AttentionRollout", "RandomAttribution"]
+
+
+class AttentionRollout(Attribution):
+    r"""Attention rollout: how much attention reaches a position from each token, over all layers.
+
+    Each layer is taken to mix tokens by half its attention weights, averaged over the heads, and
+    half the identity, for the residual connection; the layers are multiplied (Abnar & Zuidema 2020,
+    https://arxiv.org/abs/2005.00928, section 3):
+
+    .. math:: \tilde A_l = \frac{1}{2} (\bar A_l + I), \qquad r = e_p \tilde A_L \cdots \tilde A_1
+
+    The result is positive, sums to 1, and is the same for every target that is read at the position
+    ``p``: rollout does not know what is explained. It is here for comparison.
+
+    The weights are those that the model uses, with any attention implementation, and the model is
+    left as it was.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], model: nn.Module | None = None) -> None:
+        r"""Find the model and check that its architecture is declared.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it: a
+                Hugging Face model, a module that contains one, or a function, which needs
+                ``model``.
+            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+
+        Raises:
+            ValueError: If no model is found, or its architecture is not declared.
+        """
+        Attribution.__init__(self, forward_func)
+        self.model = model_of(forward_func, model)
+        sites_of(self.model)
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""Attention that reaches the explained position from each token.
+
+        Args:
+            inputs (Tensor or tuple[Tensor]): The one input of the model: token ids ``[B, T]`` or
+                embeddings ``[B, T, D]``. The first dimension is the batch.
+            target (int, tuple, Tensor, or list, optional): Output indices, in every form that
+                Captum takes. Only the position at which the output is read matters; it is found as
+                the one at which the last layer has a gradient (their mean, where it has several).
+                Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+                inputs, given by position. Default: None
+
+        Returns:
+            *Tensor* or *tuple[Tensor]* of **attributions**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor]*):
+                Of the shape of the input; that of a token spread evenly over ``D`` for embeddings.
+                The sum over an example is 1.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: If there is more than one input, the attention weights cannot be had, or the
+                output depends on no position.
+            RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
+
+        Examples::
+
+            >>> rollout = AttentionRollout(model)
+            >>> rollout.attribute(ids, target=(-1, are))  # [B, T]
+        """
+        tensor = _only_input(inputs)
+        weights, hidden_gradient = self._record(tensor, target, additional_forward_args)
+        read = (hidden_gradient != 0).any(-1)  # [B, T]
+        if not bool(read.any(-1).all()):
+            raise ValueError(
+                "The explained output has no gradient at any position of the last layer, so there "
+                "is no position to roll attention out from."
+            )
+        dtype = torch.promote_types(hidden_gradient.dtype, torch.float32)
+        tokens = torch.stack(
+            [_rollout(weights, row, mask.to(dtype)) for row, mask in enumerate(read)]
+        )
+        if tensor.ndim == 3:
+            tokens = (tokens / tensor.shape[-1]).unsqueeze(-1).expand(tensor.shape).contiguous()
+        if torch.is_floating_point(tensor):
+            tokens = tokens.to(tensor.dtype)
+        formatted = _captum.format_output(_captum.is_tuple(inputs), (tokens,))
+        return cast("TensorOrTupleOfTensorsGeneric", formatted)
+
+    def _record(
+        self, inputs: Tensor, target: TargetType, additional_forward_args: object | None
+    ) -> tuple[list[AttentionWeights], Tensor]:
+        """The weights of every layer, and the gradient at the last one's output ``[B, T, D]``."""
+        require_gradients()
+        found: dict[str, AttentionWeights] = {}
+        sites = sites_of(self.model)
+        patches = [
+            Attachment(site.module, partial(_capture, found, site)) for site in sites.attentions
+        ]
+        last = sites.blocks[-1].module
+        forward = RecordedForward(self.forward_func)
+        with torch.enable_grad(), attached(self.model, patches), captured([last]) as caught:
+            output = _captum.run_forward(forward, inputs, target, additional_forward_args)
+            # Captum's words, see captum._utils.gradient.compute_gradients.
+            assert output[0].numel() == 1, (  # noqa: S101
+                "Target not provided when necessary, cannot take gradient with respect to "
+                "multiple outputs."
+            )
+            hidden = caught[last][0]
+            (gradient,) = torch.autograd.grad(output.sum(), hidden)
+        return [found[site.path] for site in sites.attentions], gradient
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the attributions contain the factor of the inputs: they do not."""
+        return False
+
+    def attribute_future(self) -> None:
+        """Not available.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
+
+
+def _capture(
+    found: dict[str, AttentionWeights],
+    site: AttentionSite,
+    forward: Forward,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """An attention module: its own output, and its weights besides."""
+    with WeightCapture(site.heads) as capture:
+        output = forward(*args, **kwargs)
+    if len(capture.found) != 1:
+        raise ValueError(
+            f"The attention weights of {site.path!r} cannot be had: it made {len(capture.found)} "
+            "calls of softmax or scaled_dot_product_attention, not one. Load the model with "
+            'attn_implementation="sdpa" or "eager".'
+        )
+    found[site.path] = capture.found[0]
+    return output
+
+
+def _rollout(weights: list[AttentionWeights], example: int, read: Tensor) -> Tensor:
+    """Roll one example out, ``[T]``, from the positions that are read, which are 1 in ``[T]``."""
+    row = read / read.sum()
+    for layer in reversed(weights):
+        mean = layer.of(example, slice(None)).mean(0).to(row.dtype)  # [T, T]
+        # A padding row attends to nothing: all of it is the residual connection.
+        mixed = mean + torch.eye(mean.shape[0], dtype=mean.dtype, device=mean.device)
+        row = row.to(mean.device) @ (mixed / mixed.sum(-1, keepdim=True))
+    return row
+
+
+class RandomAttribution(Attribution):
+    r"""Normal random numbers: what any method has to beat.
+
+    They are a function of the seed and of the example: the same example gets the same numbers in
+    every call and in every batch, another one gets independent ones. The random state of PyTorch is
+    neither read nor changed, and the model does not run.
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], seed: int = 0) -> None:
+        r"""Keep the seed.
+
+        Args:
+            forward_func (Callable): Not used; the argument that all attributions have.
+            seed (int, optional): Seed. Default: 0
+        """
+        Attribution.__init__(self, forward_func)
+        self.seed = seed
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,  # noqa: ARG002 - Captum's signature
+        additional_forward_args: object | None = None,  # noqa: ARG002
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""Random numbers.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): What attributions are wanted for; the first
+                dimension is the batch.
+            target (optional): Not used.
+            additional_forward_args (optional): Not used.
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
+                Standard normal, of the shape of the inputs.
+
+        Examples::
+
+            >>> RandomAttribution(model, seed=1).attribute(ids)  # [B, T]
+        """
+        tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
+        drawn = tuple(
+            torch.stack([self._draw(number, row) for row in tensor])
+            for number, tensor in enumerate(tensors)
+        )
+        formatted = _captum.format_output(_captum.is_tuple(inputs), drawn)
+        return cast("TensorOrTupleOfTensorsGeneric", formatted)
+
+    def _draw(self, number: int, row: Tensor) -> Tensor:
+        content = row.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        digest = hashlib.sha256(f"{self.seed} {number} ".encode() + content).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        dtype = row.dtype if row.is_floating_point() else torch.float32
+        return torch.randn(row.shape, generator=generator).to(row.device, dtype)
+
+    def attribute_future(self) -> None:
+        """Not available.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
+
+
+def _only_input(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
+    if len(tensors) != 1:
+        raise ValueError(
+            f"Attention rollout takes one input, token ids or embeddings, but {len(tensors)} were "
+            "given. Give masks and the like as additional_forward_args."
+        )
+    return tensors[0]

@@ -1,0 +1,342 @@
+"""A whole continuation explained from one forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from captum.attr._utils.attribution import Attribution
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.attr.input import LRPx
+from captum_lrpx.attr.layer import LayerLRPx
+from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.propagation import gradient_scale, propagation, sites_of
+from captum_lrpx.targets.continuation import (
+    continuation_ids,
+    foil_ids,
+    generated_ids,
+    prompt_of,
+    span_rows,
+    token_texts,
+)
+from captum_lrpx.targets.head import LanguageModelHead
+from captum_lrpx.targets.quantity import check_quantity, in_quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captum.attr import TextTokenInput
+
+    from captum_lrpx.targets.continuation import Spans, TokenIds
+    from captum_lrpx.targets.quantity import Quantity
+
+__all__ = ["LLMRelevance"]
+
+
+class LLMRelevance(Attribution):
+    r"""Explains each token of a continuation, or spans of it, from one forward pass.
+
+    The counterpart of Captum's ``LLMGradientAttribution`` for relevance: the same arguments, the
+    same results, and by default the same numbers as that class gives with ``LayerLRPx`` or
+    ``LayerAttnLRPx`` at the token embeddings.
+
+    Captum's class runs the model anew for each token of the continuation, on the text before it. In
+    a causal model what is computed at a position does not depend on what comes later, so one
+    forward pass over prompt and continuation contains all of these runs. What is left per token
+    is a backward pass, and several of them are made at once.
+    """
+
+    def __init__(
+        self, attr_method: LRPx | LayerLRPx, tokenizer: Any, attr_target: Quantity = "log_prob"
+    ) -> None:
+        r"""Take the model and the rules from a method.
+
+        Args:
+            attr_method (LRPx or LayerLRPx): The method, on a Hugging Face causal language model:
+                ``LRPx(model)`` or ``AttnLRPx(model)`` for relevances of the tokens,
+                ``LayerLRPx(model, layer)`` or ``LayerAttnLRPx(model, layer)`` for those of a layer
+                at each position.
+            tokenizer (Tokenizer): The tokenizer of the model.
+            attr_target (str, optional): What is explained of each token: ``"log_prob"``, ``"prob"``
+                or ``"logit"``. Default: ``"log_prob"``
+
+        Raises:
+            TypeError: If the method is another one, or explains something else than a model.
+            ValueError: If ``attr_target`` is unknown.
+        """
+        if not isinstance(attr_method, (LRPx, LayerLRPx)):
+            raise TypeError(
+                f"LLMRelevance needs LRPx, AttnLRPx, LayerLRPx or LayerAttnLRPx, not "
+                f"{type(attr_method).__name__}. For others there is LLMGradientAttribution."
+            )
+        if isinstance(attr_method, LayerLRPx) and not isinstance(attr_method.layer, nn.Module):
+            raise TypeError("LLMRelevance explains one layer at a time, not a list of layers.")
+        if not callable(getattr(attr_method.forward_func, "generate", None)):
+            raise TypeError(
+                "LLMRelevance says by itself what is explained: give the method the language model "
+                f"and not {type(attr_method.forward_func).__name__}."
+            )
+        super().__init__(attr_method.forward_func)
+        self.attr_method = attr_method
+        self.model: nn.Module = attr_method.model
+        self.tokenizer = tokenizer
+        self.attr_target: Quantity = check_quantity(attr_target)
+
+    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inp: str | TokenIds | TextTokenInput,
+        target: str | TokenIds | None = None,
+        gen_args: dict[str, Any] | None = None,
+        *,
+        foil: int | str | TokenIds | None = None,
+        spans: Spans | None = None,
+        attribute_to_layer_input: bool = False,
+        targets_per_backward: int = 8,
+    ) -> LLMRelevanceResult:
+        r"""Relevances of the prompt, and of the continuation so far, for the continuation.
+
+        Args:
+            inp (str, Tensor, sequence of int, or TextTokenInput): The prompt: a text, token ids
+                ``[P]`` or ``[1, P]``, or Captum's ``TextTokenInput`` (``token_attr`` leaves out its
+                ``skip_tokens``).
+            target (str, Tensor, or sequence of int, optional): The continuation: a text (with its
+                blank in front where the tokenizer keeps blanks), or token ids ``[K]``.
+                Default: None, the model generates it.
+            gen_args (dict, optional): Arguments of ``model.generate``, if there is no ``target``.
+                Default: None, those of Captum
+            foil (int, str, Tensor, or sequence of int, optional): What is subtracted at each step:
+                one token for all steps or one for each. Why this token rather than that one, given
+                the same text before it. Default: None
+            spans (sequence of (int, int), optional): Parts of the continuation, ``(first, behind
+                the last)``, each explained as a whole: the sum over its tokens.
+                Default: None, each token by itself
+            attribute_to_layer_input (bool, optional): Whether to explain what the layer takes
+                instead of what it gives. Default: False
+            targets_per_backward (int, optional): How many tokens or spans are explained by one
+                backward pass. More is faster and takes memory, in proportion. With 1 the backward
+                pass is an ordinary one, for models with operations that ``torch.func.vmap`` cannot
+                batch. Default: 8
+
+        Returns:
+            LLMRelevanceResult: A Captum ``LLMAttributionResult`` whose ``token_attr`` is
+            ``[K, P]`` (a row per token or span), and ``context_attr`` ``[K, P + K]`` has the tokens
+            of the continuation too. ``seq_attr`` is the sum of the rows.
+
+        Raises:
+            ValueError: If the model is not a causal language model, prompt or continuation is empty
+                or too long or from another tokenizer, or an argument does not fit.
+            IndexError: If a span is out of range.
+            RuntimeError: Under ``torch.inference_mode``.
+
+        Examples::
+
+            >>> llm = LLMRelevance(AttnLRPx(model), tokenizer)
+            >>> result = llm.attribute("the keys to the cabinet", target=" are old")
+            >>> result.token_attr  # [2, number of tokens of the prompt]
+            >>> result.plot_token_attr()
+            >>> llm.attribute("the keys to the cabinet", target=" are old", foil=[is_, new])
+            >>> llm.attribute("the keys to the", gen_args={"max_new_tokens": 5}, spans=[(0, 5)])
+        """
+        require_gradients()
+        if targets_per_backward < 1:
+            raise ValueError(f"targets_per_backward must be positive, not {targets_per_backward}.")
+        prompt = prompt_of(self.model, self.tokenizer, inp)
+        if target is None:
+            continuation = generated_ids(self.model, prompt, gen_args)
+        elif gen_args is None:
+            continuation = continuation_ids(self.model, self.tokenizer, prompt, target)
+        else:
+            raise ValueError("gen_args are for generating a continuation, but `target` gives one.")
+        foils = None
+        if foil is not None:
+            foils = foil_ids(self.model, self.tokenizer, continuation, foil)
+        steps = len(continuation)
+        rows = torch.eye(steps) if spans is None else span_rows(spans, steps)
+        context, values, decomposed = self._explain(
+            torch.cat([prompt.ids, continuation]),
+            torch.stack([continuation] if foils is None else [continuation, foils], dim=1),
+            rows,
+            targets_per_backward,
+            at_input=attribute_to_layer_input,
+        )
+        texts = token_texts(self.tokenizer, continuation)
+        shown = prompt.shown.to(context.device)
+        return LLMRelevanceResult(
+            input_tokens=[token for token, show in zip(prompt.tokens, shown, strict=True) if show],
+            output_tokens=[_joined(texts, row) for row in rows],
+            token_attr=context[:, : len(prompt.ids)][:, shown],
+            context_tokens=[*prompt.tokens, *texts],
+            context_attr=context,
+            values=values,
+            decomposed=decomposed,
+            prompt_ids=prompt.ids,
+            continuation_ids=continuation,
+        )
+
+    def attribute_future(self) -> None:
+        """Not available: relevance needs a backward pass.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("attribute_future is not implemented for LLMRelevance.")
+
+    def _explain(
+        self, ids: Tensor, wanted: Tensor, rows: Tensor, at_once: int, *, at_input: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One forward pass, one seed per step, one backward pass per ``at_once`` rows.
+
+        Args:
+            ids: Prompt and continuation ``[P + K]``.
+            wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
+            rows: Weight of each step in each row ``[R, K]``.
+            at_once: Number of rows per backward pass.
+            at_input: Whether the input of the layer is explained.
+
+        Returns:
+            Relevances ``[R, P + K]``, explained values ``[R]``, what is decomposed ``[R]``.
+        """
+        method = self.attr_method
+        embedding = sites_of(self.model).token_embedding
+        layer = method.layer if isinstance(method, LayerLRPx) else embedding
+        device = next(self.model.parameters()).device
+        wanted = wanted.to(device)
+        steps = len(wanted)
+        with (
+            torch.enable_grad(),
+            propagation(self.model, method.recipe),
+            embedding_with_gradients(embedding),
+            captured([layer], at_input=at_input) as caught,
+        ):
+            head = LanguageModelHead(self.model)
+            states = head.states(ids[None, :-1].to(device))[0, -steps:]  # [K, D]
+            found = _of_sequence(caught.get(layer), len(ids) - 1, layer)
+            values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
+            rows = rows.to(seeds)
+            scale = gradient_scale(layer, at_input=at_input)
+            chunks = torch.split(rows, at_once)
+            relevances = []
+            for number, chunk in enumerate(chunks, start=1):
+                retain = number < len(chunks)
+                gradients = _backward(states, found, chunk.unsqueeze(2) * seeds, retain=retain)
+                relevances.append(self._relevance(found, gradients, scale))
+        context = torch.cat(relevances)
+        _check_causal(context, rows)
+        context = nn.functional.pad(context, (0, 1))  # the last token is predicted, not read
+        return context, rows.to(values) @ values, rows.to(decomposed) @ decomposed
+
+    def _relevance(
+        self, values: Sequence[Tensor], gradients: Sequence[Tensor], scale: float | Tensor
+    ) -> Tensor:
+        """Relevance of each position ``[R, T]`` from gradients ``[R, 1, T, ...]``."""
+        multiply = self.attr_method.multiplies_by_inputs
+        total: Any = 0
+        for value, gradient in zip(values, gradients, strict=True):
+            product = gradient * scale * (value.detach() if multiply else 1)
+            total = total + product.detach()[:, 0].flatten(2).sum(2)
+        relevance: Tensor = total
+        return relevance
+
+
+def _seeds(
+    head: LanguageModelHead, states: Tensor, wanted: Tensor, quantity: Quantity
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is explained at each step and where its backward pass starts.
+
+    The step of one token depends on the state at its own position only, so one backward pass
+    through the head gives the seeds of all steps.
+
+    Args:
+        head: The head.
+        states: ``[K, D]``, the state that each step is predicted from.
+        wanted: ``[K, 1]`` tokens, or ``[K, 2]`` with foils.
+        quantity: What is explained of a token.
+
+    Returns:
+        Explained values ``[K]``, gradient times logits ``[K]``, gradients at the states ``[K, D]``.
+    """
+    leaves = states.detach().requires_grad_()
+    if quantity == "logit" or (quantity == "log_prob" and wanted.shape[1] == 2):
+        # The normalizer of a log-probability cancels in the difference to a foil.
+        logits = head.logits(leaves, wanted)
+        explained = logits
+    else:
+        logits = head.logits(leaves)
+        explained = in_quantity(logits, quantity).gather(1, wanted)
+    values = explained[:, 0] - explained[:, 1] if wanted.shape[1] == 2 else explained[:, 0]
+    (slopes,) = torch.autograd.grad(values.sum(), logits, retain_graph=True)
+    (seeds,) = torch.autograd.grad(logits, leaves, slopes)
+    return values.detach(), (slopes * logits.detach()).sum(1), seeds
+
+
+def _backward(
+    states: Tensor, values: tuple[Tensor, ...], seeds: Tensor, *, retain: bool
+) -> tuple[Tensor, ...]:
+    """Gradients ``[R, 1, T, ...]`` of the values, for seeds ``[R, K, D]`` at the states."""
+    batched = len(seeds) > 1
+    try:
+        gradients = torch.autograd.grad(
+            states,
+            values,
+            seeds if batched else seeds[0],
+            retain_graph=retain,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not batched:
+            raise
+        raise RuntimeError(
+            "The backward pass of this model could not be batched (the cause is above): give "
+            "`targets_per_backward=1`."
+        ) from error
+    # A layer on a branch that is constant under the rules has no path to the output.
+    return tuple(
+        torch.zeros(len(seeds), *value.shape, dtype=value.dtype, device=value.device)
+        if gradient is None
+        else (gradient if batched else gradient.unsqueeze(0))
+        for value, gradient in zip(values, gradients, strict=True)
+    )
+
+
+def _of_sequence(
+    values: tuple[Tensor, ...] | None, length: int, layer: nn.Module
+) -> tuple[Tensor, ...]:
+    """The tensors of a layer, if it has one vector per token."""
+    if not values or any(value.shape[:2] != (1, length) for value in values):
+        shown = "nothing" if not values else ", ".join(str(tuple(value.shape)) for value in values)
+        raise ValueError(
+            f"The layer {type(layer).__name__} gave {shown} where the model read {length} tokens: "
+            "choose a layer between the embeddings and the head, with hidden states for each token."
+        )
+    return values
+
+
+def _check_causal(relevance: Tensor, rows: Tensor) -> None:
+    """Refuse a model that sees what comes later, whose one pass is not that of each text before.
+
+    Args:
+        relevance: ``[R, T]`` for the text without its last token.
+        rows: ``[R, K]``.
+    """
+    length, steps = relevance.shape[1], rows.shape[1]
+    at = torch.arange(steps, device=rows.device)
+    read_from = length - steps + torch.where(rows != 0, at, 0).amax(1)  # [R]
+    later = torch.arange(length, device=rows.device) > read_from.unsqueeze(1)
+    if bool((relevance[later] != 0).any()):
+        raise ValueError(
+            "The model's predictions depend on tokens that come later, so it is not a causal "
+            "language model: a bidirectional one needs `is_decoder=True` in its config."
+        )
+
+
+def _joined(tokens: Sequence[str], row: Tensor) -> str:
+    """The tokens that a row is about, as its label."""
+    return " ".join(token for token, weight in zip(tokens, row.tolist(), strict=True) if weight)

@@ -1,0 +1,367 @@
+"""An explanation that one can keep: relevances with everything needed to read them later."""
+
+from __future__ import annotations
+
+import heapq
+import html
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from captum.attr import visualization as captum_visualization
+
+from captum_lrpx import visualization
+from captum_lrpx.explanation import arithmetic, storage
+from captum_lrpx.files import write_text
+from captum_lrpx.words import Span, token_runs, word_spans
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+    from rich.console import Group
+
+__all__ = ["Explanation", "TokenRelevance"]
+
+FOLDED = "(special tokens)"
+"""What :meth:`Explanation.fold_special` calls its one entry."""
+
+_RANKINGS: dict[str, Callable[[float], float]] = {
+    "absolute": abs,
+    "positive": float,
+    "negative": lambda relevance: -relevance,
+}
+
+
+class TokenRelevance(NamedTuple):
+    """One token (or word) of an explanation.
+
+    Attributes:
+        position: Its place among them.
+        label: The token as it stands in the text; a special one by its name.
+        relevance: Its relevance.
+    """
+
+    position: int
+    label: str
+    relevance: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The relevance of each token for one explained value.
+
+    It prints itself in a terminal, shows itself in a notebook, and can be stored and read back
+    without losing a digit. Explanations of the same tokens can be subtracted, added and scaled.
+
+    Attributes:
+        text: The text, as it was encoded.
+        tokens: Its tokens, as the tokenizer shows them; its words in what :meth:`words` returns.
+        ids: Token ids; empty where an entry may be more than one token.
+        offsets: ``(start, end)`` characters of each token in the text; empty for added tokens.
+        special: Whether each token is a special one that the tokenizer added.
+        relevances: Relevance of each token, in units of the explained value where the method
+            decomposes it.
+        value: The explained value, usually a logit or a difference of two.
+        target: What is explained, in words.
+        position: Index of the token whose logit is explained, if there is one.
+        method: Name of the method.
+        recipe: Name of the rules, None for a method without rules.
+        model: Name of the model.
+        dtype: Precision that the model computed in.
+        versions: Versions of this package, torch, transformers and captum.
+        revision: The commit of the model on the hub, if it came from there.
+        options: Options of the method.
+        convergence_delta: What the method itself reports as its convergence delta, in its own
+            convention (Integrated Gradients: sum minus difference to the baseline); None if it has
+            none. :attr:`delta` means the same for every method.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    offsets: tuple[Span, ...]
+    special: tuple[bool, ...]
+    relevances: tuple[float, ...]
+    value: float
+    target: str
+    position: int | None
+    method: str
+    recipe: str | None
+    model: str
+    dtype: str
+    versions: dict[str, str]
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    convergence_delta: float | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(getattr(self, name))
+            for name in ("tokens", "ids", "offsets", "special", "relevances")
+            if name != "ids" or self.ids
+        }
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"The parts of an explanation differ in length: {lengths}.")
+
+    @property
+    def sum(self) -> float:
+        """Sum of the relevances."""
+        return arithmetic.total(self.relevances)
+
+    @property
+    def delta(self) -> float:
+        """Convergence delta: the explained value minus the sum of the relevances."""
+        return self.value - self.sum
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The tokens as they stand in the text; special ones by their name."""
+        return tuple(
+            self.text[start:end] if end > start else token
+            for token, (start, end) in zip(self.tokens, self.offsets, strict=True)
+        )
+
+    # Views ------------------------------------------------------------------------------------
+
+    def words(self, spans: Sequence[Span] | None = None) -> Explanation:
+        """The relevance of words: of each, the sum over its tokens.
+
+        Tokens are put together by their offsets, see :mod:`captum_lrpx.words`. Every token is in
+        exactly one word, so the sum and the delta stay what they are. Special tokens stay apart.
+
+        Args:
+            spans: ``(start, end)`` characters of the words, in order: a segmentation of your own,
+                for languages without blanks, or for phrases and sentences. Default: runs of letters
+                and digits, and runs of other marks.
+
+        Returns:
+            An explanation whose tokens are words.
+
+        Raises:
+            ValueError: If the spans overlap, are not in order, or do not lie in the text.
+        """
+        spans = word_spans(self.text) if spans is None else spans
+        runs = token_runs(self.text, self.offsets, self.special, spans)
+        return self._grouped([list(range(*run)) for run in runs])
+
+    def fold_special(self) -> Explanation:
+        """The explanation with one entry, the last, for all special tokens that were added.
+
+        Its relevance is the sum of theirs: nothing is spread over the words, as no method says how,
+        and nothing is dropped, so the sum and the delta stay what they are.
+
+        Returns:
+            An explanation in which no other entry is special; the same one without special tokens.
+        """
+        added = [index for index, special in enumerate(self.special) if special]
+        if not added:
+            return self
+        groups = [[index] for index, special in enumerate(self.special) if not special]
+        folded = self._grouped([*groups, added])
+        return replace(
+            folded, tokens=(*folded.tokens[:-1], FOLDED), offsets=(*folded.offsets[:-1], (0, 0))
+        )
+
+    def _grouped(self, groups: Sequence[list[int]]) -> Explanation:
+        """Entries put together: groups of indices, each index in exactly one of them."""
+        offsets = tuple(self._extent(group) for group in groups)
+        return replace(
+            self,
+            tokens=tuple(
+                self.text[start:end] if end > start else "".join(self.tokens[i] for i in group)
+                for group, (start, end) in zip(groups, offsets, strict=True)
+            ),
+            ids=(),
+            offsets=offsets,
+            special=tuple(self.special[group[0]] for group in groups),
+            relevances=tuple(
+                arithmetic.total([self.relevances[index] for index in group]) for group in groups
+            ),
+            position=next(
+                (place for place, group in enumerate(groups) if self.position in group), None
+            ),
+        )
+
+    def _extent(self, group: Sequence[int]) -> Span:
+        """The characters from the first to the last token of a group, without a blank in front."""
+        start = min(self.offsets[index][0] for index in group)
+        end = max(self.offsets[index][1] for index in group)
+        if len(group) > 1:
+            covered = self.text[start:end]
+            start += len(covered) - len(covered.lstrip(" "))
+        return min(start, end), end
+
+    def top(
+        self, k: int = 5, by: Literal["absolute", "positive", "negative"] = "absolute"
+    ) -> tuple[TokenRelevance, ...]:
+        """The tokens with the most relevance.
+
+        Args:
+            k: How many, at most.
+            by: What counts as most: the largest absolute value, or the one that speaks most for
+                (``"positive"``) or against (``"negative"``) the target.
+
+        Returns:
+            At most ``k`` tokens, most relevant first, the earlier one first where they tie.
+
+        Raises:
+            ValueError: If ``k`` is negative or ``by`` is unknown.
+        """
+        if k < 0:
+            raise ValueError(f"k is a number of tokens, not {k}.")
+        if by not in _RANKINGS:
+            raise ValueError(f"`by` must be one of {', '.join(_RANKINGS)}, not {by!r}.")
+        rank = _RANKINGS[by]
+        entries = map(TokenRelevance, range(len(self.relevances)), self.labels, self.relevances)
+        return tuple(heapq.nlargest(k, entries, key=lambda entry: rank(entry.relevance)))
+
+    # Arithmetic -------------------------------------------------------------------------------
+
+    def __sub__(self, other: Explanation) -> Explanation:
+        """The difference of two explanations of the same tokens, values and deltas included."""
+        if not isinstance(other, Explanation):
+            return NotImplemented
+        return arithmetic.combined(self, other, -1.0, "minus")
+
+    def __add__(self, other: Explanation) -> Explanation:
+        """The sum of two explanations of the same tokens, values and deltas included."""
+        if not isinstance(other, Explanation):
+            return NotImplemented
+        return arithmetic.combined(self, other, 1.0, "plus")
+
+    def __mul__(self, factor: float) -> Explanation:
+        """The explanation of a multiple of the explained value."""
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return arithmetic.scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Explanation:
+        """The explanation of a fraction of the explained value."""
+        if not isinstance(divisor, (int, float)):
+            return NotImplemented
+        return arithmetic.scaled(self, 1.0, divisor)
+
+    def __neg__(self) -> Explanation:
+        """The explanation of the negated value."""
+        return arithmetic.scaled(self, -1.0)
+
+    # Storage ----------------------------------------------------------------------------------
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The explanation as JSON; floats keep every digit.
+
+        Args:
+            path: File to write it to as well, atomically.
+
+        Returns:
+            The JSON text.
+        """
+        return storage.save("explanation", storage.record_of(self), path)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Explanation:
+        """Read what :meth:`to_json` wrote, also of an older version of this package.
+
+        Args:
+            source: JSON text, or the path of a file (a ``Path``).
+
+        Returns:
+            The explanation.
+
+        Raises:
+            ValueError: If it is not an explanation, or one of a newer version.
+        """
+        return storage.load("explanation", source, lambda record: cls(**storage.fields_of(record)))
+
+    # Other forms ------------------------------------------------------------------------------
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The explanation as one HTML page without scripts or links; all text is escaped.
+
+        Args:
+            path: File to write it to as well, atomically.
+
+        Returns:
+            A complete document.
+        """
+        page = visualization.to_html(self)
+        if path is not None:
+            write_text(path, page)
+        return page
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The explanation as a data frame with a row per token.
+
+        Returns:
+            Columns ``token`` (as it stands in the text), ``relevance``, ``start``, ``end``,
+            ``special`` and, for tokens, ``id``. Everything else is in ``attrs``.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        pandas = storage.import_pandas()
+        columns = {
+            "token": self.labels,
+            "relevance": self.relevances,
+            "start": [start for start, _ in self.offsets],
+            "end": [end for _, end in self.offsets],
+            "special": self.special,
+            **({"id": self.ids} if self.ids else {}),
+        }
+        frame: pd.DataFrame = pandas.DataFrame(columns)
+        frame.index.name = "position"
+        record = storage.record_of(self)
+        in_columns = {"tokens", "ids", "offsets", "special", "relevances"}
+        frame.attrs = {name: record[name] for name in record.keys() - in_columns}
+        return frame
+
+    def to_captum(
+        self,
+        *,
+        predicted_class: str = "",
+        predicted_probability: float = math.nan,
+        true_class: str = "",
+    ) -> captum_visualization.VisualizationDataRecord:
+        """The explanation as a record for :func:`captum.attr.visualization.visualize_text`.
+
+        Captum writes what a record holds into HTML as it is, so all text is escaped here. The
+        relevances are divided by the largest absolute one, as Captum draws values between -1 and 1;
+        the score is their sum before that.
+
+        Args:
+            predicted_class: What the model predicts, which an explanation does not record.
+            predicted_probability: Its probability.
+            true_class: What is right.
+
+        Returns:
+            The record.
+        """
+        largest = max(map(abs, self.relevances), default=0.0)
+        scale = largest if 0 < largest < math.inf else 1.0
+        return captum_visualization.VisualizationDataRecord(
+            word_attributions=torch.tensor(self.relevances, dtype=torch.float64) / scale,
+            pred_prob=predicted_probability,
+            pred_class=html.escape(predicted_class),
+            true_class=html.escape(true_class),
+            attr_class=html.escape(self.target),
+            attr_score=self.sum,
+            raw_input_ids=[html.escape(label) for label in self.labels],
+            convergence_score=self.delta,
+        )
+
+    def __str__(self) -> str:
+        """A table of the relevances, as plain text."""
+        return visualization.plain(self)
+
+    def __rich__(self) -> Group:
+        """The heat map, for a terminal."""
+        return visualization.terminal(self)
+
+    def _repr_html_(self) -> str:
+        """The heat map, for a notebook."""
+        return visualization.fragment(self)

@@ -1,0 +1,117 @@
+"""Explanations as JSON, with the format's version in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from captum_lrpx.files import write_text
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from captum_lrpx.explanation.record import Explanation
+
+__all__ = ["fields_of", "import_pandas", "load", "record_of", "save"]
+
+VERSION = 2
+"""Of both formats, ``captum_lrpx.explanation/2`` and ``captum_lrpx.comparison/2``.
+
+Version 1 had no revision, options and convergence delta, and no comparisons.
+"""
+
+_FORMAT = re.compile(r"captum_lrpx\.(\w+)/(\d+)")
+
+T = TypeVar("T")
+
+
+def record_of(explanation: Explanation) -> dict[str, Any]:
+    """An explanation as what JSON has."""
+    return asdict(explanation)
+
+
+def fields_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What an explanation is constructed from, out of a record.
+
+    Raises:
+        KeyError: If something is missing, or not what it should be; likewise the others.
+        TypeError: The same.
+        ValueError: The same.
+    """
+    record = dict(record)
+    for name, kind in (("tokens", str), ("ids", int), ("special", bool), ("relevances", float)):
+        record[name] = tuple(kind(item) for item in record[name])
+    record["offsets"] = tuple((int(start), int(end)) for start, end in record["offsets"])
+    record["value"] = float(record["value"])
+    return record
+
+
+def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None) -> str:
+    """Content as JSON with its format in front; floats keep every digit.
+
+    Args:
+        kind: ``"explanation"`` or ``"comparison"``.
+        content: What to write.
+        path: File to write it to as well, atomically.
+
+    Returns:
+        The JSON text.
+    """
+    record = {"format": f"captum_lrpx.{kind}/{VERSION}", **content}
+    text = json.dumps(record, ensure_ascii=False, indent=1)
+    if path is not None:
+        write_text(path, text + "\n")
+    return text
+
+
+def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, Any]], T]) -> T:
+    """Read what :func:`save` wrote, now or in an older version of this package.
+
+    Args:
+        kind: As for :func:`save`.
+        source: JSON text, or the path of a file (a ``Path``).
+        build: Makes the object from the content.
+
+    Returns:
+        What ``build`` made.
+
+    Raises:
+        ValueError: If it is something else, or of a newer version.
+    """
+    text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8")
+    try:
+        content: dict[str, Any] = json.loads(text)
+        _check(kind, content.pop("format", None))
+        return build(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"This is not a stored {kind}: {error}.") from error
+
+
+def _check(kind: str, name: object) -> None:
+    match = _FORMAT.fullmatch(name) if isinstance(name, str) else None
+    if match is None or match[1] != kind:
+        raise ValueError(f"its format is {name!r}, not 'captum_lrpx.{kind}/{VERSION}'")
+    if int(match[2]) > VERSION:
+        raise ValueError(
+            f"its format {name!r} is newer than this version of captum_lrpx, which reads up to "
+            f"{VERSION}: upgrade the package"
+        )
+
+
+def import_pandas() -> Any:
+    """The module pandas, imported only where somebody asks for a data frame.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import pandas as pd  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError(
+            "A data frame needs pandas: pip install 'captum-lrpx[pandas]'."
+        ) from error
+    return pd

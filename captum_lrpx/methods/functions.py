@@ -1,0 +1,282 @@
+"""The methods: functions of a subject, whose keyword arguments are their options.
+
+Those that perturb or interpolate the input do it on the token embeddings and need something to
+replace them by: the option ``baseline``, which is ``"zero"`` (an embedding of zeros, as in Captum),
+or ``"mask"``, ``"pad"``, ``"unk"`` (the embedding of that token of the tokenizer).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import captum.attr as captum
+import numpy as np
+import torch
+
+from captum_lrpx import _captum
+from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
+from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.methods.subject import Attributed
+from captum_lrpx.propagation import attached, sites_of
+from captum_lrpx.sites import ActivationSite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from captum_lrpx.methods.subject import Subject
+    from captum_lrpx.recipes import Recipe
+    from captum_lrpx.sites import InlineActivationSite
+
+__all__ = [
+    "altilogit",
+    "attention_rollout",
+    "attnlrpx",
+    "deep_lift",
+    "feature_ablation",
+    "gradient_shap",
+    "input_x_gradient",
+    "integrated_gradients",
+    "lrpx",
+    "occlusion",
+    "random",
+    "saliency_l1",
+    "saliency_l2_squared",
+]
+
+
+def lrpx(subject: Subject, *, recipe: Recipe | None = None) -> Attributed:
+    """LRP, all relevance of attention to the values; conserves."""
+    return _with_rules(LRPx, subject, recipe)
+
+
+def attnlrpx(subject: Subject, *, recipe: Recipe | None = None) -> Attributed:
+    """AttnLRP, queries and keys take part."""
+    return _with_rules(AttnLRPx, subject, recipe)
+
+
+def _with_rules(kind: type[LRPx], subject: Subject, recipe: Recipe | None) -> Attributed:
+    forward = RecordedForward(subject.question.forward)
+    method = kind(forward, subject.model, recipe=recipe)
+    relevance, delta = method.attribute(
+        subject.ids, **subject.arguments, return_convergence_delta=True
+    )
+    return _decomposed(subject, forward, relevance, delta, method.recipe.name)
+
+
+def altilogit(
+    subject: Subject,
+    *,
+    value_bias: Literal["tokens", "apart"] = "tokens",
+    include_start: bool = True,
+) -> Attributed:
+    """ALTI-Logit, through the attention of every layer; the delta is what MLPs and biases add."""
+    forward = RecordedForward(subject.question.forward)
+    contributions, delta = ALTILogit(forward, subject.model, value_bias=value_bias).attribute(
+        subject.ids,
+        **subject.arguments,
+        include_start=include_start,
+        return_convergence_delta=True,
+    )
+    return _decomposed(subject, forward, contributions, delta)
+
+
+def _decomposed(
+    subject: Subject,
+    forward: RecordedForward,
+    relevance: Tensor,
+    delta: Tensor,
+    recipe: str | None = None,
+) -> Attributed:
+    # The forward pass under the rules gives the model's own values, so it need not run again.
+    value = _captum.select_targets(forward.output, subject.question.target)
+    return Attributed(
+        relevance[0].detach(), float(value.reshape(-1)[0]), float(delta[0].detach()), recipe
+    )
+
+
+def saliency_l1(subject: Subject) -> Attributed:
+    """Gradient of the embedding, L1 norm: no sign, no sum."""
+    return _of_embeddings(subject, _gradient(subject).abs())
+
+
+def saliency_l2_squared(subject: Subject) -> Attributed:
+    """Gradient of the embedding, squared L2 norm: no sign, no sum."""
+    return _of_embeddings(subject, _gradient(subject).square())
+
+
+def _gradient(subject: Subject) -> Tensor:
+    with _for_gradients(subject):
+        gradient: Tensor = captum.Saliency(subject.question.forward).attribute(
+            subject.embeddings(), abs=False, **subject.arguments
+        )
+    return gradient
+
+
+def input_x_gradient(subject: Subject) -> Attributed:
+    """Gradient times embedding."""
+    with _for_gradients(subject):
+        found = captum.InputXGradient(subject.question.forward).attribute(
+            subject.embeddings(), **subject.arguments
+        )
+    return _of_embeddings(subject, found)
+
+
+def integrated_gradients(
+    subject: Subject,
+    *,
+    n_steps: int = 50,
+    baseline: str = "zero",
+    internal_batch_size: int | None = None,
+) -> Attributed:
+    """Integrated Gradients on embeddings, along the line from the baseline."""
+    with _for_gradients(subject):
+        found, delta = captum.IntegratedGradients(subject.question.forward).attribute(
+            subject.embeddings(),
+            baselines=subject.baseline(baseline),
+            n_steps=n_steps,
+            internal_batch_size=internal_batch_size,
+            return_convergence_delta=True,
+            **subject.arguments,
+        )
+    return _of_embeddings(subject, found, float(delta[0]))
+
+
+def gradient_shap(
+    subject: Subject,
+    *,
+    n_samples: int = 20,
+    stdevs: float = 0.0,
+    baseline: str = "zero",
+    seed: int = 0,
+) -> Attributed:
+    """Expected gradients between the noisy embeddings and the baseline, seeded."""
+    embeddings = subject.embeddings()
+
+    def forward(inputs: Tensor, *args: object) -> object:
+        # Captum's random factors are float32, and so are then the inputs of a model in bfloat16.
+        return subject.question.forward(inputs.to(embeddings.dtype), *args)
+
+    with _for_gradients(subject), _seeded(seed):
+        found, delta = captum.GradientShap(forward).attribute(
+            embeddings,
+            baselines=subject.baseline(baseline),
+            n_samples=n_samples,
+            stdevs=stdevs,
+            return_convergence_delta=True,
+            **subject.arguments,
+        )
+    return _of_embeddings(subject, found, float(delta.mean()))  # one delta per sample
+
+
+def deep_lift(subject: Subject, *, baseline: str = "zero") -> Attributed:
+    """DeepLift on embeddings, for models whose activations Captum has a rule for (ReLU, tanh)."""
+    activations = [_with_deep_lift_rule(site) for site in sites_of(subject.model).activations]
+    try:
+        with _for_gradients(subject):
+            found, delta = captum.DeepLift(subject.question.forward).attribute(
+                subject.embeddings(),
+                baselines=subject.baseline(baseline),
+                return_convergence_delta=True,
+                **subject.arguments,
+            )
+    finally:
+        for module in activations:  # where Captum leaves them after an error
+            vars(module).pop("input", None)
+            vars(module).pop("output", None)
+    return _of_embeddings(subject, found, float(delta[0]))
+
+
+def _with_deep_lift_rule(site: ActivationSite | InlineActivationSite) -> nn.Module:
+    """The module of an activation that Captum's DeepLift has a rule for; others are refused."""
+    if isinstance(site, ActivationSite):
+        if type(site.module) in _captum.DEEP_LIFT_RULES:
+            return site.module
+        kind = type(site.module).__name__
+    else:  # not a module, which is all that Captum attaches rules to
+        kind = site.function
+    raise ValueError(
+        f"Captum's DeepLift has no rule for {site.path!r} ({kind}) and would take its plain "
+        "gradient without saying so: use input_x_gradient for that, or lrpx."
+    )
+
+
+def feature_ablation(
+    subject: Subject, *, baseline: str = "zero", perturbations_per_eval: int = 8
+) -> Attributed:
+    """Leave one out: how much the value falls without the embedding of each token."""
+    embeddings = subject.embeddings()
+    tokens = torch.arange(embeddings.shape[1], device=embeddings.device)
+    found = captum.FeatureAblation(subject.question.forward).attribute(
+        embeddings.detach(),
+        baselines=subject.baseline(baseline),
+        feature_mask=tokens.view(1, -1, 1),
+        perturbations_per_eval=perturbations_per_eval,
+        **subject.arguments,
+    )
+    # Each feature of a token has the effect of the whole token.
+    return Attributed(found[0, :, 0], subject.value())
+
+
+def occlusion(
+    subject: Subject,
+    *,
+    window: int = 3,
+    baseline: str = "zero",
+    perturbations_per_eval: int = 8,
+) -> Attributed:
+    """Leave some out: a window of tokens, mean over the windows that cover a token."""
+    embeddings = subject.embeddings().detach()
+    size = min(window, embeddings.shape[1])
+    found = captum.Occlusion(subject.question.forward).attribute(
+        embeddings,
+        sliding_window_shapes=(size, embeddings.shape[2]),
+        baselines=subject.baseline(baseline),
+        perturbations_per_eval=perturbations_per_eval,
+        **subject.arguments,
+    )
+    return Attributed(found[0, :, 0], subject.value())
+
+
+def attention_rollout(subject: Subject) -> Attributed:
+    """Attention of all layers multiplied: no sign, the same for every target at a position."""
+    forward = RecordedForward(subject.question.forward)
+    rolled = AttentionRollout(forward, subject.model).attribute(subject.ids, **subject.arguments)
+    return Attributed(rolled[0], subject.value())
+
+
+def random(subject: Subject, *, seed: int = 0) -> Attributed:
+    """Normal random numbers, seeded: what any method has to beat."""
+    drawn = RandomAttribution(subject.question.forward, seed).attribute(subject.ids)
+    return Attributed(drawn[0], subject.value())
+
+
+def _of_embeddings(subject: Subject, found: Tensor, delta: float | None = None) -> Attributed:
+    """Attributions of embeddings ``[1, T, D]``, summed over ``D``."""
+    return Attributed(found[0].detach().sum(-1), subject.value(), delta)
+
+
+@contextmanager
+def _for_gradients(subject: Subject) -> Iterator[None]:
+    """Captum takes gradients here; frozen parameters save the memory that theirs would need."""
+    require_gradients()
+    with attached(subject.model, ()):
+        yield
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The random states of PyTorch and NumPy, which Captum draws from, set and put back."""
+    state = np.random.get_state()  # noqa: NPY002 - Captum uses this one
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002

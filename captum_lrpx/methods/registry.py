@@ -1,0 +1,103 @@
+"""The methods by name, and their options."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, cast
+
+from captum_lrpx.methods import functions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from captum_lrpx.methods.subject import Attributed, Subject
+    from captum_lrpx.recipes import Recipe
+
+__all__ = ["METHODS", "Option", "attribute", "description", "options_of"]
+
+Option = int | float | str | bool | None
+"""What an option of a method may be; an explanation stores them."""
+
+METHODS: dict[str, Callable[..., Attributed]] = {
+    method.__name__: method
+    for method in (
+        functions.lrpx,
+        functions.attnlrpx,
+        functions.altilogit,
+        functions.saliency_l1,
+        functions.saliency_l2_squared,
+        functions.input_x_gradient,
+        functions.integrated_gradients,
+        functions.gradient_shap,
+        functions.deep_lift,
+        functions.feature_ablation,
+        functions.occlusion,
+        functions.attention_rollout,
+        functions.random,
+    )
+}
+"""Name -> function of a :class:`Subject`; its keyword arguments are the method's options."""
+
+
+def options_of(method: str) -> dict[str, Option]:
+    """The options of a method and their defaults, without ``recipe``.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; known are {', '.join(METHODS)}.")
+    parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
+    return {each.name: each.default for each in parameters if each.name != "recipe"}
+
+
+def description(method: str) -> str:
+    """What a method is, in one line."""
+    return cast("str", METHODS[method].__doc__).partition("\n")[0].rstrip(".")
+
+
+def attribute(
+    method: str, subject: Subject, recipe: Recipe | None, options: dict[str, Option]
+) -> Attributed:
+    """Run a method.
+
+    Args:
+        method: A name in :data:`METHODS`.
+        subject: What is explained.
+        recipe: Rules other than the method's own.
+        options: Options of the method.
+
+    Returns:
+        Relevances and value.
+
+    Raises:
+        ValueError: If there is no such method or option, or an option has a value that it cannot
+            have.
+    """
+    known = options_of(method)
+    for name, value in options.items():
+        _check_option(method, known, name, value)
+    keywords: dict[str, Any] = dict(options)
+    if recipe is not None:
+        if "recipe" not in inspect.signature(METHODS[method]).parameters:
+            raise ValueError(f"The method {method!r} has no rules, so it takes no recipe.")
+        keywords["recipe"] = recipe
+    return METHODS[method](subject, **keywords)
+
+
+def _check_option(method: str, known: dict[str, Option], name: str, value: Option) -> None:
+    if name not in known:
+        some = f"its options are {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"The method {method!r} has no option {name!r}; {some}.")
+    default = known[name]
+    kind = int if default is None else type(default)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    fits = (
+        (whole or isinstance(value, float))
+        if kind is float
+        else (whole if kind is int else isinstance(value, kind))
+    )
+    if not (fits or (value is None and default is None)):
+        raise ValueError(f"The option {name!r} of {method!r} takes {kind.__name__}, not {value!r}.")
+    if kind is int and name != "seed" and value is not None and cast("int", value) < 1:
+        raise ValueError(f"The option {name!r} of {method!r} must be at least 1, not {value!r}.")

@@ -1,0 +1,155 @@
+"""Several texts, each with its own target, as one padded batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx.binding import find_model
+from captum_lrpx.targets.encoding import encode
+from captum_lrpx.targets.forward import TokenSum
+from captum_lrpx.targets.outputs import OutputFunction, OutputSum
+from captum_lrpx.targets.target import Choice, Target, in_quantity_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.question import Terms
+
+__all__ = ["BatchQuestion", "ask_batch"]
+
+
+@dataclass(frozen=True)
+class BatchQuestion:
+    """What Captum needs to explain one :class:`~captum_lrpx.targets.Target` per text.
+
+    Attributes:
+        inputs: Token ids ``[B, T]``, padded on the right.
+        forward: Forward function; its output has one value per row, so there is no ``target``.
+        additional_forward_args: Captum's ``additional_forward_args``, with the attention mask.
+        encodings: The texts; row ``b`` of a result is about the tokens of ``encodings[b]``.
+        descriptions: The question of each row in words.
+    """
+
+    inputs: Tensor
+    forward: nn.Module
+    additional_forward_args: tuple[Any, ...]
+    encodings: tuple[Encoding, ...]
+    descriptions: tuple[str, ...]
+
+
+def ask_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    targets: Target | Choice | Sequence[Target | Choice],
+    first_token: str | None = None,
+) -> BatchQuestion:
+    """Turn texts and what to explain of each into tensors, for any Captum method.
+
+    Args:
+        model: A Hugging Face model with a head.
+        tokenizer: Its (fast) tokenizer.
+        texts: The texts.
+        targets: What is explained, one for each text or one for all.
+        first_token: As in :func:`~captum_lrpx.targets.encode`.
+
+    Returns:
+        Inputs, forward module and arguments.
+
+    Raises:
+        ValueError: If there are no texts, not as many targets, targets that need different forward
+            modules, or texts and targets that cannot be used.
+        IndexError: If a position or token id is out of range.
+
+    Examples:
+        >>> batch = ask_batch(model, tokenizer, texts, ["are", Target("is", contrast="are")])
+        >>> relevance = AttnLRPx(batch.forward).attribute(
+        ...     batch.inputs, additional_forward_args=batch.additional_forward_args
+        ... )
+    """
+    model = find_model(model)
+    if isinstance(texts, str) or not texts:
+        raise ValueError("Give a sequence of at least one text.")
+    encodings = tuple(encode(model, tokenizer, text, first_token) for text in texts)
+    asked = _one_per_text(targets, len(texts))
+    device = next(model.parameters()).device
+    ids, mask = _padded(model, tokenizer, encodings, device)
+    forward, arguments = _forward(model, tokenizer, asked, encodings, mask)
+    descriptions = tuple(target.describe(model) for target in asked)
+    return BatchQuestion(ids, forward, arguments, encodings, descriptions)
+
+
+def _one_per_text(targets: Target | Choice | Sequence[Target | Choice], count: int) -> list[Target]:
+    single = isinstance(targets, (Target, str, int))
+    given: list[Target | Choice] = [targets] * count if single else list(targets)  # type: ignore[list-item, arg-type]
+    if len(given) != count:
+        raise ValueError(f"There are {count} texts, but {len(given)} targets: give one for each.")
+    asked = [item if isinstance(item, Target) else Target(item) for item in given]
+    if len({_kind(target) for target in asked}) > 1:
+        raise ValueError(
+            "The targets of a batch are explained by one forward module: give all of them the same "
+            "quantity, end and function, or explain them in several batches."
+        )
+    return asked
+
+
+def _kind(target: Target) -> tuple[Any, ...]:
+    """What the targets of one forward module have in common."""
+    return target.quantity, target.end, target.token if callable(target.token) else None
+
+
+def _padded(
+    model: nn.Module, tokenizer: Any, encodings: Sequence[Encoding], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    config: Any = model.config
+    padding = getattr(config, "pad_token_id", None)  # a classifier finds its last token by this one
+    if padding is None:
+        padding = tokenizer.pad_token_id or 0
+    length = max(len(encoding.ids) for encoding in encodings)
+    ids = torch.full((len(encodings), length), padding)
+    mask = torch.zeros_like(ids)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
+        mask[row, : len(encoding.ids)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _forward(
+    model: nn.Module,
+    tokenizer: Any,
+    targets: Sequence[Target],
+    encodings: Sequence[Encoding],
+    mask: Tensor,
+) -> tuple[nn.Module, tuple[Any, ...]]:
+    outputs, function = targets[0].outputs(model), targets[0].token
+    pairs = list(zip(targets, encodings, strict=True))
+    if callable(function):
+        places = [target.place(model, tokenizer, encoding) for target, encoding in pairs]
+        at = () if places[0] is None else (torch.tensor(places, device=mask.device),)
+        return OutputFunction(outputs, function), (mask, *at)
+    terms = [target.terms(model, tokenizer, encoding) for target, encoding in pairs]
+    width = max(len(row.choices) for row in terms)
+    choices, weights, positions = (table.to(mask.device) for table in _tables(terms, width))
+    quantity = targets[0].quantity
+    if terms[0].positions is None:
+        return OutputSum(in_quantity_of(outputs, quantity)), (choices, weights, mask)
+    return TokenSum(model, quantity), (mask, choices, positions, weights)
+
+
+def _tables(terms: Sequence[Terms], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choices, weights and positions ``[B, K]``; a row of fewer terms is filled with weight 0."""
+    choices = torch.zeros(len(terms), width, dtype=torch.long)
+    weights, positions = torch.zeros(len(terms), width), torch.zeros_like(choices)
+    for row, term in enumerate(terms):
+        count = len(term.choices)
+        choices[row, :count] = torch.tensor(term.choices)
+        weights[row, :count] = torch.tensor(term.weights)
+        if term.positions is not None:
+            positions[row, :count] = torch.tensor(term.positions)
+    return choices, weights, positions

@@ -1,0 +1,52 @@
+"""Logits, and the ordinary functions of them that can be explained as well."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["QUANTITIES", "Quantity", "check_quantity", "in_quantity"]
+
+Quantity = Literal["logit", "log_prob", "prob"]
+"""What is explained of an output; the names are those of Captum's ``LLMAttribution``."""
+
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+
+NAMES: dict[Quantity, str] = {
+    "logit": "logit",
+    "log_prob": "log-probability",
+    "prob": "probability",
+}
+"""In words."""
+
+
+def check_quantity(quantity: str) -> Quantity:
+    """The quantity, if it is one.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    for known in QUANTITIES:
+        if quantity == known:
+            return known
+    raise ValueError(f"Unknown quantity {quantity!r}; known are {', '.join(QUANTITIES)}.")
+
+
+def in_quantity(logits: Tensor, quantity: Quantity) -> Tensor:
+    """Logits, or their softmax over the last dimension, or its logarithm.
+
+    Half precisions are normalized in float32, as the sum over a vocabulary needs.
+
+    Args:
+        logits: ``[..., V]``.
+        quantity: Which.
+
+    Returns:
+        ``[..., V]``.
+    """
+    if quantity == "logit":
+        return logits
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return wide.log_softmax(-1) if quantity == "log_prob" else wide.softmax(-1)

@@ -1,0 +1,110 @@
+"""Words of a text, and which tokens make up each of them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Span", "token_runs", "word_spans"]
+
+Span = tuple[int, int]
+"""``(start, end)``: characters of a text, or tokens; the end is not included."""
+
+_INNER = frozenset("'\N{RIGHT SINGLE QUOTATION MARK}.-")
+_WORD = re.compile(r"w+(?:iw+)*|[pi]+")
+
+
+def word_spans(text: str) -> tuple[Span, ...]:
+    """Where the words of a text stand.
+
+    A word is a run of letters and digits, apostrophes, hyphens and full stops inside it included
+    (``don't``, ``well-known``, ``3.14``); a run of other marks is a word of its own. Nothing here
+    is about a language: one that is written without blanks has no words here but its phrases.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The words in order, ``(start, end)`` characters each; what is between them is blank.
+    """
+    kinds: list[str] = []
+    for character in text:
+        category = unicodedata.category(character)
+        if character.isspace():
+            kind = " "
+        elif character in _INNER:
+            kind = "i"
+        elif category[0] in "PS":
+            kind = "p"
+        elif (category[0] == "M" or category == "Cf") and kinds and kinds[-1] != " ":
+            kind = kinds[-1]  # accents, joiners: a part of the character that they follow
+        else:
+            kind = "w"
+        kinds.append(kind)
+    return tuple(match.span() for match in _WORD.finditer("".join(kinds)))
+
+
+def token_runs(
+    text: str, offsets: Sequence[Span], special: Sequence[bool], spans: Sequence[Span]
+) -> tuple[Span, ...]:
+    """Which tokens make up each word.
+
+    A token belongs to the word that it overlaps; one that overlaps several words joins them.
+    Special tokens stand alone, and so do tokens of blanks, unless the next token goes on without a
+    gap: some tokenizers make the blank before a word a token.
+
+    Args:
+        text: The text.
+        offsets: ``(start, end)`` characters of each token ``[T]``.
+        special: Whether each token is one that the tokenizer added ``[T]``.
+        spans: The words, in order.
+
+    Returns:
+        ``(first, last + 1)`` tokens of each word, in order. Every token is in exactly one.
+
+    Raises:
+        ValueError: If the spans are empty, overlap, are not in order, or do not lie in the text.
+    """
+    _check(text, spans)
+    starts = [start for start, _ in spans]
+    ends = [end for _, end in spans]
+    runs: list[Span] = []
+    before: Span = (0, 0)  # words that the last run overlaps
+    for index, (start, end) in enumerate(offsets):
+        # An empty token inside a text is a part of the character that it stands before.
+        words = (bisect_right(ends, start), bisect_left(starts, max(end, start + 1)))
+        if special[index]:
+            words = (0, 0)
+        overlaps = words[0] < before[1] and before[0] < words[1]
+        blank = before[0] >= before[1] and _leads_to(text, offsets, special, index)
+        if runs and (overlaps or blank):
+            runs[-1] = (runs[-1][0], index + 1)
+            before = (min(before[0], words[0]), max(before[1], words[1])) if overlaps else words
+        else:
+            runs.append((index, index + 1))
+            before = words
+    return tuple(runs)
+
+
+def _leads_to(text: str, offsets: Sequence[Span], special: Sequence[bool], index: int) -> bool:
+    """Whether the token before this one is the blank in front of it (not a line break or tab)."""
+    if index == 0 or special[index - 1] or special[index]:
+        return False
+    start, end = offsets[index - 1]
+    return start < end == offsets[index][0] and not text[start:end].strip(" ")
+
+
+def _check(text: str, spans: Sequence[Span]) -> None:
+    last = 0
+    for start, end in spans:
+        if not last <= start < end <= len(text):
+            raise ValueError(
+                f"({start}, {end}) is no word of a text of {len(text)} characters behind {last}: "
+                "give spans that are not empty, in order, and do not overlap."
+            )
+        last = end
