@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 from torch.overrides import TorchFunctionMode
 
+from captum_lrpx.rules.kernels import attention_weights
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,21 +82,7 @@ class ScoredWeights(AttentionWeights):
     def of(self, example: int, rows: slice | Tensor) -> Tensor:
         """Compute the rows."""
         query, key = _wide(self.query[example][:, rows]), _wide(self.key[example])
-        heads, count, size = query.shape
-        scores = query.mul(self.scale).reshape(key.shape[0], -1, size) @ key.transpose(1, 2)
-        scores = scores.view(heads, count, -1)
-        mask = self._mask(example, rows)
-        if mask is None:
-            return torch.softmax(scores, -1)
-        if self.mask is None:  # causal: every position attends to itself
-            return torch.softmax(scores.masked_fill_(~mask, -torch.inf), -1)
-        if mask.dtype == torch.bool:
-            scores.masked_fill_(~mask, -torch.inf)
-        else:
-            scores += mask
-            mask = mask > -torch.inf
-        # A row without any allowed position has no weights; softmax would give NaN.
-        return torch.softmax(scores, -1).masked_fill_(~mask.any(-1, keepdim=True), 0.0)
+        return attention_weights(query, key, self._mask(example, rows), self.scale)
 
     def _mask(self, example: int, rows: slice | Tensor) -> Tensor | None:
         if self.mask is not None:

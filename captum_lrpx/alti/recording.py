@@ -22,10 +22,11 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 from captum_lrpx.alti.attention_weights import WeightCapture
-from captum_lrpx.alti.linear import constant_part, is_plain, row_sparse_linear
+from captum_lrpx.alti.linear import constant_part, is_plain
 from captum_lrpx.alti.records import BiasRecord, BlockRecord
 from captum_lrpx.rules import FrozenScale, Identity
-from captum_lrpx.rules.patches import Attachment, Constant
+from captum_lrpx.rules.patches import Attachment, Constant, weight_and_bias
+from captum_lrpx.rules.sparse import row_sparse_linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,7 +215,7 @@ class Recording:
             return output
         with torch.no_grad():
             value: Tensor = forward(x)
-        return row_sparse_linear(module, x, value)
+        return row_sparse_linear(x, value, weight_and_bias(module)[0])
 
     def _bias(self, name: str, bias: Tensor, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)

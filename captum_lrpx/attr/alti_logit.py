@@ -171,7 +171,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         tokens = rollout(blocks).squeeze(1)
         if include_start:
             tokens = tokens + directions.start
-        attributions = tokens
+        attributions = tokens = tokens.detach()
         if tensor.ndim == 3 and return_input_shape:
             spread = (tokens / tensor.shape[-1]).unsqueeze(-1)
             attributions = spread.expand(tensor.shape).contiguous()

@@ -25,6 +25,7 @@ _BUDGET: Final = 2**24
 """At most this many attention weights are held at once in the backward pass."""
 
 
+@torch.no_grad()
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Softmax of the scaled scores.
 
@@ -36,7 +37,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: fl
         scale: Factor on the scores.
 
     Returns:
-        ``[..., H, R, S]``; rows that may attend to nothing are 0.
+        ``[..., H, R, S]``, without a graph; rows that may attend to nothing are 0.
     """
     *lead, heads, rows, size = query.shape
     groups, length = key.shape[-3:-1]
@@ -45,12 +46,12 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: fl
     if mask is None:
         return torch.softmax(scores, -1)
     if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -math.inf)
+        scores.masked_fill_(~mask, -math.inf)
     else:
-        scores = scores + mask
+        scores += mask
         mask = mask > -math.inf
     # A row without any allowed position has no weights; softmax would give NaN.
-    return torch.softmax(scores, -1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    return torch.softmax(scores, -1).masked_fill_(~mask.any(-1, keepdim=True), 0.0)
 
 
 class ConstantWeightsMode(TorchFunctionMode):

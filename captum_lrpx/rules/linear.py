@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule", "weight_and_bias"]
+__all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule"]
 
 
 class LinearRule(Rule[LinearSite]):
