@@ -84,7 +84,8 @@ class Recipe:
             rule = getattr(self, role)
             if not isinstance(rule, kind):
                 raise TypeError(
-                    f"The rule for the role {role!r} must be a {kind.__name__}, not {rule!r}."
+                    f"The rule for the role {role!r} must be of the kind {kind.__name__}, "
+                    f"not {rule!r}."
                 )
 
     def override(self, pattern: str, rule: Rule[Any]) -> Recipe:
@@ -116,8 +117,8 @@ class Recipe:
 
 
 LRP = Recipe("lrp")
-"""LRP for transformers: values only in attention, ``up`` is the signal of a gate (Ali et al. 2022;
-Arras et al. 2025). Conserves exactly, biases counted as inputs."""
+"""LRP for transformers, with values only in attention, ``up`` the signal of a gate (Ali et al.
+2022; Arras et al. 2025). Conserves exactly, biases counted as inputs."""
 
 LRP_UNIFORM_GATE = replace(LRP, name="lrp-uniform-gate", gate=Uniform())
 """LRP with the uniform rule at gates (as in Jafari et al. 2024, MambaLRP). Conserves exactly."""
@@ -126,7 +127,7 @@ ATTN_LRP = replace(LRP, name="attnlrp", attention=UniformAttention(), gate=Unifo
 """AttnLRP (Achtibat et al. 2024). Conserves up to what the softmax keeps."""
 
 ATTN_LRP_SIGNAL_GATE = replace(ATTN_LRP, name="attnlrp-signal-gate", gate=SignalTakeAll())
-"""AttnLRP's attention with LRP's gate: the fourth combination of the two rules that differ."""
+"""AttnLRP's attention with LRP's gate, the fourth combination of the two rules that differ."""
 
 NAMED_RECIPES = {
     recipe.name: recipe for recipe in (LRP, LRP_UNIFORM_GATE, ATTN_LRP, ATTN_LRP_SIGNAL_GATE)

@@ -144,7 +144,7 @@ class AttentionRollout(Attribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor of the inputs: they do not."""
+        """Whether the attributions contain the factor of the inputs. They do not."""
         return False
 
     def attribute_future(self) -> None:

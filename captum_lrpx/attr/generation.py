@@ -16,6 +16,7 @@ from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.propagation import gradient_scale, propagation, sites_of
 from captum_lrpx.targets.continuation import (
+    check_predicts_text,
     continuation_ids,
     foil_ids,
     generated_ids,
@@ -66,7 +67,7 @@ class LLMRelevance(Attribution):
 
         Raises:
             TypeError: If the method is another one, or explains something else than a model.
-            ValueError: If ``attr_target`` is unknown.
+            ValueError: If the model predicts no text, or ``attr_target`` is unknown.
         """
         if not isinstance(attr_method, (LRPx, LayerLRPx)):
             raise TypeError(
@@ -75,7 +76,9 @@ class LLMRelevance(Attribution):
             )
         if isinstance(attr_method, LayerLRPx) and not isinstance(attr_method.layer, nn.Module):
             raise TypeError("LLMRelevance explains one layer at a time, not a list of layers.")
-        if not callable(getattr(attr_method.forward_func, "generate", None)):
+        if attr_method.forward_func is attr_method.model:
+            check_predicts_text(attr_method.model)
+        elif not callable(getattr(attr_method.forward_func, "generate", None)):  # an adapter's
             raise TypeError(
                 "LLMRelevance says by itself what is explained: give the method the language model "
                 f"and not {type(attr_method.forward_func).__name__}."

@@ -113,7 +113,7 @@ class Explanation:
 
     @property
     def delta(self) -> float:
-        """Convergence delta: the explained value minus the sum of the relevances."""
+        """Convergence delta, the explained value minus the sum of the relevances."""
         return self.value - self.sum
 
     @property

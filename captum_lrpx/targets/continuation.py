@@ -20,6 +20,7 @@ __all__ = [
     "Prompt",
     "Spans",
     "TokenIds",
+    "check_predicts_text",
     "continuation_ids",
     "foil_ids",
     "generated_ids",
@@ -55,6 +56,19 @@ class Prompt:
     shown: Tensor
 
 
+def check_predicts_text(model: nn.Module) -> None:
+    """Refuse a model that is no causal language model.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if task_of(model) != "causal-lm":
+        raise ValueError(
+            f"{type(model).__name__} does not predict a text token by token, so it has no "
+            "continuation to explain: use explain(), or a forward module, at its mask token."
+        )
+
+
 def prompt_of(model: nn.Module, tokenizer: Any, prompt: str | TokenIds | TextTokenInput) -> Prompt:
     """Read a prompt.
 
@@ -72,11 +86,7 @@ def prompt_of(model: nn.Module, tokenizer: Any, prompt: str | TokenIds | TextTok
             another tokenizer.
         TypeError: If the prompt is none of these.
     """
-    if task_of(model) != "causal-lm":
-        raise ValueError(
-            f"{type(model).__name__} does not predict a text token by token, so it has no "
-            "continuation to explain: use explain(), or a forward module, at its mask token."
-        )
+    check_predicts_text(model)
     shown = None
     if isinstance(prompt, str):
         ids = torch.tensor(encode(model, tokenizer, prompt).ids)

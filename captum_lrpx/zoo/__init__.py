@@ -47,7 +47,9 @@ def load(name: str = DEFAULT) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     Raises:
         ValueError: If there is no such model.
     """
-    return load_folder(path(name))
+    model, tokenizer = load_folder(path(name))
+    model.name_or_path = name  # what records show, instead of where the package happens to be
+    return model, tokenizer
 
 
 def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,0 +1,68 @@
+"""The documentation builds without a warning, and its gallery runs in the build."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+import captum_lrpx
+from captum_lrpx import architectures, explanation, methods, recipes, rules, sva, targets, zoo
+
+pytest.importorskip("sphinx")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "docs" / "gallery").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built from a copy: the gallery writes its pages beside the others."""
+    folder = tmp_path_factory.mktemp("site")
+    made = shutil.ignore_patterns("examples", "_build")
+    shutil.copytree(ROOT / "docs", folder / "docs", ignore=made)
+    shutil.copy(ROOT / "README.md", folder)
+    build = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "html"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert build.returncode == 0, build.stderr[-5000:]
+    return folder / "html"
+
+
+def test_the_site_has_its_pages(site):
+    for page in ROOT.glob("docs/**/*.md"):
+        html = page.relative_to(ROOT / "docs").with_suffix(".html")
+        assert (site / html).is_file(), html
+    assert "--contrast" in (site / "quickstart.html").read_text()  # it is a part of the README
+
+
+def test_the_site_needs_no_network(site):
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|img|link)[^>]*?(?:src|href)=\"(\w+:)?//", page.read_text())
+        assert not loaded, page.name
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+def test_an_example_of_the_gallery_ran(site, example):
+    page = (site / "examples" / example.with_suffix(".html").name).read_text()
+    assert "Total running time of the script" in page
+
+
+@pytest.mark.parametrize(
+    "module",
+    [captum_lrpx, targets, recipes, rules, architectures, explanation, methods, sva, zoo],
+    ids=lambda module: module.__name__,
+)
+def test_every_public_name_is_in_the_reference(site, module):
+    lines = (site / "objects.inv").read_bytes().split(b"\n", 4)  # four of them say what follows
+    entries = zlib.decompress(lines[4]).decode().splitlines()
+    described = {entry.split(" ")[0].rsplit(".", 1)[-1] for entry in entries}
+    names = set(module.__all__) - {"__version__", "zoo"}
+    assert names <= described, names - described
