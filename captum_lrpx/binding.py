@@ -317,8 +317,11 @@ class _Binder:
         for site in sites.activations:
             if isinstance(site, ActivationSite):
                 known.add(id(site.module))
+        inside_norms = tuple(f"{site.path}." for site in sites.norms)  # a norm trained by PEFT
         for path, module in self.modules.items():
             if id(module) in known or any(True for _ in module.children()):
+                continue
+            if path.startswith(inside_norms):
                 continue
             if slopes.is_known_activation(module) or type(module).__name__.endswith("Norm"):
                 raise ValueError(

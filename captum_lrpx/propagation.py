@@ -9,6 +9,7 @@ last context on the module is left, however it is left.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 import weakref
@@ -17,10 +18,14 @@ from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from captum_lrpx.binding import bind, find_model
+from captum_lrpx.frozen import FrozenParameters
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.rules.captum_rules import captum_rule
-from captum_lrpx.rules.patches import Attachment, InlineSecant, SparseRows
+from captum_lrpx.rules.patches import Attachment, InlineSecant, RequireGradient, SparseRows
+from captum_lrpx.rules.sparse import is_linear_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,8 +60,8 @@ def propagation(
 
     Raises:
         ValueError: If the model's architecture is not declared, or does not fit its declaration.
-            The
-            model is as it was.
+            The model is as it was.
+        RuntimeError: If the model was created under ``torch.inference_mode``.
 
     Examples:
         >>> with propagation(model, ATTN_LRP):
@@ -210,6 +215,8 @@ def _attachments(
 ) -> Iterator[Attachment]:
     """Linear rules first: they are innermost where a module has several patches."""
     for linear in sites.linear:
+        if not is_linear_class(linear.module):
+            yield Attachment(linear.module, RequireGradient(linear.path, linear.module))
         rule = user_rules.get(linear.path) or recipe.rule_for("linear", linear.path)
         attachments = rule.attach(linear)
         if not attachments and linear.module in sites.language_model_head[-1:]:
@@ -238,7 +245,8 @@ def _user_rules(sites: Sites) -> Iterator[tuple[str, Rule[Any]]]:
 
 _lock = threading.RLock()
 _thread = threading.local()
-_frozen: dict[int, tuple[nn.Parameter, int]] = {}
+_opened = 0
+_stance: Any = None
 
 
 def _stack() -> list[_Active]:
@@ -264,6 +272,12 @@ class _Dispatcher:
         active = self._innermost()
         call = self.original if active is None else self.patched.get(active, self.original)
         return call(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(
+            "A model cannot be copied or pickled while rules are attached to it (inside of "
+            "`with propagation(model)`): do it before or behind that block."
+        )
 
     def _innermost(self) -> _Active | None:
         for active in reversed(_stack()):
@@ -292,16 +306,19 @@ class _Active:
         self.plan = plan
         self.modules = (model, *plan.modules)
         self.covered = frozenset(map(id, self.modules))
-        self.frozen: list[nn.Parameter] = []
+        self.frozen = FrozenParameters()
+        self.opened = False
 
     def attach(self, *, freeze_parameters: bool) -> None:
         with _lock:
+            self.opened = True
+            _without_compiler(1)
             for module, patch in self.plan.attachments:
                 dispatcher = _dispatcher(module)
                 inner = dispatcher.patched.get(self, dispatcher.original)
                 dispatcher.patched[self] = partial(patch, inner)
             if freeze_parameters:
-                self._freeze()
+                self.frozen.freeze(self.modules)
         _stack().append(self)
 
     def detach(self) -> None:
@@ -311,22 +328,27 @@ class _Active:
         with _lock:
             for module, _ in self.plan.attachments:
                 _release(module, self)
-            for parameter in self.frozen:
-                _thaw(parameter)
-            self.frozen.clear()
+            self.frozen.thaw()
+            if self.opened:
+                _without_compiler(-1)
+                self.opened = False
         for inline in self.plan.inline:
             inline.forget()
 
-    def _freeze(self) -> None:
-        for module in self.modules:
-            for parameter in module._parameters.values():  # noqa: SLF001 - parameters() is slow
-                if parameter is None:
-                    continue
-                _, count = _frozen.get(id(parameter), (parameter, 0))
-                if count or parameter.requires_grad:
-                    self.frozen.append(parameter)
-                    _frozen[id(parameter)] = (parameter, count + 1)
-                    parameter.requires_grad_(False)
+
+def _without_compiler(step: int) -> None:
+    """Let what ``torch.compile`` compiled run uncompiled while any propagation is open.
+
+    A graph compiled before knows no rules, and one compiled now would be of use for this call only.
+    Forward functions that were never compiled pay nothing: then torch._dynamo is not imported.
+    """
+    global _opened, _stance  # noqa: PLW0603 - the compiler's own switch is global
+    _opened += step
+    if _opened and _stance is None and "torch._dynamo" in sys.modules:
+        _stance = torch.compiler.set_stance("force_eager")
+    elif not _opened and _stance is not None:
+        _stance.__exit__(None, None, None)
+        _stance = None
 
 
 def _slot(module: nn.Module) -> str:
@@ -352,11 +374,3 @@ def _release(module: nn.Module, active: _Active) -> None:
             del vars(module)[dispatcher.slot]
         else:
             vars(module)[dispatcher.slot] = dispatcher.previous
-
-
-def _thaw(parameter: nn.Parameter) -> None:
-    _, count = _frozen.pop(id(parameter), (parameter, 1))
-    if count > 1:
-        _frozen[id(parameter)] = (parameter, count - 1)
-    else:
-        parameter.requires_grad_(True)

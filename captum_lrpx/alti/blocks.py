@@ -199,7 +199,7 @@ class _Part:
                     output_weight,
                     residual,
                     scale=_norm_scale(norm, record.norm_input[self.example, rows]),
-                    weight=_norm_weight(norm),
+                    weight=_norm_weight(norm, record.norm_weight),
                     centered=norm.centered,
                 )
             matrix[rows] = functional.alti_matrix(
@@ -248,9 +248,8 @@ def _mixed(weights: Tensor, values: Tensor) -> Tensor:
     return (weights @ values).transpose(0, 1).flatten(1)
 
 
-def _norm_weight(norm: NormSite) -> Tensor | None:
-    weight = getattr(norm.module, "weight", None)
-    return None if weight is None else wide(weight.detach()) + norm.weight_offset
+def _norm_weight(norm: NormSite, weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else wide(weight) + norm.weight_offset
 
 
 def _norm_scale(norm: NormSite, x: Tensor) -> Tensor:

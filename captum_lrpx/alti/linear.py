@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from captum_lrpx.rules.patches import weight_and_bias
-from captum_lrpx.rules.sparse import PLAIN_LINEAR
+from captum_lrpx.rules.sparse import is_linear_class
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,8 +16,8 @@ __all__ = ["constant_part", "is_plain", "linear_map"]
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a layer is nothing but its weight and bias: no adapter, no quantization."""
-    return type(module).__name__ in PLAIN_LINEAR
+    """Whether a layer is nothing but its weight and bias: no adapter, nothing quantized or away."""
+    return is_linear_class(module) and not any(p.is_meta for p in module.parameters())
 
 
 def linear_map(module: nn.Module) -> Tensor:
@@ -38,11 +38,14 @@ def constant_part(module: nn.Module) -> Tensor | None:
 
 
 def _response(module: nn.Module, x: Tensor) -> Tensor:
-    parameter = next(p for p in module.parameters() if p.is_floating_point())
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), x)
+    # What is offloaded is fetched, and the input put beside it, by the module's own hook.
+    x = x.to(parameter.dtype) if parameter.is_meta else x.to(parameter)
     with torch.no_grad():
-        output: Tensor = module(x.to(parameter))
+        output: Tensor = module(x)
     return output
 
 
 def _input_size(module: nn.Module) -> int:
-    return int(getattr(module, "in_features"))  # noqa: B009 - typed as Tensor | Module otherwise
+    size: Any = getattr(module, "in_features", None)  # of transformers' Conv1D only the weight says
+    return int(module.get_parameter("weight").shape[0] if size is None else size)

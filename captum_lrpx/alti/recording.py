@@ -25,7 +25,7 @@ from captum_lrpx.alti.attention_weights import WeightCapture
 from captum_lrpx.alti.linear import constant_part, is_plain
 from captum_lrpx.alti.records import BiasRecord, BlockRecord
 from captum_lrpx.rules import FrozenScale, Identity
-from captum_lrpx.rules.patches import Attachment, Constant, weight_and_bias
+from captum_lrpx.rules.patches import Attachment, Constant, RequireGradient, weight_and_bias
 from captum_lrpx.rules.sparse import row_sparse_linear
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class Recording:
         # Linear layers first: an activation between two modules looks at what the first returns.
         for linear in self.sites.linear:
             if not linear.path.startswith(inside):
+                if not is_plain(linear.module):
+                    check = RequireGradient(linear.path, linear.module)
+                    attachments.append(Attachment(linear.module, check))
                 patch = partial(self._head_linear, linear.module)
                 attachments.append(Attachment(linear.module, patch))
                 attachments += self._biased(linear.module, f"{linear.path}.bias")
@@ -114,9 +117,8 @@ class Recording:
         yield from self._biased(norm.module, f"{norm.path}.bias")
 
     def _biased(self, module: nn.Module, name: str) -> Iterator[Attachment]:
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, torch.Tensor):
-            yield Attachment(module, partial(self._bias, name, bias.detach()))
+        if isinstance(getattr(module, "bias", None), torch.Tensor):
+            yield Attachment(module, partial(self._bias, name, module))
 
     # Patches: each gets the forward that it wraps behind what is bound to it ----------------
 
@@ -162,6 +164,8 @@ class Recording:
         y: Tensor = forward(x)
         if not self.sealed:
             record.norm_input = self._checked_sum(record, x)
+            weight: Any = getattr(record.block.attention_norm.module, "weight", None)
+            record.norm_weight = None if weight is None else weight.detach()
             record.resultant = y.detach().view_as(record.residual)
         return y
 
@@ -217,10 +221,13 @@ class Recording:
             value: Tensor = forward(x)
         return row_sparse_linear(x, value, weight_and_bias(module)[0])
 
-    def _bias(self, name: str, bias: Tensor, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    def _bias(
+        self, name: str, module: nn.Module, forward: Forward, *args: Any, **kwargs: Any
+    ) -> Any:
         output = forward(*args, **kwargs)
         if not self.sealed and output.requires_grad:
-            self.biases.append(BiasRecord(name, bias, get_gradient_edge(output)))
+            bias: Any = module.bias  # read while the module runs, it may be offloaded otherwise
+            self.biases.append(BiasRecord(name, bias.detach(), get_gradient_edge(output)))
         return output
 
     # Checks ---------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class BlockRecord:
         resultant: What the attention block makes of ``x``, ``y`` ``[B, T, D]``: behind the residual
             add, and behind its norm where that stands there.
         norm_input: The input of that norm ``[B, T, D]``, None where norms stand before branches.
+        norm_weight: The stored weight of that norm ``[D]``, which may be offloaded afterwards.
         update: Output of the attention ``o`` ``[B, T, D]``; kept until it has been checked.
         mixed: Input of the output projection at ``checked`` ``[B, C, H z]``.
         checked: Positions ``[C]`` at which the weights are checked against ``mixed``.
@@ -45,6 +46,7 @@ class BlockRecord:
     weights: AttentionWeights = field(init=False)
     resultant: Tensor = field(init=False)
     norm_input: Tensor | None = None
+    norm_weight: Tensor | None = None
     update: Tensor = field(init=False)
     mixed: Tensor = field(init=False)
     checked: Tensor = field(init=False)

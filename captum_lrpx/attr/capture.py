@@ -39,6 +39,8 @@ def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator
     handles = []
 
     def keep(module: nn.Module, caught: _Caught) -> None:
+        if _in_backward():
+            return  # a checkpointed block is computed again
         if module in found:
             raise ValueError(
                 f"The layer {type(module).__name__} runs several times in one forward pass, so it "
@@ -89,6 +91,10 @@ def embedding_with_gradients(embedding: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001 - no public name
 
 
 class _Caught:

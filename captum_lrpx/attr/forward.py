@@ -28,11 +28,18 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
 
     Raises:
         ValueError: If ``forward_func`` is a function and ``model`` is not given, or no transformers
-            model is found.
+            model is found, or it runs on several devices at once.
         TypeError: If ``model`` is not a module.
     """
     if model is None:
         owner = getattr(forward_func, "__self__", forward_func)  # model.forward is as good as model
+        if not isinstance(owner, nn.Module) and isinstance(
+            getattr(owner, "model", None), nn.Module
+        ):
+            raise ValueError(
+                f"{type(owner).__name__} is not a forward function of tensors, but its model can "
+                "be explained: give its `.model`."
+            )
         if not isinstance(owner, nn.Module):
             raise ValueError(
                 "The forward function is not a module, so the model that it runs is unknown: give "
@@ -42,15 +49,38 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
         model = owner
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
+    for part in (forward_func, model):
+        if isinstance(part, nn.DataParallel) and len(part.device_ids) > 1:
+            raise ValueError(
+                "DataParallel runs copies of the model in threads of their own, without the rules "
+                "that are attached to the model: explain its `.module`."
+            )
     return find_model(model)
 
 
 def with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Aliases of floating inputs that need a gradient; the caller's tensors stay as they are."""
     return tuple(
-        tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+        _usable(tensor).detach().requires_grad_() if tensor.is_floating_point() else tensor
         for tensor in inputs
     )
+
+
+def _usable(value: Any) -> Any:
+    """A tensor that was made under ``torch.inference_mode`` as one that autograd can save."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _behind_wrappers(module: nn.Module) -> nn.Module:
+    """The module that a wrapper hands its arguments to, which says what they are called."""
+    if isinstance(module, nn.DataParallel):
+        return _behind_wrappers(module.module)
+    if "_orig_mod" in module._modules:  # noqa: SLF001 - torch.compile; a PEFT model passes it on
+        return _behind_wrappers(module.get_submodule("_orig_mod"))
+    if hasattr(type(module), "get_base_model"):  # PEFT
+        base: nn.Module = module.get_base_model()  # type: ignore[operator]
+        return _behind_wrappers(base)
+    return module
 
 
 class RecordedForward:
@@ -68,11 +98,12 @@ class RecordedForward:
         self.output: Tensor | None = None
         self._parameters: tuple[str, ...] = ()
         if isinstance(forward_func, nn.Module):
-            self._parameters = tuple(inspect.signature(forward_func.forward).parameters)
+            called = _behind_wrappers(forward_func)
+            self._parameters = tuple(inspect.signature(called.forward).parameters)
 
     def __call__(self, *args: Any) -> Any:
         """Run the forward function and keep its output."""
-        output = self._run(*args)
+        output = self._run(*map(_usable, args))
         logits = getattr(output, "logits", None)
         if not isinstance(output, Tensor) and isinstance(logits, Tensor):
             output = logits

@@ -161,4 +161,6 @@ def _transposed_product(
     weights = attention_weights(query, key, mask, scale)
     batch, _, _, length = weights.shape
     weights = weights.reshape(batch, groups, -1, length)
+    # Under autocast the kernel may have rounded queries and keys that are kept here as they were.
+    grad = grad.to(weights.dtype)
     return weights.transpose(-1, -2) @ grad.reshape(batch, groups, -1, grad.shape[-1])

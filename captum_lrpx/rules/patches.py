@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from captum_lrpx.rules import functional, slopes, sparse
 from captum_lrpx.rules.kernels import ConstantWeightsMode
@@ -33,6 +34,7 @@ __all__ = [
     "FrozenNormPatch",
     "InlineSecant",
     "Patch",
+    "RequireGradient",
     "ScaleFeatureGradients",
     "ScaleInputGradient",
     "ScaleOutputGradient",
@@ -152,6 +154,52 @@ class SparseRows:
 
 
 @dataclass(frozen=True, eq=False)
+class RequireGradient:
+    """A linear layer of a class of its own must have a gradient: not all quantized ones have.
+
+    Attributes:
+        path: Of the layer.
+        module: The layer.
+    """
+
+    path: str
+    module: nn.Module
+
+    def __call__(self, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer and look whether its output has a graph back to its input."""
+        output = forward(x, *args, **kwargs)
+        if torch.is_grad_enabled() and x.requires_grad and not _has_gradient(output, x):
+            kind = type(self.module)
+            raise RuntimeError(
+                f"The layer {self.path!r} ({kind.__module__}.{kind.__name__}) has no backward "
+                "pass in PyTorch, as layers with dynamic int8 quantization have none: all "
+                "relevance would be lost there. Explain the model before it is quantized, or "
+                "quantize its weights only."
+            )
+        return output
+
+
+def _has_gradient(output: Tensor, x: Tensor) -> bool:
+    """Whether all operations between two tensors have a backward pass.
+
+    For those that have none PyTorch records one that warns and gives zeros.
+    """
+    if not output.requires_grad:
+        return False
+    seen = {get_gradient_edge(x).node}
+    nodes = [get_gradient_edge(output).node]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if "NotImplemented" in node.name():
+            return False
+        nodes += [before for before, _ in node.next_functions if before is not None]
+    return True
+
+
+@dataclass(frozen=True, eq=False)
 class ScaleInputGradient:
     """The gradient of the module's first input is multiplied by a factor."""
 
@@ -190,7 +238,8 @@ class SecantPatch:
             return slopes.secant(z, value, forward)
         if z.dtype in (torch.float16, torch.bfloat16):
             return closed(z)
-        return slopes.ratio(z, value, limit=float(closed(z.new_zeros(()))))
+        at_zero = torch.zeros((), dtype=z.dtype, device=z.device)  # not batched by vmap
+        return slopes.ratio(z, value, limit=float(closed(at_zero)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-__all__ = ["PLAIN_LINEAR", "feature_linear", "is_plain_linear", "row_sparse_linear"]
+__all__ = [
+    "PLAIN_LINEAR",
+    "feature_linear",
+    "is_linear_class",
+    "is_plain_linear",
+    "row_sparse_linear",
+]
 
 PLAIN_LINEAR: Final = frozenset({"Linear", "NonDynamicallyQuantizableLinear", "Conv1D"})
 """Classes that are exactly ``x W^T + b``: not adapters or quantized layers derived from them."""
@@ -21,14 +27,24 @@ PLAIN_LINEAR: Final = frozenset({"Linear", "NonDynamicallyQuantizableLinear", "C
 _SPARSE_BELOW: Final = 0.25
 
 
-def is_plain_linear(module: torch.nn.Module) -> bool:
-    """Whether a layer is exactly ``x W^T + b``, with parameters that need no gradient now."""
+def is_linear_class(module: torch.nn.Module) -> bool:
+    """Whether a layer is exactly ``x W^T + b``, by its class and the class of its weight."""
+    kind = type(module)
+    # Adapters and quantized layers are called Linear as well, but are classes of their own.
+    known = kind.__module__.startswith(("torch.nn.modules.", "transformers."))
     weight = getattr(module, "weight", None)
     return (
-        type(module).__name__ in PLAIN_LINEAR
+        known
+        and kind.__name__ in PLAIN_LINEAR
         and isinstance(weight, torch.nn.Parameter)
         and type(weight.data) is Tensor  # a quantized weight is a tensor of a class of its own
-        and not any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    )
+
+
+def is_plain_linear(module: torch.nn.Module) -> bool:
+    """Whether a layer is exactly ``x W^T + b``, with parameters that need no gradient now."""
+    return is_linear_class(module) and not any(
+        parameter.requires_grad for parameter in module.parameters(recurse=False)
     )
 
 
@@ -101,35 +117,37 @@ class _FeatureLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (part,) = ctx.saved_tensors
-        return grads[0].narrow(-1, ctx.start, part.shape[0]) @ part, None, None, None
+        kept = grads[0].narrow(-1, ctx.start, part.shape[0]).to(part.dtype)
+        return kept @ part, None, None, None
 
 
-def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor is a batch that ``torch.vmap`` hides."""
-    return bool(torch._C._functorch.is_batchedtensor(tensor))  # noqa: SLF001 - no public name
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a transform of ``torch.func``, which may hide a batch."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # noqa: SLF001 - no public name
+    return bool(wrapped)
 
 
 def product_of_sparse(grad: Tensor, weight: Tensor) -> Tensor:
     """``grad @ weight`` for a gradient that is zero in most rows, and mostly in most columns.
 
     Args:
-        grad: ``[..., O]``.
+        grad: ``[..., O]``, of the precision of the weights or, under autocast, of a lower one.
         weight: ``[O, I]``.
 
     Returns:
         ``[..., I]``.
     """
-    if is_batched(grad):  # which zeros there are is a question that vmap cannot ask
-        return grad @ weight
+    if is_transformed(grad):  # which zeros there are is a question that vmap cannot ask
+        return grad.to(weight.dtype) @ weight
     flat = grad.flatten(0, -2)
     # The largest magnitude needs no temporary of the size of the logits; NaN is not equal to 0.
     rows = (torch.linalg.vector_norm(flat, float("inf"), -1) != 0).nonzero().squeeze(1)
-    chosen = flat[rows]
+    chosen = flat[rows].to(weight.dtype)
     columns = (chosen != 0).any(0).nonzero().squeeze(1)
     if columns.numel() < _SPARSE_BELOW * flat.shape[1]:
         product = chosen[:, columns] @ weight[columns]
     else:
         product = chosen @ weight
-    result = flat.new_zeros(flat.shape[0], weight.shape[1])
+    result = product.new_zeros(flat.shape[0], weight.shape[1])
     result[rows] = product
     return result.view(*grad.shape[:-1], -1)

@@ -1,0 +1,67 @@
+"""Parameters that need no gradient for a while, also those that offloading exchanges meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+__all__ = ["FrozenParameters"]
+
+_frozen: dict[int, tuple[nn.Parameter, int]] = {}
+"""By id: each parameter that is frozen now, and how often. Its users hold one lock."""
+
+
+class FrozenParameters:
+    """The parameters that one propagation has frozen."""
+
+    def __init__(self) -> None:
+        self._slots: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def freeze(self, modules: Sequence[nn.Module]) -> None:
+        """Let the parameters of modules need no gradient.
+
+        Args:
+            modules: The model, and all modules in it.
+
+        Raises:
+            RuntimeError: If they were made under ``torch.inference_mode``.
+        """
+        for module in modules:
+            parameters = module._parameters.items()  # noqa: SLF001 - parameters() is slow
+            for name, parameter in parameters:
+                if parameter is None:
+                    continue
+                if parameter.is_inference():
+                    raise RuntimeError(
+                        f"The parameters of {type(modules[0]).__name__} were created under "
+                        "torch.inference_mode and can take part in no backward pass: load the "
+                        "model outside of it, or explain copy.deepcopy(model), made outside."
+                    )
+                _, count = _frozen.get(id(parameter), (parameter, 0))
+                if count or parameter.requires_grad:
+                    self._slots.append((module, name, parameter))
+                    _frozen[id(parameter)] = (parameter, count + 1)
+                    parameter.requires_grad_(False)
+
+    def thaw(self) -> None:
+        """Put the flags back, but for parameters that another propagation has frozen as well."""
+        for _, _, parameter in self._slots:
+            _thaw(parameter)
+        for module, name, parameter in self._slots:
+            # Offloading exchanges parameters whenever their module runs.
+            current = module._parameters.get(name)  # noqa: SLF001
+            if current is not None and current is not parameter and parameter.requires_grad:
+                current.requires_grad_(True)
+        self._slots.clear()
+
+
+def _thaw(parameter: nn.Parameter) -> None:
+    _, count = _frozen.pop(id(parameter), (parameter, 1))
+    if count > 1:
+        _frozen[id(parameter)] = (parameter, count - 1)
+    else:
+        parameter.requires_grad_(True)
