@@ -16,7 +16,12 @@ from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.forward import RecordedForward, model_of
-from captum_lrpx.attr.protocol import RelevanceProtocol, require_gradients
+from captum_lrpx.attr.protocol import (
+    RelevanceProtocol,
+    only_input,
+    require_gradients,
+    require_one_output,
+)
 from captum_lrpx.propagation import attached, sites_of
 
 if TYPE_CHECKING:
@@ -160,7 +165,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> are = tokenizer.convert_tokens_to_ids("are")
             >>> contributions = alti_logit.attribute(ids, target=(-1, are))
         """
-        tensor = _only_input(inputs)
+        tensor = only_input(inputs, "ALTI-Logit")
         recording, (directions,) = self._record(tensor, [target], additional_forward_args)
         blocks = Blocks(
             recording,
@@ -249,7 +254,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         """
         if not targets:
             raise ValueError("Give at least one target.")
-        tensor = _only_input(inputs)
+        tensor = only_input(inputs, "ALTI-Logit")
         recording, directions = self._record(tensor, targets, additional_forward_args)
         heads = sites_of(self.model).attentions[0].heads
         blocks = Blocks(
@@ -297,26 +302,12 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             recording.seal(inputs)
             selected = [_captum.select_targets(output, target) for target in targets]
             for values in selected:
-                # Captum's words, see captum._utils.gradient.compute_gradients.
-                assert values[0].numel() == 1, (  # noqa: S101
-                    "Target not provided when necessary, cannot take gradient with respect to "
-                    "multiple outputs."
-                )
+                require_one_output(values)
             last = len(selected) - 1
             return recording, [
                 directions_of(recording, values, retain_graph=index < last)
                 for index, values in enumerate(selected)
             ]
-
-
-def _only_input(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
-    if len(tensors) != 1:
-        raise ValueError(
-            f"ALTI-Logit explains one input, token ids or embeddings, but {len(tensors)} inputs "
-            "were given. Give masks and the like as additional_forward_args."
-        )
-    return tensors[0]
 
 
 def _decomposition(

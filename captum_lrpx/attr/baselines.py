@@ -13,7 +13,7 @@ from captum_lrpx import _captum
 from captum_lrpx.alti.attention_weights import WeightCapture
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.forward import RecordedForward, model_of
-from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.attr.protocol import only_input, require_gradients
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.rules.patches import Attachment
 
@@ -100,7 +100,7 @@ class AttentionRollout(Attribution):
             >>> rollout = AttentionRollout(model)
             >>> rollout.attribute(ids, target=(-1, are))  # [B, T]
         """
-        tensor = _only_input(inputs)
+        tensor = only_input(inputs, "Attention rollout")
         weights, hidden_gradient = self._record(tensor, target, additional_forward_args)
         read = (hidden_gradient != 0).any(-1)  # [B, T]
         if not bool(read.any(-1).all()):
@@ -252,13 +252,3 @@ class RandomAttribution(Attribution):
             NotImplementedError: Always.
         """
         raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
-
-
-def _only_input(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    tensors = cast("tuple[Tensor, ...]", _captum.format_tensor_into_tuples(inputs))
-    if len(tensors) != 1:
-        raise ValueError(
-            f"Attention rollout takes one input, token ids or embeddings, but {len(tensors)} were "
-            "given. Give masks and the like as additional_forward_args."
-        )
-    return tensors[0]

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients
+from captum_lrpx.attr.protocol import (
+    AttnLRPRules,
+    LRPRules,
+    require_gradients,
+    require_one_output,
+)
 from captum_lrpx.propagation import gradient_scale, propagation, sites_of
 
 if TYPE_CHECKING:
@@ -206,9 +211,5 @@ def _run(
             _captum.format_additional_forward_args(additional_forward_args),
         ),
     )
-    if output[0].numel() != 1:
-        raise AssertionError(
-            "Target not provided when necessary, cannot take gradient with respect to multiple "
-            "outputs."
-        )
+    require_one_output(output)
     return output

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from captum_lrpx import _captum
 from captum_lrpx.attr.forward import model_of
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["AttnLRPRules", "LRPRules", "RelevanceProtocol", "require_gradients"]
+__all__ = [
+    "AttnLRPRules",
+    "LRPRules",
+    "RelevanceProtocol",
+    "only_input",
+    "require_gradients",
+    "require_one_output",
+]
 
 
 class RelevanceProtocol:
@@ -105,3 +113,32 @@ def require_gradients() -> None:
             "Relevance needs a backward pass, which torch.inference_mode rules out: call it "
             "outside of that context, or use torch.no_grad (which is fine)."
         )
+
+
+def require_one_output(output: Tensor) -> None:
+    """Refuse an output with more than one value per example; the words are Captum's.
+
+    Raises:
+        AssertionError: If a target is missing.
+    """
+    if output[0].numel() != 1:
+        raise AssertionError(
+            "Target not provided when necessary, cannot take gradient with respect to multiple "
+            "outputs."
+        )
+
+
+def only_input(inputs: Tensor | tuple[Tensor, ...], method: str) -> Tensor:
+    """The one input of a method that scores tokens.
+
+    Raises:
+        AssertionError: Captum's error for what is neither a tensor nor a tuple.
+        ValueError: If there are several inputs.
+    """
+    tensors: tuple[Tensor, ...] = _captum.format_tensor_into_tuples(inputs)
+    if len(tensors) != 1:
+        raise ValueError(
+            f"{method} takes one input, token ids or embeddings, but {len(tensors)} were given. "
+            "Give masks and the like as additional_forward_args."
+        )
+    return tensors[0]
