@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -11,14 +14,19 @@ __all__ = ["buckets", "in_order"]
 
 T = TypeVar("T")
 
+_BATCH_SHARE: Final = 16
+"""A batch costs as much as this part of the tokens that it may have, and its tokens."""
+
 
 def buckets(
     lengths: Sequence[int], max_tokens: int, max_rows: int | None = None
 ) -> list[tuple[int, ...]]:
-    """Group sequences of similar length into batches of a bounded size.
+    """Group sequences of similar length into batches of a bounded size, at the least cost.
 
-    A batch is padded to its longest row, so what it costs is its number of rows times that length.
-    In order of length there is little padding, and the same lengths always give the same batches.
+    A batch is padded to its longest row, so what it costs is its number of rows times that length,
+    and something for being a batch: as much as a sixteenth of ``max_tokens``. Few large batches
+    have much padding, many small ones are many; these are the batches whose cost is the least of
+    all in order of length.
 
     Args:
         lengths: Number of tokens of each sequence.
@@ -28,7 +36,7 @@ def buckets(
 
     Returns:
         The indices of each batch, from the shortest sequences to the longest; sequences of one
-        length are in their original order.
+        length are in their original order. The same lengths always give the same batches.
 
     Raises:
         ValueError: If a length or a limit is not positive.
@@ -40,18 +48,35 @@ def buckets(
     for name, limit in (("max_tokens", max_tokens), ("max_rows", max_rows)):
         if limit is not None and limit < 1:
             raise ValueError(f"{name} must be positive, not {limit}.")
-    batches: list[tuple[int, ...]] = []
-    current: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        length = lengths[index]
+    for index, length in enumerate(lengths):
         if length < 1:
             raise ValueError(f"Sequence {index} has the length {length}: there is nothing in it.")
-        full = (len(current) + 1) * length > max_tokens or len(current) == max_rows
-        if current and full:
-            batches.append(tuple(current))
-            current = []
-        current.append(index)
-    return [*batches, tuple(current)] if current else batches
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    starts = _starts([lengths[index] for index in order], max_tokens, max_rows or len(order))
+    return [tuple(order[start:stop]) for start, stop in pairwise((*starts, len(order)))]
+
+
+def _starts(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[int]:
+    """Where each batch of sequences in order of length begins, at the least cost.
+
+    The best batches up to a sequence are the best ones up to some sequence before it, and one more.
+    """
+    of_a_batch = max(1, max_tokens // _BATCH_SHARE)
+    cost = np.zeros(len(lengths) + 1, dtype=np.int64)
+    previous = np.zeros(len(lengths) + 1, dtype=np.int64)
+    for stop, longest in enumerate(lengths, start=1):
+        first = stop - max(1, min(stop, max_rows, max_tokens // longest))
+        starts = np.arange(first, stop)[::-1]  # of equal costs the smallest last batch
+        costs = cost[starts] + (stop - starts) * longest
+        best = int(costs.argmin())
+        cost[stop] = costs[best] + of_a_batch
+        previous[stop] = starts[best]
+    found: list[int] = []
+    stop = len(lengths)
+    while stop:
+        stop = int(previous[stop])
+        found.append(stop)
+    return found[::-1]
 
 
 def in_order(batches: Iterable[Sequence[int]], results: Iterable[Iterable[T]]) -> list[T]:

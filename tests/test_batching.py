@@ -25,12 +25,38 @@ def test_every_sequence_is_in_one_batch_and_none_is_too_large(lengths, max_token
 
 
 @given(LENGTHS, st.integers(1, 100))
-def test_batches_are_in_order_of_length_and_no_batch_ends_early(lengths, max_tokens):
+def test_batches_are_in_order_of_length(lengths, max_tokens):
     batches = buckets(lengths, max_tokens)
     flat = [index for batch in batches for index in batch]
     assert flat == sorted(flat, key=lambda index: (lengths[index], index))
-    for batch, following in itertools.pairwise(batches):
-        assert (len(batch) + 1) * lengths[following[0]] > max_tokens
+
+
+@given(st.lists(st.integers(1, 40), max_size=9), st.integers(1, 200), st.none() | st.integers(1, 5))
+def test_no_other_batches_in_order_of_length_cost_less(lengths, max_tokens, max_rows):
+    def cost(batches):
+        return sum(len(batch) * max(batch) + max(1, max_tokens // 16) for batch in batches)
+
+    def is_allowed(batch):
+        fits = len(batch) * max(batch) <= max_tokens and len(batch) <= (max_rows or len(batch))
+        return fits or len(batch) == 1
+
+    ordered = sorted(lengths)
+    all_batches = (
+        [ordered[start:stop] for start, stop in itertools.pairwise((0, *cuts, len(ordered)))]
+        for count in range(len(ordered))
+        for cuts in itertools.combinations(range(1, len(ordered)), count)
+    )
+    allowed = [batches for batches in all_batches if all(map(is_allowed, batches))]
+    found = [
+        [lengths[index] for index in batch] for batch in buckets(lengths, max_tokens, max_rows)
+    ]
+    assert cost(found) == min(map(cost, allowed), default=0)
+
+
+def test_a_large_batch_is_divided_where_padding_would_cost_more_than_another_batch():
+    short, long = [5] * 20, [50] * 4
+    assert buckets(short + long, max_tokens=2048) == [tuple(range(20)), tuple(range(20, 24))]
+    assert buckets([5] * 2 + long, max_tokens=2048) == [tuple(range(6))]
 
 
 @given(LENGTHS, st.integers(1, 100))

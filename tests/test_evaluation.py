@@ -15,7 +15,6 @@ import torch
 from captum_lrpx import Target, explain, zoo
 from captum_lrpx.sva import generate
 from captum_lrpx.sva.evaluation import Processes, Settings, contenders, evaluate
-from captum_lrpx.sva.evaluation.batches import batches
 from captum_lrpx.sva.evaluation.journal import Journal
 
 SAMPLES = generate(12, "test", 3, attractors=(0, 2))
@@ -26,27 +25,6 @@ METHODS = ("lrpx", "saliency_l1", "random")
 def models():
     loaded = {name: zoo.load(name) for name in ("sva-bert", "sva-gpt2")}
     return {name: lambda each=each: each for name, each in loaded.items()}
-
-
-# Batches ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("budget", [1, 20, 64, 10**6])
-def test_every_text_is_in_one_batch_within_the_budget(budget):
-    lengths = [random.Random(seed).randint(1, 30) for seed in range(50)]  # noqa: S311
-    found = batches(lengths, budget)
-    assert sorted(row for rows in found for row in rows) == list(range(50))
-    for rows in found:
-        longest = max(lengths[row] for row in rows)
-        assert len(rows) * longest <= budget or len(rows) == 1
-    in_order = [lengths[row] for rows in found for row in rows]
-    assert in_order == sorted(lengths)
-
-
-def test_no_texts_no_batches():
-    assert batches([], 10) == []
-    with pytest.raises(ValueError, match="at least 1 token"):
-        batches([1], 0)
 
 
 # What is found ----------------------------------------------------------------------------------

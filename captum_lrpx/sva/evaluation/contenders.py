@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.methods import attribute, check_options, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from captum_lrpx.methods import Attributed, Option, Subject
     from captum_lrpx.recipes import Recipe
@@ -31,6 +31,14 @@ DEFAULT_METHODS = (
 
 RANDOM_DRAWS = 10
 """How often random attributions are drawn, as in the paper."""
+
+_ROWS_AT_ONCE: Final[Mapping[str, Callable[[Subject, int], int]]] = {
+    "internal_batch_size": lambda subject, budget: max(
+        len(subject.ids), budget // subject.ids.shape[1]
+    ),
+    "perturbations_per_eval": lambda subject, budget: max(1, budget // subject.ids.numel()),
+}
+"""Options that say how much is computed at once and change no result, from a number of tokens."""
 
 _MAGNITUDES = ("saliency_l1", "saliency_l2_squared", "attention_rollout")
 
@@ -70,20 +78,26 @@ class Contender:
         Returns:
             Relevances and values.
         """
-        options = dict(self.options)
+        known = options_of(self.method)
+        rows = {name: of(subject, token_budget) for name, of in _ROWS_AT_ONCE.items()}
+        options = {name: count for name, count in rows.items() if name in known} | dict(
+            self.options
+        )
         if self.draws > 1:
             options["seed"] = draw
-        if "internal_batch_size" in options_of(self.method):
-            rows, length = subject.ids.shape
-            options.setdefault("internal_batch_size", max(rows, token_budget // length))
         return attribute(self.method, subject, self.recipe, options)
 
     def record(self) -> dict[str, Any]:
-        """What it is, all options included, as JSON has it."""
+        """What it is as JSON has it, with all options that a result depends on."""
+        defaults = {
+            name: value
+            for name, value in options_of(self.method).items()
+            if name not in _ROWS_AT_ONCE
+        }
         return {
             "name": self.name,
             "method": self.method,
-            "options": options_of(self.method) | dict(self.options),
+            "options": defaults | dict(self.options),
             "recipe": None if self.recipe is None else repr(self.recipe),
             "draws": self.draws,
         }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the records of a journal change their meaning."""
 
 

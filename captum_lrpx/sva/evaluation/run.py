@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tqdm import tqdm
 
-from captum_lrpx.sva.evaluation.batches import batches, subject_of
+from captum_lrpx.batching import buckets
 from captum_lrpx.sva.evaluation.faithfulness import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
 from captum_lrpx.sva.evaluation.results import ModelResults
+from captum_lrpx.sva.evaluation.subjects import subject_of
 from captum_lrpx.sva.tokenized import tokenize
 from captum_lrpx.targets.encoding import context_length
 from captum_lrpx.targets.task import task_of
@@ -150,7 +151,7 @@ class Runner:
 
     def _batches(self) -> list[tuple[int, tuple[int, ...]]]:
         kept = self.journal.records["tokens", self.name]["kept"]
-        found = batches([each["length"] for each in kept], self.settings.token_budget)
+        found = buckets([each["length"] for each in kept], self.settings.token_budget)
         return list(enumerate(found))
 
     def _wanted(self, index: int, rows: tuple[int, ...]) -> tuple[int, ...]:

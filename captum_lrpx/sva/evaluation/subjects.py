@@ -1,4 +1,4 @@
-"""Samples in batches of similar length, and a batch as the subject of a method."""
+"""A batch of samples as the subject of a method."""
 
 from __future__ import annotations
 
@@ -16,34 +16,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.tokenized import TokenizedSample
 
-__all__ = ["batches", "subject_of"]
-
-
-def batches(lengths: Sequence[int], token_budget: int) -> list[tuple[int, ...]]:
-    """Divide texts among batches, by length.
-
-    Args:
-        lengths: Tokens of each text.
-        token_budget: The most tokens of a batch, padding included. A longer text is a batch by
-            itself.
-
-    Returns:
-        The indices of the texts of each batch. Every text is in one of them; they depend on nothing
-        but the arguments.
-
-    Raises:
-        ValueError: If the budget is not positive.
-    """
-    if token_budget < 1:
-        raise ValueError(f"A batch must have room for at least 1 token, not {token_budget}.")
-    found: list[tuple[int, ...]] = []
-    rows: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda each: (lengths[each], each)):
-        if rows and (len(rows) + 1) * lengths[index] > token_budget:
-            found.append(tuple(rows))
-            rows = []
-        rows.append(index)
-    return [*found, tuple(rows)] if rows else found
+__all__ = ["subject_of"]
 
 
 def subject_of(model: nn.Module, tokenizer: Any, samples: Sequence[TokenizedSample]) -> Subject:
