@@ -47,22 +47,27 @@ def find_model(root: nn.Module) -> nn.Module:
     Raises:
         ValueError: If there is none, or if there are several beside each other.
     """
-    found: list[tuple[str, nn.Module]] = []
-    for path, module in root.named_modules():
-        inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in found)
-        if not inside and _is_pretrained(module):
-            found.append((path, module))
+    found = dict(_outermost(root))
     if not found:
         raise ValueError(
             f"{type(root).__name__} contains no transformers model: give the model as `model=`."
         )
     if len(found) > 1:
-        paths = ", ".join(repr(path) for path, _ in found)
+        paths = ", ".join(map(repr, found.values()))
         raise ValueError(
             f"{type(root).__name__} contains several transformers models ({paths}): give the "
             "one to explain as `model=`."
         )
-    return found[0][1]
+    return next(iter(found))
+
+
+def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str]]:
+    """The transformers models in a module that are in no other one, with their paths."""
+    if _is_pretrained(root):
+        yield root, path
+        return
+    for name, child in root.named_children():
+        yield from _outermost(child, f"{path}.{name}" if path else name)
 
 
 def _is_pretrained(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.binding import bind
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.rules.activation import Identity
 from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
 from captum_lrpx.rules.gated import fused_product
@@ -33,13 +34,13 @@ class Bound:
 
     def __init__(self, model: nn.Module) -> None:
         # Without the model itself: the cache must not keep it alive.
-        self.modules = tuple(model.modules())[1:]
+        self.modules = modules_of(model)[1:]
         self.sites = bind(model)
         self.plans: dict[tuple[Recipe, bool], Plan] = {}
 
     def is_current(self, model: nn.Module) -> bool:
         """Whether the model still has the same modules (an adapter may have been added)."""
-        modules = tuple(model.modules())[1:]
+        modules = modules_of(model)[1:]
         return len(modules) == len(self.modules) and all(map(is_, modules, self.modules))
 
 

@@ -26,6 +26,7 @@ from captum_lrpx.alti.linear import constant_part, is_plain
 from captum_lrpx.alti.records import BiasRecord, BlockRecord
 from captum_lrpx.rules import FrozenScale, Identity
 from captum_lrpx.rules.linear_patches import RequireGradient, weight_and_bias
+from captum_lrpx.rules.own_backward import OwnBackward
 from captum_lrpx.rules.patches import Attachment, Constant
 from captum_lrpx.rules.sparse import row_sparse_linear
 
@@ -130,7 +131,7 @@ class Recording:
                 "The forward function runs the model without gradients (torch.no_grad), which the "
                 "direction of the explained value needs: let it run with them."
             )
-        source: Tensor = _Source.apply(self._root, value.detach())  # type: ignore[no-untyped-call]
+        source: Tensor = _Source.apply(self._root, value.detach())
         return source, get_gradient_edge(source)
 
     def _enter(self, record: BlockRecord, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -287,7 +288,7 @@ class Recording:
             )
 
 
-class _Source(torch.autograd.Function):
+class _Source(OwnBackward):
     """A tensor at which a graph begins, without keeping its value alive as a leaf would."""
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch import nn
 from captum_lrpx.coverage.judge import judge
 from captum_lrpx.coverage.rulebook import Rulebook
 from captum_lrpx.coverage.trace import trace
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def coverage_of(
 def _fingerprint(model: nn.Module) -> int:
     """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
     parts: list[object] = [getattr(model.config, "_attn_implementation", None)]
-    for module in model.modules():
+    for module in modules_of(model):
         attributes = vars(module)
         parts.append(id(type(module)))
         forward = attributes.get("forward")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
+from captum_lrpx.rules.own_backward import OwnBackward
+
 __all__ = [
     "CONSTANT_WEIGHTS",
     "UNIFORM_ATTENTION",
@@ -78,10 +80,8 @@ With ``s`` the scores and ``d`` gradients, what leaks per row is
 ``sum_k A_k dA_k - sum_k s_k ds_k``."""
 
 
-class _Relay(torch.autograd.Function):
+class _Relay(OwnBackward):
     """The value of one tensor with the gradient of ``slope * (another tensor)``."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(_source: Tensor, value: Tensor, _slope: Tensor) -> Tensor:
@@ -97,10 +97,8 @@ class _Relay(torch.autograd.Function):
         return grads[0] * slope, None, None
 
 
-class _ScaleGradient(torch.autograd.Function):
+class _ScaleGradient(OwnBackward):
     """The identity, whose gradient is multiplied by a number."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, _factor: float) -> Tensor:
@@ -115,10 +113,8 @@ class _ScaleGradient(torch.autograd.Function):
         return grads[0] * ctx.factor, None
 
 
-class _FrozenNorm(torch.autograd.Function):
+class _FrozenNorm(OwnBackward):
     """The value of a normalization, with the gradient of its scale held constant."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -149,10 +145,8 @@ class _FrozenNorm(torch.autograd.Function):
         return grad.to(ctx.dtype), None, None, None, bias_grad, None
 
 
-class _GatedProduct(torch.autograd.Function):
+class _GatedProduct(OwnBackward):
     """The value of a product with given slopes towards its two factors."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -183,7 +177,7 @@ def relay(source: Tensor, value: Tensor, slope: Tensor) -> Tensor:
     """
     if not (torch.is_grad_enabled() and source.requires_grad):
         return value
-    relayed: Tensor = _Relay.apply(source, value.detach(), slope.detach())  # type: ignore[no-untyped-call]
+    relayed: Tensor = _Relay.apply(source, value.detach(), slope.detach())
     return relayed
 
 
@@ -201,7 +195,7 @@ def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
         return x
     if isinstance(factor, Tensor):
         return relay(x, x, factor)
-    scaled: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _ScaleGradient.apply(x, factor)
     return scaled
 
 
@@ -259,7 +253,7 @@ def frozen_norm(
         return value
     if scale is None:
         scale = _inverse_scale(x.detach(), eps, center=bool(center), dims=dims)
-    frozen: Tensor = _FrozenNorm.apply(x, value.detach(), scale, weight, bias, center)  # type: ignore[no-untyped-call]
+    frozen: Tensor = _FrozenNorm.apply(x, value.detach(), scale, weight, bias, center)
     return frozen
 
 
@@ -295,7 +289,7 @@ def gated_product(
         ``product``, with the gradients ``slope * signal`` and ``value``.
     """
     of_z = slope.detach() * signal.detach()
-    gated: Tensor = _GatedProduct.apply(z, signal, product.detach(), value.detach(), of_z)  # type: ignore[no-untyped-call]
+    gated: Tensor = _GatedProduct.apply(z, signal, product.detach(), value.detach(), of_z)
     return gated
 
 

@@ -15,6 +15,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from captum_lrpx.rules.own_backward import OwnBackward
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -43,19 +45,34 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: fl
     Returns:
         ``[..., H, R, S]``, without a graph; rows that may attend to nothing are 0.
     """
+    scores = _scores(query, key, scale)
+    if mask is None:
+        return torch.softmax(scores, -1)
+    is_open = mask if mask.dtype == torch.bool else mask > -math.inf
+    # A row without any allowed position has no weights; softmax would give NaN.
+    attends = is_open.any(-1, keepdim=True)
+    if mask.dtype == torch.bool:
+        mask = scores.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
+    scores += mask.masked_fill(~attends, 0.0)
+    return torch.softmax(scores, -1).mul_(attends)
+
+
+@torch.no_grad()
+def _causal_weights(query: Tensor, key: Tensor, scale: float, first: int) -> Tensor:
+    """The rows of a causal attention from the ``first`` on, for the keys that they may see."""
+    scores = _scores(query, key, scale)
+    block = scores[..., first:]  # what is left of it is seen by all rows
+    # To add is several times as fast as to fill with a mask.
+    block += block.new_full(block.shape[-2:], -math.inf).triu_(1)
+    return torch.softmax(scores, -1)
+
+
+def _scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Scaled scores ``[..., H, R, S]``, a new tensor."""
     *lead, heads, rows, size = query.shape
     groups, length = key.shape[-3:-1]
     grouped = (query * scale).reshape(*lead, groups, -1, size)
-    scores = (grouped @ key.transpose(-1, -2)).view(*lead, heads, rows, length)
-    if mask is None:
-        return torch.softmax(scores, -1)
-    if mask.dtype == torch.bool:
-        scores.masked_fill_(~mask, -math.inf)
-    else:
-        scores += mask
-        mask = mask > -math.inf
-    # A row without any allowed position has no weights; softmax would give NaN.
-    return torch.softmax(scores, -1).masked_fill_(~mask.any(-1, keepdim=True), 0.0)
+    return (grouped @ key.transpose(-1, -2)).view(*lead, heads, rows, length)
 
 
 class ConstantWeightsMode(TorchFunctionMode):
@@ -92,16 +109,14 @@ def _constant_sdpa(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    output: Tensor = _ConstantWeights.apply(  # type: ignore[no-untyped-call]
+    output: Tensor = _ConstantWeights.apply(
         value, query, key, attn_mask, is_causal, scale, enable_gqa
     )
     return output
 
 
-class _ConstantWeights(torch.autograd.Function):
+class _ConstantWeights(OwnBackward):
     """SDPA with the gradient ``A^T grad`` for the values alone."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -164,16 +179,14 @@ def _of_rows(
     query: Tensor, key: Tensor, mask: Tensor | None, grad: Tensor, chunk: slice, ctx: Any
 ) -> Tensor:
     """What some rows of ``A`` add to ``A^T grad``, ``[B, G, S, d]``."""
-    rows, length = query.shape[2], key.shape[2]
-    seen = min(chunk.stop, length) if ctx.is_causal else length
-    if ctx.is_causal:
-        numbers = torch.arange(max(rows, length), device=query.device)
-        mask = numbers[:seen] <= numbers[:rows][chunk].unsqueeze(1)
-    else:
-        mask = _part(mask, 2, chunk)
-    product = _transposed_product(
-        query[:, :, chunk], key[:, :, :seen], mask, ctx.scale, grad[:, :, chunk], ctx.groups
-    )
+    length = key.shape[2]
+    query, grad = query[:, :, chunk], grad[:, :, chunk]
+    if not ctx.is_causal:
+        weights = attention_weights(query, key, _part(mask, 2, chunk), ctx.scale)
+        return _transposed_product(weights, grad, ctx.groups)
+    seen = min(chunk.stop, length)
+    weights = _causal_weights(query, key[:, :, :seen], ctx.scale, chunk.start)
+    product = _transposed_product(weights, grad, ctx.groups)
     return product if seen == length else F.pad(product, (0, 0, 0, length - seen))
 
 
@@ -184,16 +197,8 @@ def _part(mask: Tensor | None, dim: int, chunk: slice) -> Tensor | None:
     return mask[(slice(None),) * (dim + mask.ndim - 4) + (chunk,)]
 
 
-def _transposed_product(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    grad: Tensor,
-    groups: int,
-) -> Tensor:
+def _transposed_product(weights: Tensor, grad: Tensor, groups: int) -> Tensor:
     """``A^T grad``, summed over the query heads that share a value head: ``[B, G, S, d]``."""
-    weights = attention_weights(query, key, mask, scale)
     batch, _, _, length = weights.shape
     weights = weights.reshape(batch, groups, -1, length)
     # Under autocast the kernel may have rounded queries and keys that are kept here as they were.

@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_lrpx.rules.own_backward import OwnBackward
+
 __all__ = [
     "PLAIN_LINEAR",
     "Part",
@@ -51,19 +53,16 @@ def is_linear_class(module: torch.nn.Module) -> bool:
     kind = type(module)
     # Adapters and quantized layers are called Linear as well, but are classes of their own.
     known = kind.__module__.startswith(("torch.nn.modules.", "transformers."))
-    weight = getattr(module, "weight", None)
-    return (
-        known
-        and kind.__name__ in PLAIN_LINEAR
-        and isinstance(weight, torch.nn.Parameter)
-        and type(weight.data) is Tensor  # a quantized weight is a tensor of a class of its own
-    )
+    # A quantized weight is a tensor of a class of its own, also as a parameter.
+    weight_kind = type(getattr(module, "weight", None))
+    return known and kind.__name__ in PLAIN_LINEAR and weight_kind is torch.nn.Parameter
 
 
 def is_plain_linear(module: torch.nn.Module) -> bool:
     """Whether a layer is exactly ``x W^T + b``, with parameters that need no gradient now."""
     return is_linear_class(module) and not any(
-        parameter.requires_grad for parameter in module.parameters(recurse=False)
+        parameter is not None and parameter.requires_grad
+        for parameter in module._parameters.values()  # noqa: SLF001 - parameters() is slow
     )
 
 
@@ -78,7 +77,7 @@ def row_sparse_linear(x: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     Returns:
         A tensor equal to ``value``.
     """
-    output: Tensor = _RowSparseLinear.apply(x, value, weight)  # type: ignore[no-untyped-call]
+    output: Tensor = _RowSparseLinear.apply(x, value, weight)
     return output
 
 
@@ -94,14 +93,12 @@ def scaled_linear(x: Tensor, value: Tensor, weight: Tensor, parts: tuple[Part, .
     Returns:
         A tensor equal to ``value``.
     """
-    output: Tensor = _ScaledLinear.apply(x, value, weight, parts)  # type: ignore[no-untyped-call]
+    output: Tensor = _ScaledLinear.apply(x, value, weight, parts)
     return output
 
 
-class _RowSparseLinear(torch.autograd.Function):
+class _RowSparseLinear(OwnBackward):
     """The value of a linear layer with the gradient ``grad @ weight``."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(_x: Tensor, value: Tensor, _weight: Tensor) -> Tensor:
@@ -117,10 +114,8 @@ class _RowSparseLinear(torch.autograd.Function):
         return product_of_sparse(grads[0], weight), None, None
 
 
-class _ScaledLinear(torch.autograd.Function):
+class _ScaledLinear(OwnBackward):
     """The value of a linear layer with the gradient ``sum over parts: factor * grad @ weight``."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(_x: Tensor, value: Tensor, _weight: Tensor, _parts: tuple[Part, ...]) -> Tensor:
