@@ -4,8 +4,8 @@
         [--sentences 512] [--max-tokens 1024] [--repetitions 3]
 
 Sentences of the agreement grammar as they come, each up to its verb and explained there
-(``LogitDifference`` of two verb forms), by the embedded models or by a model of a true size with
-random weights, in process time.
+(``LogitDifference`` of two tokens), by the embedded models with their own tokenizers, or by a model
+of a true size with random weights with that of the embedded GPT-2, in process time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ EMBEDDED = ("sva-gpt2", "sva-bert", "sva-llama")
 METHODS: dict[str, type[LRPx]] = {"AttnLRPx": AttnLRPx, "LRPx": LRPx}
 
 
-def rows_of(count: int) -> list[Tensor]:
+def rows_of(tokenizer: Any, count: int) -> list[Tensor]:
     """Token ids of sentences of the grammar, up to the verb and with it."""
-    _, tokenizer = zoo.load("sva-gpt2")
     samples = itertools.islice(grammar.stream("train", 0, None, (0, 3)), count)
     texts = [sample.sentence[: sample.verb_span[1]] for sample in samples]
     return [torch.tensor(ids) for ids in tokenizer(texts)["input_ids"]]
@@ -90,23 +89,24 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = rows_of(options.sentences)
-    lengths = sorted(map(len, rows))
-    count = len(buckets(lengths, options.max_tokens))
-    print(f"{machine()}, {options.repetitions} repetitions, process time")
     print(
-        f"{len(rows)} sentences of {lengths[0]} to {lengths[-1]} tokens (median "
-        f"{statistics.median(lengths):.0f}), {count} batches of {options.max_tokens} tokens\n"
+        f"{machine()}, {options.repetitions} repetitions, process time, {options.sentences} "
+        f"sentences, batches of {options.max_tokens} tokens\n"
     )
-    print("| model | method | one by one, 1/s | in batches, 1/s | ratio | largest difference |")
-    print("|---|---|---|---|---|---|")
+    print("| model | method | tokens | one by one, 1/s | in batches, 1/s | ratio | difference |")
+    print("|---|---|---|---|---|---|---|")
     for name in options.models:
-        model = build(name) if name in SHAPES else zoo.load(name)[0]
+        model, tokenizer = zoo.load(name if name in EMBEDDED else "sva-gpt2")
+        rows = rows_of(tokenizer, options.sentences)
+        lengths = sorted(map(len, rows))
+        tokens = f"{lengths[0]} to {lengths[-1]}, median {statistics.median(lengths):.0f}"
+        if name in SHAPES:
+            model = build(name)
         for method in METHODS:
             alone, together, error = measured(model, method, rows, options)
             print(
-                f"| {name} | {method} | {alone:.1f} | {together:.1f} | {together / alone:.1f} "
-                f"| {error:.0e} |",
+                f"| {name} | {method} | {tokens} | {alone:.1f} | {together:.1f} "
+                f"| {together / alone:.1f} | {error:.0e} |",
                 flush=True,
             )
 

@@ -45,7 +45,8 @@ class ConstantWeights(AttentionRule):
     def attach(self, site: AttentionSite) -> Sequence[Attachment]:
         """Hold queries and keys constant."""
         projections = scale_projections(site, CONSTANT_WEIGHTS)
-        return [*projections, Attachment(site.module, ConstantWeightsPatch())]
+        detached = site.query.features is None and site.key.features is None
+        return [*projections, Attachment(site.module, ConstantWeightsPatch(detached))]
 
 
 @dataclass(frozen=True)

@@ -142,50 +142,53 @@ class _ConstantWeights(OwnBackward):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, mask = ctx.saved_tensors
-        of_one = query.shape[1] * query.shape[2] * key.shape[2]
-        at_once = max(1, _BUDGET // of_one)
-        parts = [
-            _of_examples(
-                query[i : i + at_once],
-                key[i : i + at_once],
-                _part(mask, 0, slice(i, i + at_once)),
-                grads[0][i : i + at_once],
-                ctx,
-            )
-            for i in range(0, len(query), at_once)
-        ]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        found = _of_examples(query, key, mask, grads[0], ctx)
         return found, None, None, None, None, None, None
 
 
 def _of_examples(query: Tensor, key: Tensor, mask: Tensor | None, grad: Tensor, ctx: Any) -> Tensor:
+    """``A^T grad``, ``[B, G, S, d]``, from as many examples at once as memory is meant for."""
+    batch, heads, rows, _ = query.shape
+    at_once = max(1, _BUDGET // (heads * rows * key.shape[2]))
+    if at_once >= batch:
+        return _of_all_rows(query, key, mask, grad, ctx)
+    chunks = (slice(start, start + at_once) for start in range(0, batch, at_once))
+    parts = [
+        _of_all_rows(query[part], key[part], _part(mask, 0, part), grad[part], ctx)
+        for part in chunks
+    ]
+    return torch.cat(parts)
+
+
+def _of_all_rows(query: Tensor, key: Tensor, mask: Tensor | None, grad: Tensor, ctx: Any) -> Tensor:
     """``A^T grad``, ``[B, G, S, d]``, from as many rows of ``A`` at once as memory is meant for.
 
     The rows of a causal attention see no later keys, which a chunk of rows need not compute.
     """
     heads, rows = query.shape[1:3]
-    length = key.shape[2]
-    at_once = max(1, _BUDGET // (heads * length))
+    at_once = max(1, _BUDGET // (heads * key.shape[2]))
     if ctx.is_causal:
         at_once = min(at_once, _CAUSAL_ROWS)
+    if at_once >= rows:
+        return _of_rows(query, key, mask, grad, 0, ctx)
     parts = (
-        _of_rows(query, key, mask, grad, slice(start, start + at_once), ctx)
+        _of_rows(query[:, :, chunk], key, _part(mask, 2, chunk), grad[:, :, chunk], start, ctx)
         for start in range(0, rows, at_once)
+        for chunk in [slice(start, start + at_once)]
     )
     return reduce(torch.add, parts)
 
 
 def _of_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, grad: Tensor, chunk: slice, ctx: Any
+    query: Tensor, key: Tensor, mask: Tensor | None, grad: Tensor, first: int, ctx: Any
 ) -> Tensor:
-    """What some rows of ``A`` add to ``A^T grad``, ``[B, G, S, d]``."""
-    length = key.shape[2]
-    query, grad = query[:, :, chunk], grad[:, :, chunk]
+    """What the rows of ``A`` from the ``first`` on add to ``A^T grad``, ``[B, G, S, d]``."""
     if not ctx.is_causal:
-        weights = attention_weights(query, key, _part(mask, 2, chunk), ctx.scale)
+        weights = attention_weights(query, key, mask, ctx.scale)
         return _transposed_product(weights, grad, ctx.groups)
-    seen = min(chunk.stop, length)
-    weights = _causal_weights(query, key[:, :, :seen], ctx.scale, chunk.start)
+    length = key.shape[2]
+    seen = min(first + query.shape[2], length)
+    weights = _causal_weights(query, key[:, :, :seen], ctx.scale, first)
     product = _transposed_product(weights, grad, ctx.groups)
     return product if seen == length else F.pad(product, (0, 0, 0, length - seen))
 

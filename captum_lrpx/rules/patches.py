@@ -11,10 +11,11 @@ own. A hook on the module then sees a gradient without the factor: such patches 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -41,6 +42,10 @@ Patch = Callable[..., Any]
 """``patch(forward, *args, **kwargs)`` returns what ``forward(*args, **kwargs)`` returns."""
 
 
+_FEW_TOKENS: Final = 64
+"""Up to so many the kernel's own backward pass is faster than one that does only what is needed."""
+
+
 class Attachment(NamedTuple):
     """A patch and the module whose forward it wraps."""
 
@@ -64,12 +69,27 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class ConstantWeightsPatch:
-    """The attention's kernel, if it is PyTorch's SDPA, holds its weights constant."""
+    """The attention's kernel, if it is PyTorch's SDPA, holds its weights constant.
+
+    Attributes:
+        detached: Whether queries and keys have no graph anyway, so that the kernel's own backward
+            pass gives the same and only takes longer, but for a few tokens.
+    """
+
+    detached: bool
 
     def __call__(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """Run the attention."""
+        if self.detached and _tokens(args, kwargs) <= _FEW_TOKENS:
+            return forward(*args, **kwargs)
         with ConstantWeightsMode():
             return forward(*args, **kwargs)
+
+
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Rows times positions of the hidden states that an attention takes; many if unknown."""
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    return hidden.shape[:-1].numel() if isinstance(hidden, torch.Tensor) else math.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ the factor. Features with the factor 0 (queries and keys that are constant) need
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -50,12 +51,16 @@ class Part(NamedTuple):
 
 def is_linear_class(module: torch.nn.Module) -> bool:
     """Whether a layer is exactly ``x W^T + b``, by its class and the class of its weight."""
-    kind = type(module)
+    # A quantized weight is a tensor of a class of its own, also as a parameter.
+    known = _is_linear(type(module))  # type: ignore[arg-type] # mypy takes it for unhashable
+    return known and type(module.weight) is torch.nn.Parameter
+
+
+@cache
+def _is_linear(kind: type[torch.nn.Module]) -> bool:
     # Adapters and quantized layers are called Linear as well, but are classes of their own.
     known = kind.__module__.startswith(("torch.nn.modules.", "transformers."))
-    # A quantized weight is a tensor of a class of its own, also as a parameter.
-    weight_kind = type(getattr(module, "weight", None))
-    return known and kind.__name__ in PLAIN_LINEAR and weight_kind is torch.nn.Parameter
+    return known and kind.__name__ in PLAIN_LINEAR
 
 
 def is_plain_linear(module: torch.nn.Module) -> bool:
@@ -133,8 +138,9 @@ class _ScaledLinear(OwnBackward):
         flat = grad.reshape(-1, weight.shape[0])
         result = flat.new_zeros(1)
         for index, (start, stop, factor) in enumerate(ctx.parts):
+            whole = stop - start == weight.shape[0]
+            part, rows = (flat, weight) if whole else (flat[:, start:stop], weight[start:stop])
             # The factor goes into the product: no pass over the gradient, no copy of it.
-            part, rows = flat[:, start:stop], weight[start:stop]
             result = torch.addmm(result, part, rows, beta=int(index > 0), alpha=factor)
         return result.view(*grad.shape[:-1], -1), None, None, None
 
