@@ -466,7 +466,7 @@ def test_a_function_as_target(loaded):
         {"token": ()},
         {"token": "are", "contrast": []},
     ],
-    ids=str,
+    ids=lambda given: ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in given.items()),
 )
 def test_targets_that_contradict_themselves(arguments):
     with pytest.raises(ValueError):  # noqa: PT011 - each has a message of its own
