@@ -212,7 +212,15 @@ def test_published_values_stand_beside_ours(report, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": "x", "values": {"m": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"source": "x", "values": {"m": 3}}'),
+        "[" * 100_000,
+        f'{{"source": "x", "values": {{"m": {{"lrpx": {{"PG-1": 1{"0" * 400}}}}}}}}}',
+    ],
+    ids=["empty", "list", "object", "number", "deep", "huge"],
+)
 def test_a_file_without_published_values(tmp_path, text):
     path = tmp_path / "published.json"
     path.write_text(text)

@@ -39,6 +39,9 @@ _EXPLAINED = (
     "Means with 95 % bootstrap intervals over samples (1,000 resamples); +- is the standard "
     "deviation over the draws of a random method."
 )
+_TOO_MUCH = (RecursionError, OverflowError)
+"""What brackets within brackets, and numbers of many digits, raise."""
+
 _COLUMNS = (
     "model",
     "method",
@@ -95,7 +98,7 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
             for model, rows in content["values"].items()
         }
         return Reference(str(content["source"]), values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, *_TOO_MUCH) as error:
         raise ValueError(
             f"{os.fspath(path)} has no published values: it must be a JSON object with a `source` "
             "and `values` by model, method and measure."
