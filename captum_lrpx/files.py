@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_text"]
+__all__ = ["write_bytes", "write_text"]
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -18,12 +18,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
     Raises:
         OSError: If the folder does not exist or cannot be written.
+        UnicodeEncodeError: If the text has a surrogate, which UTF-8 has no bytes for.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file atomically: either the whole content is there, or what was before.
+
+    Args:
+        path: The file; an existing one is replaced.
+        content: Its content.
+
+    Raises:
+        OSError: If the folder does not exist or cannot be written.
     """
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

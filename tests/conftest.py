@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from captum_lrpx import zoo
 
 torch.set_num_threads(1)  # tiny models are several times slower with more
 
@@ -20,3 +23,9 @@ REPEATABLE = settings(
 settings.register_profile("repeatable", REPEATABLE)
 settings.register_profile("thorough", REPEATABLE, max_examples=1000, derandomize=False)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The embedded models with their tokenizers, by name."""
+    return {name: zoo.load(name) for name in zoo.names()}

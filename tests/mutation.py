@@ -75,10 +75,14 @@ BYTE_CHANGES = [_flip, _cut, _remove, _insert, _repeat, _splice]
 
 
 def mutated_json(seed: bytes, draw: random.Random) -> bytes:
-    """JSON with a value replaced, removed, renamed or doubled; of each line if it has several."""
+    """JSON with a value replaced, removed, renamed or doubled, in one line of it or more."""
     lines = [json.loads(line) for line in seed.decode().splitlines() if line.strip()]
     whole = len(lines) == 1
-    lines = [_changed(line, draw) for line in lines]
+    chosen = draw.randrange(len(lines))
+    lines = [
+        _changed(line, draw) if index == chosen or draw.random() < 0.2 else line
+        for index, line in enumerate(lines)
+    ]
     text = "\n".join(json.dumps(line) for line in (lines[:1] if whole else lines))
     return text.encode("utf-8", "surrogatepass")
 

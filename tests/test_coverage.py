@@ -21,7 +21,7 @@ from state import snapshot
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
-from captum_lrpx import ALTILogit, AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, propagation
+from captum_lrpx import ALTILogit, AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, ledger, propagation
 from captum_lrpx.architectures import GatedMLP, Inline, register
 from captum_lrpx.architectures.bert import BERT
 from captum_lrpx.architectures.gpt2 import GPT2
@@ -87,6 +87,14 @@ def assert_account_closes(model, recipe):
     torch.testing.assert_close(total, value, rtol=1e-6, atol=1e-8)
 
 
+def assert_ledgers_close(model, within=1e-12):
+    """The public account, which has a line for the softmax of AttnLRP too."""
+    for method in (LRPx, AttnLRPx):
+        book = ledger(method(model), token_ids(), TARGET)
+        assert book.closes(within), str(book)
+        assert book.by_kind()["tokens"].abs().min() > 0
+
+
 def with_inline(architecture, *inlines):
     head = architecture.head
     return replace(architecture, head=replace(head, inline=(*head.inline, *inlines)))
@@ -114,6 +122,7 @@ def test_with_a_declaration_it_is_explained_and_the_account_closes(modify):
             assert method(model).coverage(token_ids()).complete
             assert method(model).attribute(token_ids(), TARGET).isfinite().all()
         assert_account_closes(model, LRP)
+        assert_ledgers_close(model)
 
 
 def test_renamed_projections_need_and_take_a_declaration():
@@ -134,6 +143,7 @@ def test_renamed_projections_need_and_take_a_declaration():
     with declared(model, renamed):
         assert AttnLRPx(model).coverage(token_ids()).complete
         assert_account_closes(model, LRP)
+        assert_ledgers_close(model, within=1e-6)  # the norms of Llama are in float32
     assert rotary is model.model.rotary_emb
 
 

@@ -43,6 +43,7 @@ def results(relevances, model="m"):
 POINTS = [[0.1, 0.9, 0.0, 0.0]] * 6
 SINKS = [[0.9, 0.5, 0.1, 0.0]] * 6
 MISSES = [[0.0, 0.1, 0.9, 0.5]] * 6
+UNDEFINED = [[float("nan")] * TOKENS] * 6
 
 
 @pytest.fixture
@@ -211,7 +212,15 @@ def test_published_values_stand_beside_ours(report, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": "x", "values": {"m": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"source": "x", "values": {"m": 3}}'),
+        "[" * 100_000,
+        f'{{"source": "x", "values": {{"m": {{"lrpx": {{"PG-1": 1{"0" * 400}}}}}}}}}',
+    ],
+    ids=["empty", "list", "object", "number", "deep", "huge"],
+)
 def test_a_file_without_published_values(tmp_path, text):
     path = tmp_path / "published.json"
     path.write_text(text)
@@ -237,14 +246,52 @@ def test_a_picture(report, tmp_path):
     assert text.startswith("<?xml")
 
 
+@pytest.mark.parametrize("rows", [POINTS, UNDEFINED], ids=["defined", "undefined"])
+def test_parquet_and_json_lines_are_the_same_table(tmp_path, rows):
+    pytest.importorskip("pyarrow")
+    pd = pytest.importorskip("pandas")
+    found = results({("a_b", 0): SINKS, ("random", 0): rows, ("random", 1): MISSES})
+    contenders = (Contender("a_b", "lrpx"), Contender("random", "random", draws=2))
+    report = Report(Evaluation((found,), contenders, Settings()))
+    report.write(tmp_path)
+    report.write_parquet(tmp_path / "samples.parquet")
+    of_parquet = pd.read_parquet(tmp_path / "samples.parquet")
+    of_json = pd.read_json(tmp_path / "samples.jsonl", lines=True, precise_float=True)
+    pd.testing.assert_frame_equal(of_parquet, of_json, check_exact=True, check_dtype=False)
+    pd.testing.assert_frame_equal(of_parquet, pd.DataFrame(report.records()), check_exact=True)
+    assert len(of_parquet) == 6 * 3
+    assert of_parquet["RMA (all tokens)"].isna().any() == (rows is not POINTS)
+
+
+def test_a_measure_that_is_not_defined_is_null(tmp_path):
+    found = results({("a_b", 0): UNDEFINED})
+    report = Report(Evaluation((found,), (Contender("a_b", "lrpx"),), Settings()))
+    report.write(tmp_path)
+    assert "NaN" not in (tmp_path / "samples.jsonl").read_text()
+    first = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert first["RMA (all tokens)"] is None
+
+
 @pytest.mark.parametrize(
-    ("module", "extra"), [("matplotlib.figure", "plot"), ("pandas", "parquet")]
+    ("module", "extra"),
+    [("matplotlib.figure", "plot"), ("pandas", "parquet"), ("pyarrow", "parquet")],
 )
 def test_extras_that_are_missing(report, tmp_path, monkeypatch, module, extra):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     write = report.plot if extra == "plot" else report.write_parquet
     with pytest.raises(ImportError, match=rf"captum-lrpx\[{extra}\]"):
         write(tmp_path / "file.png")
+
+
+@pytest.mark.parametrize(
+    ("module", "option"), [("matplotlib.figure", "--plot"), ("pyarrow", "--parquet")]
+)
+def test_extras_are_asked_for_before_the_run(tmp_path, monkeypatch, capsys, module, option):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    words = ["evaluate", "--output", str(tmp_path / "run"), option, str(tmp_path / "file")]
+    assert main(words) == 2
+    assert f"captum-lrpx[{option.strip('-')}]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # The command ------------------------------------------------------------------------------------
@@ -282,6 +329,7 @@ def test_the_command_on_a_file_of_samples(tmp_path, capsys):
         (["--methods", "nope"], "Unknown method"),
         (["--models", "sva-bert", "sva-bert"], "different names"),
         (["--option", "n_steps=3", "--methods", "lrpx"], "no option 'n_steps'"),
+        (["--plot", "nowhere/plot.svg"], "no folder 'nowhere' for 'nowhere/plot.svg'"),
     ],
 )
 def test_errors_of_usage(words, message, capsys):

@@ -177,14 +177,16 @@ def test_delta(method):
 def test_gradients_instead_of_relevances(method):
     model = tiny("gpt2")
     block = model.transformer.h[0]
-    values = {}
-    handle = block.register_forward_hook(lambda *args: values.update(output=args[2]))
+    outputs = []
+    handle = block.register_forward_hook(lambda *args: outputs.append(args[2]))
     model(token_ids())
     handle.remove()
+    (output,) = outputs
+    hidden = output[0] if isinstance(output, tuple) else output  # by the version of transformers
     plain = method(model, block, multiply_by_inputs=False)
     assert plain.multiplies_by_inputs is False
     gradient = plain.attribute(token_ids(), target=TARGET)
-    close(gradient * values["output"].detach(), relevance(method, model, block))
+    close(gradient * hidden.detach(), relevance(method, model, block))
 
 
 @layer_methods

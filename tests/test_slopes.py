@@ -44,7 +44,7 @@ ELEMENT_WISE = {
 OF_TRANSFORMERS = {name: ACT2FN[name] for name in ACT2FN}
 
 ALL = ELEMENT_WISE | OF_TRANSFORMERS
-NOT_ZERO_AT_ZERO = {
+NOT_ZERO_AT_ZERO = [
     "Hardsigmoid",
     "LogSigmoid",
     "Sigmoid",
@@ -53,7 +53,7 @@ NOT_ZERO_AT_ZERO = {
     "sigmoid",
     "sqrtsoftplus",
     "xielu",  # -1e-6 * alpha, by its own guard
-}
+]
 ZERO_AT_ZERO = [name for name in ALL if name not in NOT_ZERO_AT_ZERO]
 
 

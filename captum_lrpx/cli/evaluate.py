@@ -119,6 +119,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.ablate and options.methods:
         raise ValueError("--ablate compares rules, --methods compares methods: give one of them.")
+    _require_what_results_need(options)
     contenders = _contenders(options)
     samples = _samples(options)
     silence_transformers()
@@ -140,6 +141,18 @@ def run(options: argparse.Namespace) -> None:
     if here.is_main:
         _show(found, options)
     here.end()
+
+
+def _require_what_results_need(options: argparse.Namespace) -> None:
+    """Refuse before the run what would fail behind it."""
+    from captum_lrpx.sva.evaluation import parquet, plot  # noqa: PLC0415
+
+    for file, form in ((options.plot, plot), (options.parquet, parquet)):
+        if not file:
+            continue
+        form.require()
+        if not Path(file).parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {str(Path(file).parent)!r} for {file!r}.")
 
 
 def _embedded() -> tuple[str, ...]:

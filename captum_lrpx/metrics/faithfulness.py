@@ -1,39 +1,36 @@
 """How well attributions agree with what the model does when tokens are replaced.
 
 The form is that of ``captum.metrics.infidelity``: a forward function, inputs and attributions in,
-one number per example out. A token is replaced by a baseline: its embedding by the zero vector
-unless another one is given, its id by an id that has to be given.
+one number per example out. What all have in common:
 
-Tokens that the mask leaves out (padding, special tokens if wished) are never replaced, and their
-attributions are ignored.
+- ``forward_func`` is a Hugging Face model, a forward module, or any function of Captum's kind. With
+  ``additional_forward_args`` behind the inputs and ``target`` it gives **one value per example**.
+- ``inputs`` are **token ids** ``[B, T]`` **or embeddings** ``[B, T, D]``, or a tuple of the one.
+- ``attributions`` are ``[B, T]``, or ``[B, T, D]``, which are summed over ``D``.
+- A token is replaced by ``baselines``: an id, or a tensor that can be broadcast to the inputs, as
+  an embedding ``[D]``. By default **embeddings are replaced by zero**; ids have no default.
+- Tokens that the ``mask`` ``[B, T]`` leaves out (padding, special tokens if wished) **stay**: they
+  are never replaced, and their attributions are ignored. By default none stays.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, get_args
 
 import torch
 from captum.attr import FeatureAblation
 from tqdm.auto import tqdm
 
-from captum_lrpx import _captum
-from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.attr.protocol import only_input
 from captum_lrpx.metrics.correlation import pearson, spearman
-from captum_lrpx.metrics.replacement import (
-    baseline_of,
-    check_count,
-    check_input,
-    relevances_of,
-    require_one_value,
-)
-from captum_lrpx.metrics.tokens import check_mask
+from captum_lrpx.metrics.replacement import Replacement, check_count, check_input, relevances_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+    from typing_extensions import Unpack
 
     from captum_lrpx._captum import TargetType
 
@@ -49,6 +46,16 @@ __all__ = [
 
 Order = Literal["morf", "lerf"]
 """Most relevant tokens first, or least relevant first."""
+
+
+class CurveOptions(TypedDict, total=False):
+    """What :func:`abpc` hands on to :func:`perturbation_curve`, where it is described."""
+
+    steps: int | None
+    fraction: float
+    mask: Tensor | None
+    perturbations_per_eval: int
+    show_progress: bool
 
 
 class Alignment(NamedTuple):
@@ -135,26 +142,23 @@ def leave_one_out(
 
         >>> effects = leave_one_out(TokenLogits(model), embeds, target=are)  # [B, T]
     """
-    tensor = only_input(inputs, "leave_one_out")
-    counted = check_mask(mask, check_input(tensor))
-    baseline = baseline_of(baselines, tensor, counted)
-    forward = RecordedForward(forward_func)
-    features = torch.arange(tensor.shape[1], device=tensor.device)
+    given = Replacement.of(
+        "leave_one_out", forward_func, inputs, baselines, additional_forward_args, target, mask
+    )
     with torch.no_grad():
-        output = _captum.run_forward(forward, tensor, target, additional_forward_args)
-        require_one_value(output, len(tensor))  # FeatureAblation takes any output, some silently
-        effects = FeatureAblation(forward).attribute(
-            tensor,
-            baselines=baseline,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            feature_mask=features.view(1, -1, *(1,) * (tensor.ndim - 2)),
+        given.require_one_value()  # FeatureAblation takes any output, some silently
+        effects = FeatureAblation(given.forward).attribute(
+            given.inputs,
+            baselines=given.baseline,
+            feature_mask=given.features,
             perturbations_per_eval=check_count(perturbations_per_eval, "perturbations_per_eval"),
             show_progress=show_progress,
+            target=given.target,
+            additional_forward_args=given.additional_forward_args,
         )
     effects = cast("Tensor", effects)
     effects = effects if effects.ndim == 2 else effects[..., 0]  # one effect, all along D
-    return effects.masked_fill(~counted, 0)
+    return effects.masked_fill(~given.counted, 0)
 
 
 def leave_one_out_alignment(
@@ -178,23 +182,22 @@ def leave_one_out_alignment(
 
     Args:
         forward_func: As in :func:`leave_one_out`.
-        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, or a tuple of the one.
+        inputs: The same.
         attributions: ``[B, T]``, or ``[B, T, D]``, which is summed over ``D``.
-        baselines: What a token is replaced by, as in :func:`leave_one_out`.
-        additional_forward_args: Arguments of ``forward_func`` behind the inputs.
-        target: Output index, in every form that Captum takes.
-        mask: ``[B, T]``, False for tokens that stay and do not count. Default: none.
-        perturbations_per_eval: How many tokens are tried in one forward pass.
-        show_progress: Whether to show a progress bar.
+        baselines: As in :func:`leave_one_out`.
+        additional_forward_args: The same.
+        target: The same.
+        mask: The same; tokens that stay do not count in the correlation.
+        perturbations_per_eval: As in :func:`leave_one_out`.
+        show_progress: The same.
 
     Returns:
         Pearson's and Spearman's correlation, ``[B]`` each; NaN as in
         :func:`~captum_lrpx.metrics.pearson`.
 
     Raises:
-        AssertionError: If the output has more than one value per example, or a shape does not fit.
-        ValueError: If ids have no baseline, there are several inputs, or
-            ``perturbations_per_eval`` is not positive.
+        AssertionError: As :func:`leave_one_out`.
+        ValueError: The same.
     """
     tensor = check_input(only_input(inputs, "leave_one_out_alignment"))
     relevances = relevances_of(attributions, tensor)
@@ -235,17 +238,17 @@ def perturbation_curve(
 
     Args:
         forward_func: As in :func:`leave_one_out`.
-        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, or a tuple of the one.
+        inputs: The same.
         attributions: ``[B, T]``, or ``[B, T, D]``, which is summed over ``D``.
-        baselines: What a token is replaced by, as in :func:`leave_one_out`.
-        additional_forward_args: Arguments of ``forward_func`` behind the inputs.
-        target: Output index, in every form that Captum takes.
+        baselines: As in :func:`leave_one_out`.
+        additional_forward_args: The same.
+        target: The same.
         order: ``"morf"``, most relevant first, or ``"lerf"``, least relevant first.
         steps: Number of steps ``S``. Of ``n`` tokens that are replaced in the end, ``s * n // S``
             are after step ``s``. Default: one token per step; shorter rows stay at their end.
         fraction: Share of the tokens that is replaced in the end; their number is rounded, and is
             at least 1.
-        mask: ``[B, T]``, False for tokens that stay. Default: none stays.
+        mask: As in :func:`leave_one_out`.
         perturbations_per_eval: How many points of the curve are computed in one forward pass, each
             of which is ``perturbations_per_eval * B`` rows.
         show_progress: Whether to show a progress bar.
@@ -265,31 +268,23 @@ def perturbation_curve(
     """
     if order not in get_args(Order):
         raise ValueError(f"`order` is {' or '.join(get_args(Order))}, not {order!r}.")
-    tensor = check_input(only_input(inputs, "perturbation_curve"))
-    counted = check_mask(mask, tensor)
-    relevances = relevances_of(attributions, tensor)
-    replaced = _replaced(counted.sum(-1), steps, fraction)
-    places = _places(relevances, counted, order)
-    baseline = baseline_of(baselines, tensor, counted)
-    forward = RecordedForward(forward_func)
-    args = _captum.format_additional_forward_args(additional_forward_args)
+    given = Replacement.of(
+        "perturbation_curve", forward_func, inputs, baselines, additional_forward_args, target, mask
+    )
+    relevances = relevances_of(attributions, given.inputs)
+    tokens = given.counted.sum(-1)
+    replaced = _replaced(tokens, steps, fraction)
+    places = _places(relevances, given.counted, order)
     chunks = torch.split(replaced.T, check_count(perturbations_per_eval, "perturbations_per_eval"))
-    values = []
     with torch.no_grad():
-        for points in tqdm(chunks, desc=f"Perturbation ({order})", disable=not show_progress):
-            gone = (places < points.unsqueeze(-1)) & counted  # [P, B, T]
-            gone = gone.view(*gone.shape, *(1,) * (tensor.ndim - 2))
-            output = _captum.run_forward(
-                forward,
-                torch.where(gone, baseline, tensor).flatten(0, 1),
-                _captum.expand_target(target, len(points)),
-                _captum.expand_additional_forward_args(args, len(points)),
-            )
-            values.append(require_one_value(output, points.numel()).view(points.shape))
+        values = [
+            given.values(places < points.unsqueeze(-1))
+            for points in tqdm(chunks, desc=f"Perturbation ({order})", disable=not show_progress)
+        ]
     curve = torch.cat(values).T
-    ordered = ~(relevances.isnan() & counted).any(-1, keepdim=True)
     curve = curve.to(torch.promote_types(curve.dtype, torch.float32))
-    return PerturbationCurve(replaced, counted.sum(-1), torch.where(ordered, curve, torch.nan))
+    ordered = ~(relevances.isnan() & given.counted).any(-1, keepdim=True)
+    return PerturbationCurve(replaced, tokens, torch.where(ordered, curve, torch.nan))
 
 
 def abpc(
@@ -299,7 +294,7 @@ def abpc(
     baselines: Tensor | float | None = None,
     additional_forward_args: object | None = None,
     target: TargetType = None,
-    **options: Any,
+    **options: Unpack[CurveOptions],
 ) -> Tensor:
     """Area between the perturbation curves: that of LeRF minus that of MoRF.
 
@@ -310,20 +305,20 @@ def abpc(
 
     Args:
         forward_func: As in :func:`leave_one_out`.
-        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, or a tuple of the one.
+        inputs: The same.
         attributions: ``[B, T]``, or ``[B, T, D]``, which is summed over ``D``.
-        baselines: What a token is replaced by, as in :func:`leave_one_out`.
-        additional_forward_args: Arguments of ``forward_func`` behind the inputs.
-        target: Output index, in every form that Captum takes.
-        **options: ``steps``, ``fraction``, ``mask``, ``perturbations_per_eval`` and
-            ``show_progress`` of :func:`perturbation_curve`.
+        baselines: As in :func:`leave_one_out`.
+        additional_forward_args: The same.
+        target: The same.
+        **options: Those of :func:`perturbation_curve` but ``order``: ``steps``, ``fraction``,
+            ``mask``, ``perturbations_per_eval`` and ``show_progress``.
 
     Returns:
         ``[B]``; NaN where no token can be replaced, or an attribution that counts is NaN.
 
     Raises:
-        AssertionError: If the output has more than one value per example, or a shape does not fit.
-        ValueError: If an option is out of range, ids have no baseline, or there are several inputs.
+        AssertionError: As :func:`perturbation_curve`.
+        ValueError: As :func:`perturbation_curve`.
         TypeError: If an option is unknown.
 
     Examples::

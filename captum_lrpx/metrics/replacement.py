@@ -2,16 +2,119 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx.metrics.tokens import check_attributions, token_relevances
+from captum_lrpx import _captum
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.protocol import only_input
+from captum_lrpx.metrics.tokens import check_attributions, check_mask, token_relevances
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
 
-__all__ = ["baseline_of", "check_count", "check_input", "relevances_of", "require_one_value"]
+    from torch import Tensor
+    from typing_extensions import Self
+
+    from captum_lrpx._captum import TargetType
+
+__all__ = ["Replacement", "check_count", "check_input", "relevances_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """A forward function whose tokens can be replaced.
+
+    Attributes:
+        forward: What is asked.
+        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
+        counted: Which tokens may be replaced ``[B, T]``.
+        baseline: What stands in place of each token, like the inputs; the token itself where it
+            stays.
+        target: Output index, in every form that Captum takes.
+        additional_forward_args: Arguments of the forward function behind the inputs.
+    """
+
+    forward: RecordedForward
+    inputs: Tensor
+    counted: Tensor
+    baseline: Tensor
+    target: TargetType
+    additional_forward_args: object | None
+
+    @classmethod
+    def of(
+        cls,
+        caller: str,
+        forward_func: Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        baselines: Tensor | float | None,
+        additional_forward_args: object | None,
+        target: TargetType,
+        mask: Tensor | None,
+    ) -> Self:
+        """Check what a metric is given.
+
+        Args:
+            caller: Name of the metric, for messages.
+            forward_func: As in :func:`captum_lrpx.metrics.leave_one_out`, like the rest.
+            inputs: The same.
+            baselines: The same.
+            additional_forward_args: The same.
+            target: The same.
+            mask: The same.
+
+        Raises:
+            AssertionError: If a shape or type does not fit.
+            ValueError: If ids have no baseline, or there are several inputs.
+        """
+        tensor = check_input(only_input(inputs, caller))
+        counted = check_mask(mask, tensor)
+        baseline = _baseline_of(baselines, tensor, counted)
+        forward = RecordedForward(forward_func)
+        return cls(forward, tensor, counted, baseline, target, additional_forward_args)
+
+    @property
+    def features(self) -> Tensor:
+        """Captum's ``feature_mask``, a token being one feature: ``[1, T]`` or ``[1, T, 1]``."""
+        numbers = torch.arange(self.inputs.shape[1], device=self.inputs.device)
+        return _over_embedding(numbers.unsqueeze(0), self.inputs)
+
+    def values(self, gone: Tensor) -> Tensor:
+        """The explained output with tokens replaced.
+
+        Args:
+            gone: Which ones, at each of ``P`` points ``[P, B, T]``; those that stay are not.
+
+        Returns:
+            ``[P, B]``, from one forward pass.
+
+        Raises:
+            AssertionError: If the output has more than one value per example.
+        """
+        points, batch = gone.shape[:2]
+        replaced = _over_embedding(gone & self.counted, self.inputs)
+        args = _captum.format_additional_forward_args(self.additional_forward_args)
+        output = _captum.run_forward(
+            self.forward,
+            torch.where(replaced, self.baseline, self.inputs).flatten(0, 1),
+            _captum.expand_target(self.target, points),
+            _captum.expand_additional_forward_args(args, points),
+        )
+        return _one_value(output, points * batch).view(points, batch)
+
+    def require_one_value(self) -> None:
+        """Run the forward function once on what it is given, unchanged.
+
+        Raises:
+            AssertionError: If the output has more than one value per example.
+        """
+        output = _captum.run_forward(
+            self.forward, self.inputs, self.target, self.additional_forward_args
+        )
+        _one_value(output, len(self.inputs))
 
 
 def check_input(tensor: Tensor) -> Tensor:
@@ -35,7 +138,7 @@ def relevances_of(attributions: Tensor, inputs: Tensor) -> Tensor:
     return relevances.to(inputs.device)
 
 
-def baseline_of(baselines: Tensor | float | None, inputs: Tensor, counted: Tensor) -> Tensor:
+def _baseline_of(baselines: Tensor | float | None, inputs: Tensor, counted: Tensor) -> Tensor:
     """What stands in place of each token; the token itself where it stays."""
     if baselines is None:
         if not inputs.is_floating_point():
@@ -55,7 +158,12 @@ def baseline_of(baselines: Tensor | float | None, inputs: Tensor, counted: Tenso
             f"`baselines` of {list(value.shape)} cannot be broadcast to the inputs, "
             f"{list(inputs.shape)}: give a number, one embedding [D], or a tensor like the inputs."
         ) from error
-    return torch.where(counted.view(*counted.shape, *(1,) * (inputs.ndim - 2)), value, inputs)
+    return torch.where(_over_embedding(counted, inputs), value, inputs)
+
+
+def _over_embedding(tokens: Tensor, inputs: Tensor) -> Tensor:
+    """Something of each token ``[..., T]``, or ``[..., T, 1]`` where inputs are embeddings."""
+    return tokens.unsqueeze(-1) if inputs.ndim == 3 else tokens
 
 
 def check_count(number: int, name: str) -> int:
@@ -65,7 +173,7 @@ def check_count(number: int, name: str) -> int:
     return number
 
 
-def require_one_value(output: Tensor, examples: int) -> Tensor:
+def _one_value(output: Tensor, examples: int) -> Tensor:
     """An output as one value per example ``[B]``, else an AssertionError."""
     if output.shape[:1] != (examples,) or output.numel() != examples:
         raise AssertionError(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import __version__
+from captum_lrpx.sva.evaluation import records
 from captum_lrpx.sva.evaluation.contenders import Contender, contenders
 from captum_lrpx.sva.evaluation.journal import Journal
 from captum_lrpx.sva.evaluation.processes import Processes
@@ -74,7 +75,7 @@ def evaluate(
 
     Raises:
         ValueError: If there are no models or samples, names are not different, several processes
-            have no ``output``, or the folder has another run.
+            have no ``output``, or the folder has another run or one that cannot be read.
 
     Examples:
         >>> from captum_lrpx import zoo
@@ -90,8 +91,14 @@ def evaluate(
     if processes.count > 1 and output is None:
         raise ValueError("Several processes keep their work in a folder: give an output.")
     manifest = _manifest(tuple(models), samples, methods, settings)
-    place = {"resume": resume, "rank": processes.rank, "wait": processes.wait}
-    with Journal(output, manifest, **place) as journal:  # type: ignore[arg-type]
+    with Journal(
+        output,
+        manifest,
+        resume=resume,
+        rank=processes.rank,
+        wait=processes.wait,
+        check=records.check,
+    ) as journal:
         runners = [
             Runner(name, load, samples, methods, settings, journal, processes)
             for name, load in models.items()

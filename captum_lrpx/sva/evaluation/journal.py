@@ -36,9 +36,11 @@ class Journal:
         resume: Whether to go on with a run that is in the folder.
         rank: Which of the processes this is; each has a log of its own.
         wait: Waits until all processes have come here.
+        check: Raises a ValueError for a record, read from a log, that is not as it should be.
 
     Raises:
-        ValueError: If there is a run in the folder, and it is another one or is not to be resumed.
+        ValueError: If there is a run in the folder, and it is another one, is not to be resumed, or
+            cannot be read.
         OSError: If the folder cannot be written.
     """
 
@@ -50,9 +52,11 @@ class Journal:
         resume: bool = False,
         rank: int = 0,
         wait: Callable[[], None] = lambda: None,
+        check: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self.records: dict[Key, dict[str, Any]] = {}
         self.folder = None if folder is None else Path(folder)
+        self._check_record = check
         self._log: int | None = None
         if self.folder is None:
             return
@@ -74,7 +78,7 @@ class Journal:
             ValueError: If a line is not a record; the message says where.
         """
         for path in sorted(self.folder.glob("log-*.jsonl")) if self.folder else ():
-            for record in _complete_lines(path):
+            for record in _complete_lines(path, self._check_record):
                 self.records[tuple(record["key"])] = record
 
     def append(self, key: Key, content: Mapping[str, Any]) -> None:
@@ -111,7 +115,7 @@ def _check(folder: Path, manifest: dict[str, Any], *, resume: bool) -> None:
         raise ValueError(
             f"There is a run in {str(folder)!r} already: resume it, or choose another folder."
         )
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = _manifest_of(path)
     different = [
         f"{name} was {_shown(there.get(name))} and is {_shown(manifest.get(name))}"
         for name in sorted(there.keys() | manifest.keys())
@@ -122,6 +126,18 @@ def _check(folder: Path, manifest: dict[str, Any], *, resume: bool) -> None:
             f"The run in {str(folder)!r} is another one and cannot be resumed: "
             f"{'; '.join(different)}. Choose another folder."
         )
+
+
+def _manifest_of(path: Path) -> dict[str, Any]:
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            raise ValueError(f"it is {type(there).__name__}, not an object")  # noqa: TRY004, TRY301
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not say which run is in the folder: {error}. Choose another folder."
+        ) from error
+    return there
 
 
 def _shown(value: object, limit: int = 300) -> str:
@@ -138,16 +154,24 @@ def _drop_torn_line(path: Path) -> None:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _complete_lines(
+    path: Path, check: Callable[[Mapping[str, Any]], None]
+) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):  # torn, or being written by another process
                 return
             try:
                 record = json.loads(line)
-                tuple(record["key"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} is not a record: {error}") from error
+                if not isinstance(record, dict) or not isinstance(record.get("key"), list):
+                    raise ValueError("it has no key")  # noqa: TRY004, TRY301
+                hash(tuple(record["key"]))
+                check(record)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not a record: {error}. Remove the line, and what it "
+                    "was about is done again."
+                ) from error
             yield record
 
 

@@ -12,9 +12,21 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.evaluation.scores import Cell
 
-__all__ = ["draw"]
+__all__ = ["draw", "require"]
 
 _WIDTH, _HEIGHT_PER_METHOD, _MARGIN = 2.6, 0.3, 1.2  # inches
+
+
+def require() -> None:
+    """Ask for what :func:`draw` needs, before a run whose results it is to draw.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401, PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
 
 
 def draw(path: str | os.PathLike[str], methods: Sequence[str], cells: Sequence[Cell]) -> None:
@@ -28,10 +40,9 @@ def draw(path: str | os.PathLike[str], methods: Sequence[str], cells: Sequence[C
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
+    require()
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     models = list(dict.fromkeys(cell.model for cell in cells))
     height = (_MARGIN + _HEIGHT_PER_METHOD * len(methods)) * len(models)
     figure = Figure(figsize=(_WIDTH * len(MEASURES), height), layout="constrained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx.files import write_text
+from captum_lrpx.sva.evaluation import parquet, plot
 from captum_lrpx.sva.evaluation.contributions import contributions
 from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Scores
 
@@ -37,6 +39,9 @@ _EXPLAINED = (
     "Means with 95 % bootstrap intervals over samples (1,000 resamples); +- is the standard "
     "deviation over the draws of a random method."
 )
+_TOO_MUCH = (RecursionError, OverflowError)
+"""What brackets within brackets, and numbers of many digits, raise."""
+
 _COLUMNS = (
     "model",
     "method",
@@ -93,7 +98,7 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
             for model, rows in content["values"].items()
         }
         return Reference(str(content["source"]), values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, *_TOO_MUCH) as error:
         raise ValueError(
             f"{os.fspath(path)} has no published values: it must be a JSON object with a `source` "
             "and `values` by model, method and measure."
@@ -320,26 +325,19 @@ class Report:
         write_text(place / "table.md", self.to_markdown())
         write_text(place / "table.csv", self.to_csv())
         write_text(place / "table.tex", self.to_latex())
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self.records())
-        write_text(place / "samples.jsonl", "".join(lines))
+        write_text(place / "samples.jsonl", "".join(map(_json_line, self.records())))
 
     def write_parquet(self, path: str | os.PathLike[str]) -> None:
-        """Write the results per sample as a Parquet file.
+        """Write the results per sample as a Parquet file: what ``samples.jsonl`` has.
 
         Args:
             path: The file.
 
         Raises:
             ImportError: If pandas or pyarrow is not installed.
+            OSError: If the file cannot be written.
         """
-        try:
-            import pandas as pd  # noqa: PLC0415 - an extra
-
-            pd.DataFrame(self.records()).to_parquet(path)
-        except ImportError as error:
-            raise ImportError(
-                "A Parquet file needs pandas and pyarrow: pip install 'captum-lrpx[parquet]'."
-            ) from error
+        parquet.write(path, self.records())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the measures of all models, with their intervals.
@@ -350,9 +348,16 @@ class Report:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        from captum_lrpx.sva.evaluation.plot import draw  # noqa: PLC0415 - needs an extra
+        plot.draw(path, self.methods, [cell for cell in self.cells if cell.group == ALL])
 
-        draw(path, self.methods, [cell for cell in self.cells if cell.group == ALL])
+
+def _json_line(record: dict[str, Any]) -> str:
+    """A record as JSON has it, with null for a measure that is not defined: JSON has no NaN."""
+    known = {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _heading(scores: Scores) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -59,6 +59,9 @@ class ModelResults:
             model: Name of the model.
             records: Those of a journal.
             samples: All samples of the run.
+
+        Raises:
+            ValueError: If the records are not all of one run.
         """
         tokens = records["tokens", model]
         kept = tokens["kept"]
@@ -72,6 +75,7 @@ class ModelResults:
         explained = sorted(
             {row for parts in units.values() for each in parts for row in each["rows"]}
         )
+        _check(model, kept, values, units, explained, len(samples))
         lengths = [kept[row]["length"] for row in explained]
         right = sum(value > 0 for value in values.values())
         return cls(
@@ -93,6 +97,36 @@ class ModelResults:
         )
 
 
+def _check(
+    model: str,
+    kept: Sequence[Mapping[str, Any]],
+    values: Mapping[int, float],
+    units: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    explained: Sequence[int],
+    samples: int,
+) -> None:
+    """Refuse records, each of them sound, that do not belong together."""
+    known = all(row < len(kept) and kept[row]["sample"] < samples for row in explained)
+    lengths = {row: kept[row]["length"] for row in explained} if known else {}
+    if not (
+        known
+        and values.keys() >= set(explained)
+        and all(
+            {row: len(found) for each in parts for row, found in _by_row(each)} == lengths
+            and len({tuple(each.get("faithfulness", {})) for each in parts}) == 1
+            for parts in units.values()
+        )
+    ):
+        raise ValueError(
+            f"The records of {model!r} in the logs are not all of one run: start over in another "
+            "folder."
+        )
+
+
+def _by_row(unit: Mapping[str, Any]) -> Iterator[tuple[int, list[float]]]:
+    return zip(unit["rows"], unit["relevances"], strict=True)
+
+
 def _marked(places: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
     marked = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
     for row, chosen in enumerate(places):
@@ -104,7 +138,7 @@ def _relevances(parts: Sequence[Mapping[str, Any]], explained: Sequence[int]) ->
     found = {
         row: torch.tensor(values, dtype=torch.float64)
         for each in parts
-        for row, values in zip(each["rows"], each["relevances"], strict=True)
+        for row, values in _by_row(each)
     }
     return pad_sequence([found[row] for row in explained], batch_first=True)
 

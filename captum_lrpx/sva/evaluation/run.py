@@ -174,7 +174,13 @@ class Runner:
         if key not in self.journal.records:
             values = self._subject(rows).values.double().tolist()
             self.journal.append(key, {"rows": list(rows), "values": values})
-        found: list[float] = self.journal.records[key]["values"]
+        record = self.journal.records[key]
+        if record["rows"] != list(rows):
+            raise ValueError(
+                f"The records of {self.name!r} in the logs are not all of one run: start over in "
+                "another folder."
+            )
+        found: list[float] = record["values"]
         return found
 
     def _unit(self, rows: tuple[int, ...], contender: Contender, draw: int) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""The results per sample as a Parquet file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from captum_lrpx.files import write_bytes
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+__all__ = ["require", "write"]
+
+
+def require() -> None:
+    """Ask for what :func:`write` needs, before a run whose results it is to write.
+
+    Raises:
+        ImportError: If pandas or pyarrow is not installed.
+    """
+    try:
+        import pandas as pd  # noqa: F401, PLC0415 - an extra
+        import pyarrow as pa  # noqa: F401, PLC0415 - the same
+    except ImportError as error:
+        raise ImportError(
+            "A Parquet file needs pandas and pyarrow: pip install 'captum-lrpx[parquet]'."
+        ) from error
+
+
+def write(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:
+    """Write records, one per row; the file appears whole or not at all.
+
+    Args:
+        path: The file; an existing one is replaced.
+        records: The rows, each with the same columns.
+
+    Raises:
+        ImportError: If pandas or pyarrow is not installed.
+        OSError: If the file cannot be written.
+    """
+    require()
+    import pandas as pd  # noqa: PLC0415
+
+    write_bytes(path, pd.DataFrame(records).to_parquet(engine="pyarrow"))

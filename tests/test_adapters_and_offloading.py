@@ -1,0 +1,135 @@
+"""Models with adapters of PEFT, and models that Accelerate offloads."""
+
+import copy
+
+import pytest
+import torch
+from ecosystem import TARGET, check_same, hooks_of, methods
+from models import tiny, token_ids
+from state import snapshot
+from torch import nn
+
+from captum_lrpx import LayerAttnLRPx, LRPx
+
+# PEFT ------------------------------------------------------------------------------------------
+
+
+def with_lora(family, task_type=None, *, biases="random", **config):
+    peft = pytest.importorskip("peft")
+    options = {"r": 2, "target_modules": "all-linear", "fan_in_fan_out": family == "gpt2"} | config
+    model = peft.get_peft_model(
+        tiny(family, biases=biases), peft.LoraConfig(task_type=task_type, **options)
+    ).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.add_(noise, alpha=0.3)
+    return model.eval()
+
+
+def merged(model):
+    return copy.deepcopy(model).merge_and_unload().eval()
+
+
+@methods
+@pytest.mark.parametrize(
+    ("family", "task_type"),
+    [("llama", "CAUSAL_LM"), ("llama", None), ("gpt2", "CAUSAL_LM"), ("bert", None)],
+)
+def test_an_adapter_counts_as_part_of_its_layer(family, task_type, method):
+    model = with_lora(family, task_type)
+    before = snapshot(model)
+    check_same(method, model, merged(model))
+    assert snapshot(model) == before
+    adapted = method(model).attribute(token_ids(), TARGET)
+    assert not torch.allclose(adapted, method(tiny(family)).attribute(token_ids(), TARGET))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["v_proj", "lm_head"]},
+        {"target_modules": ["v_proj"], "use_dora": True},
+        {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "input_layernorm"]},
+    ],
+    ids=lambda config: "-".join(config.keys()) + "-" + config["target_modules"][-1],
+)
+@methods
+def test_adapters_elsewhere(config, method):
+    model = with_lora("llama", "CAUSAL_LM", **config)
+    check_same(method, model, merged(model))
+
+
+@methods
+def test_an_adapter_that_is_disabled_or_merged(method):
+    model, base = with_lora("llama", "CAUSAL_LM"), tiny("llama")
+    expected = method(model).attribute(token_ids(), TARGET)
+    with model.disable_adapter():
+        check_same(method, model, base)
+    model.merge_adapter()
+    torch.testing.assert_close(method(model).attribute(token_ids(), TARGET), expected)
+    model.unmerge_adapter()
+    torch.testing.assert_close(method(model).attribute(token_ids(), TARGET), expected)
+
+
+def test_lrp_with_an_adapter_conserves():
+    model = with_lora("gpt2", "CAUSAL_LM", biases="zero")
+    nn.init.zeros_(model.get_base_model().transformer.wpe.weight)
+    relevance, delta = LRPx(model).attribute(token_ids(), TARGET, return_convergence_delta=True)
+    value = model(token_ids()).logits[:, -1, TARGET[1]]
+    torch.testing.assert_close(relevance.sum(1), value, rtol=1e-10, atol=1e-12)
+    assert delta.abs().max() < 1e-10
+
+
+def test_layers_of_a_model_with_adapters():
+    model = with_lora("llama", "CAUSAL_LM")
+    plain = merged(model)
+    layers = [model.get_base_model().model.layers[0], model.get_base_model().model.norm]
+    found = LayerAttnLRPx(model, layers).attribute(token_ids(), TARGET)
+    expected = LayerAttnLRPx(plain, [plain.model.layers[0], plain.model.norm])
+    torch.testing.assert_close(found, expected.attribute(token_ids(), TARGET))
+
+
+# accelerate ------------------------------------------------------------------------------------
+
+
+def offloaded(family, how, folder):
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny(family)
+    if how == "cpu":
+        return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    if how == "disk":
+        return accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"))
+    base = model.base_model_prefix
+    parts = [f"{base}.{name}" for name, _ in model.get_submodule(base).named_children()]
+    parts += [name for name, _ in model.named_children() if name != base]
+    blocks = {"bert": "bert.encoder", "gpt2": "transformer.h", "llama": "model.layers"}[family]
+    device_map = dict.fromkeys(parts, "cpu") | {blocks: "disk"}
+    return accelerate.dispatch_model(
+        model, device_map, main_device="cpu", offload_dir=folder, force_hooks=True
+    )
+
+
+@methods
+@pytest.mark.parametrize("how", ["cpu", "disk", "device_map"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.filterwarnings("ignore")
+def test_offloaded_models(family, how, method, tmp_path):
+    model = offloaded(family, how, tmp_path)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    hooks = hooks_of(model)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    check_same(method, model, tiny(family))
+    assert hooks_of(model) == hooks
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert all(flags.values())
+
+
+def test_layers_of_an_offloaded_model(tmp_path):
+    model, plain = offloaded("llama", "disk", tmp_path), tiny("llama")
+    found = LayerAttnLRPx(model, model.model.layers[1]).attribute(token_ids(), TARGET)
+    expected = LayerAttnLRPx(plain, plain.model.layers[1]).attribute(token_ids(), TARGET)
+    torch.testing.assert_close(found, expected)
