@@ -173,7 +173,7 @@ def table(name: str, options: argparse.Namespace, *, memory: bool) -> str:
             for run in rows
         ),
     ]
-    if not memory:
+    if not memory and "LRPx, Target" in rows:
         times = interleaved(attaching(model), 4 * options.repetitions, clock=options.clock)
         share = times[ATTACHING].median / times["LRPx, Target"].median
         lines += ["", f"Attaching and removing the rules: {share:.1%} of LRPx with a target, 1x32."]
