@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from shapes import SHAPES
+from shapes import MEASURED, SHAPES
 
 from captum_lrpx import ATTN_LRP, LRP
 from captum_lrpx.memory import estimate
@@ -119,9 +119,9 @@ def ratios() -> None:
     """Print the expected ratios to InputXGradient."""
     header = [f"{batch}x{length}" for batch, length in SIZES]
     print(f"| | | {' | '.join(header)} | mean |\n{'|---' * (len(header) + 3)}|")
-    for name, build in SHAPES.items():
+    for name in MEASURED:
         with torch.device("meta"):
-            config = build().config
+            config = SHAPES[name]().config
         causal = 1.0 if config.model_type == "bert" else 0.5
         for method in ("AttnLRPx", "LRPx"):
             found = [

@@ -1,52 +1,41 @@
 """Time and memory on a GPU, or at small sizes on a CPU to see that it runs.
 
     python benchmarks/gpu.py [--models bert-base gpt2 smollm2 llama-1b] [--sizes 1x32 1x512]
-        [--dtype float32] [--repetitions 7] [--device cuda]
+        [--dtype float32] [--repetitions 7] [--device cuda] [--lxt PYTHON]
     python benchmarks/gpu.py --models llama-1b --sizes 1x16 1x512 1x8192 --dtype bfloat16
 
 Random weights. Time by CUDA events, memory by ``max_memory_allocated`` over what was allocated
 before; on a CPU process time, and no memory. Ratios to Captum's InputXGradient in the same run,
 medians over interleaved repetitions. What does not fit into memory is shown as such.
+
+LXT is measured where it can be imported, each of its sets of rules in a process of its own that
+holds another copy of the model; ``--lxt`` is the interpreter of an environment that has it
+(``lxt_peer.py`` says how to make one).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
-import time
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from captum.attr import InputXGradient
+from device import Run
 from harness import machine
-from shapes import SHAPES
+from lxt_worker import LXT, Worker
+from shapes import DTYPES, SHAPES, build
 
 from captum_lrpx import AttnLRPx, LogitDifference, LRPx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from device import Measurable
 
 BASE = "InputXGradient"
-
-
-def llama_1b() -> Any:
-    """The shape of Llama-3.2-1B."""
-    config = transformers.LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        tie_word_embeddings=True,
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
-MODELS: dict[str, Callable[[], Any]] = {**SHAPES, "llama-1b": llama_1b}
 
 
 def contenders(model: Any, size: str) -> dict[str, Callable[[], object]]:
@@ -79,56 +68,36 @@ def contenders(model: Any, size: str) -> dict[str, Callable[[], object]]:
     return runs
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one run on its device."""
-    if device.type != "cuda":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    first.record()
-    run()
-    last.record()
-    torch.cuda.synchronize(device)
-    return float(first.elapsed_time(last)) / 1e3
+@contextlib.contextmanager
+def lxt_workers(name: str, options: argparse.Namespace) -> Iterator[dict[str, Worker]]:
+    """Processes under LXT's rules, by contender; those that cannot be are named."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for rules in LXT:
+            label = f"LXT {rules}"
+            try:
+                worker = Worker(options.lxt, name, rules, options.dtype, options.device)
+            except RuntimeError as error:
+                print(f"| {name} | | {label} | not measured: {error} | | | |", flush=True)
+            else:
+                workers[label] = stack.enter_context(worker)
+        yield workers
 
 
-def peak(run: Callable[[], object], device: torch.device) -> float | None:
-    """Megabytes that one run adds at its peak: not a number on a CPU, None if they do not fit."""
-    try:
-        run()  # what it keeps does not count
-        if device.type != "cuda":
-            return float("nan")
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
-def table(name: str, size: str, options: argparse.Namespace) -> None:
+def table(name: str, size: str, runs: dict[str, Measurable], repetitions: int) -> None:
     """Measure one model at one size and print a row for each contender."""
-    device = torch.device(options.device)
-    torch.manual_seed(0)
-    with device:
-        model = MODELS[name]().to(getattr(torch, options.dtype)).eval()
-    runs = contenders(model, size)
     peaks: dict[str, float] = {}
     for label, run in list(runs.items()):
-        found = peak(run, device)
+        found = run.peak()
         if found is None:
             print(f"| {name} | {size} | {label} | does not fit | | | |", flush=True)
             del runs[label]
         else:
             peaks[label] = found
     times: dict[str, list[float]] = {label: [] for label in runs}
-    for _ in range(options.repetitions):
+    for _ in range(repetitions):
         for label, run in runs.items():
-            times[label].append(seconds(run, device))
+            times[label].append(run.seconds())
     for label, own in times.items():
         compared = BASE in times
         ratio = statistics.median(
@@ -145,19 +114,27 @@ def table(name: str, size: str, options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--sizes", nargs="+", default=["1x32", "1x128", "8x32", "1x512"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lxt", default=sys.executable, metavar="PYTHON")
     options = parser.parse_args()
-    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    device = torch.device(options.device)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{where}, {options.dtype}, {machine()}, {options.repetitions} repetitions\n")
     print("| model | size | | ms | to InputXGradient | MB | to InputXGradient |")
     print("|---|---|---|---|---|---|---|")
     for name in options.models:
-        for size in options.sizes:
-            table(name, size, options)
+        model = build(name, DTYPES[options.dtype], options.device)
+        with lxt_workers(name, options) as workers:
+            for size in options.sizes:
+                runs: dict[str, Measurable] = {
+                    label: Run(run, device) for label, run in contenders(model, size).items()
+                }
+                runs |= {label: peer.measurable(size, label) for label, peer in workers.items()}
+                table(name, size, runs, options.repetitions)
 
 
 if __name__ == "__main__":

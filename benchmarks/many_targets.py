@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import machine
-from shapes import SHAPES, build
+from shapes import MEASURED, SHAPES, build
 
 from captum_lrpx import ALTILogit, AttnLRPx, LRPx, TokenLogits
 
@@ -76,7 +76,7 @@ def ratios(model: Any, method: str, options: argparse.Namespace) -> dict[str, tu
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--models", nargs="+", default=MEASURED, choices=list(SHAPES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--targets", type=int, default=32)

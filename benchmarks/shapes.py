@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["SHAPES", "build"]
+__all__ = ["DTYPES", "MEASURED", "MODEL_TYPES", "SHAPES", "build"]
 
 
 def _bert_base() -> Any:
@@ -35,15 +36,54 @@ def _smollm2() -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
+def _llama_1b() -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
 SHAPES: dict[str, Callable[[], Any]] = {
     "bert-base": _bert_base,
     "gpt2": _gpt2,
     "smollm2": _smollm2,
+    "llama-1b": _llama_1b,
 }
-"""Name -> a model of that shape (SmolLM2 is the 135M one)."""
+"""Name -> a model of that shape (SmolLM2 is the 135M one, Llama that of Llama-3.2-1B)."""
+
+MEASURED = ("bert-base", "gpt2", "smollm2")
+"""The shapes of the tables in the documentation."""
+
+MODEL_TYPES = {"bert-base": "bert", "gpt2": "gpt2", "smollm2": "llama", "llama-1b": "llama"}
+"""Name -> the family that transformers counts it to."""
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+"""What ``--dtype`` takes."""
 
 
-def build(name: str) -> Any:
-    """A model of a shape, in evaluation mode, the same one each time."""
+def build(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """A model of a shape, in evaluation mode, the same one each time.
+
+    The weights are made in their dtype and on their device: nothing larger is in memory meanwhile.
+    """
     torch.manual_seed(0)
-    return SHAPES[name]().eval()
+    with _default(dtype), torch.device(device):
+        return SHAPES[name]().eval()
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

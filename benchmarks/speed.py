@@ -2,11 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py [--models bert-base gpt2 smollm2]
         [--sizes 1x32 1x128 8x32 1x512] [--repetitions 7] [--clock wall] [--memory]
-        [--write docs/performance-table.md]
+        [--dtype bfloat16] [--only CONTENDER ...] [--write docs/performance-table.md]
 
 Ratios to InputXGradient on the same model in the same run. "full head" explains a Hugging Face
 model as it is, by Captum's ``target=(position, token)``; "Target" explains the same logit through
-``TokenLogits``, which computes one position of the head only.
+``TokenLogits``, which computes one position of the head only. Captum's IntegratedGradients with 50
+steps, in passes of at most 512 tokens, is measured where ``--only`` names it: it takes about 50
+times as long.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from captum.attr import InputXGradient
+from captum.attr import InputXGradient, IntegratedGradients
 from harness import child_peak, interleaved, machine, peak_of
-from shapes import SHAPES, build
+from shapes import DTYPES, MEASURED, SHAPES, build
 
 from captum_lrpx import LRP, AttnLRPx, LogitDifference, LRPx, propagation
 from captum_lrpx.files import write_text
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZES = ("1x32", "1x128", "8x32", "1x512")
+STEPS, TOKENS_PER_PASS = 50, 512
+INTEGRATED = f"IntegratedGradients, {STEPS} steps"
+ON_REQUEST = (INTEGRATED,)
+"""Contenders that are measured where they are asked for by name."""
 
 
 def contenders(model: Any, size: str) -> dict[str, Callable[[], object]]:
@@ -45,6 +51,7 @@ def contenders(model: Any, size: str) -> dict[str, Callable[[], object]]:
 
     args = (None, 7, 8, length - 1)
     short = LogitDifference(model)
+    rows = batch * max(1, TOKENS_PER_PASS // (batch * length))
 
     @torch.no_grad()
     def plain() -> torch.Tensor:
@@ -57,7 +64,19 @@ def contenders(model: Any, size: str) -> dict[str, Callable[[], object]]:
         "LRPx, full head": lambda: LRPx(model).attribute(embeds, target=target),
         "AttnLRPx, Target": lambda: AttnLRPx(short).attribute(embeds, additional_forward_args=args),
         "LRPx, Target": lambda: LRPx(short).attribute(embeds, additional_forward_args=args),
+        INTEGRATED: lambda: IntegratedGradients(logits).attribute(
+            embeds, target=target, n_steps=STEPS, internal_batch_size=rows
+        ),
     }
+
+
+def chosen(runs: dict[str, Callable[[], object]], only: list[str] | None) -> list[str]:
+    """Names of what is measured: all but those on request, or the first and those named."""
+    if only is None:
+        return [run for run in runs if run not in ON_REQUEST]
+    if unknown := set(only) - set(runs):
+        raise SystemExit(f"No contender {sorted(unknown)}: there are {list(runs)}.")
+    return [run for run in runs if run in (next(iter(runs)), *only)]
 
 
 ATTACHING = "attaching and removing the rules"
@@ -78,22 +97,24 @@ def attaching(model: Any, length: int = 32) -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Measure, and print tables in Markdown or write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--models", nargs="+", default=MEASURED, choices=list(SHAPES))
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="batch x length")
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="which time")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
-    parser.add_argument("--only", nargs="+", help="contenders beside InputXGradient")
+    parser.add_argument("--only", nargs="+", metavar="CONTENDER", help="beside InputXGradient")
     parser.add_argument("--write", type=Path, help="file for time and memory, in Markdown")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # model, size, contender
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
         name, size, contender = options.one
-        print(json.dumps(peak_of(contenders(build(name), size)[contender])))
+        print(json.dumps(peak_of(contenders(build(name, DTYPES[options.dtype]), size)[contender])))
         return
     if options.write is None:
-        print(f"{machine()}, {options.repetitions} repetitions, {options.clock} time\n")
+        dtype = "" if options.dtype == "float32" else f", {options.dtype}"
+        print(f"{machine()}, {options.repetitions} repetitions, {options.clock} time{dtype}\n")
         for name in options.models:
             print(table(name, options, memory=options.memory), flush=True)
         return
@@ -109,7 +130,7 @@ def preamble(options: argparse.Namespace) -> str:
     return (
         "# Measured times and memory\n\n"
         "Ratios to Captum's `InputXGradient` on the same model with random weights in the same "
-        "run, float32, by batch x length. Time: median over "
+        f"run, {options.dtype}, by batch x length. Time: median over "
         f"{options.repetitions} interleaved repetitions ({options.clock} time), in brackets half "
         "of the interquartile range. Memory: peak of the resident memory over that before, in a "
         f"fresh process.\n\n{machine()}.\n"
@@ -118,20 +139,20 @@ def preamble(options: argparse.Namespace) -> str:
 
 def table(name: str, options: argparse.Namespace, *, memory: bool) -> str:
     """The ratios of one model, and their mean over the sizes."""
-    model = None if memory else build(name)
+    dtype = DTYPES[options.dtype]
+    model = None if memory else build(name, dtype)
     rows: dict[str, list[float]] = {}
     cells: dict[str, list[str]] = {}
     for size in options.sizes:
-        runs = contenders(build(name) if model is None else model, size)
-        chosen = [
-            run for run in runs if not options.only or run in ("InputXGradient", *options.only)
-        ]
+        runs = contenders(build(name, dtype) if model is None else model, size)
+        names = chosen(runs, options.only)
         if memory:
-            peaks = {run: child_peak(__file__, ["--one", name, size, run]) for run in chosen}
+            options_of = ["--dtype", options.dtype, "--one", name, size]
+            peaks = {run: child_peak(__file__, [*options_of, run]) for run in names}
             found = {run: (peak / peaks["InputXGradient"], "") for run, peak in peaks.items()}
         else:
             times = interleaved(
-                {run: runs[run] for run in chosen},
+                {run: runs[run] for run in names},
                 options.repetitions,
                 f"{name} {size}",
                 options.clock,
@@ -152,7 +173,7 @@ def table(name: str, options: argparse.Namespace, *, memory: bool) -> str:
             for run in rows
         ),
     ]
-    if not memory:
+    if not memory and "LRPx, Target" in rows:
         times = interleaved(attaching(model), 4 * options.repetitions, clock=options.clock)
         share = times[ATTACHING].median / times["LRPx, Target"].median
         lines += ["", f"Attaching and removing the rules: {share:.1%} of LRPx with a target, 1x32."]

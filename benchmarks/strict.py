@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from harness import machine
-from shapes import SHAPES, build
+from shapes import MEASURED, SHAPES, build
 from tqdm import tqdm
 
 from captum_lrpx import AttnLRPx, LRPx
@@ -39,7 +39,7 @@ def seconds(method: LRPx, ids: torch.Tensor) -> float:
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--models", nargs="+", default=MEASURED, choices=list(SHAPES))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=15)
