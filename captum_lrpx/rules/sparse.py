@@ -51,13 +51,17 @@ def is_linear_class(module: torch.nn.Module) -> bool:
     kind = type(module)
     # Adapters and quantized layers are called Linear as well, but are classes of their own.
     known = kind.__module__.startswith(("torch.nn.modules.", "transformers."))
-    weight = getattr(module, "weight", None)
-    return (
-        known
-        and kind.__name__ in PLAIN_LINEAR
-        and isinstance(weight, torch.nn.Parameter)
-        and type(weight.data) is Tensor  # a quantized weight is a tensor of a class of its own
-    )
+    return known and kind.__name__ in PLAIN_LINEAR and _is_plain(getattr(module, "weight", None))
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether a weight is an ordinary parameter: a quantized one is of a class of its own."""
+    if isinstance(weight, torch.nn.Parameter):
+        weight = weight.data
+    elif type(weight) is Tensor:
+        return False
+    # While a compiler looks on, a class of its own stands for an ordinary tensor.
+    return type(weight) is Tensor or type(weight).__module__.startswith("torch._subclasses.")
 
 
 def is_plain_linear(module: torch.nn.Module) -> bool:
