@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as torch_modules
 from torch.utils import _pytree as pytree
 
@@ -116,7 +117,8 @@ class _Compiler:
 
     def _compile(self, path: str, state: Hashable, call: _Call) -> Graph:
         block = self._copy_of(path, state)
-        with self.attach(self._twin_of_now()):
+        # What is saved here is none of the graph that somebody may be watching (checkpointing).
+        with self.attach(self._twin_of_now()), saved_tensors_hooks(_itself, _itself):
             block(*call.args, **call.kwargs)  # some rules look at the values of their first call
             program = _Program(block, call)
             try:
@@ -322,6 +324,10 @@ class _Program:
         with config.patch(donated_buffer=False):  # several backward passes may be made
             run = lookup_backend(BACKEND)(module, call.tensors)
         return Graph(run, self.leaves, self.structure)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _kind(tensor: Tensor) -> Hashable:
