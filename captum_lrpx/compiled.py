@@ -101,7 +101,7 @@ class _Compiler:
         self.model = model
         self.graphs = graphs
         self.attach = attach
-        self.settings = repr(vars(getattr(model, "config", None) or object))
+        self.settings = repr(vars(model.config))
         self._twin: nn.Module | None = None
 
     def graph_for(self, path: str, state: Hashable, call: _Call) -> Graph:
@@ -122,7 +122,7 @@ class _Compiler:
             block(*call.args, **call.kwargs)  # some rules look at the values of their first call
             program = _Program(block, call)
             try:
-                key = (program.operations(call), BACKEND, call.kind)
+                key = (program.operations(call), program.outputs.kind, BACKEND, call.kind)
                 if key not in self.graphs:
                     self.graphs[key] = program.compiled(call)
             except Exception as error:
@@ -182,26 +182,62 @@ class _Place(NamedTuple):
     number: int
 
 
+class _Layout(NamedTuple):
+    """Nested arguments or outputs, without their tensors.
+
+    Attributes:
+        leaves: Constants, and places of tensors.
+        structure: How they are nested.
+    """
+
+    leaves: tuple[Any, ...]
+    structure: pytree.TreeSpec
+
+    @classmethod
+    def of(cls, nested: Any) -> tuple[_Layout, list[Tensor]]:
+        """The layout, and the different tensors in order."""
+        leaves, structure = pytree.tree_flatten(nested)
+        tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+        places = {each: _Place(number) for number, each in enumerate(tensors)}
+        places_and_constants = tuple(places.get(id(leaf), leaf) for leaf in leaves)
+        return cls(places_and_constants, structure), list(tensors.values())
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for equal layouts."""
+        return self.leaves, repr(self.structure)
+
+    def unknown(self) -> str | None:
+        """The class of something that is neither a tensor nor a constant."""
+        known = (*_CONSTANTS, _Place, torch.dtype, torch.device)
+        return next(
+            (type(leaf).__name__ for leaf in self.leaves if not isinstance(leaf, known)), None
+        )
+
+    def filled(self, tensors: Sequence[Tensor]) -> Any:
+        """The nested arguments or outputs, with these tensors."""
+        leaves = [
+            tensors[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in self.leaves
+        ]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+
 class _Call:
     """One call of a block: its tensors apart from everything else.
 
     Attributes:
         args: Positional arguments.
         kwargs: Named arguments.
+        layout: Of both.
         names: Names of the block's parameters and buffers.
         tensors: These, then the different tensors among the arguments.
-        kind: Equal for calls for which one compiled graph is good.
     """
 
     def __init__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
         own = {**dict(block.named_parameters()), **dict(block.named_buffers())}
         self.names = tuple(own)
-        leaves, self._structure = pytree.tree_flatten((args, kwargs))
-        given = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
-        places = {each: _Place(index) for index, each in enumerate(given)}
-        self._leaves = tuple(places.get(id(leaf), leaf) for leaf in leaves)
-        self._given = list(given.values())
+        self.layout, self._given = _Layout.of((args, kwargs))
         self.tensors = [*own.values(), *self._given]
 
     @property
@@ -211,81 +247,64 @@ class _Call:
 
     @property
     def kind(self) -> Hashable:
-        """What a compiled graph is made for."""
-        return self._leaves, repr(self._structure), tuple(map(_kind, self.tensors))
+        """Equal for calls for which one compiled graph is good."""
+        return self.layout.kind, tuple(map(_kind, self.tensors))
 
     def obstacle(self) -> str | None:
         """What stands against compiling this call, as a part of a sentence."""
-        for leaf in self._leaves:
-            if not isinstance(leaf, (*_CONSTANTS, _Place, torch.dtype, torch.device)):
-                return (
-                    f"a block takes tensors and constants only, but got a {type(leaf).__name__}: "
-                    "call the model with use_cache=False, and with no other objects"
-                )
+        unknown = self.layout.unknown()
+        if unknown:
+            return (
+                f"a block takes tensors and constants only, but got a {unknown}: call the model "
+                "with use_cache=False, and with no other objects"
+            )
         if any(map(is_transformed, self._given)):
             return "a block cannot run inside of a transform of torch.func"
         if torch.is_autocast_enabled(self._given[0].device.type):
             return "a block cannot run under autocast: convert the model instead"
         return None
 
-    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments, with other tensors in the place of those of this call."""
-        leaves = [
-            tensors[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in self._leaves
-        ]
-        rebuilt: tuple[tuple[Any, ...], dict[str, Any]]
-        rebuilt = pytree.tree_unflatten(leaves, self._structure)
-        return rebuilt
-
 
 class Graph:
     """A compiled block.
 
-    Attributes:
+    Args:
         run: Takes parameters, buffers and arguments, gives the tensors among the outputs.
+        layout: Of the outputs.
     """
 
-    def __init__(
-        self,
-        run: Callable[..., Sequence[Tensor]],
-        leaves: Sequence[Any],
-        structure: pytree.TreeSpec,
-    ) -> None:
+    def __init__(self, run: Callable[..., Sequence[Tensor]], layout: _Layout) -> None:
         self.run = run
-        self._leaves = leaves
-        self._structure = structure
+        self.layout = layout
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """The outputs of the block."""
-        found = self.run(*tensors)
-        leaves = [found[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in self._leaves]
-        return pytree.tree_unflatten(leaves, self._structure)
+        return self.layout.filled(self.run(*tensors))
 
 
 class _Program:
-    """A block with its rules as a function of tensors."""
+    """A block with its rules as a function of tensors; it holds none of a call.
+
+    Attributes:
+        outputs: Layout of the outputs, once it has run.
+    """
+
+    outputs: _Layout
 
     def __init__(self, block: nn.Module, call: _Call) -> None:
         self.block = block
         self.names = call.names
-        self.arguments = call.arguments
-        self.leaves: list[Any] = []
-        self.structure: Any = None
+        self.arguments = call.layout
 
     def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors among the outputs."""
         own = dict(zip(self.names, tensors, strict=False))
-        args, kwargs = self.arguments(tensors[len(own) :])
+        args, kwargs = self.arguments.filled(tensors[len(own) :])
         output = torch.func.functional_call(self.block, own, args, kwargs)
-        leaves, self.structure = pytree.tree_flatten(output)
-        found = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        numbers = iter(range(len(found)))
-        self.leaves = [
-            _Place(next(numbers)) if isinstance(leaf, Tensor) else leaf for leaf in leaves
-        ]
-        unknown = [leaf for leaf in self.leaves if not isinstance(leaf, (*_CONSTANTS, _Place))]
+        self.outputs, found = _Layout.of(output)
+        unknown = self.outputs.unknown()
         if unknown:
-            raise TypeError(f"The block returns a {type(unknown[0]).__name__}.")
+            raise TypeError(f"The block returns a {unknown}.")
         return tuple(found)
 
     def operations(self, call: _Call) -> Hashable:
@@ -316,14 +335,14 @@ class _Program:
         graph = torch.fx.Graph()
         inputs = [graph.placeholder(f"tensor_{index}") for index in range(len(call.tensors))]
         outputs = graph.call_function(self.run, tuple(inputs))
-        places = [leaf for leaf in self.leaves if isinstance(leaf, _Place)]
+        places = sorted({leaf for leaf in self.outputs.leaves if isinstance(leaf, _Place)})
         graph.output(
             tuple(graph.call_function(operator.getitem, (outputs, each.number)) for each in places)
         )
         module = torch.fx.GraphModule(nn.Module(), graph)
         with config.patch(donated_buffer=False):  # several backward passes may be made
             run = lookup_backend(BACKEND)(module, call.tensors)
-        return Graph(run, self.leaves, self.structure)
+        return Graph(run, self.outputs)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Blocks compiled together with their rules: the same relevances, and a model left as it was."""
 
+import gc
 import os
 import shutil
 import threading
+import weakref
 
 import pytest
 import torch
@@ -203,6 +205,18 @@ def test_threads_see_neither_rules_nor_tracing():
         check_equal(each, expected)
 
 
+def test_what_was_compiled_holds_no_call():
+    """Neither the inputs nor, behind them, the graph of the blocks before."""
+    model = tiny("gpt2", attn="sdpa", layers=3)
+    embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
+    with propagation(model, LRP, compile=True):
+        model(inputs_embeds=embeds, use_cache=False)
+    seen = weakref.ref(embeds)
+    del embeds
+    gc.collect()
+    assert seen() is None
+
+
 # What is refused --------------------------------------------------------------------------------
 
 
@@ -255,6 +269,12 @@ def test_layers_and_rules_of_the_user_are_refused():
     with pytest.raises(ValueError, match=r"up_proj' is a Adapter"):
         gradients(model, LRP, compile=True)
     assert snapshot(model) == before
+
+
+def test_an_activation_that_looks_at_its_values():
+    model = tiny("gpt2", attn="sdpa", activation="mish")
+    with pytest.raises(RuntimeError, match=r"cannot be compiled together with its rules"):
+        gradients(model, LRP, compile=True)
 
 
 def test_a_backend_that_fails(monkeypatch):
