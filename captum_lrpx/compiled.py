@@ -379,7 +379,7 @@ def _obstacle(block: nn.Module) -> str | None:
 
 
 def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of a module tree with the same parameters and buffers, and no rules attached."""
+    """A copy of a module tree with the same parameters and buffers, without rules and hooks."""
     if module not in known:
         twin = known[module] = type(module).__new__(type(module))
         own = vars(twin)
@@ -387,6 +387,7 @@ def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
         own.pop("forward", None)
         for name in ("_parameters", "_buffers"):
             own[name] = dict(own[name])
+        own |= {name: {} for name in _HOOKS}
         own["_modules"] = {
             name: None if child is None else _twin(child, known)
             for name, child in module._modules.items()  # noqa: SLF001 - none are left out

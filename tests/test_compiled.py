@@ -217,6 +217,15 @@ def test_what_was_compiled_holds_no_call():
     assert seen() is None
 
 
+def test_hooks_on_blocks_run_as_always():
+    model, seen = tiny("gpt2", attn="sdpa", layers=3), []
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    gradients(model, LRP, compile=True)
+    assert len(seen) == 3
+    assert all(type(output) is torch.Tensor for output in seen)
+
+
 # What is refused --------------------------------------------------------------------------------
 
 
