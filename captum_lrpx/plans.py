@@ -18,7 +18,7 @@ from captum_lrpx.rules.sparse import is_linear_class
 from captum_lrpx.sites import ActivationSite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Hashable, Iterable, Iterator
 
     from torch import nn
 
@@ -45,7 +45,11 @@ class Bound:
 
 
 class Plan:
-    """The attachments of one recipe on one model: those of linear rules, then the others."""
+    """The attachments of one recipe on one model: those of linear rules, then the others.
+
+    Attributes:
+        graphs: What was compiled of the model under these rules.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class Plan:
         linear: Iterable[Attachment] = (),
     ) -> None:
         self.modules = modules
+        self.graphs: dict[Hashable, Any] = {}
         # Linear rules first: they are innermost where a module has several patches.
         self.linear = list(linear)
         self.attachments = [*self.linear, *attachments]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from captum_lrpx.binding import find_model
 from captum_lrpx.checkpointing import Checkpointed
 from captum_lrpx.compilation import without_compiler
+from captum_lrpx.compiled import compiled_blocks
 from captum_lrpx.frozen import FrozenParameters
 from captum_lrpx.plans import Plan, bound_for, plan_for
 from captum_lrpx.recipes import LRP, Recipe
@@ -52,6 +53,7 @@ def propagation(
     *,
     freeze_parameters: bool = True,
     checkpointing: bool = False,
+    compile: bool = False,  # noqa: A002 - what PyTorch calls it
 ) -> Iterator[nn.Module]:
     """Attach the rules of a recipe to a model for the duration of a ``with`` block.
 
@@ -66,14 +68,17 @@ def propagation(
             ``bias * gradient`` of any bias is the relevance of that bias.
         checkpointing: Whether each block keeps its input only and is computed once more in the
             backward pass, which has to be inside of the ``with`` block: less memory, more time.
+        compile: Whether the blocks but the last are compiled together with their rules, once for
+            each shape of the inputs. Values and gradients are then equal up to rounding.
 
     Yields:
         The transformers model that the rules are attached to.
 
     Raises:
         ValueError: If the model's architecture is not declared, or does not fit its declaration.
-            The model is as it was.
-        RuntimeError: If the model was created under ``torch.inference_mode``.
+            The model is as it was. Also if it cannot be compiled where that is asked for.
+        RuntimeError: If the model was created under ``torch.inference_mode``; in the forward pass,
+            if a block cannot be compiled.
 
     Examples:
         >>> with propagation(model, ATTN_LRP):
@@ -83,6 +88,10 @@ def propagation(
     """
     hugging_face = find_model(model)
     plan = plan_for(hugging_face, recipe)
+    if compile:
+        rules = partial(propagation, recipe=recipe, freeze_parameters=freeze_parameters)
+        whole = compiled_blocks(hugging_face, sites_of(hugging_face), plan, rules)
+        plan = Plan(plan.modules, [*plan.attachments, *whole])
     if checkpointing:
         # The backward pass begins in the last block: to compute it once more would save nothing.
         blocks = [block.module for block in sites_of(hugging_face).blocks[:-1]]

@@ -27,6 +27,7 @@ ORDER = [
     ["rules"],
     ["recipes", "binding"],
     ["plans"],
+    ["compiled"],
     ["propagation"],
     ["narrowing", "memory"],
     ["alti", "targets", "coverage"],

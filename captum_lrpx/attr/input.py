@@ -52,6 +52,7 @@ class LRPx(LRPRules, GradientAttribution):
         *,
         recipe: Recipe | None = None,
         checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
     ) -> None:
         r"""Find the model and check that its architecture is declared.
@@ -67,6 +68,10 @@ class LRPx(LRPRules, GradientAttribution):
             checkpointing (bool, optional): Whether each block keeps its input only and is computed
                 once more in the backward pass: the same relevances from less memory and more time,
                 for long inputs. Default: False
+            compile (bool, optional): Whether the blocks of the model but the last are compiled
+                together with their rules by ``torch.compile``'s backend: the same relevances up to
+                rounding from less time, for many inputs of the same shape. Compiling takes seconds
+                for each new shape, and a C++ compiler on a CPU. Default: False
             strict (bool, optional): Whether ``attribute`` refuses a model with something non-linear
                 that no rule covers, which would make its relevances wrong. Otherwise it warns, and
                 the ordinary gradient is taken there. Default: True
@@ -75,7 +80,14 @@ class LRPx(LRPRules, GradientAttribution):
             ValueError: If no model is found, or its architecture is not declared.
         """
         GradientAttribution.__init__(self, forward_func)
-        self.set_rules(forward_func, model, recipe, checkpointing=checkpointing, strict=strict)
+        self.set_rules(
+            forward_func,
+            model,
+            recipe,
+            checkpointing=checkpointing,
+            compile=compile,
+            strict=strict,
+        )
 
     @typing.overload
     def attribute(
@@ -136,7 +148,8 @@ class LRPx(LRPRules, GradientAttribution):
             MemoryError: If the inputs are so large that they cannot fit (see
                 :mod:`captum_lrpx.memory`).
             ValueError: If something non-linear has no rule (see ``strict``).
-            RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
+            RuntimeError: Under ``torch.inference_mode``, where no gradient exists; if a block
+                cannot be compiled that should be.
 
         Examples::
 
@@ -181,7 +194,7 @@ class LRPx(LRPRules, GradientAttribution):
                 pass. More is faster on short inputs and accelerators, and takes memory in
                 proportion; beside it only the relevances grow with the number of targets. With 1
                 the backward pass is an ordinary one, as it always is for outputs of more than two
-                dimensions.
+                dimensions, and of compiled blocks.
                 Default: 8
 
         Returns:

@@ -46,7 +46,7 @@ def relevances_by_target(
         inputs: Token ids ``[B, T]``, or any number of floating inputs ``[B, ...]``.
         targets: Targets in Captum's forms, or None.
         arguments: What the forward function takes behind the inputs.
-        at_once: Number of targets per backward pass.
+        at_once: Number of targets per backward pass; compiled blocks take one.
 
     Returns:
         For each input ``[K, B, ...]``.
@@ -74,6 +74,7 @@ def relevances_by_target(
             check_embedded(values[0].shape[:-1] if values else (), inputs[0])
         chosen = all_targets(output, targets)
         parts: list[list[Tensor]] = [[] for _ in values]
+        at_once = at_once if not attribution.compile else min(at_once, 1)
         for _, slopes in gradients_by_target(output, chosen, values, at_once):
             for part, value, slope in zip(parts, values, slopes, strict=True):
                 relevance = slope * value.detach()

@@ -88,6 +88,7 @@ class LRPRules(RelevanceProtocol):
         model: The Hugging Face model that the rules are attached to.
         recipe: The rules of the instance.
         checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
+        compile: Whether blocks are compiled together with their rules, to save time.
         strict: Whether a model that the rules do not cover is refused.
     """
 
@@ -100,6 +101,7 @@ class LRPRules(RelevanceProtocol):
         recipe: Recipe | None,
         *,
         checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
     ) -> None:
         """Find the model and check that its architecture is declared.
@@ -110,12 +112,15 @@ class LRPRules(RelevanceProtocol):
         self.model = model_of(forward_func, model)
         self.recipe = self.default_recipe if recipe is None else recipe
         self.checkpointing = checkpointing
+        self.compile = compile
         self.strict = strict
         sites_of(self.model)
 
     def rules(self) -> AbstractContextManager[nn.Module]:
         """The rules, attached to the model for a ``with`` block."""
-        return propagation(self.model, self.recipe, checkpointing=self.checkpointing)
+        return propagation(
+            self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
+        )
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         """Refuse inputs that are too large before anything is computed.

@@ -120,8 +120,7 @@ class SecantPatch:
             return slopes.secant(z, value, forward)
         if z.dtype in (torch.float16, torch.bfloat16):
             return closed(z)
-        at_zero = torch.zeros((), dtype=z.dtype, device=z.device)  # not batched by vmap
-        return slopes.ratio(z, value, limit=float(closed(at_zero)))
+        return slopes.ratio(z, value, limit=slopes.at_zero(closed, z.dtype))
 
 
 @dataclass(frozen=True, eq=False)

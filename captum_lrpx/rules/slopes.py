@@ -10,6 +10,7 @@ slope at zero carries the value). There is never a ``z + 1e-10``: that is blind 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["closed_form", "is_known_activation", "limit_at_zero", "ratio", "secant"]
+__all__ = ["at_zero", "closed_form", "is_known_activation", "limit_at_zero", "ratio", "secant"]
 
 _TANH_GELU_CUBIC: Final = 0.044715
 _QUICK_GELU_SCALE: Final = 1.702
@@ -128,6 +129,17 @@ def closed_form(activation: str | nn.Module) -> Callable[[Tensor], Tensor] | Non
     if name == "GELU":  # torch.nn.GELU is two functions
         return _tanh_gelu if getattr(activation, "approximate", "none") == "tanh" else _gelu
     return _CLOSED_FORMS.get(name)
+
+
+@cache
+def at_zero(closed: Callable[[Tensor], Tensor], dtype: torch.dtype) -> float:
+    """The value of a closed form at ``z = 0``, computed once: reading it waits for a device.
+
+    Args:
+        closed: One of those that :func:`closed_form` gives.
+        dtype: In which precision.
+    """
+    return float(closed(torch.zeros((), dtype=dtype, device="cpu")))
 
 
 def is_known_activation(module: nn.Module) -> bool:

@@ -51,9 +51,12 @@ class Part(NamedTuple):
 
 def is_linear_class(module: torch.nn.Module) -> bool:
     """Whether a layer is exactly ``x W^T + b``, by its class and the class of its weight."""
-    # A quantized weight is a tensor of a class of its own, also as a parameter.
-    known = _is_linear(type(module))  # type: ignore[arg-type] # mypy takes it for unhashable
-    return known and type(module.weight) is torch.nn.Parameter
+    if not _is_linear(type(module)):  # type: ignore[arg-type] # mypy takes it for unhashable
+        return False
+    # A quantized weight is a tensor of a class of its own, also as a parameter; while a compiler
+    # looks on, one of PyTorch's stands for an ordinary tensor.
+    weight = type(module.weight)
+    return weight is torch.nn.Parameter or weight.__module__.startswith("torch._subclasses.")
 
 
 @cache
