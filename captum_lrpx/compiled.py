@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as torch_modules
 from torch.utils import _pytree as pytree
 
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.sparse import is_linear_class, is_transformed
 
@@ -357,7 +358,7 @@ def _state(block: nn.Module) -> Hashable:
     """What the forward of a block may look at beside tensors and the config."""
     return tuple(
         (type(module), *(pair for pair in vars(module).items() if isinstance(pair[1], _CONSTANTS)))
-        for module in block.modules()
+        for module in modules_of(block)
     )
 
 
@@ -365,7 +366,7 @@ def _obstacle(block: nn.Module) -> str | None:
     """What stands against compiling a block as it is, as a part of a sentence."""
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:  # noqa: SLF001
         return "there can be no hooks on all modules, which would not run"
-    for module in block.modules():
+    for module in modules_of(block):
         own, kind = vars(module), type(module).__name__
         if module is not block and any(own[hooks] for hooks in _HOOKS):
             return f"no module inside of a block can have hooks, which would not run: {kind} has"
