@@ -71,7 +71,7 @@ def relevance(model: Any, embeds: torch.Tensor, token: int) -> torch.Tensor:
     embeds = embeds.detach().requires_grad_()
     logits = model(inputs_embeds=embeds).logits
     logits[:, -1, token].sum().backward()
-    return embeds.detach() * embeds.grad
+    return embeds.detach() * embeds.grad  # type: ignore[operator]
 
 
 def _tables(model_type: str) -> dict[str, Any]:

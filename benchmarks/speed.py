@@ -7,7 +7,7 @@
 Ratios to InputXGradient on the same model in the same run. "full head" explains a Hugging Face
 model as it is, by Captum's ``target=(position, token)``; "Target" explains the same logit through
 ``TokenLogits``, which computes one position of the head only. Captum's IntegratedGradients with 50
-steps, in passes of at most 512 tokens, is measured where ``--only`` names it: it takes about 50
+steps, in passes of at most 512 tokens, is measured where ``--only`` names it: it takes up to 50
 times as long.
 """
 
