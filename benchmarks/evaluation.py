@@ -1,7 +1,7 @@
 """Throughput of batched evaluation, against a loop of single ``explain`` calls.
 
-    OMP_NUM_THREADS=1 python benchmarks/evaluation.py [--sentences 100] [--repetitions 3]
-        [--models sva-gpt2 ...]
+    python benchmarks/evaluation.py [--sentences 100] [--repetitions 3] [--models sva-gpt2 ...]
+        [--threads 1]
 
 Both explain the same sentences of the package's grammar by the same methods with the same options,
 and give the same relevances, which is checked first. A ratio is the time of the loop over that of
@@ -93,8 +93,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     print(f"{machine()}, {options.sentences} sentences, {options.repetitions} repetitions\n")
     print("| model | method | single calls, ms per sample | batched, ms per sample | ratio |")
     print("|---|---|---:|---:|---:|")
