@@ -6,6 +6,8 @@ import weakref
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from captum_lrpx.binding import bind
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.rules.activation import Identity
@@ -15,18 +17,17 @@ from captum_lrpx.rules.linear_patches import RequireGradient, SparseRows
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.product import Uniform
 from captum_lrpx.rules.sparse import is_linear_class
-from captum_lrpx.sites import ActivationSite
+from captum_lrpx.rules.linear import Epsilon
+from captum_lrpx.sites import ActivationSite, LinearSite
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
 
-    from torch import nn
-
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules.base import Rule
-    from captum_lrpx.sites import GatedProductSite, LinearSite, Sites
+    from captum_lrpx.sites import GatedProductSite, Sites
 
-__all__ = ["Bound", "Plan", "bound_for", "linear_rules", "plan_for"]
+__all__ = ["Bound", "Plan", "bound_for", "linear_attachments", "linear_rules", "plan_for"]
 
 
 class Bound:
@@ -170,3 +171,17 @@ def _user_rules(sites: Sites) -> Iterator[tuple[str, Rule[Any]]]:
         rule = captum_rule(linear.module, linear.path)
         if rule is not None:
             yield linear.path, rule
+
+
+def linear_attachments(model: nn.Module, recipe: Recipe) -> list[Attachment]:
+    """The rules of linear layers of any module, where they are not the layers' own gradient."""
+    attachments: list[Attachment] = []
+    plain = recipe.linear == Epsilon() and not recipe.overrides
+    if plain and not any("rule" in vars(module) for module in modules_of(model)):
+        return attachments
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            site = LinearSite(path, module)
+            rule = captum_rule(module, path) or recipe.rule_for("linear", path)
+            attachments += rule.attach(site)
+    return attachments

@@ -1,0 +1,165 @@
+"""What each operation of a graph was given and passed on: a ledger that knows no model.
+
+Relevance flows along the edges of the graph. What a function receives from its consumers and does
+not pass on to its operands is its leak; all leaks and the relevance of the inputs sum to the
+explained value by construction. What makes this a check is that only some functions *may* leak: one
+that adds a constant (a bias, an embedding of positions), and a rule that says that it does not
+conserve. Whatever leaks elsewhere leaves the account open, and is named.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+
+from captum_lrpx.conservation.tally import Kind, wide
+from captum_lrpx.recipes import Recipe
+from captum_lrpx.rules import ConstantWeights, Identity, NormGradient, ProductGradient
+from captum_lrpx.rules.nodes import HOMOGENEOUS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_lrpx.traced import TracedPass
+
+__all__ = ["Flow", "Leak"]
+
+Gradients = tuple["Tensor | None", ...]
+
+_WITH_SUMMAND: Final = frozenset({"Addmm", "Baddbmm", "Addbmm", "Addmv", "Addr"})
+_WITH_BIAS: Final = frozenset(
+    "Convolution NativeLayerNorm NativeGroupNorm NativeBatchNorm Linear MkldnnLinear "
+    "MkldnnConvolution ConvolutionOverrideable CudnnConvolution".split()
+)
+_ADDING: Final = frozenset("Add Sub".split())
+_FILLING: Final = frozenset(
+    "Where MaskedFill Cat Stack IndexPut IndexPutImpl Scatter CopySlices Copy MaskedScatter "
+    "IndexFill ConstantPadNd SliceScatter SelectScatter IndexAdd ScatterAdd Maximum Minimum "
+    "IndexCopy Fill".split()
+)
+
+
+class Leak(NamedTuple):
+    """What one function kept.
+
+    Attributes:
+        kind: What it is in a ledger; None for what no rule allows.
+        path: Path of its module.
+        function: Its name.
+        amount: In units of the explained value.
+    """
+
+    kind: Kind | None
+    path: str
+    function: str
+    amount: Tensor
+
+
+class Flow:
+    """Hooks that note what flows along the edges between functions, in one backward pass.
+
+    Args:
+        passed: A pass that has kept its values, with its rules on the graph.
+        sources: Tensors that relevance is attributed to.
+    """
+
+    def __init__(self, passed: TracedPass, sources: tuple[Tensor, ...]) -> None:
+        graph, structure, watch = passed.graph, passed.structure, passed.watch
+        assert graph is not None and structure is not None and watch is not None  # noqa: S101, PT018
+        self.passed = passed
+        self.graph = graph
+        self.structure = structure
+        self.plan = structure.plans[passed.recipe]
+        self.recipe: Recipe = passed.recipe
+        self.values = dict(watch.values)
+        for source in sources:
+            node = source.grad_fn or torch.autograd.graph.get_gradient_edge(source).node
+            self.values[node, source.output_nr] = source.detach()
+        self.group = [
+            watch.calls[node].number if node in watch.calls else -1 - number
+            for number, node in enumerate(graph.nodes)
+        ]
+        self.leaks: dict[int, Tensor] = {}
+        self.unobserved: set[int] = set()
+        self._members: dict[int, list[int]] = {}
+        for number in self.plan.alive:
+            self._members.setdefault(self.group[number], []).append(number)
+            graph.nodes[number].register_hook(partial(self._flowed, number))  # type: ignore[arg-type]
+
+    def start(self, value: Tensor) -> None:
+        """Note the explained value, which the function that made it is given."""
+        (root,) = self.graph.roots
+        self._add(root, wide(value.detach()).sum())
+
+    def _add(self, number: int, amount: Tensor) -> None:
+        group = self.group[number]
+        self.leaks[group] = self.leaks.get(group, torch.zeros_like(amount)) + amount
+
+    def _flowed(self, number: int, given: Gradients, _taken: Gradients) -> None:
+        for edge, gradient in zip(self.graph.operands[number], given, strict=True):
+            if edge is None or gradient is None or self.group[edge.node] == self.group[number]:
+                continue
+            value = self.values.get((self.graph.nodes[edge.node], edge.output))
+            if value is None:
+                self.unobserved.add(edge.node)
+                continue
+            amount = (wide(gradient.detach()) * wide(value)).sum()
+            self._add(number, -amount)
+            self._add(edge.node, amount)
+
+    # After the backward pass ------------------------------------------------------------------
+
+    def found(self) -> list[Leak]:
+        """The leaks of all functions but the sources, in the order of the forward pass."""
+        leaks = []
+        for group in sorted(self._members):
+            if group not in self.leaks:
+                continue
+            members = self._members[group]
+            if all(not any(self.graph.operands[number]) for number in members):
+                continue  # a leaf: what it is given is its relevance
+            path, _, function = self.structure.places.get(members[-1], ("", "", ""))
+            leaks.append(Leak(self._kind(members), path, function, self.leaks[group]))
+        return leaks
+
+    def _kind(self, members: list[int]) -> Kind | None:
+        kinds = {self._kind_of(number) for number in members} - {None}
+        order: tuple[Kind, ...] = ("output", "softmax", "rule", "absorbed", "bias")
+        return next((kind for kind in order if kind in kinds), None)
+
+    def _kind_of(self, number: int) -> Kind | None:  # noqa: PLR0911 - one for each reason
+        """What a node may keep; None if nothing."""
+        if number in self.structure.explained:
+            return "output"
+        role, name = self.structure.roles[number].role, self.graph.names[number]
+        edges = self.graph.operands[number]
+        if role == "rule":
+            return "absorbed"
+        if role in ("softmax", "kernel"):
+            return None if isinstance(self.recipe.attention, ConstantWeights) else "softmax"
+        if role in ("attention", "scores") and not self._conserves(self.recipe.attention):
+            return "rule"
+        if role == "gated product" and isinstance(self.recipe.gate, ProductGradient):
+            return "rule"
+        if role == "activation" and (
+            not isinstance(self.recipe.activation, Identity)
+            or self.structure.roles[number].kind == "gate function"
+        ):
+            return None if name in HOMOGENEOUS else "rule"
+        if isinstance(self.recipe.norm, NormGradient) and self.structure.roles[number].nature == "scale":
+            return "rule"
+        if role == "norm" and isinstance(self.recipe.norm, NormGradient):
+            return "rule"
+        if name in _WITH_SUMMAND:
+            return "bias" if edges[0] is None else None
+        if name in _WITH_BIAS:
+            return "bias"
+        if name == "Rsub" or (name in _ADDING and None in (*edges, *([None] * (2 - len(edges))))):
+            return "bias"
+        return "bias" if name in _FILLING and (None in edges or len(edges) < 2) else None
+
+    @staticmethod
+    def _conserves(rule: Any) -> bool:
+        return bool(rule.conserves) or type(rule).__name__ == "UniformAttention"

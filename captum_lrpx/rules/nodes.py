@@ -1,0 +1,195 @@
+"""Rules on the nodes of a graph that PyTorch has built: nothing is attached to the model.
+
+The forward pass is over and was the model's own. A rule is a hook on the node of its operation,
+which replaces the gradients that the node passes on; what it needs of the forward pass is what the
+node has saved for its own gradient. An operand that a rule holds constant gets no gradient at all,
+and PyTorch then computes nothing in its branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from captum_lrpx.rules import slopes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.autograd.graph import Node
+
+__all__ = ["HOMOGENEOUS", "NEED_INPUT", "contiguous", "frozen_norm", "has_secant", "scaled", "secant"]
+
+Gradients = tuple["Tensor | None", ...]
+Hook = Callable[[Gradients, Gradients], "Gradients | None"]
+
+HOMOGENEOUS: Final = frozenset({"Relu", "LeakyRelu", "Prelu", "PreluKernel", "Abs"})
+"""Activations whose own gradient is the secant slope: a line on either side of 0."""
+
+NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
+"""Functions whose nodes save the result, from which the input cannot be found exactly."""
+
+
+def scaled(factors: tuple[float | None, ...]) -> Hook:
+    """Multiplies the gradient of each operand by a number; None holds it constant."""
+
+    def hook(given: Gradients, _taken: Gradients) -> Gradients:
+        return tuple(
+            None if factor is None or each is None else each if factor == 1 else each * factor
+            for each, factor in zip(given, factors, strict=True)
+        )
+
+    return hook
+
+
+def contiguous(taken: Gradients) -> Gradients:
+    """Hands on gradients as contiguous tensors."""
+    return tuple(None if each is None else each.contiguous() for each in taken)
+
+
+# Activations --------------------------------------------------------------------------------------
+
+
+_FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor], Tensor]]]] = {
+    "Gelu": lambda _, s: partial(F.gelu, approximate=s["approximate"]),
+    "Silu": lambda *_: F.silu,
+    "Mish": lambda *_: F.mish,
+    "Hardswish": lambda *_: F.hardswish,
+    "Hardsigmoid": lambda *_: F.hardsigmoid,
+    "Tanh": lambda *_: torch.tanh,
+    "Sigmoid": lambda *_: torch.sigmoid,
+    "Exp": lambda *_: torch.exp,
+    "Exp2": lambda *_: torch.exp2,
+    "Expm1": lambda *_: torch.expm1,
+    "Erf": lambda *_: torch.erf,
+    "Erfc": lambda *_: torch.erfc,
+    "Sinh": lambda *_: torch.sinh,
+    "Atan": lambda *_: torch.atan,
+    "Asinh": lambda *_: torch.asinh,
+    "Log1p": lambda *_: torch.log1p,
+    "LogSigmoid": lambda *_: F.logsigmoid,
+    "Softplus": lambda _, s: partial(F.softplus, beta=s["beta"], threshold=s["threshold"]),
+    "Elu": lambda aten, s: partial(
+        aten.elu, alpha=s["alpha"], scale=s["scale"], input_scale=s["input_scale"]
+    ),
+    "Celu": lambda _, s: partial(F.celu, alpha=s["alpha"]),
+    "Hardtanh": lambda _, s: partial(F.hardtanh, min_val=s["min_val"], max_val=s["max_val"]),
+    "Hardshrink": lambda _, s: partial(F.hardshrink, lambd=s["lambd"]),
+    "Softshrink": lambda _, s: partial(F.softshrink, lambd=s["lambd"]),
+    "Threshold": lambda _, s: lambda z: torch.where(z > s["threshold"], z, 0),
+    "Clamp": lambda _, s: partial(torch.clamp, min=s["min"], max=s["max"]),
+    "ClampMin": lambda _, s: partial(torch.clamp, min=s["min"]),
+    "ClampMax": lambda _, s: partial(torch.clamp, max=s["max"]),
+    "Pow": lambda _, s: lambda z: torch.pow(z, s["exponent"]),
+    "GeLUFunction": lambda *_: _bloom_gelu,  # transformers' own for BLOOM
+}
+
+
+def _bloom_gelu(z: Tensor) -> Tensor:
+    closed = slopes.closed_form("BloomGelu")
+    assert closed is not None  # noqa: S101 - it is in the table
+    return z * closed(z)
+
+_CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor] | None]]] = {
+    "Silu": lambda _: slopes.closed_form("silu"),
+    "Gelu": lambda s: slopes.closed_form("gelu_new" if s["approximate"] == "tanh" else "gelu"),
+    "Tanh": lambda _: slopes.closed_form("tanh"),
+    "Pow": lambda s: lambda z: torch.pow(z, s["exponent"] - 1),
+    "GeLUFunction": lambda _: slopes.closed_form("BloomGelu"),
+}
+
+
+def has_secant(node: Node, name: str) -> bool:
+    """Whether the secant slope of an activation can be computed from what its node has saved."""
+    if name == "GeLUFunction":
+        return True
+    return name in _FUNCTIONS and (name in NEED_INPUT or hasattr(node, "_saved_self"))
+
+
+def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
+    """Gives an activation its secant slope ``g(z) / z`` (identity rule, Arras et al. 2025, D.3).
+
+    Args:
+        node: The node of the activation.
+        name: Its operator.
+        z: Its input, for an operator that does not save it.
+    """
+
+    def hook(given: Gradients, taken: Gradients) -> Gradients | None:
+        if taken[0] is None or given[0] is None:
+            return None
+        slope = slope_of(node, name, _input_of(node, name) if z is None else z)
+        return (taken[0] * slope, *(None for _ in given[1:]))
+
+    return hook
+
+
+def _input_of(node: Any, name: str) -> Tensor:
+    found: Tensor = node.saved_tensors[0] if name == "GeLUFunction" else node._saved_self  # noqa: SLF001
+    return found
+
+
+@torch.no_grad()
+def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
+    """The secant slope of an activation at ``z``, of its shape."""
+    z = z.detach()
+    saved = {
+        key.removeprefix("_saved_"): getattr(node, key)
+        for key in dir(node)
+        if key.startswith("_saved_") and key not in ("_saved_self", "_saved_result")
+    }
+    closed = _CLOSED[name](saved) if name in _CLOSED else None
+    if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
+        return closed(z)
+    function = _FUNCTIONS[name](torch.ops.aten, saved)
+    if closed is not None:
+        return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
+    return slopes.secant(z, function(z), function)
+
+
+# Norms --------------------------------------------------------------------------------------------
+
+
+def frozen_norm(node: Any, name: str) -> Hook:
+    """Holds the scale of a norm constant (Ali et al. 2022; Arras et al. 2025, D.5)."""
+    slope = {
+        "NativeLayerNorm": _layer_norm,
+        "NativeGroupNorm": _group_norm,
+        "FusedRmsNorm": _rms_norm,
+    }[name]
+
+    def hook(given: Gradients, taken: Gradients) -> Gradients | None:
+        if taken[0] is None or given[0] is None:
+            return None
+        return (slope(node, taken[0]).to(given[0].dtype), *(None for _ in given[1:]))
+
+    return hook
+
+
+def _scaled_by(node: Any, gradient: Tensor, scale: Tensor) -> Tensor:
+    weight = node._saved_weight  # noqa: SLF001
+    wide = gradient.to(scale.dtype)
+    return wide * scale if weight is None else wide * weight * scale
+
+
+def _layer_norm(node: Any, gradient: Tensor) -> Tensor:
+    found = _scaled_by(node, gradient, node._saved_result2)  # noqa: SLF001
+    over = tuple(range(-len(node._saved_normalized_shape), 0))  # noqa: SLF001
+    return found - found.mean(over, keepdim=True)
+
+
+def _rms_norm(node: Any, gradient: Tensor) -> Tensor:
+    return _scaled_by(node, gradient, node._saved_result1)  # noqa: SLF001
+
+
+def _group_norm(node: Any, gradient: Tensor) -> Tensor:
+    groups = node._saved_group  # noqa: SLF001
+    weight, scale = node._saved_weight, node._saved_result2  # noqa: SLF001
+    wide = gradient.to(scale.dtype)
+    if weight is not None:
+        wide = wide * weight.view(-1, *([1] * (gradient.ndim - 2)))
+    grouped = wide.reshape(gradient.shape[0], groups, -1) * scale.unsqueeze(-1)
+    return (grouped - grouped.mean(-1, keepdim=True)).view_as(gradient)

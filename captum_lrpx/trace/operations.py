@@ -1,0 +1,145 @@
+"""What PyTorch's operators do, by the names that their nodes have in the autograd graph.
+
+An operator that stands in no table here is unknown: it gets no rule and is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal
+
+__all__ = ["ELEMENTWISE", "PROJECTIONS", "Kind", "is_kernel", "kind_of"]
+
+Kind = Literal[
+    "input",
+    "linear",
+    "projection",
+    "activation",
+    "gate function",
+    "scale",
+    "norm",
+    "product",
+    "quotient",
+    "softmax",
+    "kernel",
+    "rule",
+    "unknown",
+]
+"""What an operation does to the operands that depend on the input.
+
+- ``"linear"``: views, sums, selections: relevance is what its own gradient says;
+- ``"projection"``: the same, with a matrix; a *product* if the matrix depends on the input;
+- ``"activation"``: element-wise, 0 (or piecewise linear) at 0;
+- ``"gate function"``: element-wise or a reduction, not 0 at 0: the constant of a product;
+- ``"scale"``: what a norm divides by;
+- ``"norm"``: a whole normalization in one operator;
+- ``"product"``, ``"quotient"``, ``"softmax"``;
+- ``"kernel"``: attention in one operator;
+- ``"rule"``: a backward slope of this package.
+"""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_LINEAR: Final = _names(
+    "Add Sub Rsub Neg Sum Mean View UnsafeView ReshapeAlias Reshape Transpose T Permute Expand "
+    "Repeat RepeatInterleave Slice Select Index IndexSelect Gather Take TakeAlongDim Cat Stack "
+    "Split SplitWithSizes UnsafeSplit Unbind Unsqueeze Squeeze Clone ToCopy Copy CopySlices "
+    "MaskedFill MaskedScatter MaskedSelect Where Unfold UnfoldBackward Roll Flip Tril Triu Cumsum "
+    "ConstantPadNd IndexAdd IndexPut IndexPutImpl IndexCopy IndexFill Scatter ScatterAdd "
+    "ScatterReduce Alias "
+    "AsStrided AsStridedScatter SliceScatter SelectScatter Diagonal DiagonalScatter Trace "
+    "NativeDropout FusedDropout Fill Zero Lift LiftFresh Real Imag ViewAsReal ViewAsComplex Conj "
+    "ViewAsRealCopy ViewAsComplexCopy FftR2C FftC2C FftC2R AvgPool1D AvgPool2D AvgPool3D "
+    "AdaptiveAvgPool2D AdaptiveAvgPool3D ToDense AccumulateGrad Im2Col Col2Im Im2ColBackward "
+    "PixelShuffle "
+    "PixelUnshuffle UpsampleNearest1D UpsampleNearest2D UpsampleBilinear2D UpsampleBicubic2D "
+    "UpsampleBicubic2DAa UpsampleBilinear2DAa UpsampleLinear1D GridSampler2D ReflectionPad1D "
+    "ReflectionPad2D ReplicationPad1D ReplicationPad2D Max Min Amax Amin Maximum Minimum Topk Sort "
+    "Median MaxPool2DWithIndices MaxPool1D AdaptiveMaxPool2D MaxPool3DWithIndices Cummax "
+    "BackwardHookFunction Renorm NestedViewFromBuffer "
+    "BroadcastTo MeanVar Positive Complex Identity"
+)
+"""Linear, or a selection among the operands by something that is held constant (a maximum)."""
+
+PROJECTIONS: Final = _names(
+    "Mm Bmm Matmul Mv Dot Vdot Ger Outer Linear MkldnnLinear Convolution ConvolutionOverrideable "
+    "MkldnnConvolution CudnnConvolution Trilinear GroupedMm ScaledMm Addmm Baddbmm Addbmm Addmv "
+    "Addr Embedding EmbeddingBag SparseMm Kron"
+)
+_WITH_SUMMAND: Final = _names("Addmm Baddbmm Addbmm Addmv Addr Addcmul")
+_PRODUCTS: Final = _names("Mul Addcmul")
+
+_ACTIVATIONS: Final = _names(
+    "Gelu Silu Relu LeakyRelu Prelu PreluKernel Elu Selu Celu Mish Hardswish Hardtanh "
+    "Hardshrink Softshrink Tanh Erf Abs Square Pow Relu6 Threshold Sinh Atan Asinh Sgn GeLUFunction"
+)
+_CLAMPS: Final = _names("Clamp ClampMin ClampMax")
+_GATE_FUNCTIONS: Final = _names(
+    "Sigmoid Softplus Exp Exp2 Expm1 Hardsigmoid LogSigmoid Log Log1p Log2 Logsumexp Logcumsumexp "
+    "Reciprocal Cumprod Prod Erfc Cos Sin Logaddexp Logit Cosh Asin Acos"
+)
+_SCALES: Final = _names("Rsqrt Sqrt LinalgVectorNorm Norm Std Var VarMean StdMean Frobenius")
+_RULES: Final = _names("_Relay _ScaleGradient _FrozenNorm _GatedProduct _SparseLinear")
+_NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
+_QUOTIENTS: Final = _names("Div")
+_SOFTMAX: Final = _names("Softmax SafeSoftmax")
+_BATCH_NORMS: Final = _names("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNormImplIndex")
+_KERNEL: Final = re.compile(r"ScaledDotProduct\w*Attention|FlashAttention|EfficientAttention")
+
+ELEMENTWISE: Final = (
+    _names("Add Sub Rsub Neg Mul Div Clone Alias ToCopy Copy Where MaskedFill NativeDropout")
+    | _ACTIVATIONS
+    | _CLAMPS
+    | (_GATE_FUNCTIONS - _names("Logsumexp Logcumsumexp Cumprod Prod"))
+)
+"""Operators that work on each number by itself."""
+
+_KINDS: Final[dict[str, Kind]] = {
+    **dict.fromkeys(_LINEAR, "linear"),
+    **dict.fromkeys(PROJECTIONS, "projection"),
+    **dict.fromkeys(_PRODUCTS, "product"),
+    **dict.fromkeys(_ACTIVATIONS | _CLAMPS, "activation"),
+    **dict.fromkeys(_GATE_FUNCTIONS, "gate function"),
+    **dict.fromkeys(_SCALES, "scale"),
+    **dict.fromkeys(_NORMS, "norm"),
+    **dict.fromkeys(_QUOTIENTS, "quotient"),
+    **dict.fromkeys(_SOFTMAX, "softmax"),
+    **dict.fromkeys(_RULES, "rule"),
+}
+
+
+def is_kernel(name: str) -> bool:
+    """Whether an operator is attention as a whole: queries, keys, values and a mask go in."""
+    return _KERNEL.search(name) is not None
+
+
+def has_summand(name: str) -> bool:
+    """Whether the first operand of a product is added to it."""
+    return name in _WITH_SUMMAND
+
+
+def is_clamp(name: str) -> bool:
+    """Whether an operator limits numbers, and leaves them what they are."""
+    return name in _CLAMPS
+
+
+def kind_of(name: str, detail: Any = None) -> Kind:
+    """The kind of an operator.
+
+    Args:
+        name: Its name (``"Mul"``).
+        detail: The argument that decides, if there is one (see :meth:`Graph.detail`).
+    """
+    if name in _BATCH_NORMS:
+        return "linear" if detail is False else "unknown"
+    if name == "Pow":
+        if isinstance(detail, (int, float)):
+            return "activation" if detail >= 1 else "scale"
+        return "unknown" if detail is None else "gate function"
+    kind = _KINDS.get(name)
+    if kind is None:
+        return "kernel" if is_kernel(name) else "unknown"
+    return kind

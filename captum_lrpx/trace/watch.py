@@ -1,0 +1,258 @@
+"""One forward pass, watched: which function in which module made which node of the graph.
+
+Nothing is attached to the model. A ``TorchFunctionMode`` of the calling thread sees every function,
+functional ones too; hooks that PyTorch calls for all modules say which module is running, and look
+at nothing that another thread does. Every value is the model's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from captum_lrpx.trace.graph import node_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch.autograd.graph import Node
+
+__all__ = ["Call", "Watch"]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_VALUE_INDEPENDENT: Final = _names(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
+    "new_ones new_empty new_full new_tensor size stride __get__ dim numel"
+)
+"""Functions whose result does not depend on the values of what they are given."""
+
+_SECOND_ONLY_FOR_ITS_FORM: Final = _names("to type_as view_as expand_as reshape_as broadcast_to")
+"""Functions that look at the type or shape of their second operand only."""
+
+Hidden = Literal["choice", "value"]
+"""What depends on the input without a gradient: an index, mask or position; a detached number."""
+
+
+class Call(NamedTuple):
+    """A function that was called.
+
+    Attributes:
+        number: Of the call, in the order of the forward pass.
+        function: Its name.
+        module: The innermost running module; None outside of all.
+    """
+
+    number: int
+    function: str
+    module: nn.Module | None
+
+
+class Watch(TorchFunctionMode):
+    """Sees the functions that one thread calls, for a ``with`` block.
+
+    Args:
+        modules: The modules of the model.
+        need_input: Names of functions whose operand is kept, because their nodes do not.
+        values: Whether to keep what each function returned.
+
+    Attributes:
+        calls: For each node of the graph, the call that made it.
+        inputs: For each node of such a function, its operand.
+        detached: Nodes that use a number which depends on the input but has no gradient.
+        written: Nodes that a function made by writing into a part of a tensor.
+        entered: The modules of the model that were called from outside of it.
+        outputs: Nodes of what these returned.
+        values: For each result of a node, its value, if that was asked for.
+    """
+
+    def __init__(
+        self, modules: Iterable[nn.Module], need_input: frozenset[str], *, values: bool = False
+    ) -> None:
+        super().__init__()
+        self.values: dict[tuple[Node, int], Tensor] = {}
+        self._by_storage: dict[int, list[tuple[Node, int]]] | None = {} if values else None
+        self._modules = frozenset(map(id, modules))
+        self.calls: dict[Node, Call] = {}
+        self.inputs: dict[Node, Tensor] = {}
+        self.detached: set[Node] = set()
+        self.entered: dict[nn.Module, None] = {}
+        self.outputs: list[Node] = []
+        self._need_input = need_input
+        self._running: list[nn.Module] = []
+        self._thread = threading.get_ident()
+        self._hidden = WeakTensorKeyDictionary()
+
+    def __enter__(self) -> Watch:
+        """Begin to watch."""
+        self._handles = [
+            module_hooks.register_module_forward_pre_hook(self._enter),
+            module_hooks.register_module_forward_hook(self._leave, always_call=True),
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop watching."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+    # Functions --------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call the function and look at what it made."""
+        name = getattr(func, "__name__", "")
+        if self._by_storage is not None and _writes(name):
+            self._before_writing(args)
+        result = func(*args, **(kwargs or {}))
+        if name not in _VALUE_INDEPENDENT:
+            made = list(_tensors(result))
+            if made:
+                seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
+                self._look(func, name, list(_tensors(seen)), made)
+        return result
+
+    def _look(
+        self, func: Callable[..., Any], name: str, taken: list[Tensor], made: list[Tensor]
+    ) -> None:
+        hidden = {self._hidden_kind(tensor) for tensor in taken if tensor in self._hidden}
+        module = self._running[-1] if self._running else None
+        for tensor in made:
+            if torch.is_grad_enabled() and tensor.requires_grad:
+                node = node_of(tensor)
+                self._keep(tensor, node)
+                self.claim(tensor, resolve_name(func) or name, module)
+                if "value" in hidden and node is not None:
+                    self.detached.add(node)
+                if name.rstrip("_") in self._need_input and node is not None and len(made) == 1:
+                    self.inputs[node] = taken[0].detach()
+            elif not any(tensor is each for each in taken):
+                kind = self._without_gradient(tensor, taken, hidden)
+                if kind is not None:
+                    self._hidden[tensor] = kind
+
+    def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
+        if tensor.requires_grad:  # made inside of a torch.autograd.Function, which has returned
+            self._hidden.pop(tensor)  # type: ignore[no-untyped-call]
+            return None
+        kind: Hidden = self._hidden[tensor]
+        return kind
+
+    def _without_gradient(
+        self, tensor: Tensor, taken: list[Tensor], hidden: set[Hidden | None]
+    ) -> Hidden | None:
+        if not hidden - {None} and not any(each.requires_grad for each in taken):
+            return None
+        if not tensor.is_floating_point():
+            return "choice"
+        depends = any(each.requires_grad and each.is_floating_point() for each in taken)
+        return "value" if depends or "value" in hidden else "choice"
+
+    def claim(self, tensor: Tensor, function: str, module: nn.Module | None) -> None:
+        """Note a call as the one that made a tensor, with all of its graph that is new."""
+        call = Call(len(self.calls), function, module)
+        nodes = [node_of(tensor)]
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in self.calls:
+                self.calls[node] = call
+                nodes += [each for each, _ in node.next_functions]
+
+    # Values -----------------------------------------------------------------------------------
+
+    def _keep(self, tensor: Tensor, node: Node | None) -> None:
+        if self._by_storage is None or node is None:
+            return
+        key = node, tensor.output_nr
+        self.values[key] = tensor.detach()
+        storage = tensor.untyped_storage().data_ptr()
+        self._by_storage.setdefault(storage, []).append(key)
+
+    def _before_writing(self, args: tuple[Any, ...]) -> None:
+        """Copy the values that a function is about to write over."""
+        assert self._by_storage is not None  # noqa: S101 - for the type checker
+        for tensor in _tensors(args[:1]):
+            for key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
+                self.values[key] = self.values[key].clone()
+
+    # Modules ----------------------------------------------------------------------------------
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        if threading.get_ident() == self._thread and id(module) in self._modules:
+            if not self._running:
+                self.entered[module] = None
+            self._running.append(module)
+
+    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread or module not in self._running:
+            return
+        for tensor in _tensors(output):
+            if tensor.requires_grad:
+                node = node_of(tensor)
+                if node is not None and (node, tensor.output_nr) not in self.values:
+                    self._keep(tensor, node)  # a torch.autograd.Function is no torch function
+                self.claim(tensor, "", module)
+        while self._running.pop() is not module:
+            pass
+        if not self._running:
+            nodes = (node_of(tensor) for tensor in _tensors(output))
+            self.outputs += [node for node in nodes if node is not None]
+
+
+def _writes(name: str) -> bool:
+    """Whether a function writes into its first operand."""
+    if name.startswith("__"):
+        return name in _WRITING
+    return name.endswith("_")
+
+
+_WRITING: Final = _names(
+    "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __imod__ __iand__ "
+    "__ior__ __ixor__"
+)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a structure."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+@contextmanager
+def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
+    """Collect the nodes of what some modules return."""
+    thread = threading.get_ident()
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            found.extend(node for node in map(node_of, _tensors(output)) if node is not None)
+
+    handles = [module.register_forward_hook(after) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,285 @@
+"""The rules of a recipe on whatever a forward function computes, from the graph that it leaves.
+
+Nothing is declared and nothing attached: the forward pass is the model's own, and the rules are put
+on the nodes of its graph when it is over. The first pass of each form of call is watched, for the
+names in the coverage table and for what a graph cannot show; later ones are plain.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from captum_lrpx.coverage.operations import Coverage, Operation
+from captum_lrpx.graph_rules import Plan, attach, plan_of
+from captum_lrpx.hints import constants_of
+from captum_lrpx.module_tree import modules_of
+from captum_lrpx.plans import Plan as ModulePlan
+from captum_lrpx.plans import linear_attachments
+from captum_lrpx.propagation import Active
+from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.trace.graph import Graph, node_of
+from captum_lrpx.trace.roles import roles_of
+from captum_lrpx.trace.watch import Call, Watch, results_of
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+    from torch.autograd.graph import Node
+
+    from captum_lrpx.recipes import Recipe
+    from captum_lrpx.trace.roles import Roles
+
+__all__ = ["TracedPass", "traced_rules"]
+
+_FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
+_WRITING = frozenset({"__setitem__", "copy_", "add_", "sub_", "fill_", "zero_", "masked_fill_"})
+
+
+@dataclass
+class Structure:
+    """Everything known of graphs with the same operations in the same order.
+
+    Attributes:
+        roles: Their roles.
+        explained: Indices of the nodes of the explained function, outside of the model.
+        plans: The plan of each recipe.
+        calls: Index of a node -> the function and module that made it, where a pass was watched.
+        detached: Indices of nodes that use a detached number.
+        modules: Index of a node -> path and class of its module.
+    """
+
+    roles: Roles
+    explained: frozenset[int] = frozenset()
+    plans: dict[Recipe, Plan] = field(default_factory=dict)
+    places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    detached: frozenset[int] = frozenset()
+
+
+@dataclass
+class Form:
+    """What is known of one form of call.
+
+    Attributes:
+        structures: By key of the graph.
+        entries: Modules that are called from outside of all others.
+        watched: Whether each pass has to be watched, for the inputs of some functions.
+    """
+
+    structures: dict[Hashable, Structure] = field(default_factory=dict)
+    entries: list[weakref.ref[nn.Module]] = field(default_factory=list)
+    watched: bool = False
+    seen: bool = False
+
+
+_forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.WeakKeyDictionary()
+
+
+class TracedPass:
+    """One forward pass and the rules on its graph.
+
+    Args:
+        model: The module whose parameters are frozen, and inside of which rules hold.
+        recipe: The rules.
+        form: What this call has in common with others of the same operations; None if nothing.
+        values: Whether to keep the result of each function, for a ledger.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, form: Hashable | None, *, values: bool = False
+    ) -> None:
+        self.model = model
+        self._values = values
+        self.recipe = recipe
+        known = _forms.setdefault(model, {})
+        self.form = Form() if form is None else known.setdefault((form, _fingerprint(model)), Form())
+        self.graph: Graph | None = None
+        self.structure: Structure | None = None
+        self.watch: Watch | None = None
+        self._outputs: list[Node] = []
+        self._done: set[Node] = set()
+
+    @contextmanager
+    def opened(self) -> Iterator[TracedPass]:
+        """The pass, to be run inside of a ``with`` block."""
+        modules = modules_of(self.model)
+        rules = Active(self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe)))
+        with ExitStack() as stack:
+            stack.callback(rules.detach)
+            rules.attach(freeze_parameters=True)
+            if self.form.seen and not self.form.watched and not self._values:
+                entries = [module for each in self.form.entries if (module := each()) is not None]
+                stack.enter_context(results_of(entries, self._outputs))
+            else:
+                self.watch = stack.enter_context(
+                    Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values)
+                )
+            yield self
+
+    # Rules ------------------------------------------------------------------------------------
+
+    def attach(self, output: Tensor) -> None:
+        """Put the rules on everything that an output depends on.
+
+        Args:
+            output: A tensor with a graph, and all that is to be explained upstream of it.
+        """
+        if not output.requires_grad:
+            return
+        graph = self.graph = Graph([output])
+        structure = self._structure(graph)
+        plan = structure.plans.get(self.recipe)
+        if plan is None:
+            plan = plan_of(graph, structure.roles, self.recipe, structure.explained)
+            structure.plans[self.recipe] = plan
+        inputs = {} if self.watch is None else self.watch.inputs
+        attach(graph, plan, inputs, self._done)
+
+    def _structure(self, graph: Graph) -> Structure:
+        key = graph.key()
+        structure = self.form.structures.get(key)
+        if structure is None:
+            structure = self.form.structures[key] = self._new(graph)
+        elif not structure.places and self.watch is not None:
+            self._name(graph, structure)
+        self.structure = structure
+        return structure
+
+    def _new(self, graph: Graph) -> Structure:
+        watch = self.watch
+        outputs = self._outputs
+        if watch is not None:
+            outputs = watch.outputs
+            self.form.entries = [weakref.ref(module) for module in watch.entered]
+            self.form.seen = True
+        structure = Structure([])
+        if watch is not None:
+            self._name(graph, structure)
+        structure.roles = roles_of(graph, constants_of(graph, structure.places))
+        structure.explained = _outside(graph, outputs)
+        if any(
+            graph.names[number] in NEED_INPUT and operation.role == "activation"
+            for number, operation in enumerate(structure.roles)
+        ):
+            self.form.watched = True
+        return structure
+
+    def _name(self, graph: Graph, structure: Structure) -> None:
+        """Note who made which node."""
+        watch = self.watch
+        assert watch is not None  # noqa: S101 - for the type checker
+        paths = {module: path for path, module in self.model.named_modules()}
+        before = Call(-1, "", None)
+        for number, node in enumerate(graph.nodes):
+            call = watch.calls.get(node, before)
+            inside = call.module is not None and call.module in paths
+            path = paths.get(call.module, "") if inside else ""  # type: ignore[arg-type]
+            kind = type(call.module).__name__ if inside else ""
+            structure.places[number] = (path, kind, call.function)
+        structure.detached = frozenset(
+            number for number, node in enumerate(graph.nodes) if node in watch.detached
+        )
+
+    # Coverage ---------------------------------------------------------------------------------
+
+    def coverage(self, sources: Sequence[Tensor] = ()) -> Coverage:
+        """The operations between sources and the output that the rules were put on.
+
+        Args:
+            sources: Tensors of the graph; all leaves if there are none.
+        """
+        graph, structure = self.graph, self.structure
+        assert graph is not None and structure is not None  # noqa: S101, PT018
+        plan = structure.plans[self.recipe]
+        wanted = _between(graph, plan, sources)
+        problems = {problem.number: problem.reason for problem in plan.problems}
+        operations = []
+        for number in sorted(wanted):
+            if graph.names[number] == "AccumulateGrad":
+                continue
+            operations.append(self._operation(number, problems.get(number, "")))
+        return Coverage(type(self.model).__name__, self.recipe.name, tuple(operations))
+
+    def _operation(self, number: int, reason: str) -> Operation:
+        graph, structure = self.graph, self.structure
+        assert graph is not None and structure is not None  # noqa: S101, PT018
+        path, kind, function = structure.places.get(number, ("", "", ""))
+        role = structure.roles[number]
+        if number in structure.explained:
+            verdict = "explained function"
+        elif reason:
+            verdict = "unruled"
+        else:
+            verdict = "linear" if role.role == "linear" else "ruled"
+        return Operation(
+            module=path,
+            module_type=kind or type(self.model).__name__,
+            function=function or graph.names[number],
+            kind=verdict,  # type: ignore[arg-type]
+            rule=role.role if verdict == "ruled" else "",
+            reason=reason,
+        )
+
+
+@contextmanager
+def traced_rules(
+    model: nn.Module, recipe: Recipe, form: Hashable | None, *, values: bool = False
+) -> Iterator[TracedPass]:
+    """The rules of a recipe for one forward pass inside of a ``with`` block.
+
+    Args:
+        model: Any module.
+        recipe: The rules.
+        form: See :class:`TracedPass`.
+        values: See :class:`TracedPass`.
+    """
+    with TracedPass(model, recipe, form, values=values).opened() as opened:
+        yield opened
+
+
+def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
+    """Indices of the nodes through which relevance goes from the output to the sources."""
+    starts = {graph.index[node] for node in map(node_of, sources) if node in graph.index}
+    leads = [False] * len(graph.nodes)
+    for number, edges in enumerate(graph.operands):
+        leads[number] = (
+            number in starts
+            or (not starts and not any(edges))
+            or any(edge is not None and leads[edge.node] for edge in edges)
+        )
+    return {number for number in plan.alive if leads[number]} - starts
+
+
+def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
+    """Indices of the nodes that no output of the model depends on."""
+    inside = [False] * len(graph.nodes)
+    for node in outputs:
+        if node in graph.index:
+            inside[graph.index[node]] = True
+    if not any(inside):
+        return frozenset()
+    for number in range(len(graph.nodes) - 1, -1, -1):
+        if inside[number]:
+            for edge in graph.operands[number]:
+                if edge is not None:
+                    inside[edge.node] = True
+    return frozenset(number for number, each in enumerate(inside) if not each)
+
+
+def _fingerprint(model: nn.Module) -> int:
+    """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
+    parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
+    for module in modules_of(model):
+        attributes = vars(module)
+        parts.append(id(type(module)))
+        parts.append(module.training)
+        forward = attributes.get("forward")
+        if forward is not None:
+            parts.append(id(forward))
+        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - no public name
+            parts += [*module._forward_hooks, *module._forward_pre_hooks]  # noqa: SLF001
+    return hash(tuple(parts))
