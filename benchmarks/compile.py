@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from harness import Clock, interleaved, machine
-from shapes import SHAPES, build
+from shapes import MEASURED, SHAPES, build
 from torch import Tensor
 
 from captum_lrpx import AttnLRPx, LogitDifference, LRPx
@@ -34,7 +34,7 @@ def seconds(clock: Clock) -> float:
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--models", nargs="+", default=MEASURED, choices=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repetitions", type=int, default=9)

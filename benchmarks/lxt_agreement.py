@@ -34,42 +34,27 @@ METHODS = {"AttnLRP": "AttnLRPx", "CP-LRP": "LRPx"}
 """LXT's rules -> the class of this package for the same rules."""
 
 
-def bert(attention: str) -> Any:
-    """Three blocks of BERT with its language model's head."""
-    config = transformers.BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=48,
-        attn_implementation=attention,
+_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+FAMILIES: dict[str, tuple[str, str, dict[str, int]]] = {
+    "bert": ("BertForMaskedLM", "BertConfig", _SIZES),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4}),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**_SIZES, "num_key_value_heads": 2}),
+}
+"""Name -> classes of transformers, and sizes: three blocks, Llama with two queries per key."""
+
+
+def build(family: str, options: argparse.Namespace) -> Any:
+    """A tiny model of a family, in evaluation mode."""
+    model, config, sizes = FAMILIES[family]
+    made = getattr(transformers, config)(
+        vocab_size=VOCABULARY, attn_implementation=options.attention, **sizes
     )
-    return transformers.BertForMaskedLM(config)
-
-
-def gpt2(attention: str) -> Any:
-    """Three blocks of GPT-2."""
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, attn_implementation=attention
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def llama(attention: str) -> Any:
-    """Three blocks of Llama with two query heads per key head."""
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        attn_implementation=attention,
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
-FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
+    return getattr(transformers, model)(made).to(DTYPES[options.dtype]).eval()
 
 
 def write(path: Path, family: str, options: argparse.Namespace) -> None:
@@ -77,7 +62,7 @@ def write(path: Path, family: str, options: argparse.Namespace) -> None:
     import captum_lrpx  # noqa: PLC0415 - not in LXT's environment
 
     generator = torch.Generator().manual_seed(0)
-    model = FAMILIES[family](options.attention).to(DTYPES[options.dtype]).eval()
+    model = build(family, options)
     with torch.no_grad():
         for parameter in model.parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -97,7 +82,7 @@ def compare(path: Path, family: str, rules: str, options: argparse.Namespace) ->
     """The relative differences of one row of the table; this process keeps LXT's rules."""
     patch(family, rules)
     found = load_file(path)
-    model = FAMILIES[family](options.attention).to(DTYPES[options.dtype]).eval()
+    model = build(family, options)
     prefix = "weights."
     weights = {name: value for name, value in found.items() if name.startswith(prefix)}
     model.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})

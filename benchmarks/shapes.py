@@ -22,8 +22,13 @@ def _gpt2() -> Any:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config())
 
 
+def _llama(**sizes: int) -> Any:
+    config = transformers.LlamaConfig(tie_word_embeddings=True, **sizes)  # type: ignore[arg-type]
+    return transformers.LlamaForCausalLM(config)
+
+
 def _smollm2() -> Any:
-    config = transformers.LlamaConfig(
+    return _llama(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
@@ -31,13 +36,11 @@ def _smollm2() -> Any:
         num_attention_heads=9,
         num_key_value_heads=3,
         max_position_embeddings=8192,
-        tie_word_embeddings=True,
     )
-    return transformers.LlamaForCausalLM(config)
 
 
 def _llama_1b() -> Any:
-    config = transformers.LlamaConfig(
+    return _llama(
         vocab_size=128256,
         hidden_size=2048,
         intermediate_size=8192,
@@ -46,9 +49,7 @@ def _llama_1b() -> Any:
         num_key_value_heads=8,
         head_dim=64,
         max_position_embeddings=131072,
-        tie_word_embeddings=True,
     )
-    return transformers.LlamaForCausalLM(config)
 
 
 SHAPES: dict[str, Callable[[], Any]] = {

@@ -47,7 +47,7 @@ def find_model(root: nn.Module) -> nn.Module:
     Raises:
         ValueError: If there is none, or if there are several beside each other.
     """
-    found = dict(_outermost(root))
+    found = dict(_outermost(root, "", set()))
     if not found:
         raise ValueError(
             f"{type(root).__name__} contains no transformers model: give the model as `model=`."
@@ -61,13 +61,15 @@ def find_model(root: nn.Module) -> nn.Module:
     return next(iter(found))
 
 
-def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str]]:
+def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
     """The transformers models in a module that are in no other one, with their paths."""
+    seen.add(root)
     if _is_pretrained(root):
         yield root, path
         return
     for name, child in root.named_children():
-        yield from _outermost(child, f"{path}.{name}" if path else name)
+        if child not in seen:  # a wrapper may hold a module that holds the wrapper
+            yield from _outermost(child, f"{path}.{name}" if path else name, seen)
 
 
 def _is_pretrained(module: nn.Module) -> bool:

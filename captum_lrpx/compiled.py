@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules import module as torch_modules
 from torch.utils import _pytree as pytree
 
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.onlookers import HOOKS, all_modules_are_hooked, is_hooked, is_wrapped
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.sparse import is_linear_class, is_transformed
 
@@ -37,8 +37,6 @@ BACKEND: Final = "inductor"
 """The backend of ``torch.compile`` that is used."""
 
 _CONSTANTS: Final = (bool, int, float, str, NoneType)
-
-_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _lock = threading.RLock()
 
@@ -364,15 +362,13 @@ def _state(block: nn.Module) -> Hashable:
 
 def _obstacle(block: nn.Module) -> str | None:
     """What stands against compiling a block as it is, as a part of a sentence."""
-    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:  # noqa: SLF001
+    if all_modules_are_hooked():
         return "there can be no hooks on all modules, which would not run"
     for module in modules_of(block):
-        own, kind = vars(module), type(module).__name__
-        if module is not block and any(own[hooks] for hooks in _HOOKS):
+        kind = type(module).__name__
+        if module is not block and is_hooked(module):
             return f"no module inside of a block can have hooks, which would not run: {kind} has"
-        forward = own.get("forward")
-        wrapped = forward is not None and getattr(forward, "previous", forward) is not None
-        if wrapped or "_old_forward" in own:
+        if is_wrapped(module):
             return f"nothing can be wrapped around a module of a block, but around {kind} is"
         if module.training:
             return f"a model must be in evaluation mode, but {kind} is not"
@@ -388,7 +384,7 @@ def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
         own.pop("forward", None)
         for name in ("_parameters", "_buffers"):
             own[name] = dict(own[name])
-        own |= {name: {} for name in _HOOKS}
+        own |= {name: {} for name in HOOKS}
         own["_modules"] = {
             name: None if child is None else _twin(child, known)
             for name, child in module._modules.items()  # noqa: SLF001 - none are left out

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from torch import nn
-from torch.nn.modules import module as torch_modules
 
+from captum_lrpx.onlookers import all_modules_are_hooked, is_hooked, is_wrapped
 from captum_lrpx.plans import bound_for
 from captum_lrpx.propagation import Active, innermost
 from captum_lrpx.rules.patches import Attachment
@@ -34,8 +34,6 @@ __all__ = ["only_positions"]
 
 _WORTH_IT: Final = 0.5
 """Share of the positions up to which picking them saves anything."""
-
-_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
@@ -93,19 +91,14 @@ class _LastBlock:
             and self.is_plain
             and not active.patches_of(self.block)  # it might be computed again in backward
             and not getattr(self.block, "gradient_checkpointing", False)
-            and not torch_modules._global_forward_hooks  # noqa: SLF001 - no public name
-            and not torch_modules._global_forward_pre_hooks  # noqa: SLF001
+            and not all_modules_are_hooked()
             and all(map(_is_unseen, self.watched))
         )
 
 
 def _is_unseen(module: nn.Module) -> bool:
     """Whether a module has no hooks, nothing wrapped around it, and no dropout now."""
-    own = vars(module)
-    forward = own.get("forward")
-    wrapped = forward is not None and getattr(forward, "previous", forward) is not None
-    hooked = any(own.get(hooks) for hooks in _HOOKS)
-    return not (module.training or wrapped or hooked or "_old_forward" in own)
+    return not (module.training or is_wrapped(module) or is_hooked(module))
 
 
 def _per_position(sites: Sites) -> Iterator[nn.Module]:

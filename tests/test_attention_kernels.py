@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from models import tiny, token_ids
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx.rules import kernels
+from captum_lrpx import LRPx
+from captum_lrpx.rules import kernels, patches
 from captum_lrpx.rules.kernels import ConstantWeightsMode
 
 BATCH, LENGTH, SIZE = 2, 7, 3
@@ -80,3 +82,19 @@ def test_several_gradients_at_once(monkeypatch):
     (found,) = torch.autograd.grad(output, value, grads, is_grads_batched=True)
     expected = [replica(query, key, value, each, {"is_causal": True}) for each in grads]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_few_tokens_and_many_take_kernels_that_give_the_same(monkeypatch, family):
+    model = tiny(family, attn="sdpa")
+    ours, calls = kernels._of_examples, []
+    monkeypatch.setattr(kernels, "_of_examples", lambda *args: calls.append(1) or ours(*args))
+
+    few = LRPx(model).attribute(token_ids(), target=(-1, 5))
+    assert bool(calls) == (family == "gpt2")  # a fused projection always takes our own kernel
+    calls.clear()
+    monkeypatch.setattr(patches, "_FEW_TOKENS", 0)
+    many = LRPx(model).attribute(token_ids(), target=(-1, 5))
+    assert calls
+    # Norms of Llama compute in float32.
+    torch.testing.assert_close(few, many, rtol=0, atol=1e-6 if family == "llama" else 1e-12)

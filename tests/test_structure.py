@@ -18,8 +18,11 @@ ORDER = [
         "_captum",
         "batching",
         "checkpointing",
+        "compilation",
         "files",
         "frozen",
+        "module_tree",
+        "onlookers",
         "words",
         "visualization",
     ],
@@ -42,6 +45,7 @@ ORDER = [
 ]
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+PARTS = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
 
 
 def part_of(path):
@@ -53,7 +57,11 @@ def imported(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "captum_lrpx":
             parts = node.module.split(".")
             names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-            yield from (name for name in names if (PACKAGE / name).is_dir() or name in RANK)
+            yield from (name for name in names if name in PARTS)
+
+
+def test_every_part_has_its_place():
+    assert set(RANK) == PARTS
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

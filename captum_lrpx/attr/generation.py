@@ -223,7 +223,7 @@ class LLMRelevance(Attribution):
             values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)
-            chunks = torch.split(rows, 1 if method.compile else at_once)
+            chunks = torch.split(rows, method.targets_at_once(at_once))
             relevances = []
             for number, chunk in enumerate(chunks, start=1):
                 retain = number < len(chunks)

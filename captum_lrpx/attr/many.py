@@ -74,7 +74,7 @@ def relevances_by_target(
             check_embedded(values[0].shape[:-1] if values else (), inputs[0])
         chosen = all_targets(output, targets)
         parts: list[list[Tensor]] = [[] for _ in values]
-        at_once = at_once if not attribution.compile else min(at_once, 1)
+        at_once = attribution.targets_at_once(at_once)
         for _, slopes in gradients_by_target(output, chosen, values, at_once):
             for part, value, slope in zip(parts, values, slopes, strict=True):
                 relevance = slope * value.detach()

@@ -122,6 +122,10 @@ class LRPRules(RelevanceProtocol):
             self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
         )
 
+    def targets_at_once(self, wanted: int) -> int:
+        """How many targets one backward pass may be for: compiled blocks take one."""
+        return min(wanted, 1) if self.compile else wanted
+
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         """Refuse inputs that are too large before anything is computed.
 

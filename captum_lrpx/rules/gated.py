@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules import module as torch_modules
 
+from captum_lrpx.onlookers import all_modules_are_hooked
 from captum_lrpx.rules import functional
 from captum_lrpx.rules.linear_patches import ScaleInputGradient
 from captum_lrpx.rules.patches import Attachment, SecantPatch
@@ -132,8 +132,7 @@ class _Product:
             and torch.is_grad_enabled()
             and z.requires_grad
             and not seen
-            and not torch_modules._global_forward_hooks  # noqa: SLF001 - no public name
-            and not torch_modules._global_forward_pre_hooks  # noqa: SLF001
+            and not all_modules_are_hooked()
             and not self.site.activation.training  # dropout might stand between
             and not getattr(self.site.activation, "inplace", False)
             and not is_transformed(z)

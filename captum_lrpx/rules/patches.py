@@ -162,7 +162,7 @@ class InlineSecant:
             )
         with torch.no_grad():
             closed = slopes.closed_form(self.function)
-            at_zero = 0.0 if closed is None else closed(torch.zeros_like(z))
+            at_zero = 0.0 if closed is None else slopes.at_zero(closed, z.dtype)
             slope = torch.where(z == 0, at_zero, x / torch.where(z == 0, 1.0, z))
         return forward(functional.identity(z, x, slope), *args, **kwargs)
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["check"]
+__all__ = ["check", "several_runs"]
+
+
+def several_runs(model: str) -> ValueError:
+    """The error for records, each of them sound, that do not belong together."""
+    return ValueError(
+        f"The records of {model!r} in the logs are not all of one run: start over in another "
+        "folder."
+    )
 
 
 def check(record: Mapping[str, Any]) -> None:

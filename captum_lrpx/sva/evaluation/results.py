@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from captum_lrpx.sva.evaluation.records import several_runs
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -117,10 +119,7 @@ def _check(
             for parts in units.values()
         )
     ):
-        raise ValueError(
-            f"The records of {model!r} in the logs are not all of one run: start over in another "
-            "folder."
-        )
+        raise several_runs(model)
 
 
 def _by_row(unit: Mapping[str, Any]) -> Iterator[tuple[int, list[float]]]:

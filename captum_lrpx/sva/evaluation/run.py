@@ -10,6 +10,7 @@ from tqdm import tqdm
 from captum_lrpx.batching import buckets
 from captum_lrpx.sva.evaluation.faithfulness import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
+from captum_lrpx.sva.evaluation.records import several_runs
 from captum_lrpx.sva.evaluation.results import ModelResults
 from captum_lrpx.sva.evaluation.subjects import subject_of
 from captum_lrpx.sva.tokenized import tokenize
@@ -176,10 +177,7 @@ class Runner:
             self.journal.append(key, {"rows": list(rows), "values": values})
         record = self.journal.records[key]
         if record["rows"] != list(rows):
-            raise ValueError(
-                f"The records of {self.name!r} in the logs are not all of one run: start over in "
-                "another folder."
-            )
+            raise several_runs(self.name)
         found: list[float] = record["values"]
         return found
 
