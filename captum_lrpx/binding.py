@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.architectures import MLP, Architecture
 
-__all__ = ["architecture_of", "bind", "find_model"]
+__all__ = ["architecture_of", "bind", "find_model", "model_in"]
 
 
 def find_model(root: nn.Module) -> nn.Module:
@@ -59,6 +59,15 @@ def find_model(root: nn.Module) -> nn.Module:
             "one to explain as `model=`."
         )
     return next(iter(found))
+
+
+def model_in(root: nn.Module) -> nn.Module:
+    """The Hugging Face model that a module is or contains; the module itself if it has none.
+
+    Raises:
+        ValueError: If there are several beside each other.
+    """
+    return find_model(root) if any(True for _ in _outermost(root, "", set())) else root
 
 
 def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,9 @@ from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.strictness import Passage, coverage_of
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
-from captum_lrpx.propagation import attached, sites_of
+from captum_lrpx.propagation import attached, is_declared, sites_of
 from captum_lrpx.recipes import LRP
+from captum_lrpx.traced import traced_rules
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -84,7 +86,9 @@ def _attribution(
 def _rules(attribution: LRPx | ALTILogit) -> AbstractContextManager[object]:
     """What an attribution attaches to its model."""
     if isinstance(attribution, LRPx):
-        return attribution.rules()
+        if attribution.fast:
+            return attribution.rules()
+        return traced_rules(attribution.model, attribution.recipe, None)
     model = attribution.model
     return attached(model, Recording(model, sites_of(model), strict=False).attachments())
 
@@ -94,7 +98,8 @@ def _rules(attribution: LRPx | ALTILogit) -> AbstractContextManager[object]:
 
 def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
     """Whether hidden states, logits and values are the same bits with and without the rules."""
-    plain = _outputs(subject, attached(subject.model, ()))
+    declared = is_declared(subject.model)
+    plain = _outputs(subject, attached(subject.model, ()) if declared else nullcontext())
     ruled = _outputs(subject, _rules(attribution))
     return len(plain) == len(ruled) and all(map(_same_bits, plain, ruled))
 
@@ -105,6 +110,8 @@ def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Te
     With hooks on them, the last block computes all positions instead of the explained ones only,
     and the head the whole vocabulary instead of the explained tokens: without rules as with them.
     """
+    if not is_declared(subject.model):
+        return [_value_of(subject, rules)]
     sites = sites_of(subject.model)
     in_blocks = tuple(f"{block.path}." for block in sites.blocks)
     head = [site.module for site in sites.linear if not site.path.startswith(in_blocks)]
@@ -118,6 +125,17 @@ def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Te
         )
     caught = (tensor for layer in watched for tensor in found.get(layer, ()))
     return [each.detach() for each in (values, *caught)]
+
+
+def _value_of(subject: Subject, rules: AbstractContextManager[object]) -> Tensor:
+    with torch.enable_grad(), rules:
+        values: Tensor = _captum.run_forward(
+            subject.question.forward,
+            subject.ids,
+            subject.question.target,
+            subject.question.additional_forward_args,
+        )
+    return values.detach()
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -86,17 +86,27 @@ class TracedPass:
         model: The module whose parameters are frozen, and inside of which rules hold.
         recipe: The rules.
         form: What this call has in common with others of the same operations; None if nothing.
+        watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, form: Hashable | None, *, values: bool = False
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        form: Hashable | None,
+        *,
+        watched: bool = False,
+        values: bool = False,
     ) -> None:
         self.model = model
+        self._watched = watched or values
         self._values = values
         self.recipe = recipe
         known = _forms.setdefault(model, {})
-        self.form = Form() if form is None else known.setdefault((form, _fingerprint(model)), Form())
+        self.form = (
+            Form() if form is None else known.setdefault((form, _fingerprint(model)), Form())
+        )
         self.graph: Graph | None = None
         self.structure: Structure | None = None
         self.watch: Watch | None = None
@@ -107,11 +117,13 @@ class TracedPass:
     def opened(self) -> Iterator[TracedPass]:
         """The pass, to be run inside of a ``with`` block."""
         modules = modules_of(self.model)
-        rules = Active(self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe)))
+        rules = Active(
+            self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe))
+        )
         with ExitStack() as stack:
             stack.callback(rules.detach)
             rules.attach(freeze_parameters=True)
-            if self.form.seen and not self.form.watched and not self._values:
+            if self.form.seen and not self.form.watched and not self._watched:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
                 stack.enter_context(results_of(entries, self._outputs))
             else:
@@ -185,6 +197,14 @@ class TracedPass:
         )
 
     # Coverage ---------------------------------------------------------------------------------
+
+    def problems(self, sources: Sequence[Tensor]) -> Coverage | None:
+        """The coverage, if something between sources and output has no rule; else None."""
+        structure = self.structure
+        if structure is None or not structure.plans[self.recipe].problems:
+            return None
+        coverage = self.coverage(sources)
+        return None if coverage.complete else coverage
 
     def coverage(self, sources: Sequence[Tensor] = ()) -> Coverage:
         """The operations between sources and the output that the rules were put on.

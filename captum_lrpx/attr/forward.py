@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.binding import find_model
+from captum_lrpx.binding import model_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
                 "DataParallel runs copies of the model in threads of their own, without the rules "
                 "that are attached to the model: explain its `.module`."
             )
-    return find_model(model)
+    return model_in(model)
 
 
 def with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

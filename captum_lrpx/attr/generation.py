@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
-from captum_lrpx.propagation import gradient_scale, sites_of
+from captum_lrpx.attr.strictness import require
+from captum_lrpx.propagation import gradient_scale, token_embedding_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
     continuation_ids,
@@ -27,6 +29,8 @@ from captum_lrpx.targets.continuation import (
 )
 from captum_lrpx.targets.head import LanguageModelHead
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
+from captum_lrpx.traced import TracedPass
+from captum_lrpx.traced import traced_rules as traced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,21 +209,28 @@ class LLMRelevance(Attribution):
             Relevances ``[R, P + K]``, explained values ``[R]``, what is decomposed ``[R]``.
         """
         method = self.attr_method
-        embedding = sites_of(self.model).token_embedding
+        embedding = token_embedding_of(self.model)
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
         device = next(self.model.parameters()).device
-        method.require_coverage(ids[None, :-1].to(device), at_input=at_input)
+        if method.fast:
+            method.require_coverage(ids[None, :-1].to(device), at_input=at_input)
         wanted = wanted.to(device)
         steps = len(wanted)
+        form = "states", at_input, weakref.ref(layer)
         with (
             torch.enable_grad(),
-            method.rules(),
+            method.rules() if method.fast else traced(self.model, method.recipe, form) as rules,
             embedding_with_gradients(embedding),
             captured([layer], at_input=at_input) as caught,
         ):
             head = LanguageModelHead(self.model)
             states = head.states(ids[None, :-1].to(device))[0, -steps:]  # [K, D]
             found = _of_sequence(caught.get(layer), len(ids) - 1, layer)
+            if isinstance(rules, TracedPass):
+                rules.attach(states)
+                problem = rules.problems(found)
+                if problem is not None:
+                    require(problem, strict=method.strict)
             values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)

@@ -10,12 +10,19 @@ from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.many import check_embedded, only_ids, relevances_by_target
+from captum_lrpx.attr.many import (
+    check_embedded,
+    only_ids,
+    relevances_by_target,
+    traced_by_target,
+)
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
     require_gradients,
+    require_graph,
     require_one_output,
     tensors_of,
     warn_if_not_finite,
@@ -54,8 +61,9 @@ class LRPx(LRPRules, GradientAttribution):
         checkpointing: bool = False,
         compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
+        fast: bool = True,
     ) -> None:
-        r"""Find the model and check that its architecture is declared.
+        r"""Find the model.
 
         Args:
             forward_func (Callable): The forward function of the model or any modification of it: a
@@ -75,9 +83,13 @@ class LRPx(LRPRules, GradientAttribution):
             strict (bool, optional): Whether ``attribute`` refuses a model with something non-linear
                 that no rule covers, which would make its relevances wrong. Otherwise it warns, and
                 the ordinary gradient is taken there. Default: True
+            fast (bool, optional): Whether rules have fast forms where the architecture is one that
+                the package knows in detail. Otherwise, and for every other model, they act on the
+                operations of the model's own graph: the same relevances in more time and memory.
+                Default: True
 
         Raises:
-            ValueError: If no model is found, or its architecture is not declared.
+            ValueError: If ``model`` is needed and not given, or an option does not fit.
         """
         GradientAttribution.__init__(self, forward_func)
         self.set_rules(
@@ -87,6 +99,7 @@ class LRPx(LRPRules, GradientAttribution):
             checkpointing=checkpointing,
             compile=compile,
             strict=strict,
+            fast=fast,
         )
 
     @typing.overload
@@ -164,7 +177,9 @@ class LRPx(LRPRules, GradientAttribution):
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
         self._check(tensors, additional_forward_args)
         forward = RecordedForward(self.forward_func)
-        if all(torch.is_floating_point(tensor) for tensor in tensors):
+        if not self.fast:
+            relevances = self._traced(forward, tensors, target, additional_forward_args)
+        elif all(torch.is_floating_point(tensor) for tensor in tensors):
             relevances = self._of_floats(forward, tensors, target, additional_forward_args)
         else:
             relevances = self._of_ids(forward, tensors, target, additional_forward_args)
@@ -217,7 +232,8 @@ class LRPx(LRPRules, GradientAttribution):
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
         self._check(tensors, additional_forward_args)
-        relevances = relevances_by_target(
+        of_targets = relevances_by_target if self.fast else traced_by_target
+        relevances = of_targets(
             self,
             tensors,
             targets,
@@ -230,10 +246,29 @@ class LRPx(LRPRules, GradientAttribution):
 
     def _check(self, inputs: tuple[Tensor, ...], additional_forward_args: object | None) -> None:
         """Refuse what cannot be explained, before anything is computed."""
+        if not self.fast:
+            return
         if not all(torch.is_floating_point(tensor) for tensor in inputs):
             only_ids(inputs)
         self.check_memory(self.forward_func, inputs)
         self.require_coverage(inputs, additional_forward_args)
+
+    def _traced(
+        self,
+        forward: RecordedForward,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object | None,
+    ) -> tuple[Tensor, ...]:
+        with forward_pass(self, forward, inputs, additional_forward_args) as passed:
+            selected = _captum.select_targets(passed.output, target)
+            require_one_output(selected)
+            require_graph(selected)
+            passed.explain(selected)
+            found = torch.autograd.grad(
+                torch.unbind(selected.reshape(-1)), passed.sources, allow_unused=True
+            )
+            return passed.relevances(found)
 
     def _of_floats(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
@@ -144,23 +145,42 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         require_gradients()
         layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         tensors = tensors_of(inputs)
-        self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_layer_input)
         forward = RecordedForward(self.forward_func)
-        with (
-            torch.enable_grad(),
-            self.rules(),
-            embedding_with_gradients(sites_of(self.model).token_embedding),
-            captured(layers, at_input=attribute_to_layer_input) as values,
-        ):
-            explained = _run(forward, inputs, target, additional_forward_args)
-            scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
-            for layer in layers:
-                if layer not in values:
-                    raise ValueError(
-                        f"The layer {type(layer).__name__} did not run in the forward pass, or has "
-                        "no floating-point tensor there."
-                    )
-            gradients = self._gradients(explained, [values[layer] for layer in layers], grad_kwargs)
+        if self.fast:
+            self.require_coverage(
+                tensors, additional_forward_args, at_input=attribute_to_layer_input
+            )
+            with (
+                torch.enable_grad(),
+                self.rules(),
+                embedding_with_gradients(sites_of(self.model).token_embedding),
+                captured(layers, at_input=attribute_to_layer_input) as values,
+            ):
+                explained = _run(forward, inputs, target, additional_forward_args)
+                _require_values(layers, values)
+                scales: list[float | Tensor] = [
+                    gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers
+                ]
+                gradients = self._gradients(
+                    explained, [values[layer] for layer in layers], grad_kwargs
+                )
+        else:
+            with forward_pass(
+                self,
+                forward,
+                tensors,
+                additional_forward_args,
+                layers=layers,
+                at_input=attribute_to_layer_input,
+            ) as passed:
+                values, scales = passed.layers, [1.0] * len(layers)
+                _require_values(layers, values)
+                explained = _captum.select_targets(passed.output, target)
+                require_one_output(explained)
+                passed.explain(explained, [each for layer in layers for each in values[layer]])
+                gradients = self._gradients(
+                    explained, [values[layer] for layer in layers], grad_kwargs
+                )
         results = [
             self._relevances(values[layer], gradient, scale)
             for layer, gradient, scale in zip(layers, gradients, scales, strict=True)
@@ -206,6 +226,17 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
 
 class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
     r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`AttnLRPx`."""
+
+
+def _require_values(
+    layers: Sequence[nn.Module], values: dict[nn.Module, tuple[Tensor, ...]]
+) -> None:
+    for layer in layers:
+        if layer not in values:
+            raise ValueError(
+                f"The layer {type(layer).__name__} did not run in the forward pass, or has no "
+                "floating-point tensor there."
+            )
 
 
 def _run(

@@ -10,8 +10,9 @@ import torch
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import require_one_output
+from captum_lrpx.attr.protocol import require_graph, require_one_output
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "gradients_by_target",
     "only_ids",
     "relevances_by_target",
+    "traced_by_target",
 ]
 
 
@@ -80,6 +82,26 @@ def relevances_by_target(
                 relevance = slope * value.detach()
                 part.append(relevance.sum(-1) if of_ids else relevance)
     return tuple(torch.cat(part) for part in parts)
+
+
+def traced_by_target(
+    attribution: LRPx,
+    inputs: tuple[Tensor, ...],
+    targets: Sequence[TargetType] | None,
+    arguments: tuple[Any, ...] | None,
+    at_once: int,
+) -> tuple[Tensor, ...]:
+    """The same as :func:`relevances_by_target` for a model that nothing declares."""
+    forward = RecordedForward(attribution.forward_func)
+    with forward_pass(attribution, forward, inputs, arguments) as passed:
+        require_graph(passed.output)
+        chosen = all_targets(passed.output, targets)
+        passed.explain(passed.output)
+        parts = [
+            passed.relevances(slopes)
+            for _, slopes in gradients_by_target(passed.output, chosen, passed.sources, at_once)
+        ]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def only_ids(inputs: tuple[Tensor, ...]) -> None:

@@ -10,12 +10,15 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients, tensors_of
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from captum_lrpx.attr.engine import Passed
 
     from torch import Tensor, nn
 
@@ -109,6 +112,13 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         of_ids = not all(tensor.is_floating_point() for tensor in tensors)
         if of_ids and len(tensors) != 1:
             raise ValueError("Token ids must be the only input.")
+        if not self.fast:
+            relevances = self._traced(
+                tensors, neuron_selector, additional_forward_args, attribute_to_neuron_input
+            )
+            return cast(
+                "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
+            )
         self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_neuron_input)
         forward = RecordedForward(self.forward_func)
         embedding = [sites_of(self.model).token_embedding] if of_ids else []
@@ -132,11 +142,26 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
             "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
         )
 
+    def _traced(
+        self,
+        inputs: tuple[Tensor, ...],
+        selector: Any,
+        arguments: object | None,
+        at_input: bool,  # noqa: FBT001 - private
+    ) -> tuple[Tensor, ...]:
+        forward = RecordedForward(self.forward_func)
+        with forward_pass(
+            self, forward, inputs, arguments, layers=[self.layer], at_input=at_input
+        ) as passed:
+            gradients = self._gradients(passed.layers, passed.sources, selector, passed)
+            return passed.relevances(gradients)
+
     def _gradients(
         self,
         layers: dict[nn.Module, tuple[Tensor, ...]],
         sources: tuple[Tensor, ...],
         selector: Any,
+        passed: Passed | None = None,
     ) -> tuple[Tensor, ...]:
         if self.layer not in layers:
             raise ValueError(
@@ -144,6 +169,8 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
                 "floating-point tensor there."
             )
         neuron = _captum.select_neuron(layers[self.layer], selector)
+        if passed is not None:
+            passed.explain(neuron)
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_lrpx.attr.forward import model_of
 from captum_lrpx.attr.strictness import Passage, coverage_of, require
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import propagation, sites_of
+from captum_lrpx.propagation import is_declared, propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class LRPRules(RelevanceProtocol):
         checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
         compile: Whether blocks are compiled together with their rules, to save time.
         strict: Whether a model that the rules do not cover is refused.
+        fast: Whether rules have the fast forms of a declared architecture, which are attached to
+            its modules; else they act on the operations of the graph.
     """
 
     default_recipe: ClassVar[Recipe] = LRP
@@ -103,18 +105,24 @@ class LRPRules(RelevanceProtocol):
         checkpointing: bool = False,
         compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
+        fast: bool = True,
     ) -> None:
-        """Find the model and check that its architecture is declared.
+        """Find the model.
 
         Raises:
-            ValueError: If no model is found, or its architecture is not declared.
+            ValueError: If no model is found, or it does not fit the declaration of its architecture.
         """
         self.model = model_of(forward_func, model)
         self.recipe = self.default_recipe if recipe is None else recipe
         self.checkpointing = checkpointing
         self.compile = compile
         self.strict = strict
-        sites_of(self.model)
+        self.fast = fast and is_declared(self.model)
+        if not self.fast and (checkpointing or compile):
+            raise ValueError(
+                f"{type(self.model).__name__} is explained from the graph of its forward pass, "
+                "which `checkpointing` and `compile` would hide: leave them out."
+            )
 
     def rules(self) -> AbstractContextManager[nn.Module]:
         """The rules, attached to the model for a ``with`` block."""
@@ -132,7 +140,7 @@ class LRPRules(RelevanceProtocol):
         Raises:
             MemoryError: If more memory is needed than there is.
         """
-        if inputs:
+        if inputs and self.fast:
             require_memory(
                 self.model,
                 self.recipe,
@@ -164,6 +172,8 @@ class LRPRules(RelevanceProtocol):
             >>> print(AttnLRPx(model).coverage(ids))
         """
         require_gradients()
+        if not self.fast:
+            return traced_coverage(self, inputs, additional_forward_args)
         found = coverage_of(self.passage(), inputs, additional_forward_args)
         if found is None:
             raise ValueError(
@@ -201,6 +211,33 @@ class AttnLRPRules(LRPRules):
     """The same with the rules of AttnLRP."""
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
+
+
+def traced_coverage(
+    attribution: LRPRules, inputs: Tensor | tuple[Tensor, ...], arguments: object | None
+) -> Coverage:
+    """The operations between inputs and output of a model that nothing declares."""
+    from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
+    from captum_lrpx.attr.forward import RecordedForward  # noqa: PLC0415
+
+    forward = RecordedForward(attribution.forward_func)  # type: ignore[attr-defined]
+    with forward_pass(attribution, forward, tensors_of(inputs), arguments, watched=True) as passed:
+        require_graph(passed.output)
+        passed.rules.attach(passed.output)
+        return passed.rules.coverage(passed.sources)
+
+
+def require_graph(output: object) -> None:
+    """Refuse an output without a gradient.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        raise ValueError(
+            "The forward function returns nothing that has a gradient (does it run the model "
+            "under torch.no_grad?), so there is nothing between inputs and output to explain."
+        )
 
 
 def require_gradients() -> None:

@@ -14,15 +14,17 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.coverage import Coverage, Run, verdict
+from captum_lrpx.coverage.strict import key_of
 from captum_lrpx.propagation import propagation, sites_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
     from contextlib import AbstractContextManager
 
+    from captum_lrpx.attr.protocol import LRPRules
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["Passage", "coverage_of", "require"]
+__all__ = ["Passage", "coverage_of", "form_of", "require"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,22 @@ def _run(
     if passage.end:
         return Run(found, [], embeddings)
     return Run(explained, found if passage.layers else [], embeddings)
+
+
+def form_of(
+    attribution: LRPRules,
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    arguments: object | None,
+    layers: Iterable[nn.Module],
+) -> Hashable | None:
+    """What calls of the same operations have in common; None for what cannot be recognized again."""
+    forward = key_of(forward_func, attribution.model)
+    if forward is None:
+        return None
+    args = _captum.format_additional_forward_args(arguments)
+    kinds = tuple((tensor.dtype, tensor.ndim) for tensor in inputs)
+    return forward, kinds, tuple(map(_kind, args or ())), tuple(map(weakref.ref, layers))
 
 
 def require(coverage: Coverage | None, *, strict: bool) -> None:

@@ -14,6 +14,7 @@ from captum_lrpx.conservation.book import Entry, Ledger
 from captum_lrpx.conservation.lines import layer_of
 from captum_lrpx.conservation.observer import Observer
 from captum_lrpx.conservation.tally import Line, Tally, wide
+from captum_lrpx.conservation.traced import traced_ledger
 from captum_lrpx.propagation import observed, sites_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def ledger(
     """
     if isinstance(attribution, ALTILogit):
         return _of_alti_logit(attribution, inputs, target, additional_forward_args)
+    if isinstance(attribution, LRPx) and not attribution.fast:
+        return traced_ledger(attribution, inputs, target, additional_forward_args)
     if isinstance(attribution, LRPx):
         return _of_rules(attribution, inputs, target, additional_forward_args)
     raise TypeError(

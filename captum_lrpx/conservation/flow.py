@@ -18,6 +18,7 @@ from captum_lrpx.conservation.tally import Kind, wide
 from captum_lrpx.recipes import Recipe
 from captum_lrpx.rules import ConstantWeights, Identity, NormGradient, ProductGradient
 from captum_lrpx.rules.nodes import HOMOGENEOUS
+from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,23 +76,34 @@ class Flow:
         self.recipe: Recipe = passed.recipe
         self.values = dict(watch.values)
         for source in sources:
-            node = source.grad_fn or torch.autograd.graph.get_gradient_edge(source).node
-            self.values[node, source.output_nr] = source.detach()
+            self.values[node_of(source), source.output_nr] = source.detach()  # type: ignore[index]
+        # A leaf is a group of its own, whoever was the first to take it.
         self.group = [
-            watch.calls[node].number if node in watch.calls else -1 - number
-            for number, node in enumerate(graph.nodes)
+            watch.calls[node].number if node in watch.calls and any(edges) else -1 - number
+            for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True))
         ]
         self.leaks: dict[int, Tensor] = {}
+        self._rows: list[dict[int, Tensor]] = []
         self.unobserved: set[int] = set()
         self._members: dict[int, list[int]] = {}
         for number in self.plan.alive:
             self._members.setdefault(self.group[number], []).append(number)
             graph.nodes[number].register_hook(partial(self._flowed, number))  # type: ignore[arg-type]
 
-    def start(self, value: Tensor) -> None:
-        """Note the explained value, which the function that made it is given."""
+    def start(self, values: Tensor, row: int) -> None:
+        """Begin with one explained value, which the function that made it is given.
+
+        Args:
+            values: ``[B]``, the root of the graph.
+            row: Which of them the backward pass starts from.
+        """
         (root,) = self.graph.roots
-        self._add(root, wide(value.detach()).sum())
+        self.leaks = {}
+        self._add(root, wide(values.detach())[row])
+
+    def stop(self) -> None:
+        """Keep what one backward pass has found."""
+        self._rows.append(self.leaks)
 
     def _add(self, number: int, amount: Tensor) -> None:
         group = self.group[number]
@@ -105,23 +117,27 @@ class Flow:
             if value is None:
                 self.unobserved.add(edge.node)
                 continue
-            amount = (wide(gradient.detach()) * wide(value)).sum()
+            amount = _product(gradient.detach(), value)
             self._add(number, -amount)
             self._add(edge.node, amount)
 
     # After the backward pass ------------------------------------------------------------------
 
-    def found(self) -> list[Leak]:
-        """The leaks of all functions but the sources, in the order of the forward pass."""
-        leaks = []
+    def found(self, row: int) -> list[Leak]:
+        """The leaks of all functions but the sources, in the order of the forward pass.
+
+        Args:
+            row: Of which explained value.
+        """
+        leaks, amounts = [], self._rows[row]
         for group in sorted(self._members):
-            if group not in self.leaks:
+            if group not in amounts:
                 continue
             members = self._members[group]
             if all(not any(self.graph.operands[number]) for number in members):
                 continue  # a leaf: what it is given is its relevance
             path, _, function = self.structure.places.get(members[-1], ("", "", ""))
-            leaks.append(Leak(self._kind(members), path, function, self.leaks[group]))
+            leaks.append(Leak(self._kind(members), path, function, amounts[group]))
         return leaks
 
     def _kind(self, members: list[int]) -> Kind | None:
@@ -148,7 +164,10 @@ class Flow:
             or self.structure.roles[number].kind == "gate function"
         ):
             return None if name in HOMOGENEOUS else "rule"
-        if isinstance(self.recipe.norm, NormGradient) and self.structure.roles[number].nature == "scale":
+        if (
+            isinstance(self.recipe.norm, NormGradient)
+            and self.structure.roles[number].nature == "scale"
+        ):
             return "rule"
         if role == "norm" and isinstance(self.recipe.norm, NormGradient):
             return "rule"
@@ -163,3 +182,10 @@ class Flow:
     @staticmethod
     def _conserves(rule: Any) -> bool:
         return bool(rule.conserves) or type(rule).__name__ == "UniformAttention"
+
+
+def _product(gradient: Tensor, value: Tensor) -> Tensor:
+    """Sum of gradient times value, in real numbers."""
+    if value.is_complex():
+        gradient, value = torch.view_as_real(gradient.resolve_conj()), torch.view_as_real(value)
+    return (wide(gradient) * wide(value)).sum()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.sites import Sites
 
-__all__ = ["coverage_of", "verdict"]
+__all__ = ["coverage_of", "key_of", "verdict"]
 
 _verdicts: weakref.WeakKeyDictionary[Sites, dict[Hashable, Coverage]] = weakref.WeakKeyDictionary()
 
@@ -48,7 +48,7 @@ def verdict(
     """
     # A model with other modules has other sites: what was found out before is gone with the old.
     known = _verdicts.setdefault(sites_of(model), {})
-    forward = _key_of(forward_func, model)
+    forward = key_of(forward_func, model)
     key = (recipe, forward, scope, _fingerprint(model))
     if forward is None or key not in known:
         found = coverage_of(model, recipe, forward_func, run)
@@ -93,7 +93,7 @@ def _fingerprint(model: nn.Module) -> int:
     return hash(tuple(parts))
 
 
-def _key_of(  # noqa: PLR0911 - one for each kind
+def key_of(  # noqa: PLR0911 - one for each kind
     value: object, model: nn.Module, depth: int = 0
 ) -> Hashable:
     """What a forward function is, for a dictionary that must not keep it alive.
@@ -108,14 +108,14 @@ def _key_of(  # noqa: PLR0911 - one for each kind
     if value is None or isinstance(value, (str, bool, int, float)):
         return (type(value), value)
     if isinstance(value, nn.Module) and type(value).__module__.startswith("captum_lrpx."):
-        inner = [_key_of(child, model, depth + 1) for child in value.children()]
+        inner = [key_of(child, model, depth + 1) for child in value.children()]
         return None if None in inner else (type(value), *inner)
     if isinstance(value, MethodType):
-        owner = _key_of(value.__self__, model, depth + 1)
+        owner = key_of(value.__self__, model, depth + 1)
         return None if owner is None else (owner, value.__func__)
     if isinstance(value, FunctionType) and depth < _DEEPEST:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        inside = [_key_of(each, model, depth + 1) for each in (*cells, *(value.__defaults__ or ()))]
+        inside = [key_of(each, model, depth + 1) for each in (*cells, *(value.__defaults__ or ()))]
         return None if None in inside else (value.__code__, *inside)
     try:
         return weakref.ref(value)

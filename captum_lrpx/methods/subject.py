@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.propagation import sites_of
+from captum_lrpx.propagation import token_embedding_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Subject:
 
     def embeddings(self) -> Tensor:
         """The token embeddings ``[B, T, D]``, which need a gradient."""
-        embedding = sites_of(self.model).token_embedding
+        embedding = token_embedding_of(self.model)
         vectors: Tensor = embedding(self.ids).detach()
         return vectors.requires_grad_()
 
@@ -116,7 +116,7 @@ class Subject:
         token = getattr(self.tokenizer, f"{name}_token_id", None)
         if token is None:
             raise ValueError(f"The tokenizer has no {name} token: choose another baseline.")
-        vectors: Tensor = sites_of(self.model).token_embedding(torch.full_like(self.ids, token))
+        vectors: Tensor = token_embedding_of(self.model)(torch.full_like(self.ids, token))
         return vectors.detach()
 
     @cached_property

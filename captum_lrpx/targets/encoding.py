@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.binding import architecture_of
+from captum_lrpx.propagation import is_declared
 from captum_lrpx.targets.task import task_of
 
 if TYPE_CHECKING:
@@ -226,9 +227,19 @@ def context_length(model: nn.Module) -> int | None:
     """The most tokens that a model takes, if it has a limit."""
     config: Any = model.config
     limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is not None and architecture_of(model).embeddings.positions_after_padding:
+    if limit is not None and _positions_after_padding(model):
         limit -= config.pad_token_id + 1
     return limit
+
+
+def _positions_after_padding(model: nn.Module) -> bool:
+    """Whether positions are counted from the padding token's number on, as in RoBERTa."""
+    if is_declared(model):
+        return architecture_of(model).embeddings.positions_after_padding
+    return any(
+        path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+        for path, module in model.named_modules()
+    )
 
 
 def _with_mask(tokenizer: Any, text: str) -> str:

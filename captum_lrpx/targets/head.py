@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.binding import architecture_of, find_model
 from captum_lrpx.narrowing import only_positions
-from captum_lrpx.propagation import is_plain, sites_of
+from captum_lrpx.propagation import is_declared, is_plain, sites_of
 from captum_lrpx.targets.task import task_of
 
 __all__ = ["HeadForward", "LanguageModelHead", "ModelForward", "last_token"]
@@ -50,7 +50,7 @@ class LanguageModelHead:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.chain = sites_of(model).language_model_head
+        self.chain = sites_of(model).language_model_head if is_declared(model) else ()
 
     def states(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the model as far as its head.
@@ -158,10 +158,19 @@ class HeadForward(ModelForward):
         """
         rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         head = LanguageModelHead(self.hugging_face())
+        if not head.chain and _keeps_positions(head.model, at):
+            logits = run_model(head.model, head.model, x, mask, logits_to_keep=at[0]).logits
+            return logits if tokens is None else _chosen(logits, tokens)
         with only_positions(head.model, at, x.shape[1]) if head.chain else nullcontext():
             states = head.states(x, mask)[rows, at].flatten(0, 1)
         logits = head.logits(states, None if tokens is None else tokens.flatten(0, 1))
         return logits.view(*at.shape, -1)
+
+
+def _keeps_positions(model: nn.Module, at: Tensor) -> bool:
+    """Whether a model computes logits at chosen positions only, and all rows choose the same."""
+    accepted = inspect.signature(model.forward).parameters
+    return "logits_to_keep" in accepted and bool((at == at[0]).all())
 
 
 def run_model(
@@ -183,7 +192,11 @@ def run_model(
     keywords["inputs_embeds" if x.is_floating_point() else "input_ids"] = x
     if mask is not None:
         keywords["attention_mask"] = mask
-        by_argument = architecture_of(model).position_ids
+        by_argument = (
+            architecture_of(model).position_ids
+            if is_declared(model)
+            else task_of(model) == "causal-lm"
+        )
         if by_argument and "position_ids" in accepted and not bool(mask[:, 0].all()):
             keywords["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     if "use_cache" in accepted:

@@ -7,6 +7,7 @@ a tensor is in it exactly if it depends on one of them, and an operand that does
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.autograd.graph import get_gradient_edge
@@ -33,15 +34,20 @@ class Edge(NamedTuple):
 
 
 _SUFFIX: Final = re.compile(r"Backwards?\d*$")
-_names: dict[str, str] = {}
-"""Names of nodes as PyTorch spells them -> names of operators."""
+_numbers: dict[str, int] = {}
+"""Names of nodes as PyTorch spells them, numbered in the order in which they were met."""
+_operators: list[str] = []
+"""The operators that they belong to, in the same order."""
+
+_OUTPUTS: Final = 1 << 20
+_END: Final = -2
 
 _DETAILS: Final = {
-    "Pow": "_saved_exponent",
-    "NativeBatchNorm": "_saved_training",
-    "NativeDropout": "_saved_train",
+    "PowBackward0": "_saved_exponent",
+    "NativeBatchNormBackward0": "_saved_training",
+    "CudnnBatchNormBackward0": "_saved_training",
 }
-"""Operators that are of different kinds, by an argument that their nodes keep."""
+"""Nodes that are of different kinds, by an argument that they keep."""
 
 
 class Graph:
@@ -52,63 +58,79 @@ class Graph:
 
     Attributes:
         nodes: All nodes, operands first.
-        names: The operator of each (``"Mul"``), ``"AccumulateGrad"`` for leaves.
-        operands: For each node an edge per operand, None for one without a gradient.
-        roots: Indices of the nodes of the tensors.
         index: Node -> its index.
+        roots: Indices of the nodes of the tensors.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.nodes: list[Node] = []
-        self.names: list[str] = []
-        self.operands: list[tuple[Edge | None, ...]] = []
         self.index: dict[Node, int] = {}
-        self.roots: list[int] = []
-        for tensor in tensors:
-            node = node_of(tensor)
-            if node is not None:
-                self._add(node)
-                self.roots.append(self.index[node])
+        self._shape: list[int] = []  # per node: its name's number, then its operands
+        roots = [node for node in map(node_of, tensors) if node is not None]
+        for node in roots:
+            self._read(node)
+        self.roots = [self.index[node] for node in roots]
 
-    def _add(self, root: Node) -> None:
-        index = self.index
-        stack: list[tuple[Node, Any]] = [(root, None)]
-        entered = set()
+    def _read(self, root: Node) -> None:
+        """Walk to the leaves. It happens at every explanation, so it does as little as it can."""
+        nodes, index, shape = self.nodes, self.index, self._shape
+        entered: dict[Node, Any] = {}
+        stack = [root]
         while stack:
-            node, taken = stack.pop()
+            node = stack[-1]
+            edges = entered.get(node)
+            if edges is None:
+                edges = entered[node] = node.next_functions
+                for operand, _ in edges:
+                    if operand is not None and operand not in entered:
+                        stack.append(operand)
+                continue
+            stack.pop()
             if node in index:
                 continue
-            if taken is None:
-                if node in entered:
-                    continue
-                entered.add(node)
-                taken = node.next_functions
-                stack.append((node, taken))
-                stack += [(each, None) for each, _ in taken if each is not None and each not in index]
-                continue
-            index[node] = len(self.nodes)
-            self.nodes.append(node)
-            self.names.append(name_of(node))
-            self.operands.append(
-                tuple(
-                    None if each is None else Edge(index[each], output) for each, output in taken
-                )
+            index[node] = len(nodes)
+            nodes.append(node)
+            name = node.name()
+            number = _numbers.get(name)
+            if number is None:
+                number = _numbers[name] = len(_numbers)
+                _operators.append(_SUFFIX.sub("", name.rpartition("::")[2]))
+            shape.append(number)
+            for operand, output in edges:
+                shape.append(-1 if operand is None else index[operand] * _OUTPUTS + output)
+            shape.append(_END)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The operator of each node (``"Mul"``), ``"AccumulateGrad"`` for leaves."""
+        return [_operators[_numbers[node.name()]] for node in self.nodes]
+
+    @cached_property
+    def operands(self) -> list[tuple[Edge | None, ...]]:
+        """For each node an edge per operand, None for one without a gradient."""
+        return [
+            tuple(
+                None if operand is None else Edge(self.index[operand], output)
+                for operand, output in node.next_functions
             )
+            for node in self.nodes
+        ]
 
     def detail(self, number: int) -> Any:
         """The argument that decides what kind of operation a node is; None if there is none."""
-        attribute = _DETAILS.get(self.names[number])
-        if attribute is None:
-            return None
-        value = getattr(self.nodes[number], attribute, None)
+        node = self.nodes[number]
+        attribute = _DETAILS.get(node.name())
+        value = None if attribute is None else getattr(node, attribute, None)
         return value if isinstance(value, (bool, int, float)) else None
 
     def key(self) -> Hashable:
         """Equal for graphs of the same operations in the same order."""
-        details = tuple(
-            self.detail(number) for number, name in enumerate(self.names) if name in _DETAILS
-        )
-        return tuple(self.names), tuple(self.operands), tuple(self.roots), details
+        details = [
+            getattr(node, _DETAILS[name], None)
+            for node, name in ((node, node.name()) for node in self.nodes)
+            if name in _DETAILS
+        ]
+        return tuple(self._shape), tuple(self.roots), repr(details)
 
     def consumers(self) -> list[list[tuple[int, int]]]:
         """For each node the nodes that take its results, with the place among their operands."""
@@ -118,15 +140,6 @@ class Graph:
                 if edge is not None:
                     found[edge.node].append((number, place))
         return found
-
-
-def name_of(node: Node) -> str:
-    """The operator that a node belongs to, without prefix and number."""
-    raw = node.name()
-    name = _names.get(raw)
-    if name is None:
-        name = _names[raw] = _SUFFIX.sub("", raw.rpartition("::")[2])
-    return name
 
 
 def node_of(tensor: Tensor) -> Node | None:

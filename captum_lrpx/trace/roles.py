@@ -106,7 +106,7 @@ class _Finder:
         ]
         self.ends_in_softmax = self._ends_in_softmax()
         # Node -> the tensors that it is an element-wise function of -> whether it is 0 where they are.
-        self.functions: list[dict[int, bool]] = []
+        self.functions: list[dict[Edge, bool]] = []
 
     # Backward ---------------------------------------------------------------------------------
 
@@ -214,7 +214,9 @@ class _Finder:
         natures = self.nature(taken[0]), self.nature(taken[1])
         for nature in ("constant", "scale"):
             if nature in natures:
-                constant = [place for place, each in zip(factors, natures, strict=True) if each == nature]
+                constant = [
+                    place for place, each in zip(factors, natures, strict=True) if each == nature
+                ]
                 other = natures[1] if natures[0] == nature else natures[0]
                 return _held(constant, factors, other)
         if element_wise:
@@ -289,26 +291,22 @@ class _Finder:
 
     # Functions of one tensor --------------------------------------------------------------------
 
-    def _ways(self, edge: Edge | None) -> dict[int, bool]:
-        return {} if edge is None else self.functions[edge.node]
+    def _ways(self, edge: Edge | None) -> dict[Edge, bool]:
+        return {} if edge is None else {edge: True} | self.functions[edge.node]
 
-    def _functions(self, number: int, kind: Kind) -> dict[int, bool]:
-        name = self.graph.names[number]
-        own = {number: True}
-        if name not in ELEMENTWISE:
-            return own
+    def _functions(self, number: int, kind: Kind) -> dict[Edge, bool]:
+        if self.graph.names[number] not in ELEMENTWISE:
+            return {}
         ways = [self._ways(edge) for edge in self.graph.operands[number] if edge is not None]
         if len(ways) == 1:
             zero = kind != "gate function" and not self._adds_constant(number)
             if kind == "quotient" and self.graph.operands[number][0] is None:
                 zero = False
-            found = {tensor: each and zero for tensor, each in ways[0].items()}
-        elif len(ways) == 2:
+            return {tensor: each and zero for tensor, each in ways[0].items()}
+        if len(ways) == 2:
             common = ways[0].keys() & ways[1].keys()
-            found = {tensor: self._zero(kind, ways[0][tensor], ways[1][tensor]) for tensor in common}
-        else:
-            found = {}
-        return own | found
+            return {tensor: self._zero(kind, ways[0][tensor], ways[1][tensor]) for tensor in common}
+        return {}
 
     @staticmethod
     def _zero(kind: Kind, first: bool, second: bool) -> bool:

@@ -1,0 +1,153 @@
+"""One forward pass of a forward function, the rules on its graph, and gradients at its sources.
+
+Every attribution by rules is the same three steps: run the forward function once, put the rules on
+the graph that it has left, take gradients of values at sources. What differs is what is explained,
+and at which tensors.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.embedded import embedded_ids
+from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.strictness import form_of, require
+from captum_lrpx.traced import TracedPass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+    from captum_lrpx.attr.protocol import LRPRules
+
+__all__ = ["Passed", "forward_pass"]
+
+
+class Passed:
+    """A forward pass that has been run, and can be explained as long as its context is open.
+
+    Attributes:
+        output: What the forward function returned ``[B, ...]``.
+        sources: For each input the tensor at which its relevance is read: an alias of itself if it
+            is floating, else the embeddings of the token ids.
+        layers: The tensors of each captured layer.
+        rules: The rules, and the graph once something has been explained.
+    """
+
+    def __init__(
+        self,
+        output: Any,
+        sources: tuple[Tensor, ...],
+        layers: dict[nn.Module, tuple[Tensor, ...]],
+        rules: TracedPass,
+        of_ids: tuple[bool, ...],
+        *,
+        strict: bool,
+    ) -> None:
+        self.output = output
+        self.sources = sources
+        self.layers = layers
+        self.rules = rules
+        self._of_ids = of_ids
+        self._strict = strict
+
+    def explain(self, value: Tensor, sources: Sequence[Tensor] | None = None) -> None:
+        """Put the rules on everything between sources and a value.
+
+        Args:
+            value: What is explained.
+            sources: Where relevance is read; default: the inputs.
+
+        Raises:
+            ValueError: If something between them has no rule, and the attribution is strict.
+        """
+        self.rules.attach(value)
+        coverage = self.rules.problems(self.sources if sources is None else sources)
+        if coverage is not None:
+            require(coverage, strict=self._strict)
+
+    def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Relevances of the inputs, from gradients at the sources.
+
+        Args:
+            gradients: One per source, ``[B, ...]`` or, for several values, ``[K, B, ...]``; None
+                for one without a path to what is explained.
+        """
+        return tuple(map(self._relevance, self.sources, self._of_ids, gradients))
+
+    @staticmethod
+    def _relevance(source: Tensor, of_ids: bool, gradient: Tensor | None) -> Tensor:
+        value = source.detach()
+        product = torch.zeros_like(value) if gradient is None else value * gradient.detach()
+        return product.sum(-1) if of_ids else product
+
+
+@contextmanager
+def forward_pass(
+    attribution: LRPRules,
+    forward: RecordedForward,
+    inputs: tuple[Tensor, ...],
+    arguments: object | None,
+    *,
+    layers: Sequence[nn.Module] = (),
+    at_input: bool = False,
+    watched: bool = False,
+    values: bool = False,
+) -> Iterator[Passed]:
+    """Run a forward function once.
+
+    Args:
+        attribution: Model, rules and what they are to be strict about.
+        forward: The forward function.
+        inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
+        arguments: What the forward function takes after the inputs.
+        layers: Layers whose tensors are captured.
+        at_input: Whether what the layers take is captured instead of what they give.
+        watched: Whether the names of functions and modules are asked for.
+        values: Whether to keep the result of each function, for a ledger.
+
+    Yields:
+        The pass.
+
+    Raises:
+        ValueError: If the embeddings of token ids are nowhere to be seen.
+    """
+    aliases = with_gradients(inputs)
+    ids = [tensor for tensor in inputs if not tensor.is_floating_point()]
+    form = form_of(attribution, forward.forward_func, inputs, arguments, layers)
+    rules = TracedPass(attribution.model, attribution.recipe, form, watched=watched, values=values)
+    with (
+        torch.enable_grad(),
+        rules.opened(),
+        embedded_ids(attribution.model, ids) as embedded,
+        captured(layers, at_input=at_input) as caught,
+    ):
+        output = _captum.run_forward(forward, aliases, None, arguments)
+        of_ids = iter(embedded)
+        sources = tuple(
+            alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
+            for alias in aliases
+        )
+        kinds = tuple(not alias.is_floating_point() for alias in aliases)
+        yield Passed(output, sources, caught, rules, kinds, strict=attribution.strict)
+
+
+def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:
+    if not found:
+        raise ValueError(
+            "The forward function embeds no token ids that it was given: give embeddings instead "
+            "of ids."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"The token ids of shape {tuple(ids.shape)} are embedded {len(found)} times, so they "
+            "have no single relevance: give embeddings instead of ids."
+        )
+    return found[0]

@@ -1,0 +1,101 @@
+"""The ledger of a pass whose rules are on its graph: what each function leaks, by name."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.protocol import (
+    require_gradients,
+    require_graph,
+    require_one_output,
+    tensors_of,
+)
+from captum_lrpx.conservation.book import Entry, Ledger
+from captum_lrpx.conservation.flow import Flow
+from captum_lrpx.conservation.tally import wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_lrpx._captum import TargetType
+    from captum_lrpx.attr import LRPx
+    from captum_lrpx.conservation.tally import Kind
+
+__all__ = ["traced_ledger"]
+
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?=\.|$)")
+_Place = tuple["Kind", str]
+
+
+def traced_ledger(
+    attribution: LRPx,
+    inputs: Tensor | tuple[Tensor, ...],
+    target: TargetType,
+    additional_forward_args: object | None,
+) -> Ledger:
+    """As :func:`captum_lrpx.ledger`, from one watched forward pass and one backward pass per example.
+
+    What flows along the edges of the graph is summed over everything that an operation works on, so
+    each example of a batch gets a backward pass of its own.
+    """
+    require_gradients()
+    tensors = tensors_of(inputs)
+    forward = RecordedForward(attribution.forward_func)
+    with forward_pass(
+        attribution, forward, tensors, additional_forward_args, values=True
+    ) as passed:
+        selected = _captum.select_targets(passed.output, target)
+        require_one_output(selected)
+        require_graph(selected)
+        selected = selected.reshape(-1)
+        passed.explain(selected)
+        flow = Flow(passed.rules, passed.sources)
+        relevances = []
+        for row in range(len(selected)):
+            flow.start(selected, row)
+            found = torch.autograd.grad(
+                selected[row],
+                passed.sources,
+                allow_unused=True,
+                retain_graph=row + 1 < len(selected),
+            )
+            relevances.append(passed.relevances(found))
+            flow.stop()
+    attributions = tuple(torch.stack(rows).sum(0) for rows in zip(*relevances, strict=True))
+    value = wide(selected.detach())
+    names = ["inputs"] if len(tensors) == 1 else [f"inputs.{n}" for n in range(len(tensors))]
+    tokens = [
+        Entry("tokens", name, None, wide(each).flatten(1).sum(1))
+        for name, each in zip(names, attributions, strict=True)
+    ]
+    return Ledger(
+        method=attribution.get_name(),
+        value=value,
+        entries=(*tokens, *_entries(flow, len(value))),
+        attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
+    )
+
+
+def _entries(flow: Flow, rows: int) -> list[Entry]:
+    amounts: dict[_Place, list[Tensor]] = {}
+    for row in range(rows):
+        for leak in flow.found(row):
+            if leak.kind is not None:
+                place = leak.kind, leak.path or leak.function
+                known = amounts.setdefault(place, [torch.zeros_like(leak.amount)] * rows)
+                known[row] = known[row] + leak.amount
+    return [
+        Entry(kind, path, _layer_of(path), torch.stack(each))
+        for (kind, path), each in amounts.items()
+    ]
+
+
+def _layer_of(path: str) -> int | None:
+    match = _LAYER.search(path)
+    return None if match is None else int(match[1])
