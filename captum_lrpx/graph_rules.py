@@ -108,36 +108,74 @@ def _act(
     name, edges = graph.names[number], graph.operands[number]
     plain: tuple[float | None, ...] = (1.0,) * len(edges)
     role = operation.role
-    if role == "activation":
-        if isinstance(recipe.activation, ActivationGradient) or name in nodes.HOMOGENEOUS:
-            return plain
-        if nodes.has_secant(graph.nodes[number], name):
-            plan.actions.append(Action(number, "secant"))
-        else:
-            plan.problems.append(Problem(number, "it is not linear and has no rule"))
-        return plain
-    if role == "norm":
+    if role in _REASONS:
+        plan.problems.append(Problem(number, _REASONS[role]))
+    elif role == "activation":
+        _act_on_activation(plan, graph, number, recipe)
+    elif role == "norm":
         if not isinstance(recipe.norm, NormGradient):
             plan.actions.append(Action(number, "norm"))
-        return plain
-    if role in ("undecided", "unknown"):
-        reason = (
-            "it multiplies two things that depend on the input, without a rule"
-            if role == "undecided"
-            else "it is not linear and has no rule"
-        )
-        plan.problems.append(Problem(number, reason))
-        return plain
-    if role in ("linear", "softmax", "rule"):
+    elif role in ("linear", "softmax", "rule"):
         if "BatchNorm" in name:
             plan.actions.append(Action(number, "contiguous"))
-        return plain
-    factors = _factors(operation, edges, recipe)
-    if has_summand(name):
-        factors = (1.0, *factors[1:])
-    if factors != plain:
-        plan.actions.append(Action(number, "factors", factors))
-    return factors
+    else:
+        factors = _factors(operation, edges, recipe)
+        if has_summand(name):
+            factors = (1.0, *factors[1:])
+        if factors != plain:
+            plan.actions.append(Action(number, "factors", factors))
+        return factors
+    return plain
+
+
+_REASONS: Final[dict[str, str]] = {
+    "undecided": "it multiplies two things that depend on the input, without a rule",
+    "unknown": "it is not linear and has no rule",
+}
+
+_REMEDIES: Final[dict[str, str]] = {
+    "undecided": (
+        "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
+        "has to say so (captum_lrpx.hints)."
+    ),
+}
+
+_WAY_OUT: Final = (
+    "Or pass strict=False: its ordinary gradient is then taken, the relevances no longer decompose "
+    "the value, and a warning says so."
+)
+
+
+def remedy_for(role: str) -> str:
+    """What a user can do about an operation without a rule, in words."""
+    return f"{_REMEDIES.get(role, '')} {_WAY_OUT}".strip()
+
+
+def rule_in_words(operation: Operation, recipe: Recipe) -> str:
+    """The rule that an operation gets from a recipe."""
+    by_role: dict[str, object] = {
+        "activation": recipe.activation,
+        "norm": recipe.norm,
+        "attention": recipe.attention,
+        "scores": recipe.attention,
+        "softmax": recipe.attention,
+        "kernel": recipe.attention,
+        "gated product": recipe.gate,
+        "rule": recipe.linear,
+    }
+    if operation.role in by_role:
+        return repr(by_role[operation.role]).removesuffix("()")
+    return "one factor constant" if operation.role == "constant factor" else "shared equally"
+
+
+def _act_on_activation(plan: Plan, graph: Graph, number: int, recipe: Recipe) -> None:
+    name = graph.names[number]
+    if isinstance(recipe.activation, ActivationGradient) or name in nodes.HOMOGENEOUS:
+        return
+    if nodes.has_secant(graph.nodes[number], name):
+        plan.actions.append(Action(number, "secant"))
+    else:
+        plan.problems.append(Problem(number, _REASONS["unknown"]))
 
 
 def _factors(
@@ -204,12 +242,12 @@ def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[No
             continue
         done.add(node)
         if rule == "factors":
-            node.register_hook(nodes.scaled(factors))  # type: ignore[arg-type]
+            node.register_hook(nodes.scaled(factors))
         elif rule == "secant":
             name = graph.names[number]
             z = inputs[node] if name in nodes.NEED_INPUT else None
-            node.register_hook(nodes.secant(node, name, z))  # type: ignore[arg-type]
+            node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
-            node.register_hook(nodes.frozen_norm(node, graph.names[number]))  # type: ignore[arg-type]
+            node.register_hook(nodes.frozen_norm(node, graph.names[number]))
         else:
-            node.register_prehook(nodes.contiguous)  # type: ignore[arg-type]
+            node.register_prehook(nodes.contiguous)

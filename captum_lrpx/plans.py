@@ -13,11 +13,11 @@ from captum_lrpx.module_tree import modules_of
 from captum_lrpx.rules.activation import Identity
 from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
 from captum_lrpx.rules.gated import fused_product
+from captum_lrpx.rules.linear import Epsilon
 from captum_lrpx.rules.linear_patches import RequireGradient, SparseRows
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.product import Uniform
 from captum_lrpx.rules.sparse import is_linear_class
-from captum_lrpx.rules.linear import Epsilon
 from captum_lrpx.sites import ActivationSite, LinearSite
 
 if TYPE_CHECKING:

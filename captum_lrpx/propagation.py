@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from captum_lrpx.binding import find_model
 from captum_lrpx.checkpointing import Checkpointed
 from captum_lrpx.compilation import without_compiler
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from captum_lrpx.rules.patches import Forward, Patch
     from captum_lrpx.sites import Sites
@@ -222,12 +224,12 @@ def token_embedding_of(model: nn.Module) -> nn.Module:
         module = None if get is None else get()
     except NotImplementedError:
         module = None
-    if not callable(module):
-        raise ValueError(
+    if not isinstance(module, nn.Module):
+        raise ValueError(  # noqa: TRY004 - the model lacks something, its type is right
             f"{type(model).__name__} has no table of token embeddings (get_input_embeddings): give "
             "embeddings instead of token ids."
         )
-    return module  # type: ignore[return-value]
+    return module
 
 
 def sites_of(model: nn.Module) -> Sites:

@@ -12,10 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from captum_lrpx.coverage.operations import Coverage, Operation
-from captum_lrpx.graph_rules import Plan, attach, plan_of
+from captum_lrpx.graph_rules import Plan, attach, plan_of, remedy_for, rule_in_words
 from captum_lrpx.hints import constants_of
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.plans import Plan as ModulePlan
@@ -29,8 +27,10 @@ from captum_lrpx.trace.watch import Call, Watch, results_of
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+    from torch import Tensor, nn
     from torch.autograd.graph import Node
 
+    from captum_lrpx.coverage.operations import Kind
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.trace.roles import Roles
 
@@ -189,7 +189,7 @@ class TracedPass:
         for number, node in enumerate(graph.nodes):
             call = watch.calls.get(node, before)
             inside = call.module is not None and call.module in paths
-            path = paths.get(call.module, "") if inside else ""  # type: ignore[arg-type]
+            path = paths.get(call.module, "") if inside else ""
             kind = type(call.module).__name__ if inside else ""
             structure.places[number] = (path, kind, call.function)
         structure.detached = frozenset(
@@ -229,6 +229,7 @@ class TracedPass:
         assert graph is not None and structure is not None  # noqa: S101, PT018
         path, kind, function = structure.places.get(number, ("", "", ""))
         role = structure.roles[number]
+        verdict: Kind
         if number in structure.explained:
             verdict = "explained function"
         elif reason:
@@ -239,9 +240,10 @@ class TracedPass:
             module=path,
             module_type=kind or type(self.model).__name__,
             function=function or graph.names[number],
-            kind=verdict,  # type: ignore[arg-type]
-            rule=role.role if verdict == "ruled" else "",
+            kind=verdict,
+            rule=rule_in_words(role, self.recipe) if verdict == "ruled" else "",
             reason=reason,
+            remedy=remedy_for(role.role) if reason else "",
         )
 
 

@@ -23,7 +23,7 @@ from captum_lrpx.attr.protocol import (
 from captum_lrpx.propagation import gradient_scale, sites_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
     from captum_lrpx.attr.strictness import Passage

@@ -18,10 +18,9 @@ from captum_lrpx.propagation import sites_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captum_lrpx.attr.engine import Passed
-
     from torch import Tensor, nn
 
+    from captum_lrpx.attr.engine import Passed
     from captum_lrpx.attr.strictness import Passage
     from captum_lrpx.recipes import Recipe
 
@@ -147,7 +146,7 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         inputs: tuple[Tensor, ...],
         selector: Any,
         arguments: object | None,
-        at_input: bool,  # noqa: FBT001 - private
+        at_input: bool,
     ) -> tuple[Tensor, ...]:
         forward = RecordedForward(self.forward_func)
         with forward_pass(

@@ -110,7 +110,7 @@ class LRPRules(RelevanceProtocol):
         """Find the model.
 
         Raises:
-            ValueError: If no model is found, or it does not fit the declaration of its architecture.
+            ValueError: If no model is found, or an option does not fit it.
         """
         self.model = model_of(forward_func, model)
         self.recipe = self.default_recipe if recipe is None else recipe

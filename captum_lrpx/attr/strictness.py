@@ -120,7 +120,7 @@ def form_of(
     arguments: object | None,
     layers: Iterable[nn.Module],
 ) -> Hashable | None:
-    """What calls of the same operations have in common; None for what cannot be recognized again."""
+    """What calls of the same operations have in common; None for what is not recognized again."""
     forward = key_of(forward_func, attribution.model)
     if forward is None:
         return None

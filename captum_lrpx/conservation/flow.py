@@ -10,19 +10,24 @@ conserve. Whatever leaks elsewhere leaves the account open, and is named.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
 from captum_lrpx.conservation.tally import Kind, wide
-from captum_lrpx.recipes import Recipe
-from captum_lrpx.rules import ConstantWeights, Identity, NormGradient, ProductGradient
-from captum_lrpx.rules.nodes import HOMOGENEOUS
+from captum_lrpx.rules import (
+    AttentionGradient,
+    ConstantWeights,
+    Identity,
+    NormGradient,
+    ProductGradient,
+)
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from captum_lrpx.recipes import Recipe
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Flow", "Leak"]
@@ -31,15 +36,43 @@ Gradients = tuple["Tensor | None", ...]
 
 _WITH_SUMMAND: Final = frozenset({"Addmm", "Baddbmm", "Addbmm", "Addmv", "Addr"})
 _WITH_BIAS: Final = frozenset(
-    "Convolution NativeLayerNorm NativeGroupNorm NativeBatchNorm Linear MkldnnLinear "
-    "MkldnnConvolution ConvolutionOverrideable CudnnConvolution".split()
+    {
+        "Convolution",
+        "ConvolutionOverrideable",
+        "CudnnConvolution",
+        "Linear",
+        "MkldnnConvolution",
+        "MkldnnLinear",
+        "NativeBatchNorm",
+        "NativeGroupNorm",
+        "NativeLayerNorm",
+    }
 )
-_ADDING: Final = frozenset("Add Sub".split())
 _FILLING: Final = frozenset(
-    "Where MaskedFill Cat Stack IndexPut IndexPutImpl Scatter CopySlices Copy MaskedScatter "
-    "IndexFill ConstantPadNd SliceScatter SelectScatter IndexAdd ScatterAdd Maximum Minimum "
-    "IndexCopy Fill".split()
+    {
+        "Cat",
+        "ConstantPadNd",
+        "Copy",
+        "CopySlices",
+        "Fill",
+        "IndexAdd",
+        "IndexCopy",
+        "IndexFill",
+        "IndexPut",
+        "IndexPutImpl",
+        "MaskedFill",
+        "MaskedScatter",
+        "Maximum",
+        "Minimum",
+        "Scatter",
+        "ScatterAdd",
+        "SelectScatter",
+        "SliceScatter",
+        "Stack",
+        "Where",
+    }
 )
+"""Operators that may write a constant somewhere."""
 
 
 class Leak(NamedTuple):
@@ -88,7 +121,7 @@ class Flow:
         self._members: dict[int, list[int]] = {}
         for number in self.plan.alive:
             self._members.setdefault(self.group[number], []).append(number)
-            graph.nodes[number].register_hook(partial(self._flowed, number))  # type: ignore[arg-type]
+            graph.nodes[number].register_hook(partial(self._flowed, number))
 
     def start(self, values: Tensor, row: int) -> None:
         """Begin with one explained value, which the function that made it is given.
@@ -145,43 +178,42 @@ class Flow:
         order: tuple[Kind, ...] = ("output", "softmax", "rule", "absorbed", "bias")
         return next((kind for kind in order if kind in kinds), None)
 
-    def _kind_of(self, number: int) -> Kind | None:  # noqa: PLR0911 - one for each reason
+    def _kind_of(self, number: int) -> Kind | None:
         """What a node may keep; None if nothing."""
         if number in self.structure.explained:
             return "output"
-        role, name = self.structure.roles[number].role, self.graph.names[number]
-        edges = self.graph.operands[number]
+        return self._by_rule(number) or self._by_constant(number)
+
+    def _by_rule(self, number: int) -> Kind | None:
+        """What the rule of a node says that it does not conserve."""
+        operation, recipe = self.structure.roles[number], self.recipe
+        role = operation.role
         if role == "rule":
             return "absorbed"
-        if role in ("softmax", "kernel"):
-            return None if isinstance(self.recipe.attention, ConstantWeights) else "softmax"
-        if role in ("attention", "scores") and not self._conserves(self.recipe.attention):
-            return "rule"
-        if role == "gated product" and isinstance(self.recipe.gate, ProductGradient):
-            return "rule"
-        if role == "activation" and (
-            not isinstance(self.recipe.activation, Identity)
-            or self.structure.roles[number].kind == "gate function"
-        ):
-            return None if name in HOMOGENEOUS else "rule"
-        if (
-            isinstance(self.recipe.norm, NormGradient)
-            and self.structure.roles[number].nature == "scale"
-        ):
-            return "rule"
-        if role == "norm" and isinstance(self.recipe.norm, NormGradient):
-            return "rule"
-        if name in _WITH_SUMMAND:
-            return "bias" if edges[0] is None else None
-        if name in _WITH_BIAS:
-            return "bias"
-        if name == "Rsub" or (name in _ADDING and None in (*edges, *([None] * (2 - len(edges))))):
-            return "bias"
-        return "bias" if name in _FILLING and (None in edges or len(edges) < 2) else None
+        if role in ("softmax", "kernel") and not isinstance(recipe.attention, ConstantWeights):
+            return "softmax"
+        not_conserving = {
+            "attention": isinstance(recipe.attention, AttentionGradient),
+            "scores": isinstance(recipe.attention, AttentionGradient),
+            "gated product": isinstance(recipe.gate, ProductGradient),
+            "norm": isinstance(recipe.norm, NormGradient),
+            "activation": not isinstance(recipe.activation, Identity)
+            or operation.kind == "gate function",
+        }
+        scale = isinstance(recipe.norm, NormGradient) and operation.nature == "scale"
+        return "rule" if scale or not_conserving.get(role, False) else None
 
-    @staticmethod
-    def _conserves(rule: Any) -> bool:
-        return bool(rule.conserves) or type(rule).__name__ == "UniformAttention"
+    def _by_constant(self, number: int) -> Kind | None:
+        """Whether a node may add a constant."""
+        name, edges = self.graph.names[number], self.graph.operands[number]
+        missing = None in edges or len(edges) < 2
+        adds = (
+            name in _WITH_BIAS
+            or name == "Rsub"
+            or (name in _WITH_SUMMAND and edges[0] is None)
+            or (missing and (name in ("Add", "Sub") or name in _FILLING))
+        )
+        return "bias" if adds else None
 
 
 def _product(gradient: Tensor, value: Tensor) -> Tensor:

@@ -39,10 +39,11 @@ def traced_ledger(
     target: TargetType,
     additional_forward_args: object | None,
 ) -> Ledger:
-    """As :func:`captum_lrpx.ledger`, from one watched forward pass and one backward pass per example.
+    """Account for an explained value by the operations of its graph.
 
-    What flows along the edges of the graph is summed over everything that an operation works on, so
-    each example of a batch gets a backward pass of its own.
+    One watched forward pass, and one backward pass for each example: what flows along the edges of
+    the graph is summed over everything that an operation works on. Arguments as of
+    :func:`captum_lrpx.ledger`.
     """
     require_gradients()
     tensors = tensors_of(inputs)

@@ -201,4 +201,5 @@ def _group_norm(node: Any, gradient: Tensor) -> Tensor:
     if weight is not None:
         wide = wide * weight.view(-1, *([1] * (gradient.ndim - 2)))
     grouped = wide.reshape(gradient.shape[0], groups, -1) * scale.unsqueeze(-1)
-    return (grouped - grouped.mean(-1, keepdim=True)).view_as(gradient)
+    found: Tensor = grouped - grouped.mean(-1, keepdim=True)
+    return found.view_as(gradient)

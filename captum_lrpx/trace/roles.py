@@ -119,9 +119,7 @@ class _Finder:
                 taken: tuple[Edge | None, ...] = edges
             elif kind == "kernel":
                 taken = edges[3:]  # an additive mask
-            elif ends[number] and kind in ("linear", "activation"):
-                taken = edges
-            elif ends[number] and kind in ("product", "quotient") and _dependent(edges) == 1:
+            elif (ends[number] and kind in ("linear", "activation")) or (ends[number] and kind in ("product", "quotient") and _dependent(edges) == 1):
                 taken = edges
             elif ends[number] and has_summand(graph.names[number]):
                 taken = edges[:1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
+from typing_extensions import Self
 
 from captum_lrpx.trace.graph import node_of
 
@@ -93,7 +94,7 @@ class Watch(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._hidden = WeakTensorKeyDictionary()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         """Begin to watch."""
         self._handles = [
             module_hooks.register_module_forward_pre_hook(self._enter),
