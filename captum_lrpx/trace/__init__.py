@@ -1,1 +1,1 @@
-"""One forward pass, seen as operations: the graph that it leaves, what is in it, and who made it."""
+"""One forward pass, seen as operations: the graph that it leaves, and who made which node of it."""
