@@ -103,6 +103,10 @@ class Graph:
         value = getattr(self.nodes[number], attribute, None)
         return value if isinstance(value, (bool, int, float)) else None
 
+    def results(self, number: int) -> int:
+        """How many results a node has."""
+        return len(getattr(self.nodes[number], "_input_metadata", (None,)))
+
     def key(self) -> Hashable:
         """Equal for graphs of the same operations in the same order."""
         details = tuple(
