@@ -16,7 +16,7 @@ from captum_lrpx.rules import (
     nodes,
 )
 from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
-from captum_lrpx.trace.operations import has_summand
+from captum_lrpx.trace.operations import has_summand, is_length
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -97,6 +97,11 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
     return plan
 
 
+def is_homogeneous(name: str) -> bool:
+    """Whether the own gradient of an operator times its operand is its result."""
+    return name in nodes.HOMOGENEOUS or is_length(name)
+
+
 def _act(
     plan: Plan, graph: Graph, number: int, operation: Operation, recipe: Recipe
 ) -> tuple[float | None, ...]:
@@ -118,14 +123,27 @@ def _act(
     elif role in ("linear", "softmax", "rule"):
         if "BatchNorm" in name:
             plan.actions.append(Action(number, "contiguous"))
+        if operation.constant:
+            return _act_on_factors(plan, number, name, operation, edges, recipe)
     else:
-        factors = _factors(operation, edges, recipe)
-        if has_summand(name):
-            factors = (1.0, *factors[1:])
-        if factors != plain:
-            plan.actions.append(Action(number, "factors", factors))
-        return factors
+        return _act_on_factors(plan, number, name, operation, edges, recipe)
     return plain
+
+
+def _act_on_factors(
+    plan: Plan,
+    number: int,
+    name: str,
+    operation: Operation,
+    edges: tuple[object, ...],
+    recipe: Recipe,
+) -> tuple[float | None, ...]:
+    factors = _factors(operation, edges, recipe)
+    if has_summand(name):
+        factors = (1.0, *factors[1:])
+    if factors != (1.0,) * len(edges):
+        plan.actions.append(Action(number, "factors", factors))
+    return factors
 
 
 _REASONS: Final[dict[str, str]] = {
@@ -170,7 +188,7 @@ def rule_in_words(operation: Operation, recipe: Recipe) -> str:
 
 def _act_on_activation(plan: Plan, graph: Graph, number: int, recipe: Recipe) -> None:
     name = graph.names[number]
-    if isinstance(recipe.activation, ActivationGradient) or name in nodes.HOMOGENEOUS:
+    if isinstance(recipe.activation, ActivationGradient) or is_homogeneous(name):
         return
     if nodes.has_secant(graph.nodes[number], name):
         plan.actions.append(Action(number, "secant"))
@@ -185,7 +203,7 @@ def _factors(
     count = len(edges)
     if role == "kernel":
         return _of_kernel(edges, recipe)
-    if role in ("composite", "scores"):
+    if role in ("composite", "scores", "similarity"):
         rule_is_gradient = role == "scores" and isinstance(recipe.attention, AttentionGradient)
         share = 1.0 if rule_is_gradient else UNIFORM_SHARE
         return tuple(share if place in operation.signal else 1.0 for place in range(count))

@@ -1,27 +1,222 @@
-"""What no pass can tell, as data: which results are keys of a recurrence, which factor is a signal.
+"""What no pass can tell, as data: which results are keys of a recurrence, which factor is a gate.
 
-A hint names a class of modules of transformers (the family's own code or paper is the reason) and a
-result inside of it.
+The autograd graph shows a product of two things that are both linear in the stream, not what each is
+for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints give
+results a *nature* (see :mod:`captum_lrpx.trace.roles`), from which all else follows: a
+``"constant"`` is held constant in every recipe, an ``"activated"`` result is the gate of a gated
+product, a ``"gate"`` is like a router's weights.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from captum_lrpx.trace.graph import Edge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from captum_lrpx.trace.graph import Edge, Graph
+    from torch import nn
 
-__all__ = ["constants_of"]
+    from captum_lrpx.trace.graph import Graph
+    from captum_lrpx.trace.roles import Nature
+
+__all__ = ["HINTS", "Hint", "natures_of"]
 
 
-def constants_of(graph: Graph, places: Mapping[int, tuple[str, str, str]]) -> list[Edge]:
-    """Results that are held constant.
+class Hint(NamedTuple):
+    """What some results in modules of a class are.
+
+    Attributes:
+        modules: Names of classes (patterns, with spaces between), of which a subclass is one too.
+        nature: What the results are.
+        reason: The paper or code that says so.
+        child: Name of a submodule all of whose results are meant.
+        operator: An operator that the module itself calls.
+        outputs: Which results of that operator, counted from 0; an operator with as many results
+            as ``of`` says.
+        of: Number of results of the operator.
+    """
+
+    modules: str
+    nature: Nature
+    reason: str
+    child: str = ""
+    operator: str = ""
+    outputs: tuple[int, ...] = (0,)
+    of: int = 1
+
+
+_SELECTIVE: Final = (
+    "a selective state space is linear in its input once step, B and C are given: MambaLRP "
+    "(Jafari et al. 2024, arXiv 2406.07592, section 4.2) holds them constant"
+)
+_DELTA: Final = (
+    "linear attention writes values to a state and reads them: queries and keys say where, as the "
+    "weights of a softmax do (Yang et al. 2024, arXiv 2412.06464, equation 10)"
+)
+_SHORT_CONVOLUTION: Final = (
+    "the code of LFM3's vision layers names the three parts input gate, output gate and input of "
+    "the convolution"
+)
+
+HINTS: Final[tuple[Hint, ...]] = (
+    Hint(
+        "MambaMixer FalconMambaMixer JambaMambaMixer ZambaMambaMixer",
+        "constant",
+        _SELECTIVE,
+        operator="Split",
+        outputs=(0, 1, 2),
+        of=3,
+    ),
+    Hint(
+        "Mamba2Mixer BambaMixer FalconH1Mixer GraniteMoeHybridMambaLayer NemotronHMamba2Mixer "
+        "Zamba2MambaMixer",
+        "constant",
+        _SELECTIVE,
+        operator="Split after Convolution",
+        outputs=(1, 2),
+        of=3,
+    ),
+    Hint(
+        "*GatedDeltaNet *DeltaAttention Glm5NextTextLinearAttention",
+        "constant",
+        _DELTA,
+        operator="Split after Convolution",
+        outputs=(0, 1),
+        of=3,
+    ),
+    Hint(
+        "MiniMaxLightningAttention",
+        "constant",
+        "lightning attention is linear attention (Qin et al. 2024, arXiv 2405.17381): queries and "
+        "keys say where values are read",
+        operator="Split",
+        outputs=(0, 1),
+        of=3,
+    ),
+    *(
+        Hint(
+            "xLSTMLayer",
+            "constant",
+            "an mLSTM stores values under keys and reads them with queries (Beck et al. 2024, "
+            "arXiv 2405.04517, equations 19 to 27)",
+            child=child,
+        )
+        for child in ("q", "k")
+    ),
+    Hint(
+        "Lfm2ShortConv Lfm2MoeShortConv Lfm3ShortConv Lfm3VlVisionShortConv",
+        "activated",
+        _SHORT_CONVOLUTION,
+        operator="Split",
+        outputs=(0, 1),
+        of=3,
+    ),
+    *(
+        Hint(
+            "Gemma3nTextAltUp",
+            "constant",
+            "coefficients of a router mix the parallel streams (Baykal et al. 2023, arXiv "
+            "2301.13310, section 3)",
+            child=child,
+        )
+        for child in ("prediction_coefs", "correction_coefs")
+    ),
+    Hint(
+        "FocalNetModulation",
+        "activated",
+        "the context is aggregated as values are, and the query only meets it (Yang et al. 2022, "
+        "arXiv 2203.11926, equation 4)",
+        operator="SplitWithSizes",
+        outputs=(0,),
+        of=3,
+    ),
+    Hint(
+        "FocalNetModulation",
+        "gate",
+        "gates weight the levels of the context (Yang et al. 2022, arXiv 2203.11926, equation 6)",
+        operator="SplitWithSizes",
+        outputs=(2,),
+        of=3,
+    ),
+    Hint(
+        "SwiftFormerEfficientAdditiveAttention",
+        "activated",
+        "the pooled query modulates each key, which carries what is at its place (Wu et al. 2021, "
+        "arXiv 2108.09084, section 3.2; Shaker et al. 2023, arXiv 2303.15446, equation 4)",
+        operator="Repeat",
+    ),
+    Hint(
+        "NeoMMEExclusiveSelfAttention",
+        "constant",
+        "what attention found is projected on the direction of the own value, which is held as the "
+        "scale of a norm is",
+        operator="Div",
+    ),
+)
+
+
+def natures_of(
+    graph: Graph,
+    places: Mapping[int, tuple[str, str, str]],
+    modules: Mapping[str, nn.Module],
+) -> dict[Edge, Nature]:
+    """The natures of the results that hints speak of.
 
     Args:
         graph: A graph.
         places: For its nodes: path and class of the module, function.
+        modules: The modules of the model, by path.
     """
-    del graph, places
-    return []
+    hints = {path: found for path, module in modules.items() if (found := _hints_for(module))}
+    if not hints:
+        return {}
+    natures: dict[Edge, Nature] = {}
+    for number in range(len(graph.nodes)):
+        path = places[number][0]
+        parent, _, child = path.rpartition(".")
+        for hint in hints.get(path, ()):
+            if hint.operator and _is_meant(graph, number, path, places, hint):
+                natures.update((Edge(number, output), hint.nature) for output in hint.outputs)
+        for hint in hints.get(parent, ()):
+            if hint.child == child:
+                natures[Edge(number, 0)] = hint.nature
+    return natures
+
+
+def _hints_for(module: nn.Module) -> list[Hint]:
+    classes = [each.__name__ for each in type(module).__mro__]
+    return [
+        hint
+        for hint in HINTS
+        if any(fnmatchcase(name, pattern) for name in classes for pattern in hint.modules.split())
+    ]
+
+
+def _is_meant(
+    graph: Graph,
+    number: int,
+    path: str,
+    places: Mapping[int, tuple[str, str, str]],
+    hint: Hint,
+) -> bool:
+    operator, _, before = hint.operator.partition(" after ")
+    if not graph.names[number].startswith(operator) or graph.results(number) != hint.of:
+        return False
+    return not before or before in _names_before(graph, number, path, places)
+
+
+def _names_before(
+    graph: Graph, number: int, path: str, places: Mapping[int, tuple[str, str, str]]
+) -> Iterator[str]:
+    """The operators of a module that a node depends on."""
+    entered, stack = set(), [number]
+    while stack:
+        for edge in graph.operands[stack.pop()]:
+            inside = edge is not None and places[edge.node][0].startswith(path)
+            if edge is not None and inside and edge.node not in entered:
+                entered.add(edge.node)
+                stack.append(edge.node)
+                yield graph.names[edge.node]

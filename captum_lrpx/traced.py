@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage.operations import Coverage, Operation
 from captum_lrpx.graph_rules import Plan, attach, plan_of, remedy_for, rule_in_words
-from captum_lrpx.hints import constants_of
+from captum_lrpx.hints import natures_of
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.plans import Plan as ModulePlan
 from captum_lrpx.plans import linear_attachments
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from captum_lrpx.coverage.operations import Kind
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.trace.roles import Roles
+    from captum_lrpx.trace.graph import Edge
+    from captum_lrpx.trace.roles import Nature, Roles
 
 __all__ = ["TracedPass", "traced_rules"]
 
@@ -169,9 +170,11 @@ class TracedPass:
             self.form.entries = [weakref.ref(module) for module in watch.entered]
             self.form.seen = True
         structure = Structure([])
+        hints: dict[Edge, Nature] = {}
         if watch is not None:
             self._name(graph, structure)
-        structure.roles = roles_of(graph, constants_of(graph, structure.places))
+            hints = natures_of(graph, structure.places, dict(self.model.named_modules()))
+        structure.roles = roles_of(graph, hints)
         structure.explained = _outside(graph, outputs)
         if any(
             graph.names[number] in NEED_INPUT and operation.role == "activation"

@@ -123,6 +123,10 @@ class Graph:
         value = None if attribute is None else getattr(node, attribute, None)
         return value if isinstance(value, (bool, int, float)) else None
 
+    def results(self, number: int) -> int:
+        """How many results a node has."""
+        return len(getattr(self.nodes[number], "_input_metadata", (None,)))
+
     def key(self) -> Hashable:
         """Equal for graphs of the same operations in the same order."""
         details = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal
 
-__all__ = ["ELEMENTWISE", "PROJECTIONS", "Kind", "is_kernel", "kind_of"]
+__all__ = ["ELEMENTWISE", "PROJECTIONS", "Kind", "is_kernel", "is_length", "kind_of"]
 
 Kind = Literal[
     "input",
@@ -20,6 +20,7 @@ Kind = Literal[
     "norm",
     "product",
     "quotient",
+    "solution",
     "softmax",
     "kernel",
     "rule",
@@ -34,6 +35,7 @@ Kind = Literal[
 - ``"scale"``: what a norm divides by;
 - ``"norm"``: a whole normalization in one operator;
 - ``"product"``, ``"quotient"``, ``"softmax"``;
+- ``"solution"``: of linear equations: linear in the right-hand side;
 - ``"kernel"``: attention in one operator;
 - ``"rule"``: a backward slope of this package.
 """
@@ -82,9 +84,12 @@ _GATE_FUNCTIONS: Final = _names(
     "Reciprocal Cumprod Prod Erfc Cos Sin Logaddexp Logit Cosh Asin Acos"
 )
 _SCALES: Final = _names("Rsqrt Sqrt LinalgVectorNorm Norm Std Var VarMean StdMean Frobenius")
+_LENGTHS: Final = _names("LinalgVectorNorm Norm Std Frobenius")
+"""Scales that grow with their operand: where one is added, its own gradient conserves."""
 _RULES: Final = _names("_Relay _ScaleGradient _FrozenNorm _GatedProduct _SparseLinear")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")
+_SOLUTIONS: Final = _names("LinalgSolveTriangular")
 _SOFTMAX: Final = _names("Softmax SafeSoftmax")
 _BATCH_NORMS: Final = _names("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNormImplIndex")
 _KERNEL: Final = re.compile(r"ScaledDotProduct\w*Attention|FlashAttention|EfficientAttention")
@@ -106,6 +111,7 @@ _KINDS: Final[dict[str, Kind]] = {
     **dict.fromkeys(_SCALES, "scale"),
     **dict.fromkeys(_NORMS, "norm"),
     **dict.fromkeys(_QUOTIENTS, "quotient"),
+    **dict.fromkeys(_SOLUTIONS, "solution"),
     **dict.fromkeys(_SOFTMAX, "softmax"),
     **dict.fromkeys(_RULES, "rule"),
 }
@@ -124,6 +130,11 @@ def has_summand(name: str) -> bool:
 def is_clamp(name: str) -> bool:
     """Whether an operator limits numbers, and leaves them what they are."""
     return name in _CLAMPS
+
+
+def is_length(name: str) -> bool:
+    """Whether an operator is a scale that is homogeneous of the first degree."""
+    return name in _LENGTHS
 
 
 def kind_of(name: str, detail: Any = None) -> Kind:

@@ -10,10 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from captum_lrpx.trace.operations import ELEMENTWISE, Kind, has_summand, is_clamp, kind_of
+from captum_lrpx.trace.operations import (
+    ELEMENTWISE,
+    Kind,
+    has_summand,
+    is_clamp,
+    is_length,
+    kind_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Mapping, Sequence
 
     from captum_lrpx.trace.graph import Edge, Graph
 
@@ -23,11 +30,12 @@ Nature = Literal["signal", "activated", "gate", "weights", "scale", "constant"]
 """What a tensor is.
 
 - ``"signal"``: linear in the residual stream, or a product that has one;
-- ``"activated"``: a signal behind an activation with g(0) = 0;
+- ``"activated"``: a signal after an activation with g(0) = 0, or what a hint calls a gate that is
+  linear in the signal;
 - ``"gate"``: a function that is not 0 at 0 (sigmoid, exp, softplus, 1 + tanh);
 - ``"weights"``: a softmax;
 - ``"scale"``: what a norm divides by;
-- ``"constant"``: held constant by a hint (the key of a recurrence).
+- ``"constant"``: held constant by a hint (the key of a recurrence), and functions of such.
 """
 
 Role = Literal[
@@ -38,6 +46,7 @@ Role = Literal[
     "attention",
     "scores",
     "gated product",
+    "similarity",
     "composite",
     "constant factor",
     "kernel",
@@ -49,11 +58,14 @@ Role = Literal[
 
 - ``"attention"``: weights times values; ``"scores"``: query times key;
 - ``"gated product"``: an activated branch times another;
+- ``"similarity"``: a product of two things each of which depends on an input that the other does
+  not depend on (an image and a text);
 - ``"composite"``: a product of functions of one tensor, part of an activation;
 - ``"constant factor"``: a product or quotient one side of which is held constant in every recipe:
   gates, routers, scales of norms, denominators.
 """
 
+_SIGNALS: Final[frozenset[Nature]] = frozenset({"signal", "activated"})
 _PRIORITY: Final[tuple[Nature, ...]] = ("weights", "gate", "activated", "scale", "constant")
 
 
@@ -65,8 +77,9 @@ class Operation:
         kind: What the operator does.
         role: What it is for.
         nature: What its result is.
-        constant: Places of operands that the role holds constant (``"constant factor"``); the
-            weights of ``"attention"``; the activated branch of a ``"gated product"``.
+        constant: Places of operands that the role holds constant (``"constant factor"``, and
+            constants that are added to a signal); the weights of ``"attention"``; the activated
+            branch of a ``"gated product"``.
         signal: Places of the operands that get relevance beside those.
     """
 
@@ -80,69 +93,77 @@ class Operation:
 Roles = list[Operation]
 
 
-def roles_of(graph: Graph, constants: Collection[Edge] = ()) -> Roles:
+def roles_of(graph: Graph, hints: Mapping[Edge, Nature] | None = None) -> Roles:
     """The role of every node of a graph.
 
     Args:
         graph: The graph.
-        constants: Results of nodes that a hint holds constant.
+        hints: The natures of some results, which no graph can tell.
 
     Returns:
         One operation per node.
     """
-    finder = _Finder(graph, frozenset(constants))
+    finder = _Finder(graph, hints or {})
     for number in range(len(graph.nodes)):
         finder.visit(number)
     return finder.found
 
 
 class _Finder:
-    def __init__(self, graph: Graph, constants: frozenset[Edge]) -> None:
+    def __init__(self, graph: Graph, hints: Mapping[Edge, Nature]) -> None:
         self.graph = graph
-        self.constants = constants
+        self.hints = hints
         self.found: Roles = []
         self.kinds = [
             kind_of(name, graph.detail(number)) for number, name in enumerate(graph.names)
         ]
-        self.ends_in_softmax = self._ends_in_softmax()
+        self.is_score = self._is_score()
+        # Node -> the inputs that it depends on, one bit for each.
+        self.inputs: list[int] = []
         # Node -> the tensors that it is an element-wise function of -> whether it is 0 where they are.
         self.functions: list[dict[Edge, bool]] = []
 
     # Backward ---------------------------------------------------------------------------------
 
-    def _ends_in_softmax(self) -> list[bool]:
+    def _is_score(self) -> list[bool]:
+        """Whether all that a node is used for is the scores of a softmax."""
         graph, kinds = self.graph, self.kinds
-        ends = [False] * len(kinds)
+        score = [True] * len(kinds)
+        used = [False] * len(kinds)
         for number in range(len(kinds) - 1, -1, -1):
-            kind, edges = kinds[number], graph.operands[number]
-            if kind == "softmax":
-                taken: tuple[Edge | None, ...] = edges
-            elif kind == "kernel":
-                taken = edges[3:]  # an additive mask
-            elif (ends[number] and kind in ("linear", "activation")) or (ends[number] and kind in ("product", "quotient") and _dependent(edges) == 1):
-                taken = edges
-            elif ends[number] and has_summand(graph.names[number]):
-                taken = edges[:1]
-            else:
-                continue
-            for edge in taken:
+            passes = score[number] and used[number] and self._passes_scores(number)
+            for place, edge in enumerate(graph.operands[number]):
                 if edge is not None:
-                    ends[edge.node] = True
-        return ends
+                    mask = kinds[number] == "kernel" and place > 2
+                    used[edge.node] = True
+                    score[edge.node] &= passes or mask or kinds[number] == "softmax"
+        return [each and taken for each, taken in zip(score, used, strict=True)]
+
+    def _passes_scores(self, number: int) -> bool:
+        """Whether the operands of a node that makes scores are scores."""
+        kind, edges = self.kinds[number], self.graph.operands[number]
+        if kind in ("linear", "activation"):
+            return True
+        factors = edges[has_summand(self.graph.names[number]) :]
+        return kind in ("product", "quotient", "projection") and _dependent(factors) < 2
 
     # Forward ----------------------------------------------------------------------------------
 
     def visit(self, number: int) -> None:
         """Find the role of a node whose operands have theirs."""
         kind = self.kinds[number]
+        edges = self.graph.operands[number]
         self.functions.append(self._functions(number, kind))
+        inputs = 0
+        for edge in edges:
+            inputs |= 0 if edge is None else self.inputs[edge.node]
+        self.inputs.append(inputs if any(edges) else 1 << number)
         self.found.append(self._operation(number, kind))
 
     def nature(self, edge: Edge) -> Nature:
         """What an operand is."""
-        if self.constants and edge in self.constants:
-            return "constant"
-        return self.found[edge.node].nature
+        hint = self.hints.get(edge)
+        return self.found[edge.node].nature if hint is None else hint
 
     def _operation(self, number: int, kind: Kind) -> Operation:  # noqa: PLR0911 - one for each kind
         edges = self.graph.operands[number]
@@ -152,12 +173,16 @@ class _Finder:
         natures = [self.nature(edge) for edge in edges if edge is not None]
         name = self.graph.names[number]
         if kind == "linear":
-            return Operation(kind, "linear", self._of_sum(number, natures))
-        if kind == "projection":
+            nature = self._of_sum(number, natures)
+            added = [] if nature == "constant" else _where("constant", natures, places)
+            return Operation(kind, "linear", nature, tuple(added))
+        if kind in ("projection", "solution"):
             factors = [place for place in places if place or not has_summand(name)]
             if len(factors) > 1:
                 return self._product(number, factors, element_wise=False)
-            nature: Nature = natures[-1] if natures[-1] in ("weights", "constant") else "signal"
+            if kind == "solution" and factors == [0]:
+                return Operation(kind, "constant factor", "gate", (0,))
+            nature = natures[-1] if natures[-1] in ("weights", "constant") else "signal"
             return Operation(kind, "linear", nature)
         if kind == "product":
             factors = [place for place in places if place or not has_summand(name)]
@@ -165,7 +190,7 @@ class _Finder:
                 return self._product(number, factors, element_wise=True)
             return Operation("linear", "linear", self._mixed(natures))
         if kind == "quotient":
-            return self._quotient(places, natures, edges)
+            return self._quotient(places, natures)
         if kind == "activation":
             if is_clamp(name) or natures[0] in ("weights", "gate", "scale", "constant"):
                 return Operation(kind, "activation", natures[0])
@@ -173,9 +198,9 @@ class _Finder:
         if kind == "gate function":
             return Operation(kind, "activation", _gate(natures))
         if kind == "scale":
-            return Operation(kind, "unknown", "scale")
+            return Operation(kind, "activation" if is_length(name) else "unknown", "scale")
         if kind == "norm":
-            return Operation(kind, "norm", "signal")
+            return Operation(kind, "norm", "constant" if natures[0] == "constant" else "signal")
         if kind == "softmax":
             return Operation(kind, "softmax", "weights")
         if kind == "kernel":
@@ -203,20 +228,21 @@ class _Finder:
     # Products ---------------------------------------------------------------------------------
 
     def _product(self, number: int, factors: list[int], *, element_wise: bool) -> Operation:
-        edges = self.graph.operands[number]
         if len(factors) > 2:
             return Operation("product", "undecided", "signal", signal=tuple(factors))
-        first, second = factors
-        taken = edges[first], edges[second]
-        assert taken[0] is not None and taken[1] is not None  # noqa: S101, PT018
-        natures = self.nature(taken[0]), self.nature(taken[1])
+        edges = [
+            edge for place in factors if (edge := self.graph.operands[number][place]) is not None
+        ]
+        natures = (self.nature(edges[0]), self.nature(edges[1]))
+        if "constant" in natures and not _SIGNALS.intersection(natures):
+            return Operation("product", "constant factor", "constant", tuple(factors))
         for nature in ("constant", "scale"):
             if nature in natures:
-                constant = [
-                    place for place, each in zip(factors, natures, strict=True) if each == nature
-                ]
-                other = natures[1] if natures[0] == nature else natures[0]
-                return _held(constant, factors, other)
+                held = _where(nature, natures, factors)
+                other = natures[1 - natures.index(nature)]
+                return _held(held, factors, other if element_wise else _mixing(other))
+        if self.kinds[number] == "solution":
+            return _held(factors[:1], factors, _mixing(natures[1]))
         if element_wise:
             found = self._composite(number, factors, natures)
             if found is not None:
@@ -228,7 +254,7 @@ class _Finder:
     ) -> Operation | None:
         """A product of two functions of one tensor: as a whole a function of it."""
         edges = self.graph.operands[number]
-        ways = [self._ways(edges[place]) for place in factors]
+        ways = [self._ways(edge) for place in factors if (edge := edges[place]) is not None]
         common = ways[0].keys() & ways[1].keys()
         if not common:
             return None
@@ -251,7 +277,6 @@ class _Finder:
         element_wise: bool,
     ) -> Operation:
         both = tuple(factors)
-        scores = self.ends_in_softmax[number]
         if "weights" in natures:
             place = natures.index("weights")
             other = natures[1 - place]
@@ -267,33 +292,37 @@ class _Finder:
             gate, signal = (factors[place],), (factors[1 - place],)
             nature = natures[1 - place] if element_wise else "signal"
             return Operation("product", "constant factor", nature, gate, signal)
-        if scores:
-            return Operation("product", "scores", "signal", signal=both)
         if element_wise and sorted(natures) == ["activated", "signal"]:
             place = natures.index("activated")
             activated, other_branch = (factors[place],), (factors[1 - place],)
             return Operation("product", "gated product", "signal", activated, other_branch)
+        if self.is_score[number]:
+            return Operation("product", "scores", "signal", signal=both)
+        if self._are_of_two_inputs(number, factors):
+            return Operation("product", "similarity", "signal", signal=both)
         return Operation("product", "undecided", "signal", signal=both)
 
-    def _quotient(
-        self, places: list[int], natures: list[Nature], edges: tuple[Edge | None, ...]
-    ) -> Operation:
+    def _are_of_two_inputs(self, number: int, factors: list[int]) -> bool:
+        edges = self.graph.operands[number]
+        first, second = (self.inputs[edge.node] for place in factors if (edge := edges[place]))
+        return bool(first & ~second) and bool(second & ~first)
+
+    @staticmethod
+    def _quotient(places: list[int], natures: list[Nature]) -> Operation:
         if places == [0]:
             return Operation("linear", "linear", natures[0])
-        denominator = natures[-1]
         if places == [1]:
-            nature: Nature = "scale" if denominator == "scale" else "gate"
-            return Operation("quotient", "constant factor", nature, (1,))
-        del edges
+            return Operation("quotient", "constant factor", _gate(natures), (1,))
         return Operation("quotient", "constant factor", natures[0], (1,), (0,))
 
     # Functions of one tensor --------------------------------------------------------------------
 
-    def _ways(self, edge: Edge | None) -> dict[Edge, bool]:
-        return {} if edge is None else {edge: True} | self.functions[edge.node]
+    def _ways(self, edge: Edge) -> dict[Edge, bool]:
+        return {edge: True} | self.functions[edge.node]
 
     def _functions(self, number: int, kind: Kind) -> dict[Edge, bool]:
-        if self.graph.names[number] not in ELEMENTWISE:
+        name = self.graph.names[number]
+        if name not in ELEMENTWISE:
             return {}
         ways = [self._ways(edge) for edge in self.graph.operands[number] if edge is not None]
         if len(ways) == 1:
@@ -315,6 +344,15 @@ class _Finder:
 
 def _dependent(edges: tuple[Edge | None, ...]) -> int:
     return sum(edge is not None for edge in edges)
+
+
+def _where(nature: Nature, natures: Sequence[Nature], places: Sequence[int]) -> list[int]:
+    return [place for place, each in zip(places, natures, strict=True) if each == nature]
+
+
+def _mixing(nature: Nature) -> Nature:
+    """What a sum over products with such a factor is."""
+    return "signal" if nature == "activated" else nature
 
 
 def _gate(natures: list[Nature]) -> Nature:
