@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from captum_lrpx.rules import (
     ActivationGradient,
     AttentionGradient,
     ConstantWeights,
     NormGradient,
-    ProductGradient,
     SignalTakeAll,
     Uniform,
     nodes,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.rules import Rule
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Operation, Roles
 
@@ -67,10 +67,13 @@ class Plan:
     alive: set[int] = field(default_factory=set)
 
 
-_CUT: Final = None
-
-
-def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[int] = ()) -> Plan:
+def plan_of(
+    graph: Graph,
+    roles: Roles,
+    recipe: Recipe,
+    explained: Collection[int] = (),
+    paths: Mapping[int, str] | None = None,
+) -> Plan:
     """Find out what to do at each node.
 
     Args:
@@ -78,23 +81,155 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
         roles: Its operations.
         recipe: The rules.
         explained: Nodes that belong to the explained function: their own gradient is taken.
+        paths: For each node the path of its module, for a recipe with overrides.
     """
-    plan = Plan()
+    planner = _Planner(graph, roles, recipe, paths or {})
     alive = [False] * len(graph.nodes)
     for root in graph.roots:
         alive[root] = True
     for number in range(len(graph.nodes) - 1, -1, -1):
-        if not alive[number]:
-            continue
-        plan.alive.add(number)
-        edges = graph.operands[number]
-        factors: tuple[float | None, ...] = (1.0,) * len(edges)
-        if number not in explained:
-            factors = _act(plan, graph, number, roles[number], recipe)
-        for edge, factor in zip(edges, factors, strict=True):
-            if edge is not None and factor is not None:
-                alive[edge.node] = True
-    return plan
+        if alive[number]:
+            planner.plan.alive.add(number)
+            edges = graph.operands[number]
+            factors = planner.plain(number) if number in explained else planner.act(number)
+            for edge, factor in zip(edges, factors, strict=True):
+                if edge is not None and factor is not None:
+                    alive[edge.node] = True
+    return planner.plan
+
+
+Factors = tuple["float | None", ...]
+"""What the gradient of each operand is multiplied by; None holds the operand constant."""
+
+
+class _Planner:
+    """Notes the actions of one recipe on one graph."""
+
+    def __init__(
+        self, graph: Graph, roles: Roles, recipe: Recipe, paths: Mapping[int, str]
+    ) -> None:
+        self.graph = graph
+        self.roles = roles
+        self.recipe = recipe
+        self.paths = paths
+        self.plan = Plan()
+        self._in_norms: set[int] = set()  # what computes a scale that has its ordinary gradient
+
+    def plain(self, number: int) -> Factors:
+        """The factors of an operation that is left alone."""
+        return (1.0,) * len(self.graph.operands[number])
+
+    def act(self, number: int) -> Factors:
+        """Note the action of a node, and give the factors of its operands."""
+        operation = self.roles[number]
+        if number in self._in_norms:
+            self._stay_in_norm(number)
+        elif operation.role == "activation":
+            self._activation(number)
+        elif operation.role == "norm":
+            if not self._is("norm", number, NormGradient):
+                self.plan.actions.append(Action(number, "norm"))
+        elif operation.role in _REASONS:
+            self.plan.problems.append(Problem(number, _REASONS[operation.role]))
+        else:
+            return self._scaled(number)
+        return self.plain(number)
+
+    def _rule(self, role: str, number: int) -> Rule[Any]:
+        return self.recipe.rule_for(role, self.paths.get(number, ""))
+
+    def _is(self, role: str, number: int, kind: type[Rule[Any]]) -> bool:
+        return isinstance(self._rule(role, number), kind)
+
+    def _stay_in_norm(self, number: int) -> None:
+        """What a scale is computed from belongs to the norm as well, as far as the squares."""
+        if self.graph.names[number] not in _ENDS_OF_SCALES:
+            taken = self.graph.operands[number]
+            self._in_norms.update(edge.node for edge in taken if edge is not None)
+
+    def _activation(self, number: int) -> None:
+        name = self.graph.names[number]
+        if is_homogeneous(name) or self._is("activation", number, ActivationGradient):
+            return
+        if nodes.has_secant(self.graph.nodes[number], name):
+            self.plan.actions.append(Action(number, "secant"))
+        else:
+            self.plan.problems.append(Problem(number, _REASONS["unknown"]))
+
+    # Factors ----------------------------------------------------------------------------------
+
+    def _scaled(self, number: int) -> Factors:
+        name, plain = self.graph.names[number], self.plain(number)
+        if "BatchNorm" in name:
+            self.plan.actions.append(Action(number, "contiguous"))
+        factors = self._factors(number)
+        if has_summand(name):
+            factors = (1.0, *factors[1:])
+        if factors != plain:
+            self.plan.actions.append(Action(number, "factors", factors))
+        return factors
+
+    def _factors(self, number: int) -> Factors:
+        operation, edges = self.roles[number], self.graph.operands[number]
+        role, count, plain = operation.role, len(edges), self.plain(number)
+        both = (*operation.signal, *operation.constant)
+        of_signal = (
+            _without(count, operation.constant) if operation.constant else _shared(both, count)
+        )
+        if role == "kernel":
+            return _of_kernel(edges, self._rule("attention", number))
+        if role in ("similarity", "composite"):
+            gradient = self._is("activation", number, ActivationGradient)
+            return plain if gradient and role == "composite" else of_signal
+        if role in ("scores", "attention"):
+            rule = self._rule("attention", number)
+            by_rule: dict[Any, Factors] = {AttentionGradient: plain, ConstantWeights: of_signal}
+            return by_rule.get(type(rule), _shared(both, count))
+        if role == "gated product":
+            return _of_gate(operation, count, self._rule("gate", number))
+        scales = {
+            edge.node
+            for place in operation.constant
+            if (edge := edges[place]) is not None and self.roles[edge.node].nature == "scale"
+        }
+        if scales and self._is("norm", number, NormGradient):
+            self._in_norms |= scales
+            return plain
+        return _without(count, operation.constant)
+
+
+_ENDS_OF_SCALES: Final = frozenset(
+    {"Pow", "Mul", "Square", "LinalgVectorNorm", "Norm", "Std", "Var"}
+)
+
+
+def _shared(places: Collection[int], count: int) -> Factors:
+    return tuple(UNIFORM_SHARE if place in places else 1.0 for place in range(count))
+
+
+def _without(count: int, constant: Collection[int]) -> Factors:
+    return tuple(None if place in constant else 1.0 for place in range(count))
+
+
+def _of_gate(operation: Operation, count: int, rule: Rule[Any]) -> Factors:
+    if isinstance(rule, Uniform):
+        return _shared((*operation.signal, *operation.constant), count)
+    if isinstance(rule, SignalTakeAll):
+        return _without(count, operation.constant if rule.signal == "up" else operation.signal)
+    return (1.0,) * count
+
+
+def _of_kernel(edges: tuple[object, ...], rule: Rule[Any]) -> Factors:
+    """Queries, keys, values and perhaps a mask."""
+    if isinstance(rule, ConstantWeights):
+        query, key, value = (factor or None for factor in CONSTANT_WEIGHTS)
+        return (query, key, value, *(None for _ in edges[3:]))
+    if isinstance(rule, AttentionGradient):
+        return (1.0,) * len(edges)
+    # A product with a constant is linear: the other factor gets all.
+    of_weights = UNIFORM_SHARE if edges[2] is not None else 1.0
+    of_scores = of_weights * (UNIFORM_SHARE if None not in edges[:2] else 1.0)
+    return (of_scores, of_scores, UNIFORM_SHARE, *(of_weights for _ in edges[3:]))
 
 
 def is_homogeneous(name: str) -> bool:
@@ -102,49 +237,7 @@ def is_homogeneous(name: str) -> bool:
     return name in nodes.HOMOGENEOUS or is_length(name)
 
 
-def _act(
-    plan: Plan, graph: Graph, number: int, operation: Operation, recipe: Recipe
-) -> tuple[float | None, ...]:
-    """Note the action of a node.
-
-    Returns:
-        Factors of its operands.
-    """
-    name, edges = graph.names[number], graph.operands[number]
-    plain: tuple[float | None, ...] = (1.0,) * len(edges)
-    role = operation.role
-    if role in _REASONS:
-        plan.problems.append(Problem(number, _REASONS[role]))
-    elif role == "activation":
-        _act_on_activation(plan, graph, number, recipe)
-    elif role == "norm":
-        if not isinstance(recipe.norm, NormGradient):
-            plan.actions.append(Action(number, "norm"))
-    elif role in ("linear", "softmax", "rule"):
-        if "BatchNorm" in name:
-            plan.actions.append(Action(number, "contiguous"))
-        if operation.constant:
-            return _act_on_factors(plan, number, name, operation, edges, recipe)
-    else:
-        return _act_on_factors(plan, number, name, operation, edges, recipe)
-    return plain
-
-
-def _act_on_factors(
-    plan: Plan,
-    number: int,
-    name: str,
-    operation: Operation,
-    edges: tuple[object, ...],
-    recipe: Recipe,
-) -> tuple[float | None, ...]:
-    factors = _factors(operation, edges, recipe)
-    if has_summand(name):
-        factors = (1.0, *factors[1:])
-    if factors != (1.0,) * len(edges):
-        plan.actions.append(Action(number, "factors", factors))
-    return factors
-
+# Words --------------------------------------------------------------------------------------------
 
 _REASONS: Final[dict[str, str]] = {
     "undecided": "it multiplies two things that depend on the input, without a rule",
@@ -163,86 +256,31 @@ _WAY_OUT: Final = (
     "the value, and a warning says so."
 )
 
+_RECIPE_ROLES: Final = {
+    "activation": "activation",
+    "norm": "norm",
+    "attention": "attention",
+    "scores": "attention",
+    "softmax": "attention",
+    "kernel": "attention",
+    "gated product": "gate",
+    "rule": "linear",
+}
+
 
 def remedy_for(role: str) -> str:
     """What a user can do about an operation without a rule, in words."""
     return f"{_REMEDIES.get(role, '')} {_WAY_OUT}".strip()
 
 
-def rule_in_words(operation: Operation, recipe: Recipe) -> str:
+def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
     """The rule that an operation gets from a recipe."""
-    by_role: dict[str, object] = {
-        "activation": recipe.activation,
-        "norm": recipe.norm,
-        "attention": recipe.attention,
-        "scores": recipe.attention,
-        "softmax": recipe.attention,
-        "kernel": recipe.attention,
-        "gated product": recipe.gate,
-        "rule": recipe.linear,
-    }
-    if operation.role in by_role:
-        return repr(by_role[operation.role]).removesuffix("()")
+    if operation.role in _RECIPE_ROLES:
+        return repr(recipe.rule_for(_RECIPE_ROLES[operation.role], path)).removesuffix("()")
     return "one factor constant" if operation.role == "constant factor" else "shared equally"
 
 
-def _act_on_activation(plan: Plan, graph: Graph, number: int, recipe: Recipe) -> None:
-    name = graph.names[number]
-    if isinstance(recipe.activation, ActivationGradient) or is_homogeneous(name):
-        return
-    if nodes.has_secant(graph.nodes[number], name):
-        plan.actions.append(Action(number, "secant"))
-    else:
-        plan.problems.append(Problem(number, _REASONS["unknown"]))
-
-
-def _factors(
-    operation: Operation, edges: tuple[object, ...], recipe: Recipe
-) -> tuple[float | None, ...]:
-    role = operation.role
-    count = len(edges)
-    if role == "kernel":
-        return _of_kernel(edges, recipe)
-    if role in ("composite", "scores", "similarity"):
-        rule_is_gradient = role == "scores" and isinstance(recipe.attention, AttentionGradient)
-        share = 1.0 if rule_is_gradient else UNIFORM_SHARE
-        return tuple(share if place in operation.signal else 1.0 for place in range(count))
-    if role == "attention":
-        if isinstance(recipe.attention, ConstantWeights):
-            return _without(count, operation.constant)
-        share = 1.0 if isinstance(recipe.attention, AttentionGradient) else UNIFORM_SHARE
-        return (share,) * count
-    if role == "gated product":
-        return _of_gate(operation, count, recipe)
-    return _without(count, operation.constant)
-
-
-def _without(count: int, constant: tuple[int, ...]) -> tuple[float | None, ...]:
-    return tuple(None if place in constant else 1.0 for place in range(count))
-
-
-def _of_gate(operation: Operation, count: int, recipe: Recipe) -> tuple[float | None, ...]:
-    rule = recipe.gate
-    if isinstance(rule, Uniform):
-        return (UNIFORM_SHARE,) * count
-    if isinstance(rule, SignalTakeAll):
-        return _without(count, operation.constant if rule.signal == "up" else operation.signal)
-    assert isinstance(rule, ProductGradient)  # noqa: S101 - the last of its kind
-    return (1.0,) * count
-
-
-def _of_kernel(edges: tuple[object, ...], recipe: Recipe) -> tuple[float | None, ...]:
-    """Queries, keys, values and perhaps a mask."""
-    if isinstance(recipe.attention, ConstantWeights):
-        query, key, value = (factor or None for factor in CONSTANT_WEIGHTS)
-        return (query, key, value, *(None for _ in edges[3:]))
-    if isinstance(recipe.attention, AttentionGradient):
-        return (1.0,) * len(edges)
-    scores = UNIFORM_SHARE * (UNIFORM_SHARE if None not in edges[:2] else 1.0)
-    weights = None if edges[2] is None else UNIFORM_SHARE
-    if weights is None:  # constant values: all to the weights
-        scores *= 2
-    return (scores, scores, weights, *(UNIFORM_SHARE for _ in edges[3:]))
+# Attaching ----------------------------------------------------------------------------------------
 
 
 def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]) -> None:

@@ -1,7 +1,7 @@
 """What no pass can tell, as data: which results are keys of a recurrence, which factor is a gate.
 
-The autograd graph shows a product of two things that are both linear in the stream, not what each is
-for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints give
+The autograd graph shows a product of two things that are both linear in the stream, not what each
+is for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints give
 results a *nature* (see :mod:`captum_lrpx.trace.roles`), from which all else follows: a
 ``"constant"`` is held constant in every recipe, an ``"activated"`` result is the gate of a gated
 product, a ``"gate"`` is like a router's weights.
@@ -12,6 +12,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.trace.graph import Edge
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Nature
 
-__all__ = ["HINTS", "Hint", "natures_of"]
+__all__ = ["HINTS", "Hint", "has_hints", "natures_of"]
 
 
 class Hint(NamedTuple):
@@ -170,7 +171,7 @@ def natures_of(
         places: For its nodes: path and class of the module, function.
         modules: The modules of the model, by path.
     """
-    hints = {path: found for path, module in modules.items() if (found := _hints_for(module))}
+    hints = {path: found for path, module in modules.items() if (found := _hints_for(type(module)))}
     if not hints:
         return {}
     natures: dict[Edge, Nature] = {}
@@ -186,13 +187,27 @@ def natures_of(
     return natures
 
 
-def _hints_for(module: nn.Module) -> list[Hint]:
-    classes = [each.__name__ for each in type(module).__mro__]
-    return [
+def has_hints(model: nn.Module) -> bool:
+    """Whether hints speak of some module of a model."""
+    return any(_hints_for(type(module)) for module in modules_of(model))
+
+
+def _hints_for(kind: type) -> tuple[Hint, ...]:
+    if kind not in _known:
+        _known[kind] = tuple(_named(kind))
+    return _known[kind]
+
+
+_known: dict[type, tuple[Hint, ...]] = {}
+
+
+def _named(kind: type) -> Iterator[Hint]:
+    classes = [each.__name__ for each in kind.__mro__]
+    return (
         hint
         for hint in HINTS
         if any(fnmatchcase(name, pattern) for name in classes for pattern in hint.modules.split())
-    ]
+    )
 
 
 def _is_meant(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage.operations import Coverage, Operation
 from captum_lrpx.graph_rules import Plan, attach, plan_of, remedy_for, rule_in_words
-from captum_lrpx.hints import natures_of
+from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.plans import Plan as ModulePlan
 from captum_lrpx.plans import linear_attachments
@@ -108,6 +108,8 @@ class TracedPass:
         self.form = (
             Form() if form is None else known.setdefault((form, _fingerprint(model)), Form())
         )
+        # Hints and overrides speak of modules, which only a watched pass tells.
+        self.form.watched |= bool(recipe.overrides) or has_hints(model)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
         self.watch: Watch | None = None
@@ -147,7 +149,8 @@ class TracedPass:
         structure = self._structure(graph)
         plan = structure.plans.get(self.recipe)
         if plan is None:
-            plan = plan_of(graph, structure.roles, self.recipe, structure.explained)
+            paths = {number: path for number, (path, _, _) in structure.places.items()}
+            plan = plan_of(graph, structure.roles, self.recipe, structure.explained, paths)
             structure.plans[self.recipe] = plan
         inputs = {} if self.watch is None else self.watch.inputs
         attach(graph, plan, inputs, self._done)
@@ -244,7 +247,7 @@ class TracedPass:
             module_type=kind or type(self.model).__name__,
             function=function or graph.names[number],
             kind=verdict,
-            rule=rule_in_words(role, self.recipe) if verdict == "ruled" else "",
+            rule=rule_in_words(role, self.recipe, path) if verdict == "ruled" else "",
             reason=reason,
             remedy=remedy_for(role.role) if reason else "",
         )

@@ -266,7 +266,7 @@ class _Finder:
             return Operation("product", "composite", "activated", signal=tuple(factors))
         constant = factors[zero.index(False)]
         signal = factors[zero.index(True)]
-        return Operation("product", "constant factor", "activated", (constant,), (signal,))
+        return Operation("product", "composite", "activated", (constant,), (signal,))
 
     def _by_nature(
         self,
