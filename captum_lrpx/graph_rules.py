@@ -16,7 +16,7 @@ from captum_lrpx.rules import (
     nodes,
 )
 from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
-from captum_lrpx.trace.operations import has_summand, is_length
+from captum_lrpx.trace.operations import has_summand, is_length, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -67,10 +67,16 @@ class Plan:
     alive: set[int] = field(default_factory=set)
 
 
-_CUT: Final = None
+_HIDDEN: Final = "it adds what depends on the input through something without a gradient"
 
 
-def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[int] = ()) -> Plan:
+def plan_of(
+    graph: Graph,
+    roles: Roles,
+    recipe: Recipe,
+    explained: Collection[int] = (),
+    detached: Collection[int] = (),
+) -> Plan:
     """Find out what to do at each node.
 
     Args:
@@ -78,6 +84,7 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
         roles: Its operations.
         recipe: The rules.
         explained: Nodes that belong to the explained function: their own gradient is taken.
+        detached: Nodes that use a number which depends on the input without a gradient.
     """
     plan = Plan()
     alive = [False] * len(graph.nodes)
@@ -91,10 +98,18 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
         factors: tuple[float | None, ...] = (1.0,) * len(edges)
         if number not in explained:
             factors = _act(plan, graph, number, roles[number], recipe)
+            if number in detached and _adds(graph, number):
+                plan.problems.append(Problem(number, _HIDDEN))
         for edge, factor in zip(edges, factors, strict=True):
             if edge is not None and factor is not None:
                 alive[edge.node] = True
     return plan
+
+
+def _adds(graph: Graph, number: int) -> bool:
+    """Whether a node takes another operand as something else than a factor."""
+    name, detail = graph.names[number], graph.detail(number)
+    return has_summand(name) or kind_of(name, detail) not in ("product", "quotient", "projection")
 
 
 def is_homogeneous(name: str) -> bool:

@@ -135,7 +135,9 @@ class TracedPass:
         structure = self._structure(graph)
         plan = structure.plans.get(self.recipe)
         if plan is None:
-            plan = plan_of(graph, structure.roles, self.recipe, structure.explained)
+            plan = plan_of(
+                graph, structure.roles, self.recipe, structure.explained, structure.detached
+            )
             structure.plans[self.recipe] = plan
         inputs = {} if self.watch is None else self.watch.inputs
         attach(graph, plan, inputs, self._done)

@@ -57,6 +57,13 @@ class Leak(NamedTuple):
     amount: Tensor
 
 
+def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
+    """Gradient times value; nothing where there is no gradient, as under a mask of ``-inf``."""
+    if value.is_complex():
+        gradient, value = torch.view_as_real(gradient), torch.view_as_real(value.resolve_conj())
+    return (wide(gradient) * wide(value).masked_fill(gradient == 0, 0)).sum()
+
+
 class Flow:
     """Hooks that note what flows along the edges between functions, in one backward pass.
 
@@ -105,7 +112,7 @@ class Flow:
             if value is None:
                 self.unobserved.add(edge.node)
                 continue
-            amount = (wide(gradient.detach()) * wide(value)).sum()
+            amount = _relevance(gradient.detach(), value)
             self._add(number, -amount)
             self._add(edge.node, amount)
 
