@@ -15,7 +15,7 @@ from captum_lrpx.rules import (
     nodes,
 )
 from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
-from captum_lrpx.trace.operations import has_summand, is_length
+from captum_lrpx.trace.operations import has_summand, is_length, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -72,6 +72,7 @@ def plan_of(
     roles: Roles,
     recipe: Recipe,
     explained: Collection[int] = (),
+    detached: Collection[int] = (),
     paths: Mapping[int, str] | None = None,
 ) -> Plan:
     """Find out what to do at each node.
@@ -81,6 +82,7 @@ def plan_of(
         roles: Its operations.
         recipe: The rules.
         explained: Nodes that belong to the explained function: their own gradient is taken.
+        detached: Nodes that use a number which depends on the input without a gradient.
         paths: For each node the path of its module, for a recipe with overrides.
     """
     planner = _Planner(graph, roles, recipe, paths or {})
@@ -92,10 +94,18 @@ def plan_of(
             planner.plan.alive.add(number)
             edges = graph.operands[number]
             factors = planner.plain(number) if number in explained else planner.act(number)
+            if number in detached and number not in explained and _adds(graph, number):
+                planner.plan.problems.append(Problem(number, _HIDDEN))
             for edge, factor in zip(edges, factors, strict=True):
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
     return planner.plan
+
+
+def _adds(graph: Graph, number: int) -> bool:
+    """Whether a node takes another operand as something else than a factor."""
+    name, detail = graph.names[number], graph.detail(number)
+    return has_summand(name) or kind_of(name, detail) not in ("product", "quotient", "projection")
 
 
 Factors = tuple["float | None", ...]
@@ -239,6 +249,7 @@ def is_homogeneous(name: str) -> bool:
 
 # Words --------------------------------------------------------------------------------------------
 
+_HIDDEN: Final = "it adds what depends on the input through something without a gradient"
 _REASONS: Final[dict[str, str]] = {
     "undecided": "it multiplies two things that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",

@@ -150,6 +150,12 @@ HINTS: Final[tuple[Hint, ...]] = (
         operator="Repeat",
     ),
     Hint(
+        "Inkling2SoftcappedSwiGLU",
+        "signal",
+        "the soft cap of the second branch limits the signal: the branch with the sigmoid is the gate",
+        child="up_softcap",
+    ),
+    Hint(
         "NeoMMEExclusiveSelfAttention",
         "constant",
         "what attention found is projected on the direction of the own value, which is held as the "

@@ -150,7 +150,14 @@ class TracedPass:
         plan = structure.plans.get(self.recipe)
         if plan is None:
             paths = {number: path for number, (path, _, _) in structure.places.items()}
-            plan = plan_of(graph, structure.roles, self.recipe, structure.explained, paths)
+            plan = plan_of(
+                graph,
+                structure.roles,
+                self.recipe,
+                structure.explained,
+                structure.detached,
+                paths,
+            )
             structure.plans[self.recipe] = plan
         inputs = {} if self.watch is None else self.watch.inputs
         attach(graph, plan, inputs, self._done)

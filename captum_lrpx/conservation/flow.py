@@ -91,6 +91,13 @@ class Leak(NamedTuple):
     amount: Tensor
 
 
+def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
+    """Gradient times value; nothing where there is no gradient, as under a mask of ``-inf``."""
+    if value.is_complex():
+        gradient, value = torch.view_as_real(gradient), torch.view_as_real(value.resolve_conj())
+    return (wide(gradient) * wide(value).masked_fill(gradient == 0, 0)).sum()
+
+
 class Flow:
     """Hooks that note what flows along the edges between functions, in one backward pass.
 
@@ -150,7 +157,7 @@ class Flow:
             if value is None:
                 self.unobserved.add(edge.node)
                 continue
-            amount = _product(gradient.detach(), value)
+            amount = _relevance(gradient.detach(), value)
             self._add(number, -amount)
             self._add(edge.node, amount)
 
@@ -214,10 +221,3 @@ class Flow:
             or (missing and (name in ("Add", "Sub") or name in _FILLING))
         )
         return "bias" if adds else None
-
-
-def _product(gradient: Tensor, value: Tensor) -> Tensor:
-    """Sum of gradient times value, in real numbers."""
-    if value.is_complex():
-        gradient, value = torch.view_as_real(gradient.resolve_conj()), torch.view_as_real(value)
-    return (wide(gradient) * wide(value)).sum()

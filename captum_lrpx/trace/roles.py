@@ -126,7 +126,7 @@ class _Finder:
     # Backward ---------------------------------------------------------------------------------
 
     def _is_score(self) -> list[bool]:
-        """Whether all that a node is used for is the scores of a softmax."""
+        """Whether all that a node is used for is the scores of a softmax, or of another gate."""
         graph, kinds = self.graph, self.kinds
         score = [True] * len(kinds)
         used = [False] * len(kinds)
@@ -136,7 +136,9 @@ class _Finder:
                 if edge is not None:
                     mask = kinds[number] == "kernel" and place > 2
                     used[edge.node] = True
-                    score[edge.node] &= passes or mask or kinds[number] == "softmax"
+                    score[edge.node] &= (
+                        passes or mask or kinds[number] in ("softmax", "gate function")
+                    )
         return [each and taken for each, taken in zip(score, used, strict=True)]
 
     def _passes_scores(self, number: int) -> bool:

@@ -120,9 +120,12 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Call the function and look at what it made."""
         name = getattr(func, "__name__", "")
-        if self._by_storage is not None and _writes(name):
+        writes = _writes(name)
+        if self._by_storage is not None and writes:
             self._before_writing(args)
         result = func(*args, **(kwargs or {}))
+        if self._by_storage is not None and writes:
+            self._after_writing(resolve_name(func) or name, args)
         if name not in _VALUE_INDEPENDENT:
             made = list(_tensors(result))
             if made:
@@ -172,8 +175,8 @@ class Watch(TorchFunctionMode):
         nodes = [node_of(tensor)]
         while nodes:
             node = nodes.pop()
-            if node is not None and node not in self.calls:
-                self.calls[node] = call
+            if node is not None and node.next_functions and node not in self.calls:
+                self.calls[node] = call  # a leaf has been there before
                 nodes += [each for each, _ in node.next_functions]
 
     # Values -----------------------------------------------------------------------------------
@@ -190,8 +193,20 @@ class Watch(TorchFunctionMode):
         """Copy the values that a function is about to write over."""
         assert self._by_storage is not None  # noqa: S101 - for the type checker
         for tensor in _tensors(args[:1]):
+            whole = tensor._base  # noqa: SLF001 - no public name
+            if whole is not None and whole.requires_grad:
+                self._keep(whole, node_of(whole))
             for key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
                 self.values[key] = self.values[key].clone()
+
+    def _after_writing(self, function: str, args: tuple[Any, ...]) -> None:
+        """Note what was written to, and the whole of which that is a part."""
+        module = self._running[-1] if self._running else None
+        for written in _tensors(args[:1]):
+            for tensor in (written, written._base):  # noqa: SLF001 - no public name
+                if tensor is not None and torch.is_grad_enabled() and tensor.requires_grad:
+                    self._keep(tensor, node_of(tensor))
+                    self.claim(tensor, function, module)
 
     # Modules ----------------------------------------------------------------------------------
 
