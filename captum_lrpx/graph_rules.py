@@ -66,6 +66,13 @@ class Plan:
     problems: list[Problem] = field(default_factory=list)
     alive: set[int] = field(default_factory=set)
 
+    def needs_inputs(self, graph: Graph) -> bool:
+        """Whether some action needs what the node of its function does not save."""
+        return any(
+            action.rule == "secant" and graph.names[action.number] in nodes.NEED_INPUT
+            for action in self.actions
+        )
+
 
 def plan_of(
     graph: Graph,
@@ -312,6 +319,11 @@ def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[No
             node.register_hook(nodes.scaled(factors))
         elif rule == "secant":
             name = graph.names[number]
+            if name in nodes.NEED_INPUT and node not in inputs:
+                raise RuntimeError(
+                    f"The input of {name.lower()} was not kept in this pass, which ran other "
+                    "operations than the passes before it: run it again."
+                )
             z = inputs[node] if name in nodes.NEED_INPUT else None
             node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":

@@ -25,7 +25,7 @@ from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.autograd.graph import Node
@@ -68,12 +68,15 @@ class Form:
     Attributes:
         structures: By key of the graph.
         entries: Modules that are called from outside of all others.
-        watched: Whether each pass has to be watched, for the inputs of some functions.
+        watched: Whether each pass has to be watched, because hints or overrides speak of modules.
+        needs_inputs: Whether the inputs of some functions have to be kept.
+        seen: Whether a pass has been watched.
     """
 
     structures: dict[Hashable, Structure] = field(default_factory=dict)
     entries: list[weakref.ref[nn.Module]] = field(default_factory=list)
     watched: bool = False
+    needs_inputs: bool = False
     seen: bool = False
 
 
@@ -106,7 +109,9 @@ class TracedPass:
         self.recipe = recipe
         known = _forms.setdefault(model, {})
         self.form = (
-            Form() if form is None else known.setdefault((form, _fingerprint(model)), Form())
+            Form()
+            if form is None
+            else known.setdefault((form, recipe, _fingerprint(model)), Form())
         )
         # Hints and overrides speak of modules, which only a watched pass tells.
         self.form.watched |= bool(recipe.overrides) or has_hints(model)
@@ -114,6 +119,7 @@ class TracedPass:
         self.structure: Structure | None = None
         self.watch: Watch | None = None
         self._outputs: list[Node] = []
+        self._inputs: Mapping[Node, Tensor] = {}
         self._done: set[Node] = set()
 
     @contextmanager
@@ -129,10 +135,15 @@ class TracedPass:
             if self.form.seen and not self.form.watched and not self._watched:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
                 stack.enter_context(results_of(entries, self._outputs))
+                if self.form.needs_inputs:
+                    self._inputs = stack.enter_context(
+                        Watch((), _FUNCTIONS_WITH_INPUT, names=False)
+                    ).inputs
             else:
                 self.watch = stack.enter_context(
                     Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values)
                 )
+                self._inputs = self.watch.inputs
             yield self
 
     # Rules ------------------------------------------------------------------------------------
@@ -159,8 +170,8 @@ class TracedPass:
                 paths,
             )
             structure.plans[self.recipe] = plan
-        inputs = {} if self.watch is None else self.watch.inputs
-        attach(graph, plan, inputs, self._done)
+            self.form.needs_inputs |= plan.needs_inputs(graph)
+        attach(graph, plan, self._inputs, self._done)
 
     def _structure(self, graph: Graph) -> Structure:
         key = graph.key()
@@ -186,11 +197,6 @@ class TracedPass:
             hints = natures_of(graph, structure.places, dict(self.model.named_modules()))
         structure.roles = roles_of(graph, hints)
         structure.explained = _outside(graph, outputs)
-        if any(
-            graph.names[number] in NEED_INPUT and operation.role == "activation"
-            for number, operation in enumerate(structure.roles)
-        ):
-            self.form.watched = True
         return structure
 
     def _name(self, graph: Graph, structure: Structure) -> None:

@@ -72,7 +72,7 @@ def traced_ledger(
     value = wide(selected.detach())
     names = ["inputs"] if len(tensors) == 1 else [f"inputs.{n}" for n in range(len(tensors))]
     tokens = [
-        Entry("tokens", name, None, wide(each).flatten(1).sum(1))
+        Entry("tokens", name, None, _by_example(wide(each), len(value)))
         for name, each in zip(names, attributions, strict=True)
     ]
     return Ledger(
@@ -81,6 +81,13 @@ def traced_ledger(
         entries=(*tokens, *_entries(flow, len(value))),
         attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
     )
+
+
+def _by_example(relevances: Tensor, examples: int) -> Tensor:
+    """The sum for each example; one input may hold all parts of a single one."""
+    if examples == 1:
+        return relevances.sum().reshape(1)
+    return relevances.flatten(1).sum(1)
 
 
 def _entries(flow: Flow, rows: int) -> list[Entry]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Call", "Watch"]
 
@@ -66,6 +67,7 @@ class Watch(TorchFunctionMode):
         modules: The modules of the model.
         need_input: Names of functions whose operand is kept, because their nodes do not.
         values: Whether to keep what each function returned.
+        names: Whether to note who made which node; else only these operands are kept.
 
     Attributes:
         calls: For each node of the graph, the call that made it.
@@ -78,9 +80,16 @@ class Watch(TorchFunctionMode):
     """
 
     def __init__(
-        self, modules: Iterable[nn.Module], need_input: frozenset[str], *, values: bool = False
+        self,
+        modules: Iterable[nn.Module],
+        need_input: frozenset[str],
+        *,
+        values: bool = False,
+        names: bool = True,
     ) -> None:
         super().__init__()
+        self._names = names
+        self._handles: list[RemovableHandle] = []
         self.values: dict[tuple[Node, int], Tensor] = {}
         self._by_storage: dict[int, list[tuple[Node, int]]] | None = {} if values else None
         self._modules = frozenset(map(id, modules))
@@ -96,10 +105,11 @@ class Watch(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         """Begin to watch."""
-        self._handles = [
-            module_hooks.register_module_forward_pre_hook(self._enter),
-            module_hooks.register_module_forward_hook(self._leave, always_call=True),
-        ]
+        if self._names:
+            self._handles += [
+                module_hooks.register_module_forward_pre_hook(self._enter),
+                module_hooks.register_module_forward_hook(self._leave, always_call=True),
+            ]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -131,6 +141,16 @@ class Watch(TorchFunctionMode):
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
                 self._look(func, name, list(_tensors(seen)), made)
+        return result
+
+    def _only_input(
+        self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if name.rstrip("_") in self._need_input and isinstance(result, Tensor):
+            node = node_of(result)
+            if node is not None and args:
+                self.inputs[node] = args[0].detach()
         return result
 
     def _look(
