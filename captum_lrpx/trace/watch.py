@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
@@ -130,12 +131,14 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Call the function and look at what it made."""
         name = getattr(func, "__name__", "")
+        if not self._names:
+            return self._only_input(name, func, args, kwargs)
         writes = _writes(name)
         if self._by_storage is not None and writes:
             self._before_writing(args)
         result = func(*args, **(kwargs or {}))
         if self._by_storage is not None and writes:
-            self._after_writing(resolve_name(func) or name, args)
+            self._after_writing(_full_name(func), args)
         if name not in _VALUE_INDEPENDENT:
             made = list(_tensors(result))
             if made:
@@ -162,7 +165,7 @@ class Watch(TorchFunctionMode):
             if torch.is_grad_enabled() and tensor.requires_grad:
                 node = node_of(tensor)
                 self._keep(tensor, node)
-                self.claim(tensor, resolve_name(func) or name, module)
+                self.claim(tensor, _full_name(func), module)
                 if "value" in hidden and node is not None:
                     self.detached.add(node)
                 if name.rstrip("_") in self._need_input and node is not None and len(made) == 1:
@@ -250,6 +253,12 @@ class Watch(TorchFunctionMode):
         if not self._running:
             nodes = (node_of(tensor) for tensor in _tensors(output))
             self.outputs += [node for node in nodes if node is not None]
+
+
+@cache
+def _full_name(func: Callable[..., Any]) -> str:
+    """The name of a function with its module, which takes a while to find out."""
+    return resolve_name(func) or getattr(func, "__name__", str(func))
 
 
 def _writes(name: str) -> bool:
