@@ -258,7 +258,8 @@ class Watch(TorchFunctionMode):
 @cache
 def _full_name(func: Callable[..., Any]) -> str:
     """The name of a function with its module, which takes a while to find out."""
-    return resolve_name(func) or getattr(func, "__name__", str(func))
+    name: str = resolve_name(func) or getattr(func, "__name__", str(func))
+    return name
 
 
 def _writes(name: str) -> bool:
