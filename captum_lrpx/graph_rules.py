@@ -151,7 +151,7 @@ def _act(
     if role in ("linear", "softmax", "rule"):
         if "BatchNorm" in name:
             plan.actions.append(Action(number, "contiguous"))
-        if not operation.constant:
+        if not operation.constant and not operation.weights:
             return plain
     factors = _factors(operation, edges, recipe)
     if has_summand(name):
@@ -179,6 +179,8 @@ def _factors(
         return (share,) * count
     if role == "gated product":
         return _of_gate(operation, count, recipe)
+    if operation.weights and isinstance(recipe.attention, ConstantWeights):
+        return _without(count, operation.constant + operation.weights)
     return _without(count, operation.constant)
 
 

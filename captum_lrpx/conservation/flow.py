@@ -17,11 +17,13 @@ import torch
 from captum_lrpx.conservation.tally import Kind, wide
 from captum_lrpx.recipes import Recipe
 from captum_lrpx.rules import ConstantWeights, Identity, NormGradient, ProductGradient
-from captum_lrpx.rules.nodes import HOMOGENEOUS
+from captum_lrpx.graph_rules import is_homogeneous
+from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from captum_lrpx.trace.graph import Graph
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Flow", "Leak"]
@@ -64,6 +66,15 @@ def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
     return (wide(gradient) * wide(value).masked_fill(gradient == 0, 0)).sum()
 
 
+def _leading(graph: Graph, sources: tuple[Tensor, ...]) -> set[int]:
+    """Indices of the nodes that depend on a source; what else there is is constant."""
+    found = {graph.index[node] for source in sources if (node := node_of(source)) in graph.index}
+    for number, edges in enumerate(graph.operands):
+        if any(edge is not None and edge.node in found for edge in edges):
+            found.add(number)
+    return found
+
+
 class Flow:
     """Hooks that note what flows along the edges between functions, in one backward pass.
 
@@ -88,6 +99,7 @@ class Flow:
             watch.calls[node].number if node in watch.calls else -1 - number
             for number, node in enumerate(graph.nodes)
         ]
+        self.leading = _leading(graph, sources)
         self.leaks: dict[int, Tensor] = {}
         self.unobserved: set[int] = set()
         self._members: dict[int, list[int]] = {}
@@ -141,10 +153,15 @@ class Flow:
         if number in self.structure.explained:
             return "output"
         role, name = self.structure.roles[number].role, self.graph.names[number]
-        edges = self.graph.operands[number]
+        edges = [
+            edge if edge is not None and edge.node in self.leading else None
+            for edge in self.graph.operands[number]
+        ]
         if role == "rule":
             return "absorbed"
-        if role in ("softmax", "kernel"):
+        if role == "softmax":
+            return "softmax"
+        if role == "kernel":
             return None if isinstance(self.recipe.attention, ConstantWeights) else "softmax"
         if role in ("attention", "scores") and not self._conserves(self.recipe.attention):
             return "rule"
@@ -154,7 +171,7 @@ class Flow:
             not isinstance(self.recipe.activation, Identity)
             or self.structure.roles[number].kind == "gate function"
         ):
-            return None if name in HOMOGENEOUS else "rule"
+            return None if is_homogeneous(name) else "rule"
         if isinstance(self.recipe.norm, NormGradient) and self.structure.roles[number].nature == "scale":
             return "rule"
         if role == "norm" and isinstance(self.recipe.norm, NormGradient):
@@ -163,9 +180,11 @@ class Flow:
             return "bias" if edges[0] is None else None
         if name in _WITH_BIAS:
             return "bias"
-        if name == "Rsub" or (name in _ADDING and None in (*edges, *([None] * (2 - len(edges))))):
+        alone = None in edges or len(edges) < 2
+        if name == "Rsub" or (name in (_ADDING | _FILLING) and alone):
             return "bias"
-        return "bias" if name in _FILLING and (None in edges or len(edges) < 2) else None
+        weights = self.structure.roles[number].weights
+        return "absorbed" if weights and isinstance(self.recipe.attention, ConstantWeights) else None
 
     @staticmethod
     def _conserves(rule: Any) -> bool:
