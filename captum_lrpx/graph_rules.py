@@ -212,7 +212,9 @@ class _Planner:
         if scales and self._is("norm", number, NormGradient):
             self._in_norms |= scales
             return plain
-        return _without(count, operation.constant)
+        # A sum of softmax weights and something else: they are constant where weights are.
+        weights = operation.weights if self._is("attention", number, ConstantWeights) else ()
+        return _without(count, (*operation.constant, *weights))
 
 
 _ENDS_OF_SCALES: Final = frozenset(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.trace.graph import Graph
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Flow", "Leak"]
@@ -98,6 +99,15 @@ def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
     return (wide(gradient) * wide(value).masked_fill(gradient == 0, 0)).sum()
 
 
+def _leading(graph: Graph, sources: tuple[Tensor, ...]) -> set[int]:
+    """Indices of the nodes that depend on a source; what else there is is constant."""
+    found = {graph.index[node] for source in sources if (node := node_of(source)) in graph.index}
+    for number, edges in enumerate(graph.operands):
+        if any(edge is not None and edge.node in found for edge in edges):
+            found.add(number)
+    return found
+
+
 class Flow:
     """Hooks that note what flows along the edges between functions, in one backward pass.
 
@@ -122,6 +132,7 @@ class Flow:
             watch.calls[node].number if node in watch.calls and any(edges) else -1 - number
             for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True))
         ]
+        self.leading = _leading(graph, sources)
         self.leaks: dict[int, Tensor] = {}
         self._rows: list[dict[int, Tensor]] = []
         self.unobserved: set[int] = set()
@@ -197,7 +208,8 @@ class Flow:
         role = operation.role
         if role == "rule":
             return "absorbed"
-        if role in ("softmax", "kernel") and not isinstance(recipe.attention, ConstantWeights):
+        constant = isinstance(recipe.attention, ConstantWeights)
+        if role == "softmax" or (role == "kernel" and not constant):
             return "softmax"
         not_conserving = {
             "attention": isinstance(recipe.attention, AttentionGradient),
@@ -212,7 +224,11 @@ class Flow:
 
     def _by_constant(self, number: int) -> Kind | None:
         """Whether a node may add a constant."""
-        name, edges = self.graph.names[number], self.graph.operands[number]
+        name = self.graph.names[number]
+        edges = [
+            edge if edge is not None and edge.node in self.leading else None
+            for edge in self.graph.operands[number]
+        ]
         missing = None in edges or len(edges) < 2
         adds = (
             name in _WITH_BIAS
@@ -220,4 +236,9 @@ class Flow:
             or (name in _WITH_SUMMAND and edges[0] is None)
             or (missing and (name in ("Add", "Sub") or name in _FILLING))
         )
-        return "bias" if adds else None
+        if adds:
+            return "bias"
+        weights = self.structure.roles[number].weights
+        return (
+            "absorbed" if weights and isinstance(self.recipe.attention, ConstantWeights) else None
+        )

@@ -37,6 +37,11 @@ Hook = Callable[[Gradients, Gradients], "Gradients | None"]
 HOMOGENEOUS: Final = frozenset({"Relu", "LeakyRelu", "Prelu", "PreluKernel", "Abs"})
 """Activations whose own gradient is the secant slope: a line on either side of 0."""
 
+GATES: Final = frozenset(
+    {"Sigmoid", "Hardsigmoid", "Softplus", "LogSigmoid", "Exp", "Exp2", "Erfc"}
+)
+"""Functions that are not 0 at 0: they matter where they are added, not where they multiply."""
+
 NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
 
@@ -94,6 +99,16 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
     "Pow": lambda _, s: lambda z: torch.pow(z, s["exponent"]),
     "GeLUFunction": lambda *_: _bloom_gelu,  # transformers' own for BLOOM
 }
+
+
+def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The slope of ``g(z) - g(0)``: the constant belongs to no input, as that of ``1 + tanh(z)``."""
+    wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
+
+    def from_zero(x: Tensor) -> Tensor:
+        return function(x) - function(x.new_zeros(()))
+
+    return slopes.secant(wide, from_zero(wide), from_zero).to(z.dtype)
 
 
 def _bloom_gelu(z: Tensor) -> Tensor:
@@ -154,6 +169,8 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
+    if name in GATES:
+        return _without_constant(function, z)
     if closed is not None:
         return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
     return slopes.secant(z, function(z), function)

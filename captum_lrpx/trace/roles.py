@@ -81,6 +81,8 @@ class Operation:
             constants that are added to a signal); the weights of ``"attention"``; the activated
             branch of a ``"gated product"``.
         signal: Places of the operands that get relevance beside those.
+        weights: Places of functions of a softmax (weights of constant values) that are added to a
+            signal: constant where the weights of attention are.
     """
 
     kind: Kind
@@ -88,6 +90,7 @@ class Operation:
     nature: Nature
     constant: tuple[int, ...] = ()
     signal: tuple[int, ...] = ()
+    weights: tuple[int, ...] = ()
 
 
 Roles = list[Operation]
@@ -176,8 +179,10 @@ class _Finder:
         name = self.graph.names[number]
         if kind == "linear":
             nature = self._of_sum(number, natures)
-            added = [] if nature == "constant" else _where("constant", natures, places)
-            return Operation(kind, "linear", nature, tuple(added))
+            if nature not in _SIGNALS:
+                return Operation(kind, "linear", nature)
+            constants, weights = (_where(each, natures, places) for each in ("constant", "weights"))
+            return Operation(kind, "linear", nature, tuple(constants), weights=tuple(weights))
         if kind in ("projection", "solution"):
             factors = [place for place in places if place or not has_summand(name)]
             if len(factors) > 1:
