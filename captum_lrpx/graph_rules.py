@@ -36,20 +36,23 @@ class Action(NamedTuple):
 
     Attributes:
         number: Index of the node.
-        rule: ``"factors"``, ``"secant"``, ``"norm"`` or ``"contiguous"``.
+        rule: ``"factors"``, ``"secant"``, ``"norm"``, ``"gated"`` or ``"contiguous"``.
         factors: For ``"factors"``, one per operand; None holds it constant.
     """
 
     number: int
-    rule: Literal["factors", "secant", "norm", "contiguous"]
+    rule: Literal["factors", "secant", "norm", "gated", "contiguous"]
     factors: tuple[float | None, ...] = ()
+
+
+Why = Literal["undecided", "unknown", "hidden", "in place", "unwatched"]
 
 
 class Problem(NamedTuple):
     """An operation without a rule."""
 
     number: int
-    reason: str
+    why: Why
 
 
 @dataclass
@@ -70,7 +73,14 @@ class Plan:
 _CUT: Final = None
 
 
-def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[int] = ()) -> Plan:
+def plan_of(
+    graph: Graph,
+    roles: Roles,
+    recipe: Recipe,
+    explained: Collection[int] = (),
+    inputs: Collection[Node] | None = None,
+    written: Collection[int] = (),
+) -> Plan:
     """Find out what to do at each node.
 
     Args:
@@ -78,6 +88,10 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
         roles: Its operations.
         recipe: The rules.
         explained: Nodes that belong to the explained function: their own gradient is taken.
+        inputs: Nodes whose input has been kept, because they do not; None for a pass that was not
+            watched.
+        written: Nodes in which a function works on a part of a tensor, in place, and is not known
+            to be linear.
     """
     plan = Plan()
     alive = [False] * len(graph.nodes)
@@ -89,8 +103,10 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
         plan.alive.add(number)
         edges = graph.operands[number]
         factors: tuple[float | None, ...] = (1.0,) * len(edges)
-        if number not in explained:
-            factors = _act(plan, graph, number, roles[number], recipe)
+        if number in written:
+            plan.problems.append(Problem(number, "unwatched" if inputs is None else "in place"))
+        elif number not in explained:
+            factors = _act(plan, graph, number, roles[number], recipe, inputs)
         for edge, factor in zip(edges, factors, strict=True):
             if edge is not None and factor is not None:
                 alive[edge.node] = True
@@ -98,7 +114,12 @@ def plan_of(graph: Graph, roles: Roles, recipe: Recipe, explained: Collection[in
 
 
 def _act(
-    plan: Plan, graph: Graph, number: int, operation: Operation, recipe: Recipe
+    plan: Plan,
+    graph: Graph,
+    number: int,
+    operation: Operation,
+    recipe: Recipe,
+    inputs: Collection[Node] | None,
 ) -> tuple[float | None, ...]:
     """Note the action of a node.
 
@@ -108,16 +129,18 @@ def _act(
     name, edges = graph.names[number], graph.operands[number]
     plain: tuple[float | None, ...] = (1.0,) * len(edges)
     role = operation.role
-    if role in _REASONS:
-        plan.problems.append(Problem(number, _REASONS[role]))
+    if role == "undecided":
+        plan.problems.append(Problem(number, "undecided"))
+    elif role == "unknown":
+        plan.problems.append(Problem(number, "unknown"))
     elif role == "activation":
-        _act_on_activation(plan, graph, number, recipe)
+        _act_on_activation(plan, graph, number, recipe, inputs)
     elif role == "norm":
         if not isinstance(recipe.norm, NormGradient):
             plan.actions.append(Action(number, "norm"))
     elif role in ("linear", "softmax", "rule"):
-        if "BatchNorm" in name:
-            plan.actions.append(Action(number, "contiguous"))
+        if name == "Glu" or "BatchNorm" in name:
+            plan.actions.append(Action(number, "gated" if name == "Glu" else "contiguous"))
     else:
         factors = _factors(operation, edges, recipe)
         if has_summand(name):
@@ -128,16 +151,25 @@ def _act(
     return plain
 
 
-_REASONS: Final[dict[str, str]] = {
+_REASONS: Final[dict[Why, str]] = {
     "undecided": "it multiplies two things that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
+    "hidden": "it hides what an activation inside of it is given",
+    "in place": "it works in place on a view of another tensor, which hides what it does",
+    "unwatched": "the forward pass has taken a way here that it had not taken before",
 }
 
-_REMEDIES: Final[dict[str, str]] = {
+_REMEDIES: Final[dict[Why, str]] = {
     "undecided": (
         "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
         "has to say so (captum_lrpx.hints)."
     ),
+    "hidden": (
+        "Use a module that calls its functions one by one instead of one that is a single function "
+        "(a recurrent layer written out in steps, say)."
+    ),
+    "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
+    "unwatched": "Call it again: the next pass is watched.",
 }
 
 _WAY_OUT: Final = (
@@ -146,9 +178,9 @@ _WAY_OUT: Final = (
 )
 
 
-def remedy_for(role: str) -> str:
-    """What a user can do about an operation without a rule, in words."""
-    return f"{_REMEDIES.get(role, '')} {_WAY_OUT}".strip()
+def reason_and_remedy(why: Why) -> tuple[str, str]:
+    """Why an operation has no rule, and what a user can do about it, in words."""
+    return _REASONS[why], f"{_REMEDIES.get(why, '')} {_WAY_OUT}".strip()
 
 
 def rule_in_words(operation: Operation, recipe: Recipe) -> str:
@@ -165,17 +197,22 @@ def rule_in_words(operation: Operation, recipe: Recipe) -> str:
     }
     if operation.role in by_role:
         return repr(by_role[operation.role]).removesuffix("()")
-    return "one factor constant" if operation.role == "constant factor" else "shared equally"
+    one_constant = operation.role in ("constant factor", "linear")
+    return "one factor constant" if one_constant else "shared equally"
 
 
-def _act_on_activation(plan: Plan, graph: Graph, number: int, recipe: Recipe) -> None:
-    name = graph.names[number]
+def _act_on_activation(
+    plan: Plan, graph: Graph, number: int, recipe: Recipe, inputs: Collection[Node] | None
+) -> None:
+    name, node = graph.names[number], graph.nodes[number]
     if isinstance(recipe.activation, ActivationGradient) or name in nodes.HOMOGENEOUS:
         return
-    if nodes.has_secant(graph.nodes[number], name):
-        plan.actions.append(Action(number, "secant"))
+    if not nodes.has_secant(node, name):
+        plan.problems.append(Problem(number, "unknown"))
+    elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
+        plan.problems.append(Problem(number, "unwatched" if inputs is None else "hidden"))
     else:
-        plan.problems.append(Problem(number, _REASONS["unknown"]))
+        plan.actions.append(Action(number, "secant"))
 
 
 def _factors(
@@ -249,5 +286,7 @@ def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[No
             node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
             node.register_hook(nodes.frozen_norm(node, graph.names[number]))
+        elif rule == "gated":
+            node.register_hook(nodes.gated(node))
         else:
             node.register_prehook(nodes.contiguous)

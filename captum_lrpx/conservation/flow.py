@@ -217,7 +217,8 @@ class Flow:
 
 
 def _product(gradient: Tensor, value: Tensor) -> Tensor:
-    """Sum of gradient times value, in real numbers."""
+    """Sum of gradient times value, in real numbers; a masked infinity that gets none counts 0."""
     if value.is_complex():
         gradient, value = torch.view_as_real(gradient.resolve_conj()), torch.view_as_real(value)
-    return (wide(gradient) * wide(value)).sum()
+    product = wide(gradient) * wide(value)
+    return product.masked_fill((gradient == 0) & value.isinf(), 0).sum()

@@ -26,6 +26,7 @@ __all__ = [
     "NEED_INPUT",
     "contiguous",
     "frozen_norm",
+    "gated",
     "has_secant",
     "scaled",
     "secant",
@@ -157,6 +158,21 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None:
         return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
     return slopes.secant(z, function(z), function)
+
+
+def gated(node: Any) -> Hook:
+    """Holds the gate of ``F.glu`` constant: a half of the input times the sigmoid of the other."""
+    dim = node._saved_dim  # noqa: SLF001
+    dim = dim - (1 << 64) if dim >= 1 << 63 else dim  # saved as an unsigned number
+
+    def hook(_given: Gradients, taken: Gradients) -> Gradients | None:
+        if taken[0] is None:
+            return None
+        gate = node._saved_self.chunk(2, dim)[1].detach()  # noqa: SLF001
+        slope = taken[0] * torch.sigmoid(gate)
+        return (torch.cat([slope, torch.zeros_like(slope)], dim),)
+
+    return hook
 
 
 # Norms --------------------------------------------------------------------------------------------
