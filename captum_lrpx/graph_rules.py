@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Operation, Roles
 
-__all__ = ["Plan", "attach", "plan_of"]
+__all__ = ["Plan", "Seen", "attach", "plan_of"]
 
 
 class Action(NamedTuple):
@@ -36,20 +36,43 @@ class Action(NamedTuple):
 
     Attributes:
         number: Index of the node.
-        rule: ``"factors"``, ``"secant"``, ``"norm"`` or ``"contiguous"``.
+        rule: ``"factors"``, ``"secant"``, ``"norm"``, ``"gated"`` or ``"contiguous"``.
         factors: For ``"factors"``, one per operand; None holds it constant.
     """
 
     number: int
-    rule: Literal["factors", "secant", "norm", "contiguous"]
+    rule: Literal["factors", "secant", "norm", "gated", "contiguous"]
     factors: tuple[float | None, ...] = ()
+
+
+Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched"]
 
 
 class Problem(NamedTuple):
     """An operation without a rule."""
 
     number: int
-    reason: str
+    why: Why
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a forward pass beside its graph.
+
+    Attributes:
+        explained: Nodes that belong to the explained function: their own gradient is taken.
+        detached: Nodes that use a number which depends on the input without a gradient.
+        written: Nodes in which a function works on a part of a tensor, in place, and is not known
+            to be linear.
+        inputs: Nodes whose input has been kept, because they do not; None if none was.
+        paths: For each node the path of its module, for a recipe with overrides.
+    """
+
+    explained: Collection[int] = ()
+    detached: Collection[int] = ()
+    written: Collection[int] = ()
+    inputs: Collection[Node] | None = None
+    paths: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,9 +101,7 @@ def plan_of(
     graph: Graph,
     roles: Roles,
     recipe: Recipe,
-    explained: Collection[int] = (),
-    detached: Collection[int] = (),
-    paths: Mapping[int, str] | None = None,
+    seen: Seen,
 ) -> Plan:
     """Find out what to do at each node.
 
@@ -88,22 +109,16 @@ def plan_of(
         graph: The graph.
         roles: Its operations.
         recipe: The rules.
-        explained: Nodes that belong to the explained function: their own gradient is taken.
-        detached: Nodes that use a number which depends on the input without a gradient.
-        paths: For each node the path of its module, for a recipe with overrides.
+        seen: What else is known of the pass.
     """
-    planner = _Planner(graph, roles, recipe, paths or {})
+    planner = _Planner(graph, roles, recipe, seen)
     alive = [False] * len(graph.nodes)
     for root in graph.roots:
         alive[root] = True
     for number in range(len(graph.nodes) - 1, -1, -1):
         if alive[number]:
             planner.plan.alive.add(number)
-            edges = graph.operands[number]
-            factors = planner.plain(number) if number in explained else planner.act(number)
-            if number in detached and number not in explained and _adds(graph, number):
-                planner.plan.problems.append(Problem(number, _HIDDEN))
-            for edge, factor in zip(edges, factors, strict=True):
+            for edge, factor in zip(graph.operands[number], planner.act(number), strict=True):
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
     return planner.plan
@@ -122,13 +137,11 @@ Factors = tuple["float | None", ...]
 class _Planner:
     """Notes the actions of one recipe on one graph."""
 
-    def __init__(
-        self, graph: Graph, roles: Roles, recipe: Recipe, paths: Mapping[int, str]
-    ) -> None:
+    def __init__(self, graph: Graph, roles: Roles, recipe: Recipe, seen: Seen) -> None:
         self.graph = graph
         self.roles = roles
         self.recipe = recipe
-        self.paths = paths
+        self.seen = seen
         self.plan = Plan()
         self._in_norms: set[int] = set()  # what computes a scale that has its ordinary gradient
 
@@ -138,22 +151,35 @@ class _Planner:
 
     def act(self, number: int) -> Factors:
         """Note the action of a node, and give the factors of its operands."""
-        operation = self.roles[number]
+        if number in self.seen.explained:
+            return self.plain(number)
+        if number in self.seen.written:
+            self._problem(number, "unwatched" if self.seen.inputs is None else "in place")
+            return self.plain(number)
+        if number in self.seen.detached and _adds(self.graph, number):
+            self._problem(number, "detached")
+        return self._by_role(number)
+
+    def _problem(self, number: int, why: Why) -> None:
+        self.plan.problems.append(Problem(number, why))
+
+    def _by_role(self, number: int) -> Factors:
+        role = self.roles[number].role
         if number in self._in_norms:
             self._stay_in_norm(number)
-        elif operation.role == "activation":
+        elif role == "activation":
             self._activation(number)
-        elif operation.role == "norm":
+        elif role == "norm":
             if not self._is("norm", number, NormGradient):
                 self.plan.actions.append(Action(number, "norm"))
-        elif operation.role in _REASONS:
-            self.plan.problems.append(Problem(number, _REASONS[operation.role]))
+        elif role in ("undecided", "unknown"):
+            self._problem(number, role)
         else:
             return self._scaled(number)
         return self.plain(number)
 
     def _rule(self, role: str, number: int) -> Rule[Any]:
-        return self.recipe.rule_for(role, self.paths.get(number, ""))
+        return self.recipe.rule_for(role, self.seen.paths.get(number, ""))
 
     def _is(self, role: str, number: int, kind: type[Rule[Any]]) -> bool:
         return isinstance(self._rule(role, number), kind)
@@ -165,20 +191,23 @@ class _Planner:
             self._in_norms.update(edge.node for edge in taken if edge is not None)
 
     def _activation(self, number: int) -> None:
-        name = self.graph.names[number]
+        name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
         if is_homogeneous(name) or self._is("activation", number, ActivationGradient):
             return
-        if nodes.has_secant(self.graph.nodes[number], name):
-            self.plan.actions.append(Action(number, "secant"))
+        if not nodes.has_secant(node, name):
+            self._problem(number, "unknown")
+        elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
+            self._problem(number, "unwatched" if inputs is None else "hidden")
         else:
-            self.plan.problems.append(Problem(number, _REASONS["unknown"]))
+            self.plan.actions.append(Action(number, "secant"))
 
     # Factors ----------------------------------------------------------------------------------
 
     def _scaled(self, number: int) -> Factors:
         name, plain = self.graph.names[number], self.plain(number)
-        if "BatchNorm" in name:
-            self.plan.actions.append(Action(number, "contiguous"))
+        if name == "Glu" or "BatchNorm" in name:
+            rule: Literal["gated", "contiguous"] = "gated" if name == "Glu" else "contiguous"
+            self.plan.actions.append(Action(number, rule))
         factors = self._factors(number)
         if has_summand(name):
             factors = (1.0, *factors[1:])
@@ -262,13 +291,23 @@ _HIDDEN: Final = "it adds what depends on the input through something without a 
 _REASONS: Final[dict[str, str]] = {
     "undecided": "it multiplies two things that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
+    "detached": "it adds what depends on the input through something without a gradient",
+    "hidden": "it hides what an activation inside of it is given",
+    "in place": "it works in place on a view of another tensor, which hides what it does",
+    "unwatched": "the forward pass has taken a way here that it had not taken before",
 }
 
-_REMEDIES: Final[dict[str, str]] = {
+_REMEDIES: Final[dict[Why, str]] = {
     "undecided": (
         "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
         "has to say so (captum_lrpx.hints)."
     ),
+    "hidden": (
+        "Use a module that calls its functions one by one instead of one that is a single function "
+        "(a recurrent layer written out in steps, say)."
+    ),
+    "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
+    "unwatched": "Call it again: the next pass is watched.",
 }
 
 _WAY_OUT: Final = (
@@ -288,16 +327,17 @@ _RECIPE_ROLES: Final = {
 }
 
 
-def remedy_for(role: str) -> str:
-    """What a user can do about an operation without a rule, in words."""
-    return f"{_REMEDIES.get(role, '')} {_WAY_OUT}".strip()
+def reason_and_remedy(why: Why) -> tuple[str, str]:
+    """Why an operation has no rule, and what a user can do about it, in words."""
+    return _REASONS[why], f"{_REMEDIES.get(why, '')} {_WAY_OUT}".strip()
 
 
 def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
     """The rule that an operation gets from a recipe."""
     if operation.role in _RECIPE_ROLES:
         return repr(recipe.rule_for(_RECIPE_ROLES[operation.role], path)).removesuffix("()")
-    return "one factor constant" if operation.role == "constant factor" else "shared equally"
+    one_constant = operation.role in ("constant factor", "linear")
+    return "one factor constant" if one_constant else "shared equally"
 
 
 # Attaching ----------------------------------------------------------------------------------------
@@ -321,14 +361,11 @@ def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[No
             node.register_hook(nodes.scaled(factors))
         elif rule == "secant":
             name = graph.names[number]
-            if name in nodes.NEED_INPUT and node not in inputs:
-                raise RuntimeError(
-                    f"The input of {name.lower()} was not kept in this pass, which ran other "
-                    "operations than the passes before it: run it again."
-                )
             z = inputs[node] if name in nodes.NEED_INPUT else None
             node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
             node.register_hook(nodes.frozen_norm(node, graph.names[number]))
+        elif rule == "gated":
+            node.register_hook(nodes.gated(node))
         else:
             node.register_prehook(nodes.contiguous)

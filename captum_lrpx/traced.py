@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage.operations import Coverage, Operation
-from captum_lrpx.graph_rules import Plan, attach, plan_of, remedy_for, rule_in_words
+from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.plans import Plan as ModulePlan
@@ -21,6 +21,7 @@ from captum_lrpx.plans import linear_attachments
 from captum_lrpx.propagation import Active
 from captum_lrpx.rules.nodes import NEED_INPUT
 from captum_lrpx.trace.graph import Graph, node_of
+from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["TracedPass", "traced_rules"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
-_WRITING = frozenset({"__setitem__", "copy_", "add_", "sub_", "fill_", "zero_", "masked_fill_"})
 
 
 @dataclass
@@ -119,7 +119,7 @@ class TracedPass:
         self.structure: Structure | None = None
         self.watch: Watch | None = None
         self._outputs: list[Node] = []
-        self._inputs: Mapping[Node, Tensor] = {}
+        self._inputs: Mapping[Node, Tensor] | None = None
         self._done: set[Node] = set()
 
     @contextmanager
@@ -160,26 +160,28 @@ class TracedPass:
         structure = self._structure(graph)
         plan = structure.plans.get(self.recipe)
         if plan is None:
-            paths = {number: path for number, (path, _, _) in structure.places.items()}
-            plan = plan_of(
-                graph,
-                structure.roles,
-                self.recipe,
-                structure.explained,
-                structure.detached,
-                paths,
-            )
+            plan = plan_of(graph, structure.roles, self.recipe, self._seen(graph, structure))
             structure.plans[self.recipe] = plan
             self.form.needs_inputs |= plan.needs_inputs(graph)
-        attach(graph, plan, self._inputs, self._done)
+            # Only a watched pass tells what was written into a part of a tensor.
+            self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
+        attach(graph, plan, self._inputs or {}, self._done)
+
+    def _seen(self, graph: Graph, structure: Structure) -> Seen:
+        """What the plan has to know beside the graph."""
+        return Seen(
+            explained=structure.explained,
+            detached=structure.detached,
+            written=_written(graph, structure),
+            inputs=self._inputs,
+            paths={number: path for number, (path, _, _) in structure.places.items()},
+        )
 
     def _structure(self, graph: Graph) -> Structure:
         key = graph.key()
         structure = self.form.structures.get(key)
-        if structure is None:
+        if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
-        elif not structure.places and self.watch is not None:
-            self._name(graph, structure)
         self.structure = structure
         return structure
 
@@ -189,7 +191,7 @@ class TracedPass:
         if watch is not None:
             outputs = watch.outputs
             self.form.entries = [weakref.ref(module) for module in watch.entered]
-            self.form.seen = True
+        self.form.seen = watch is not None  # another way than before: the next pass is watched
         structure = Structure([])
         hints: dict[Edge, Nature] = {}
         if watch is not None:
@@ -235,15 +237,15 @@ class TracedPass:
         assert graph is not None and structure is not None  # noqa: S101, PT018
         plan = structure.plans[self.recipe]
         wanted = _between(graph, plan, sources)
-        problems = {problem.number: problem.reason for problem in plan.problems}
+        problems = {problem.number: reason_and_remedy(problem.why) for problem in plan.problems}
         operations = []
         for number in sorted(wanted):
             if graph.names[number] == "AccumulateGrad":
                 continue
-            operations.append(self._operation(number, problems.get(number, "")))
+            operations.append(self._operation(number, *problems.get(number, ("", ""))))
         return Coverage(type(self.model).__name__, self.recipe.name, tuple(operations))
 
-    def _operation(self, number: int, reason: str) -> Operation:
+    def _operation(self, number: int, reason: str, remedy: str) -> Operation:
         graph, structure = self.graph, self.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018
         path, kind, function = structure.places.get(number, ("", "", ""))
@@ -254,7 +256,8 @@ class TracedPass:
         elif reason:
             verdict = "unruled"
         else:
-            verdict = "linear" if role.role == "linear" else "ruled"
+            gated = graph.names[number] == "Glu"
+            verdict = "linear" if role.role == "linear" and not gated else "ruled"
         return Operation(
             module=path,
             module_type=kind or type(self.model).__name__,
@@ -262,7 +265,7 @@ class TracedPass:
             kind=verdict,
             rule=rule_in_words(role, self.recipe, path) if verdict == "ruled" else "",
             reason=reason,
-            remedy=remedy_for(role.role) if reason else "",
+            remedy=remedy,
         )
 
 
@@ -293,6 +296,17 @@ def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
             or any(edge is not None and leads[edge.node] for edge in edges)
         )
     return {number for number in plan.alive if leads[number]} - starts
+
+
+def _written(graph: Graph, structure: Structure) -> set[int]:
+    """Indices of nodes that hide a function on a view, in place, which may not be linear."""
+    found = set()
+    for number, name in enumerate(graph.names):
+        if name == "CopySlices":
+            function = structure.places.get(number, ("", "", ""))[2].rpartition(".")[2]
+            if not is_linear_write(function, factors=any(graph.operands[number][1:])):
+                found.add(number)
+    return found
 
 
 def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:

@@ -26,6 +26,7 @@ __all__ = [
     "NEED_INPUT",
     "contiguous",
     "frozen_norm",
+    "gated",
     "has_secant",
     "scaled",
     "secant",
@@ -102,7 +103,7 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
 
 
 def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The slope of ``g(z) - g(0)``: the constant belongs to no input, as that of ``1 + tanh(z)``."""
+    """The slope of ``g(z) - g(0)``: the constant, as in ``1 + tanh(z)``, belongs to no input."""
     wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
 
     def from_zero(x: Tensor) -> Tensor:
@@ -174,6 +175,21 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None:
         return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
     return slopes.secant(z, function(z), function)
+
+
+def gated(node: Any) -> Hook:
+    """Holds the gate of ``F.glu`` constant: a half of the input times the sigmoid of the other."""
+    dim = node._saved_dim  # noqa: SLF001
+    dim = dim - (1 << 64) if dim >= 1 << 63 else dim  # saved as an unsigned number
+
+    def hook(_given: Gradients, taken: Gradients) -> Gradients | None:
+        if taken[0] is None:
+            return None
+        gate = node._saved_self.chunk(2, dim)[1].detach()  # noqa: SLF001
+        slope = taken[0] * torch.sigmoid(gate)
+        return (torch.cat([slope, torch.zeros_like(slope)], dim),)
+
+    return hook
 
 
 # Norms --------------------------------------------------------------------------------------------

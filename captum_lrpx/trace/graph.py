@@ -46,6 +46,7 @@ _DETAILS: Final = {
     "PowBackward0": "_saved_exponent",
     "NativeBatchNormBackward0": "_saved_training",
     "CudnnBatchNormBackward0": "_saved_training",
+    "ScatterReduceBackward0": "_saved_reduce",
 }
 """Nodes that are of different kinds, by an argument that they keep."""
 
@@ -121,7 +122,7 @@ class Graph:
         node = self.nodes[number]
         attribute = _DETAILS.get(node.name())
         value = None if attribute is None else getattr(node, attribute, None)
-        return value if isinstance(value, (bool, int, float)) else None
+        return value if isinstance(value, (bool, int, float, str)) else None
 
     def results(self, number: int) -> int:
         """How many results a node has."""

@@ -8,7 +8,15 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal
 
-__all__ = ["ELEMENTWISE", "PROJECTIONS", "Kind", "is_kernel", "is_length", "kind_of"]
+__all__ = [
+    "ELEMENTWISE",
+    "PROJECTIONS",
+    "Kind",
+    "is_kernel",
+    "is_length",
+    "is_linear_write",
+    "kind_of",
+]
 
 Kind = Literal[
     "input",
@@ -51,7 +59,7 @@ _LINEAR: Final = _names(
     "Split SplitWithSizes UnsafeSplit Unbind Unsqueeze Squeeze Clone ToCopy Copy CopySlices "
     "MaskedFill MaskedScatter MaskedSelect Where Unfold UnfoldBackward Roll Flip Tril Triu Cumsum "
     "ConstantPadNd IndexAdd IndexPut IndexPutImpl IndexCopy IndexFill Scatter ScatterAdd "
-    "ScatterReduce Alias "
+    "Alias "
     "AsStrided AsStridedScatter SliceScatter SelectScatter Diagonal DiagonalScatter Trace "
     "NativeDropout FusedDropout Fill Zero Lift LiftFresh Real Imag ViewAsReal ViewAsComplex Conj "
     "ViewAsRealCopy ViewAsComplexCopy FftR2C FftC2C FftC2R AvgPool1D AvgPool2D AvgPool3D "
@@ -61,10 +69,10 @@ _LINEAR: Final = _names(
     "UpsampleBicubic2DAa UpsampleBilinear2DAa UpsampleLinear1D GridSampler2D ReflectionPad1D "
     "ReflectionPad2D ReplicationPad1D ReplicationPad2D Max Min Amax Amin Maximum Minimum Topk Sort "
     "Median MaxPool2DWithIndices MaxPool1D AdaptiveMaxPool2D MaxPool3DWithIndices Cummax "
-    "BackwardHookFunction Renorm NestedViewFromBuffer "
-    "BroadcastTo MeanVar Positive Complex Identity"
+    "BackwardHookFunction NestedViewFromBuffer "
+    "BroadcastTo MeanVar Positive Complex Identity Glu"
 )
-"""Linear, or a selection among the operands by something that is held constant (a maximum)."""
+"""Linear, or so with what is held constant: the choice of a maximum, the gate in ``F.glu``."""
 
 PROJECTIONS: Final = _names(
     "Mm Bmm Matmul Mv Dot Vdot Ger Outer Linear MkldnnLinear Convolution ConvolutionOverrideable "
@@ -86,6 +94,12 @@ _GATE_FUNCTIONS: Final = _names(
 _SCALES: Final = _names("Rsqrt Sqrt LinalgVectorNorm Norm Std Var VarMean StdMean Frobenius")
 _LENGTHS: Final = _names("LinalgVectorNorm Norm Std Frobenius")
 """Scales that grow with their operand: where one is added, its own gradient conserves."""
+_LINEAR_WRITES: Final = _names(
+    "__setitem__ copy_ fill_ zero_ add_ __iadd__ sub_ __isub__ neg_ masked_fill_ masked_scatter_ "
+    "index_add_ index_copy_ index_fill_ index_put_ scatter_ scatter_add_ dropout dropout_ pad "
+    "relu relu_ leaky_relu leaky_relu_"
+)
+_SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
 _RULES: Final = _names("_Relay _ScaleGradient _FrozenNorm _GatedProduct _SparseLinear")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")
@@ -137,6 +151,16 @@ def is_length(name: str) -> bool:
     return name in _LENGTHS
 
 
+def is_linear_write(function: str, *, factors: bool) -> bool:
+    """Whether the own gradient of a function that writes into a view is what its rule would be.
+
+    Args:
+        function: Its name in Python; the graph has no other.
+        factors: Whether anything beside what is written over depends on the input.
+    """
+    return function in _LINEAR_WRITES or (function in _SCALING_WRITES and not factors)
+
+
 def kind_of(name: str, detail: Any = None) -> Kind:
     """The kind of an operator.
 
@@ -146,6 +170,8 @@ def kind_of(name: str, detail: Any = None) -> Kind:
     """
     if name in _BATCH_NORMS:
         return "linear" if detail is False else "unknown"
+    if name == "ScatterReduce":
+        return "unknown" if detail == "prod" else "linear"
     if name == "Pow":
         if isinstance(detail, (int, float)):
             return "activation" if detail >= 1 else "scale"

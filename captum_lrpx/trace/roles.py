@@ -123,7 +123,7 @@ class _Finder:
         self.is_score = self._is_score()
         # Node -> the inputs that it depends on, one bit for each.
         self.inputs: list[int] = []
-        # Node -> the tensors that it is an element-wise function of -> whether it is 0 where they are.
+        # Node -> the tensors that it is an element-wise function of -> whether it is 0 at their 0.
         self.functions: list[dict[Edge, bool]] = []
 
     # Backward ---------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ class Watch(TorchFunctionMode):
         self._names = names
         self._handles: list[RemovableHandle] = []
         self.values: dict[tuple[Node, int], Tensor] = {}
-        self._by_storage: dict[int, list[tuple[Node, int]]] | None = {} if values else None
+        self._keeps_values = values
+        self._by_storage: dict[int, list[tuple[dict[Any, Tensor], Any]]] = {}
         self._modules = frozenset(map(id, modules))
         self.calls: dict[Node, Call] = {}
         self.inputs: dict[Node, Tensor] = {}
@@ -133,43 +134,47 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not self._names:
             return self._only_input(name, func, args, kwargs)
-        writes = _writes(name)
-        if self._by_storage is not None and writes:
+        needed = args[0] if args and name.rstrip("_") in self._need_input else None
+        writes = _writes(name, args, kwargs)
+        if writes:
             self._before_writing(args)
+            needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
-        if self._by_storage is not None and writes:
-            self._after_writing(_full_name(func), args)
         if name not in _VALUE_INDEPENDENT:
             made = list(_tensors(result))
+            if writes:
+                made = _written(args[0]) or made
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, name, list(_tensors(seen)), made)
+                self._look(func, list(_tensors(seen)), made)
+                if isinstance(needed, Tensor):
+                    self._keep(self.inputs, node_of(made[0]), needed)
         return result
 
     def _only_input(
         self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None
     ) -> Any:
+        """Keep an operand, and copy it before something else is written there."""
+        needed = args[0] if args and name.rstrip("_") in self._need_input else None
+        if _writes(name, args, kwargs):
+            self._before_writing(args)
+            needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
-        if name.rstrip("_") in self._need_input and isinstance(result, Tensor):
-            node = node_of(result)
-            if node is not None and args:
-                self.inputs[node] = args[0].detach()
+        if isinstance(needed, Tensor) and isinstance(result, Tensor):
+            self._keep(self.inputs, node_of(result), needed)
         return result
 
-    def _look(
-        self, func: Callable[..., Any], name: str, taken: list[Tensor], made: list[Tensor]
-    ) -> None:
+    def _look(self, func: Callable[..., Any], taken: list[Tensor], made: list[Tensor]) -> None:
         hidden = {self._hidden_kind(tensor) for tensor in taken if tensor in self._hidden}
         module = self._running[-1] if self._running else None
         for tensor in made:
             if torch.is_grad_enabled() and tensor.requires_grad:
                 node = node_of(tensor)
-                self._keep(tensor, node)
+                if self._keeps_values:
+                    self._keep(self.values, (node, tensor.output_nr), tensor)
                 self.claim(tensor, _full_name(func), module)
                 if "value" in hidden and node is not None:
                     self.detached.add(node)
-                if name.rstrip("_") in self._need_input and node is not None and len(made) == 1:
-                    self.inputs[node] = taken[0].detach()
             elif not any(tensor is each for each in taken):
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
@@ -204,32 +209,21 @@ class Watch(TorchFunctionMode):
 
     # Values -----------------------------------------------------------------------------------
 
-    def _keep(self, tensor: Tensor, node: Node | None) -> None:
-        if self._by_storage is None or node is None:
+    def _keep(self, kept: dict[Any, Tensor], key: Any, tensor: Tensor) -> None:
+        if key is None:
             return
-        key = node, tensor.output_nr
-        self.values[key] = tensor.detach()
+        kept[key] = tensor.detach()
         storage = tensor.untyped_storage().data_ptr()
-        self._by_storage.setdefault(storage, []).append(key)
+        self._by_storage.setdefault(storage, []).append((kept, key))
 
     def _before_writing(self, args: tuple[Any, ...]) -> None:
-        """Copy the values that a function is about to write over."""
-        assert self._by_storage is not None  # noqa: S101 - for the type checker
+        """Copy what is kept and a function is about to write over."""
         for tensor in _tensors(args[:1]):
             whole = tensor._base  # noqa: SLF001 - no public name
-            if whole is not None and whole.requires_grad:
-                self._keep(whole, node_of(whole))
-            for key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
-                self.values[key] = self.values[key].clone()
-
-    def _after_writing(self, function: str, args: tuple[Any, ...]) -> None:
-        """Note what was written to, and the whole of which that is a part."""
-        module = self._running[-1] if self._running else None
-        for written in _tensors(args[:1]):
-            for tensor in (written, written._base):  # noqa: SLF001 - no public name
-                if tensor is not None and torch.is_grad_enabled() and tensor.requires_grad:
-                    self._keep(tensor, node_of(tensor))
-                    self.claim(tensor, function, module)
+            if self._keeps_values and whole is not None and whole.requires_grad:
+                self._keep(self.values, (node_of(whole), whole.output_nr), whole)
+            for kept, key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
+                kept[key] = kept[key].clone()
 
     # Modules ----------------------------------------------------------------------------------
 
@@ -244,9 +238,9 @@ class Watch(TorchFunctionMode):
             return
         for tensor in _tensors(output):
             if tensor.requires_grad:
-                node = node_of(tensor)
-                if node is not None and (node, tensor.output_nr) not in self.values:
-                    self._keep(tensor, node)  # a torch.autograd.Function is no torch function
+                key = node_of(tensor), tensor.output_nr
+                if self._keeps_values and key not in self.values:
+                    self._keep(self.values, key, tensor)  # of a torch.autograd.Function
                 self.claim(tensor, "", module)
         while self._running.pop() is not module:
             pass
@@ -262,12 +256,28 @@ def _full_name(func: Callable[..., Any]) -> str:
     return name
 
 
-def _writes(name: str) -> bool:
-    """Whether a function writes into its first operand."""
+def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+    """Whether a function may write into its first operand."""
     if name.startswith("__"):
         return name in _WRITING
+    if name in _MAY_WRITE:
+        return any(each is True for each in ((kwargs or {}).get("inplace"), *args[1:]))
     return name.endswith("_")
 
+
+def _written(tensor: Any) -> list[Tensor]:
+    """A tensor that has been written into, and the one that it is a view of."""
+    if not isinstance(tensor, Tensor):
+        return []
+    base = tensor._base  # noqa: SLF001 - no public name
+    return [tensor] if base is None else [base, tensor]
+
+
+_MAY_WRITE: Final = _names(
+    "relu silu mish hardswish hardsigmoid hardtanh relu6 elu selu celu leaky_relu rrelu threshold "
+    "dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d"
+)
+"""Functions of ``torch.nn.functional`` that can be asked to work in place."""
 
 _WRITING: Final = _names(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __imod__ __iand__ "
