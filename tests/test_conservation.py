@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FAMILIES, HEADS, LABELS, VOCABULARY, tiny, token_ids
+from models import FAMILIES, HEADS, LABELS, VOCABULARY, built, tiny, token_ids
 from replica_ledger import Ledger, ledger
 
 from captum_lrpx.recipes import ATTN_LRP, ATTN_LRP_SIGNAL_GATE, LRP, LRP_UNIFORM_GATE
@@ -51,7 +51,7 @@ def cases(draw, family, *, heads=HEADS, attn=("eager", "sdpa"), biases="zero"):
     head = draw(st.sampled_from(heads))
     query_heads = draw(st.integers(1, 4))
     divisors = [number for number in range(1, query_heads + 1) if query_heads % number == 0]
-    model = tiny(
+    model = built(
         family,
         head,
         attn=draw(st.sampled_from(attn)),
