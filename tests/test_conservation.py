@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, HEADS, LABELS, VOCABULARY, built, tiny, token_ids
 from replica_ledger import Ledger, ledger
@@ -35,11 +36,6 @@ by_name = {"ids": lambda value: getattr(value, "name", None)}
 
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu", "tanh", "quick_gelu", "relu2", "mish", "relu6"]
 """All are zero at zero: the others have a bias at every unit."""
-
-
-def examples(number):
-    """So many examples, more with ``--hypothesis-profile=thorough``."""
-    return settings(max_examples=number * settings().max_examples // 100)
 
 
 # What is drawn ------------------------------------------------------------------------------------
@@ -87,19 +83,19 @@ def assert_tokens_and_positions_sum(model, recipe, ids, index) -> None:
 # LRP, zero biases: R(tokens) + R(positions) + R(token types) = f ----------------------------------
 
 
-@examples(500)
+@examples(150)
 @given(cases("bert"))
 def test_lrp_of_bert_conserves(case):
     assert_tokens_and_positions_sum(case[0], LRP, *case[1:])
 
 
-@examples(500)
+@examples(150)
 @given(cases("gpt2"))
 def test_lrp_of_gpt2_conserves(case):
     assert_tokens_and_positions_sum(case[0], LRP, *case[1:])
 
 
-@examples(500)
+@examples(150)
 @given(cases("llama"), st.sampled_from(CONSERVING))
 def test_lrp_of_llama_conserves(case, recipe):
     assert_tokens_and_positions_sum(case[0], recipe, *case[1:])
@@ -115,7 +111,7 @@ def test_lrp_of_llama_conserves_in_its_own_float32(case, recipe):
 
 @pytest.mark.parametrize("recipe", CONSERVING, **by_name)
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=5)
+@examples(5)
 @given(data=st.data())
 def test_lrp_conserves(family, recipe, data):
     model, ids, index = data.draw(cases(family))

@@ -230,6 +230,32 @@ def test_two_processes_share_the_work(models, tmp_path):
         )
 
 
+def test_a_resumed_process_does_not_need_the_share_of_the_others_before_they_meet(models, tmp_path):
+    usual = {
+        "samples": SAMPLES,
+        "methods": contenders(METHODS),
+        "settings": Settings(token_budget=40),
+    }
+    alone = evaluate(models, **usual)
+    evaluate_share(models, usual, tmp_path, 1)
+    log = tmp_path / "log-00001.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    meetings = []
+
+    def meet():
+        meetings.append(None)
+        if len(meetings) == 2:  # the first one is before anything is written
+            evaluate_share(models, usual, tmp_path, 1)
+
+    found = evaluate(
+        models, **usual, output=tmp_path, resume=True, processes=Processes(0, 2, wait=meet)
+    )
+    for one, other in zip(alone.models, found.models, strict=True):
+        assert all(
+            torch.equal(one.relevances[key], other.relevances[key]) for key in one.relevances
+        )
+
+
 def evaluate_share(models, usual, folder, rank):
     return evaluate(models, **usual, output=folder, resume=True, processes=Processes(rank, 2))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import LABELS, VOCABULARY, built, outputs, tiny, token_ids
@@ -238,7 +239,7 @@ def assert_explained(case):
 
 
 @pytest.mark.parametrize("family", FLAGS)
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_a_drawn_architecture_is_explained_exactly(family, data):
     assert_explained(data.draw(cases(family)))

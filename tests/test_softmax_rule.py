@@ -1,8 +1,8 @@
 """The softmax alone under AttnLRP's rule, against the paper's proof D.6 written out in loops.
 
 The rule has no code of its own: the gradient of softmax, times its input, is the rule. Equation 42:
-``R_x_i = sum_j (x_i - s_j x_i) R_s_j`` for ``j = i`` and ``-s_i x_i R_s_j`` for the others, in short
-``R_x = x (R_s - s sum R_s)``. A score that is masked out has no share, its limit for ``s -> 0``.
+``R_x_i`` is the sum of ``(x_i - s_j x_i) R_s_j`` for ``j = i`` and ``-s_i x_i R_s_j`` for the other
+``j``, in short ``R_x = x (R_s - s sum R_s)``. A score that is masked out has no share, its limit for ``s -> 0``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users
 from captum_lrpx.rules import UniformAttention
 
 TOKENS = 5
+SCALES = st.sampled_from([1.0, 8.0, 300.0])
 
 
 def softmax_replica(scores):
@@ -61,10 +62,10 @@ def assert_is_the_rule(x, visible, of_scores, of_weights):
 
 
 @st.composite
-def rows(draw, scale=st.sampled_from([1.0, 8.0, 300.0])):
+def rows(draw):
     """Scores, what is visible of them, and the gradients of the weights: ``[N, T]`` each."""
     shape = draw(st.integers(1, 3)), draw(st.integers(1, TOKENS))
-    x, grad = draw(tensors(*shape)) * draw(scale), draw(tensors(*shape))
+    x, grad = draw(tensors(*shape)) * draw(SCALES), draw(tensors(*shape))
     bits = st.lists(st.booleans(), min_size=x.numel(), max_size=x.numel())
     visible = torch.tensor(draw(bits)).view(shape)
     visible[~visible.any(-1)] = True  # a row that sees nothing has no softmax
