@@ -1,8 +1,9 @@
 """The softmax alone under AttnLRP's rule, against the paper's proof D.6 written out in loops.
 
-The rule has no code of its own: the gradient of softmax, times its input, is the rule. Equation 42:
-``R_x_i`` is the sum of ``(x_i - s_j x_i) R_s_j`` for ``j = i`` and ``-s_i x_i R_s_j`` for the other
-``j``, in short ``R_x = x (R_s - s sum R_s)``. A score that is masked out has no share, its limit for ``s -> 0``.
+The rule has no code of its own: the gradient of softmax, times its input, is the rule. By equation
+42 ``R_x_i`` is the sum of ``(x_i - s_j x_i) R_s_j`` for ``j = i`` and ``-s_i x_i R_s_j`` for the
+other ``j``, in short ``R_x = x (R_s - s sum R_s)``. A score that is masked out has no share: the
+limit for ``s -> 0``.
 """
 
 from __future__ import annotations
