@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, HEADS, MORE_FAMILIES, tiny, token_ids
 from replica_ledger import Exact
 from replica_ledger import ledger as by_hand
 from state import snapshot
-from test_conservation import CONSERVING, LEAKING, by_name, cases, examples
+from test_conservation import CONSERVING, LEAKING, by_name, cases
 
 from captum_lrpx import (
     ALTILogit,

@@ -38,6 +38,7 @@ def frozen_replica(x, weight, grad, eps, *, centered):
     return found
 
 
+@pytest.mark.proof("D.5")
 @pytest.mark.parametrize("eps", [1e-5, 0.25])
 @given(rows=norm_rows())
 def test_frozen_layer_norm(eps, rows):
@@ -55,6 +56,7 @@ def test_frozen_layer_norm(eps, rows):
     assert_same(of_x.sum() + of_bias.sum(), (value * grad).sum())
 
 
+@pytest.mark.proof("D.5")
 @pytest.mark.parametrize("eps", [1e-6, 0.25])
 @given(rows=norm_rows())
 def test_frozen_rms_norm(eps, rows):
