@@ -319,7 +319,8 @@ class Explanation:
         frame: pd.DataFrame = pandas.DataFrame(columns)
         frame.index.name = "position"
         record = storage.record_of(self)
-        in_columns = {"tokens", "ids", "offsets", "special", "relevances", "template"}
+        in_columns = {"tokens", "ids", "offsets", "special", "relevances"}
+        in_columns |= {"template"} if self.template else set()
         frame.attrs = {name: record[name] for name in record.keys() - in_columns}
         return frame
 

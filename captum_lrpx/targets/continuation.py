@@ -264,11 +264,11 @@ def _text_or_ids(
         if unknown is not None and unknown in ids and tokenizer.unk_token not in given:
             raise ValueError(f"The tokenizer does not know a part of the {name} {given!r}.")
     elif isinstance(given, (Tensor, Sequence)):
-        ids = of_row(given)[0]  # type: ignore[arg-type]
+        ids = of_row(given, name)[0]  # type: ignore[arg-type]
     else:
         raise TypeError(f"The {name} must be a text or token ids, not {type(given).__name__}.")
     if not ids:
         raise ValueError(f"The {name} is empty: there is nothing to explain.")
     size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    check_known(size, type(model).__name__, ids)
+    check_known(size, type(model).__name__, ids, name)
     return torch.tensor(ids)

@@ -148,11 +148,14 @@ def _searched(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
 # Token ids ----------------------------------------------------------------------------------------
 
 
-def of_row(given: TokenIds | Mapping[str, Any]) -> tuple[list[int], tuple[int, ...] | None]:
+def of_row(
+    given: TokenIds | Mapping[str, Any], name: str = "text"
+) -> tuple[list[int], tuple[int, ...] | None]:
     """Token ids and token types of one text, without padding.
 
     Args:
         given: Ids ``[T]`` or ``[1, T]``, or what a tokenizer returns for one text.
+        name: What they are the ids of, for messages.
 
     Returns:
         Ids, and token types if there are any.
@@ -162,7 +165,7 @@ def of_row(given: TokenIds | Mapping[str, Any]) -> tuple[list[int], tuple[int, .
         ValueError: If there are several rows, no integers, or something that cannot be taken over.
     """
     if not isinstance(given, Mapping):
-        return _integers("token ids", given).tolist(), None
+        return _integers(f"token ids of the {name}", given).tolist(), None
     if "input_ids" not in given:
         raise TypeError(
             f"A mapping must have `input_ids`, as a tokenizer returns it, not {', '.join(given)}. "
@@ -216,13 +219,14 @@ def _items(given: Any) -> Sequence[Any]:
     return given if isinstance(given, Sequence) else ()
 
 
-def check_known(size: int, model: str, ids: Sequence[int]) -> None:
+def check_known(size: int, model: str, ids: Sequence[int], name: str = "text") -> None:
     """Refuse ids that a model has no embedding for.
 
     Args:
         size: Number of embeddings.
         model: Name of the model.
         ids: The ids.
+        name: What they are the ids of, for the message.
 
     Raises:
         ValueError: If there is one.
@@ -230,7 +234,7 @@ def check_known(size: int, model: str, ids: Sequence[int]) -> None:
     wrong = [number for number in ids if not 0 <= number < size]
     if wrong:
         raise ValueError(
-            f"The text has token ids that {model} with its vocabulary of {size} does not know "
+            f"The {name} has token ids that {model} with its vocabulary of {size} does not know "
             f"({wrong[0]}): use the tokenizer that belongs to the model."
         )
 

@@ -51,6 +51,11 @@ _WITHOUT_BLANKS = (
 )
 """How the Unicode names of characters begin that are written without blanks between words."""
 
+_SEVERAL = (
+    ", or explain all of its tokens: with LLMRelevance, or with Target(span=...) and the word in the "
+    "text."
+)
+
 
 @dataclass(frozen=True)
 class Token:
@@ -121,8 +126,7 @@ def word_id(
         raise ValueError(
             f"The target {word!r} is {len(found[0])} tokens ({_joined(tokenizer, found[0])}), and "
             "a model predicts one at a time: give a word of one token, a token id or "
-            "Token('...'), or explain all of its tokens, with Target(span=...) where the text of a "
-            "causal model goes on with the word, or with LLMRelevance."
+            f"Token('...'){'.' if task == 'masked-lm' else _SEVERAL}"
             f"{_trailing_blank(tokenizer, encoding)}"
         )
     number = single[0][0]
@@ -206,7 +210,8 @@ def _after(tokenizer: Any, text: str, word: str) -> list[list[int]]:
     spaced = _exact(tokenizer, text, f" {word}")
     if spaced == plain:
         return [plain]
-    if _wants_blank(text[-1]) and word[0].isalnum() and not text.endswith(tuple(added)):
+    decided = _wants_blank(text[-1]) and _wants_blank_before(word[0])
+    if decided and not text.endswith(tuple(added)):
         return [plain if len(plain) == 1 < len(spaced) else spaced]
     return [spaced, plain]
 
@@ -233,6 +238,11 @@ def _wants_blank(character: str) -> bool:
     """Whether a word that follows a character does so after a blank."""
     category = unicodedata.category(character)
     return character.isalnum() or character in _CLOSING or category in ("Mn", "Mc", "Pe", "Pf")
+
+
+def _wants_blank_before(character: str) -> bool:
+    """Whether a word that begins with a character comes after a blank."""
+    return character.isalnum() or unicodedata.category(character) in ("So", "Sc")
 
 
 def without_blanks(character: str) -> bool:
