@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from models import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -33,3 +35,10 @@ def byte_level(template=TEMPLATE, words=WORDS):
     finished.add_tokens(["<think>"])
     finished.chat_template = template
     return finished
+
+
+def chat_model():
+    """A tiny model with this tokenizer."""
+    tokenizer = byte_level()
+    config = {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    return tiny("gpt2", dtype=torch.float32, **config), tokenizer

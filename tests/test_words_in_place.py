@@ -1,14 +1,17 @@
 """A word as a target is the token that it is at its place in the text, or it is refused."""
 
+from functools import partial
+
 import pytest
 import torch
-from chat import QUESTION, byte_level
-from models import tiny
+from chat import QUESTION, byte_level, chat_model
 
-from captum_lrpx import AttnLRPx, LLMRelevance, LRPx, Target, Token, ask_batch, explain, zoo
+import captum_lrpx
+from captum_lrpx import AttnLRPx, LLMRelevance, LRPx, Target, Token, ask_batch, zoo
 from captum_lrpx.targets import encode
 from captum_lrpx.targets.place import continuation
 
+explain = partial(captum_lrpx.explain, certify=False)  # certificates have tests of their own
 TEXT = "the keys to the cabinet"
 CAUSAL = ["sva-gpt2", "sva-llama"]
 BLANK = {"sva-gpt2": "Ġ", "sva-llama": "▁"}
@@ -16,15 +19,12 @@ BLANK = {"sva-gpt2": "Ġ", "sva-llama": "▁"}
 
 @pytest.fixture(scope="module")
 def chat():
-    """A tiny model with the tokenizer of a chat model."""
-    tokenizer = byte_level()
-    model = tiny("gpt2", dtype=torch.float32, vocab_size=len(tokenizer), n_positions=128)
-    return model, tokenizer
+    return chat_model()
 
 
 def explained(model, tokenizer, text, word):
     """The token that the record names, whose logit must be the explained value."""
-    found = explain(model, tokenizer, text, word, certify=False)
+    found = explain(model, tokenizer, text, word)
     (standing,) = found.standings
     logits = model(torch.tensor([found.ids])).logits[0, -1]
     assert found.value == pytest.approx(float(logits[standing.index]), abs=1e-4)
@@ -129,9 +129,10 @@ def test_a_token_that_is_none():
 def test_exact_tokens_everywhere(loaded):
     model, tokenizer = loaded["sva-gpt2"]
     target = Target((Token("Ġare"), "were"), contrast=Token("are"))
-    found = explain(model, tokenizer, TEXT, target, certify=False)
+    found = explain(model, tokenizer, TEXT, target)
     assert found.target == "sum of the logits of 'Ġare', 'Ġwere' minus logit of 'are'"
-    assert target in {target}, "targets can be compared and hashed"
+    again = Target([Token("Ġare"), "were"], contrast=Token("are"))
+    assert len({target, again}) == 1, "targets can be compared and hashed"
     batch = ask_batch(model, tokenizer, [TEXT, f"{TEXT}\n"], Token("Ġare"))
     assert batch.descriptions == ("logit of 'Ġare'",) * 2
     batch = ask_batch(model, tokenizer, [TEXT, f"{TEXT}\n"], "are")
@@ -152,9 +153,9 @@ def test_a_word_at_an_inner_position_stands_there(chat, loaded):
     text = "Is\n7 prime"
     position = encode(model, tokenizer, text).tokens.index("Ċ")
     target = Target("Yes", position=position)
-    assert explain(model, tokenizer, text, target, certify=False).target == "logit of 'Yes'"
+    assert explain(model, tokenizer, text, target).target == "logit of 'Yes'"
     target = Target("Yes", position=-1)
-    assert explain(model, tokenizer, text, target, certify=False).target == "logit of 'ĠYes'"
+    assert explain(model, tokenizer, text, target).target == "logit of 'ĠYes'"
     found = explain(*loaded["sva-bert"], "the keys [MASK] old", Target("is", position=2))
     assert found.target == "logit of 'is'"
 
@@ -168,7 +169,7 @@ def test_a_masked_word_is_encoded_in_the_place_of_its_mask(loaded):
         "[MASK]",
         "the [MASK].",
     ):
-        assert explain(model, tokenizer, text, "are", certify=False).target == "logit of 'are'"
+        assert explain(model, tokenizer, text, "are").target == "logit of 'are'"
     assert explain(model, tokenizer, TEXT, Token("##s")).target == "logit of '##s'"
     assert explain(model, tokenizer, TEXT, "[SEP]").target == "logit of '[SEP]'"
 
@@ -181,14 +182,14 @@ def test_a_masked_word_is_encoded_in_the_place_of_its_mask(loaded):
 def test_explain_and_generated_text_take_a_word_alike(chat, word, ending):
     model, tokenizer = chat
     text = f"Is 7 prime{ending}"
-    try:
-        one = explain(model, tokenizer, text, word, method="lrpx", certify=False)
-    except ValueError as error:
-        assert "tokens" in str(error)
-        return
     llm = LLMRelevance(LRPx(model), tokenizer, "logit")
     other = llm.attribute(text, target=word, foil="No")
-    foil = explain(model, tokenizer, text, "No", method="lrpx", certify=False)
+    if len(other.continuation_ids) > 1:
+        with pytest.raises(ValueError, match=rf"is {len(other.continuation_ids)} tokens"):
+            explain(model, tokenizer, text, word)
+        return
+    one = explain(model, tokenizer, text, word, method="lrpx")
+    foil = explain(model, tokenizer, text, "No", method="lrpx")
     assert other.continuation_ids.tolist() == [one.standings[0].index]
     assert float(other.values[0]) == pytest.approx(one.value - foil.value, abs=1e-4)
 

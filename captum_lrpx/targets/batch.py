@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.binding import find_model
+from captum_lrpx.targets.classes import AnswerLogits
 from captum_lrpx.targets.encoding import encode
 from captum_lrpx.targets.forward import TokenSum
 from captum_lrpx.targets.outputs import OutputFunction, OutputSum
@@ -150,6 +151,12 @@ def _forward(
     mask: Tensor,
 ) -> tuple[nn.Module, tuple[Any, ...]]:
     outputs, function = targets[0].outputs(model), targets[0].token
+    among_positions = callable(function) or targets[0].quantity != "logit"
+    if isinstance(outputs, AnswerLogits) and among_positions and not bool(mask.all()):
+        raise ValueError(
+            "A probability or function of the positions of an answer would count the padding in: "
+            "explain texts of one length in a batch, or each by itself."
+        )
     rows = [each for each in terms if each is not None]
     if callable(function):
         places = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.binding import architecture_of
@@ -14,7 +15,7 @@ from captum_lrpx.targets.task import task_of
 from captum_lrpx.targets.truncation import truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -97,9 +98,9 @@ def encode(
             unknown, or if token ids are of another tokenizer or of several texts.
         TypeError: If nothing of the above is given.
     """
-    encoding = encode_for(task_of(model), tokenizer, given, first_token)
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-    check_known(int(embeddings.num_embeddings), type(model).__name__, encoding.ids)
+    check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
+    encoding = encode_for(task_of(model), tokenizer, given, first_token, check)
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         encoding = replace(encoding, token_types=None)
     limit = context_length(model)
@@ -112,7 +113,11 @@ def encode(
 
 
 def encode_for(
-    task: Task, tokenizer: Any, given: Given, first_token: str | None = None
+    task: Task,
+    tokenizer: Any,
+    given: Given,
+    first_token: str | None = None,
+    check: Callable[[Sequence[int]], None] | None = None,
 ) -> Encoding:
     """Encode what is given for any model of a task, of whatever context length.
 
@@ -121,6 +126,7 @@ def encode_for(
         tokenizer: Its tokenizer, for texts a fast one (with offsets).
         given: As in :func:`encode`.
         first_token: As in :func:`encode`.
+        check: Refuses ids that a model does not know.
 
     Returns:
         The encoding.
@@ -137,9 +143,14 @@ def encode_for(
         rendered = render(tokenizer, given, predict=task == "causal-lm")  # type: ignore[arg-type]
         encoding = _of_texts(task, tokenizer, (rendered.text,), rendered.contents)
     else:
-        encoding = _of_ids(tokenizer, *of_row(given))  # type: ignore[arg-type]
+        ids, types = of_row(given)  # type: ignore[arg-type]
+        if check is not None:  # before they are decoded
+            check(ids)
+        encoding = _of_ids(tokenizer, ids, types)
     if first_token is not None:
         encoding = _with_first(tokenizer, encoding, first_token)
+    if check is not None:
+        check(encoding.ids)
     if all(encoding.special):
         raise ValueError("The text has no token of its own: there is nothing to explain.")
     return encoding

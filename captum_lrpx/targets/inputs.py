@@ -179,12 +179,12 @@ def of_row(
         )
     ids = _integers("`input_ids`", given["input_ids"])
     mask, types = (
-        _integers(f"`{name}`", given[name]) if given.get(name) is not None else None
-        for name in ("attention_mask", "token_type_ids")
+        _integers(f"`{key}`", given[key]) if given.get(key) is not None else None
+        for key in ("attention_mask", "token_type_ids")
     )
-    for name, row in (("attention_mask", mask), ("token_type_ids", types)):
+    for row in (mask, types):
         if row is not None and row.shape != ids.shape:
-            raise ValueError(f"`{name}` has {len(row)} entries for {len(ids)} token ids.")
+            raise ValueError(f"There are {len(ids)} token ids, but {len(row)} entries beside them.")
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
     return ids[real].tolist(), None if types is None else tuple(types[real].tolist())
 

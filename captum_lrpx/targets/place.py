@@ -52,8 +52,8 @@ _WITHOUT_BLANKS = (
 """How the Unicode names of characters begin that are written without blanks between words."""
 
 _SEVERAL = (
-    ", or explain all of its tokens: with LLMRelevance, or with Target(span=...) and the word in the "
-    "text."
+    ", or explain all of its tokens, with LLMRelevance, or with Target(span=...) where the text "
+    "has the word."
 )
 
 
