@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
     if attribution is None:
         return explanation
     coverage = _coverage(attribution, subject)
-    residual, missing = _ledger_residual(attribution, subject, explanation)
+    residual, missing, amounts = _ledger_residual(attribution, subject, explanation)
     certificate = Certificate(
         forward_unchanged=_forward_unchanged(attribution, subject),
         operations=len(coverage.operations),
@@ -61,6 +62,7 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
         ledger_tolerance=LEDGER_TOLERANCES.get(explanation.dtype, max(LEDGER_TOLERANCES.values())),
         ledger_residual=residual,
         ledger_missing=missing,
+        ledger_delta=amounts,
     )
     if certificate.failed:
         warnings.warn(
@@ -141,26 +143,29 @@ def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
 
 def _ledger_residual(
     attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
-) -> tuple[float | None, str | None]:
-    """What the ledger leaves open, relatively; or why there is none."""
+) -> tuple[float | None, str | None, tuple[tuple[str, float], ...] | None]:
+    """What the ledger leaves open, relatively; or why there is none; what it has by kind."""
     try:
         book = ledger(attribution, subject.ids, **subject.arguments)
     except ValueError as error:
-        return None, str(error)
+        return None, str(error), None
     except (MemoryError, torch.OutOfMemoryError):
-        return None, "out of memory"
+        return None, "out of memory", None
     amounts = [book.value.abs(), *(entry.amount.abs() for entry in book.entries)]
     scale = float(torch.stack(amounts).max())
-    left = abs(explanation.value - explanation.sum - float(_beyond_tokens(book, explanation)))
-    return left / scale if left else 0.0, None
+    beyond = _beyond_tokens(book, explanation)
+    left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
+    return left / scale if left else 0.0, None, tuple(beyond.items())
 
 
-def _beyond_tokens(book: Ledger, explanation: Explanation) -> Tensor:
-    """What the ledger gives to anything but the recorded relevances ``[1]``."""
-    beyond = book.total
+def _beyond_tokens(book: Ledger, explanation: Explanation) -> dict[str, float]:
+    """What the ledger gives to anything but the recorded relevances, by kind."""
+    amounts = {kind: float(amount) for kind, amount in book.by_kind().items() if kind != "tokens"}
     options: dict[str, Any] = explanation.options
-    for entry in book.of("tokens"):
-        # ALTI-Logit: the way of the embedding along the residual stream, if that was left out.
-        if entry.layer is not None or options.get("include_start", True):
-            beyond = beyond - entry.amount
-    return beyond
+    # ALTI-Logit: the way of the embedding along the residual stream, if that was left out.
+    left_out = [
+        float(entry.amount)
+        for entry in book.of("tokens")
+        if entry.layer is None and not options.get("include_start", True)
+    ]
+    return amounts | ({"tokens": math.fsum(left_out)} if left_out else {})

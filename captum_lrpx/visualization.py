@@ -106,6 +106,10 @@ class Drawable(Protocol):
         """Versions of the packages."""
 
     @property
+    def standing(self) -> str:
+        """Ranks and probabilities of what is explained, in one line; empty without them."""
+
+    @property
     def certification(self) -> str:
         """What was checked, in one line; empty if nothing was."""
 
@@ -224,9 +228,14 @@ def source(explanation: Drawable) -> str:
 
 
 def closing_lines(explanation: Drawable) -> tuple[str, ...]:
-    """What stands below the relevances: summary, source, and what was checked."""
-    certification = printable(explanation.certification)
-    return summary(explanation), source(explanation), *([certification] if certification else [])
+    """What stands below the relevances: summary, ranks, source, and what was checked."""
+    lines = (
+        summary(explanation),
+        printable(explanation.standing),
+        source(explanation),
+        printable(explanation.certification),
+    )
+    return tuple(line for line in lines if line)
 
 
 def terminal(explanation: Drawable) -> Group:
@@ -371,11 +380,12 @@ def to_html(explanation: Drawable) -> str:
             zip(explanation.labels, explanation.relevances, strict=True)
         )
     ]
+    shown = (summary(explanation), explanation.standing)
     name = f'<th class="token">{unit(explanation)}</th>'
     head = f"<tr><th>position</th>{name}<th>relevance</th></tr>"
     return document(
         explanation.target,
-        f"<p>{html.escape(summary(explanation))}</p>",
+        f"<p>{'<br>'.join(map(html.escape, filter(None, shown)))}</p>",
         f'<p class="tokens">{token_spans(explanation)}</p>',
         "\n".join(["<table>", head, *rows, "</table>"]),
         f"<footer>{html.escape(origin(explanation))}</footer>",

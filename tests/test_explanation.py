@@ -72,7 +72,7 @@ def test_json_of_the_first_version_is_read():
 
 
 def test_json_of_a_newer_version_is_refused():
-    text = explanation().to_json().replace("explanation/3", "explanation/4")
+    text = explanation().to_json().replace("explanation/4", "explanation/5")
     with pytest.raises(ValueError, match="upgrade the package"):
         Explanation.from_json(text)
 

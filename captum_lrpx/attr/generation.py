@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from captum.attr import TextTokenInput
 
-    from captum_lrpx.targets.continuation import Spans, TokenIds
+    from captum_lrpx.targets.continuation import Spans
+    from captum_lrpx.targets.inputs import Given, TokenIds
+    from captum_lrpx.targets.place import Token
     from captum_lrpx.targets.quantity import Quantity
 
 __all__ = ["LLMRelevance"]
@@ -93,11 +95,12 @@ class LLMRelevance(Attribution):
     @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
-        inp: str | TokenIds | TextTokenInput,
-        target: str | TokenIds | None = None,
+        inp: Given | TextTokenInput,
+        target: str | Token | TokenIds | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
-        foil: int | str | TokenIds | None = None,
+        first_token: str | None = None,
+        foil: int | str | Token | TokenIds | None = None,
         spans: Spans | None = None,
         attribute_to_layer_input: bool = False,
         targets_per_backward: int = 8,
@@ -105,14 +108,17 @@ class LLMRelevance(Attribution):
         r"""Relevances of the prompt, and of the continuation so far, for the continuation.
 
         Args:
-            inp (str, Tensor, sequence of int, or TextTokenInput): The prompt: a text, token ids
-                ``[P]`` or ``[1, P]``, or Captum's ``TextTokenInput`` (``token_attr`` leaves out its
-                ``skip_tokens``).
-            target (str, Tensor, or sequence of int, optional): The continuation: a text (with its
-                blank in front where the tokenizer keeps blanks), or token ids ``[K]``.
-                Default: None, the model generates it.
+            inp (str, sequence of messages, Tensor, sequence of int, or TextTokenInput): The prompt:
+                whatever :func:`captum_lrpx.explain` takes (a text, chat messages, token ids
+                ``[P]`` or ``[1, P]``, what the tokenizer returns for one text), or Captum's
+                ``TextTokenInput`` (``token_attr`` leaves out its ``skip_tokens``).
+            target (str, Tensor, or sequence of int, optional): The continuation: a text, encoded in
+                its place after the prompt as a word of :class:`captum_lrpx.Target` is, a
+                ``Token``, or token ids ``[K]``. Default: None, the model generates it.
             gen_args (dict, optional): Arguments of ``model.generate``, if there is no ``target``.
                 Default: None, those of Captum
+            first_token (str, optional): A special token that comes first, for a model that was
+                trained with one that its tokenizer does not add. Default: None
             foil (int, str, Tensor, or sequence of int, optional): What is subtracted at each step:
                 one token for all steps or one for each. Why this token rather than that one, given
                 the same text before it. Default: None
@@ -140,15 +146,15 @@ class LLMRelevance(Attribution):
         Examples::
 
             >>> llm = LLMRelevance(AttnLRPx(model), tokenizer)
-            >>> result = llm.attribute("the keys to the cabinet", target=" are old")
+            >>> result = llm.attribute("the keys to the cabinet", target="are old")
             >>> result.token_attr  # [2, number of tokens of the prompt]
             >>> result.plot_token_attr()
-            >>> llm.attribute("the keys to the cabinet", target=" are old", foil=[is_, new])
+            >>> llm.attribute("the keys to the cabinet", target="are old", foil=[is_, new])
             >>> llm.attribute("the keys to the", gen_args={"max_new_tokens": 5}, spans=[(0, 5)])
         """
         require_gradients()
         check_at_once(targets_per_backward)
-        prompt = prompt_of(self.model, self.tokenizer, inp)
+        prompt = prompt_of(self.model, self.tokenizer, inp, first_token)
         if target is None:
             continuation = generated_ids(self.model, prompt, gen_args)
         elif gen_args is None:
@@ -157,7 +163,7 @@ class LLMRelevance(Attribution):
             raise ValueError("gen_args are for generating a continuation, but `target` gives one.")
         foils = None
         if foil is not None:
-            foils = foil_ids(self.model, self.tokenizer, continuation, foil)
+            foils = foil_ids(self.model, self.tokenizer, prompt, continuation, foil)
         steps = len(continuation)
         rows = torch.eye(steps) if spans is None else span_rows(spans, steps)
         context, values, decomposed = self._explain(

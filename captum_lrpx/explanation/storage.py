@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
+from captum_lrpx.targets import Standing
 
 if TYPE_CHECKING:
     import os
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["fields_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
-VERSION = 3
-"""Of both formats, ``captum_lrpx.explanation/3`` and ``captum_lrpx.comparison/3``.
+VERSION = 4
+"""Of both formats, ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
-certificate.
+certificate; version 3 had no ranks and probabilities, and nothing about a chat template.
 """
 
 _FORMAT = re.compile(r"captum_lrpx\.(\w+)/(\d+)")
@@ -34,6 +35,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "revision"), (str, _NONE)),
     **dict.fromkeys(("tokens", "ids", "offsets", "special", "relevances"), (list, tuple)),
     **dict.fromkeys(("versions", "options"), (dict,)),
+    **dict.fromkeys(("template", "standings"), (list, tuple, _NONE)),
     "position": (int, _NONE),
     "convergence_delta": (int, float, _NONE),
 }
@@ -64,9 +66,21 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     for name, kind in (("tokens", str), ("ids", int), ("special", bool), ("relevances", float)):
         record[name] = tuple(kind(item) for item in record[name])
     record["offsets"] = tuple((int(start), int(end)) for start, end in record["offsets"])
+    if record.get("template") is not None:
+        record["template"] = tuple(bool(item) for item in record["template"])
+    if record.get("standings") is not None:
+        record["standings"] = tuple(_standing_of(item) for item in record["standings"])
     record["value"] = float(record["value"])
     record["certificate"] = certificate_of(record.get("certificate"))
     return record
+
+
+def _standing_of(record: dict[str, Any]) -> Standing:
+    standing = Standing(**record)
+    for name, kind in (("name", str), ("index", int), ("rank", int), ("probability", float)):
+        if type(getattr(standing, name)) is not kind:
+            raise TypeError(f"a standing has {name!r} as {type(getattr(standing, name)).__name__}")
+    return standing
 
 
 def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:

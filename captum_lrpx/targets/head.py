@@ -52,22 +52,24 @@ class LanguageModelHead:
         self.model = model
         self.chain = sites_of(model).language_model_head
 
-    def states(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def states(self, x: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Run the model as far as its head.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
             mask: ``[B, T]`` or None.
+            types: Token types ``[B, T]`` or None.
 
         Returns:
             The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` of a model with a head
             that the declaration of its architecture does not spell out.
         """
+        extra = {} if types is None else {"token_type_ids": types}
         if not self.chain:
-            logits: Tensor = run_model(self.model, self.model, x, mask).logits
+            logits: Tensor = run_model(self.model, self.model, x, mask, **extra).logits
             return logits
         base = getattr(self.model, str(type(self.model).base_model_prefix))  # type: ignore[attr-defined]
-        hidden: Tensor = run_model(self.model, base, x, mask).last_hidden_state
+        hidden: Tensor = run_model(self.model, base, x, mask, **extra).last_hidden_state
         return hidden
 
     def logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -149,9 +151,21 @@ class HeadForward(ModelForward):
         return at.reshape(-1, 1).expand(rows, 1) if at.ndim < 2 else at.expand(rows, -1)
 
     def logits(
-        self, x: Tensor, mask: Tensor | None, at: Tensor, tokens: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        at: Tensor,
+        tokens: Tensor | None = None,
+        types: Tensor | None = None,
     ) -> Tensor:
         """Logits at positions ``[B, P]``.
+
+        Args:
+            x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
+            mask: ``[B, T]`` or None.
+            at: Positions ``[B, P]``.
+            tokens: Ids ``[B, P, K]`` of the tokens that are needed; all if not given.
+            types: Token types ``[B, T]`` or None.
 
         Returns:
             ``[B, P, V]``, or ``[B, P, K]`` of the tokens ``[B, P, K]``.
@@ -159,7 +173,7 @@ class HeadForward(ModelForward):
         rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         head = LanguageModelHead(self.hugging_face())
         with only_positions(head.model, at, x.shape[1]) if head.chain else nullcontext():
-            states = head.states(x, mask)[rows, at].flatten(0, 1)
+            states = head.states(x, mask, types)[rows, at].flatten(0, 1)
         logits = head.logits(states, None if tokens is None else tokens.flatten(0, 1))
         return logits.view(*at.shape, -1)
 
