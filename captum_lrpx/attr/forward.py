@@ -10,17 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.binding import find_model
+from captum_lrpx.targets.head import ModelForward
+from captum_lrpx.targets.outputs import (
+    LogProbabilities,
+    OutputFunction,
+    OutputSum,
+    Probabilities,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RecordedForward", "model_of", "with_gradients"]
+__all__ = ["RecordedForward", "model_given", "model_of", "with_gradients"]
 
 
 _OF_TENSORS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
 )
 """Arguments of transformers models; some take a mapping of masks, one per kind of layer."""
+
+_OF_OUTPUTS = (LogProbabilities, OutputFunction, OutputSum, Probabilities)
 
 
 def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Module:
@@ -88,6 +97,22 @@ def _behind_wrappers(module: nn.Module) -> nn.Module:
         base: nn.Module = module.get_base_model()  # type: ignore[operator]
         return _behind_wrappers(base)
     return module
+
+
+def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
+    """Whether a forward function hands its first input to the model as it is.
+
+    The model itself does, a wrapper around it, or a forward module of this package; what a function
+    or a foreign module does with its inputs is not known.
+    """
+    inner: Any = forward_func
+    while isinstance(inner, (RecordedForward, *_OF_OUTPUTS)):
+        inner = inner.forward_func if isinstance(inner, RecordedForward) else inner.inner
+    if getattr(inner, "__name__", "") == "forward":  # model.forward is as good as model
+        inner = getattr(inner, "__self__", inner)
+    if not isinstance(inner, nn.Module):
+        return False
+    return isinstance(inner, ModelForward) or _behind_wrappers(inner) is model
 
 
 class RecordedForward:
