@@ -259,7 +259,7 @@ class _Binder:
             return [Projection(self._required(f"{block}.{name}")) for name in names]
         module = self._required(f"{block}.{declared.fused}")
         q, kv = heads * head_dim, key_value_heads * head_dim
-        order = torch.arange(q + 2 * kv)
+        order = torch.arange(q + 2 * kv, device="cpu")
         if declared.layout == "concatenated":
             parts = torch.split(order, [q, kv, kv])
         else:

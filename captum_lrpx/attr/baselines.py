@@ -239,9 +239,11 @@ class RandomAttribution(Attribution):
     def _draw(self, number: int, row: Tensor) -> Tensor:
         content = row.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         digest = hashlib.sha256(f"{self.seed} {number} ".encode() + content).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        generator = torch.Generator("cpu").manual_seed(
+            int.from_bytes(digest[:8], "big", signed=True)
+        )
         dtype = row.dtype if row.is_floating_point() else torch.float32
-        return torch.randn(row.shape, generator=generator).to(row.device, dtype)
+        return torch.randn(row.shape, generator=generator, device="cpu").to(row.device, dtype)
 
     def attribute_future(self) -> None:
         """Not available.

@@ -159,7 +159,7 @@ class LLMRelevance(Attribution):
         if foil is not None:
             foils = foil_ids(self.model, self.tokenizer, continuation, foil)
         steps = len(continuation)
-        rows = torch.eye(steps) if spans is None else span_rows(spans, steps)
+        rows = torch.eye(steps, device="cpu") if spans is None else span_rows(spans, steps)
         context, values, decomposed = self._explain(
             torch.cat([prompt.ids, continuation]),
             torch.stack([continuation] if foils is None else [continuation, foils], dim=1),

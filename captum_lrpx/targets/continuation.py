@@ -89,7 +89,7 @@ def prompt_of(model: nn.Module, tokenizer: Any, prompt: str | TokenIds | TextTok
     check_predicts_text(model)
     shown = None
     if isinstance(prompt, str):
-        ids = torch.tensor(encode(model, tokenizer, prompt).ids)
+        ids = torch.tensor(encode(model, tokenizer, prompt).ids, device="cpu")
     elif isinstance(prompt, TextTokenInput):
         ids = prompt.inp_tensor[0]
         shown = None if prompt.itp_mask is None else prompt.itp_mask[0]
@@ -211,7 +211,7 @@ def span_rows(spans: Spans, length: int) -> Tensor:
     """
     if not len(spans):
         raise ValueError("`spans` is empty: give at least one pair of indices, or leave it out.")
-    rows = torch.zeros(len(spans), length)
+    rows = torch.zeros(len(spans), length, device="cpu")
     for row, span in zip(rows, spans, strict=True):
         first, stop = (index + length if index < 0 else index for index in span)
         if not 0 <= first < stop <= length:
@@ -236,7 +236,8 @@ def _text_or_ids(model: nn.Module, tokenizer: Any, name: str, given: str | Token
     if not isinstance(given, str):
         ids = _as_ids(name, given)
     else:
-        ids = torch.tensor(tokenizer.encode(given, add_special_tokens=False), dtype=torch.long)
+        found = tokenizer.encode(given, add_special_tokens=False)
+        ids = torch.tensor(found, dtype=torch.long, device="cpu")
         unknown = tokenizer.unk_token_id
         if unknown is not None and unknown in ids and tokenizer.unk_token not in given:
             raise ValueError(f"The tokenizer does not know a part of the {name} {given!r}.")
@@ -250,7 +251,7 @@ def _as_ids(name: str, given: Any) -> Tensor:
             f"The {name} must be a text or token ids"
             f"{', or a TextTokenInput' if name == 'prompt' else ''}, not {type(given).__name__}."
         )
-    ids = torch.as_tensor(given).detach().cpu()
+    ids = torch.as_tensor(given, device="cpu").detach()
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,10 +181,10 @@ class Target:
             forward = in_quantity_of(outputs, self.quantity)
             return Question(forward, terms.choices[0], (None,), None, description)
         if terms.is_pair and self.quantity == "logit" and isinstance(outputs, ClassLogits):
-            arguments = (None, *(torch.tensor([choice]) for choice in terms.choices))
+            arguments = (None, *_rows(*terms.choices))
             return Question(ClassDifference(model), None, arguments, None, description)
         forward = OutputSum(in_quantity_of(outputs, self.quantity))
-        arguments = (torch.tensor([terms.choices]), torch.tensor([terms.weights]), None)
+        arguments = (*_rows(terms.choices, terms.weights), None)
         return Question(forward, None, arguments, None, description)
 
     def _of_tokens(self, model: nn.Module, outputs: nn.Module, terms: Terms) -> Question:
@@ -194,10 +194,9 @@ class Target:
             forward = in_quantity_of(outputs, self.quantity)
             return Question(forward, terms.choices[0], (None, position), position, description)
         if terms.is_pair and self.quantity == "logit":
-            arguments = (None, *(torch.tensor([number]) for number in (*terms.choices, position)))
+            arguments = (None, *_rows(*terms.choices, position))
             return Question(LogitDifference(model), None, arguments, position, description)
-        summed = (None, *(torch.tensor([row]) for row in (terms.choices, terms.positions)))
-        arguments = (*summed, torch.tensor([terms.weights]))
+        arguments = (None, *_rows(terms.choices, terms.positions, terms.weights))
         return Question(TokenSum(model, self.quantity), None, arguments, position, description)
 
     def _of_span(self, model: nn.Module, encoding: Encoding) -> Terms:
@@ -210,6 +209,11 @@ class Target:
         first, stop = span_of(encoding, self.span)
         choices = encoding.ids[first:stop]
         return Terms(choices, (1.0,) * len(choices), tuple(range(first - 1, stop - 1)))
+
+
+def _rows(*values: Any) -> Iterator[Tensor]:
+    """A tensor ``[1, ...]`` for each; the forward modules take them to the device of the inputs."""
+    return (torch.tensor([each], device="cpu") for each in values)
 
 
 def in_quantity_of(outputs: nn.Module, quantity: Quantity) -> nn.Module:
