@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx._version import __version__
+from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
@@ -60,12 +61,14 @@ def explain(
         ValueError: If the text, the target, the method or an option cannot be used; the message
             says why.
         IndexError: If an id or position is out of range.
+        TypeError: If model or tokenizer is something else, or the two are swapped.
 
     Examples:
         >>> from captum_lrpx import Target, explain, zoo
         >>> model, tokenizer = zoo.load("sva-gpt2")
         >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
     """
+    check_model_and_tokenizer(model, tokenizer)
     options_of(method)  # refuses an unknown method before anything else happens
     if not isinstance(target, Target):
         target = Target(target)

@@ -20,6 +20,7 @@ ORDER = [
         "checkpointing",
         "files",
         "frozen",
+        "names",
         "words",
         "visualization",
     ],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_lrpx.attr.forward import RecordedForward, model_given
 from captum_lrpx.attr.selection import check_target
-from captum_lrpx.binding import architecture_of
+from captum_lrpx.binding import architecture_of, not_a_model
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.targets.encoding import context_length
@@ -48,11 +48,7 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
             "its tokenizer."
         )
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"The model must be a loaded one, a torch.nn.Module, not {_named(model)}. "
-            "`model, tokenizer = captum_lrpx.zoo.load(name)` loads an embedded one, and "
-            "`AutoModelForCausalLM.from_pretrained(name)` of transformers one of the hub."
-        )
+        raise not_a_model(model)
     if isinstance(tokenizer, type) or not callable(
         getattr(tokenizer, "convert_ids_to_tokens", None)
     ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.binding import find_model
+from captum_lrpx.binding import find_model, not_a_model
 from captum_lrpx.targets.head import ModelForward
 from captum_lrpx.targets.outputs import (
     LogProbabilities,
@@ -45,7 +45,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
     Raises:
         ValueError: If ``forward_func`` is a function and ``model`` is not given, or no transformers
             model is found, or it runs on several devices at once.
-        TypeError: If ``model`` is not a module.
+        TypeError: If ``model`` is not a module, or ``forward_func`` cannot be called.
     """
     if model is None:
         owner = getattr(forward_func, "__self__", forward_func)  # model.forward is as good as model
@@ -56,6 +56,9 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
                 f"{type(owner).__name__} is not a forward function of tensors, but its model can "
                 "be explained: give its `.model`."
             )
+        a_tokenizer = hasattr(owner, "convert_ids_to_tokens")
+        if not callable(owner) or isinstance(owner, type) or a_tokenizer:
+            raise not_a_model(forward_func)
         if not isinstance(owner, nn.Module):
             raise ValueError(
                 "The forward function is not a module, so the model that it runs is unknown: give "
@@ -64,7 +67,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
             )
         model = owner
     if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
+        raise not_a_model(model)
     for part in (forward_func, model):
         if isinstance(part, nn.DataParallel) and len(part.device_ids) > 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
@@ -67,7 +68,8 @@ class LLMRelevance(Attribution):
                 or ``"logit"``. Default: ``"log_prob"``
 
         Raises:
-            TypeError: If the method is another one, or explains something else than a model.
+            TypeError: If the method is another one, or explains something else than a model, or
+                the tokenizer is none.
             ValueError: If the model predicts no text, or ``attr_target`` is unknown.
         """
         if not isinstance(attr_method, (LRPx, LayerLRPx)):
@@ -84,6 +86,7 @@ class LLMRelevance(Attribution):
                 "LLMRelevance says by itself what is explained: give the method the language model "
                 f"and not {type(attr_method.forward_func).__name__}."
             )
+        check_model_and_tokenizer(attr_method.model, tokenizer)
         super().__init__(attr_method.forward_func)
         self.attr_method = attr_method
         self.model: nn.Module = attr_method.model

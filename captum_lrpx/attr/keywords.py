@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 from captum_lrpx import _captum
+from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["entry_point", "suggestion"]
+__all__ = ["entry_point"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,9 +83,3 @@ def _sentence(kind: str, method: str, name: str, known: Iterable[str]) -> str:
         f"{kind}.{method} has no argument {name!r}{suggestion(name, names)}: "
         f"it takes {', '.join(names)}."
     )
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean ...?)"``, or nothing if no known name is alike."""
-    alike = difflib.get_close_matches(name, list(known), cutoff=0.6)
-    return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else ""

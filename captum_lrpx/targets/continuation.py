@@ -246,10 +246,10 @@ def _text_or_ids(model: nn.Module, tokenizer: Any, name: str, given: str | Token
 
 
 def _as_ids(name: str, given: Any) -> Tensor:
-    if not isinstance(given, (Tensor, Sequence)):
+    if not isinstance(given, Tensor) and not _is_integers(given):
         raise TypeError(
-            f"The {name} must be a text or token ids"
-            f"{', or a TextTokenInput' if name == 'prompt' else ''}, not {type(given).__name__}."
+            f"The {name} must be a text or token ids (a tensor, or a list of int), one at a time"
+            f"{', or a TextTokenInput' if name == 'prompt' else ''}, not {_shown(given)}."
         )
     ids = torch.as_tensor(given, device="cpu").detach()
     if ids.ndim == 2 and ids.shape[0] == 1:
@@ -260,6 +260,21 @@ def _as_ids(name: str, given: Any) -> Tensor:
             f"{ids.dtype}: one text is explained at a time."
         )
     return ids.long()
+
+
+def _is_integers(given: Any) -> bool:
+    """Whether something is a list of numbers, or a list of these; which ones, tensors tell."""
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        return False
+    return all(isinstance(each, (int, float, Tensor)) or _is_integers(each) for each in given)
+
+
+def _shown(given: Any) -> str:
+    if isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
+        kinds = sorted({type(each).__name__ for each in given})
+        return f"a {type(given).__name__} of {', '.join(kinds)}"
+    hint = ": give its `.input_ids`" if hasattr(given, "keys") else ""
+    return f"{type(given).__name__}{hint}"
 
 
 def _check_ids(model: nn.Module, name: str, ids: Tensor) -> None:
