@@ -98,14 +98,19 @@ def source_of(name: str) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         return str(path), {}
     if path.exists() or not _HUB_NAME.fullmatch(name):
-        raise _no_model(name, "")
+        raise _no_model(name)
     return name, _of_hub(name)
 
 
-def _no_model(name: str, reason: str) -> ValueError:
+def _no_model(name: str, reason: str = "") -> ValueError:
     names = zoo.names()
+    if reason:
+        return ValueError(
+            f"The model {name!r} cannot be loaded: {reason}. Embedded models are "
+            f"{', '.join(names)}{suggestion(name, names)}; a directory or a .gguf file needs no hub."
+        )
     return ValueError(
-        f"There is no model {name!r}{suggestion(name, names)}{reason}: give an embedded model "
+        f"There is no model {name!r}{suggestion(name, names)}: give an embedded model "
         f"({', '.join(names)}), a directory, a .gguf file, or a name of the Hugging Face hub."
     )
 
@@ -125,18 +130,18 @@ def _of_hub(name: str) -> dict[str, Any]:
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
     except HFValidationError as error:  # no name that the hub could have
-        raise _no_model(name, "") from error
+        raise _no_model(name) from error
     if not cached and difflib.get_close_matches(name, zoo.names(), cutoff=_MISSPELT):
-        raise _no_model(name, "")
+        raise _no_model(name)
     try:
         HfApi().model_info(name, timeout=_PATIENCE)
     except RepositoryNotFoundError as error:
-        raise _no_model(name, ", and the hub has none of that name that you may read") from error
+        raise _no_model(name, "the hub has none of that name that you may read") from error
     except Exception as error:  # of whichever HTTP library it uses
         if cached:
             return {"local_files_only": True}
-        reason = ", and the hub cannot be asked for it"
-        raise _no_model(name, f"{reason} ({type(error).__name__})") from error
+        reason = f"it is not in the cache, and the hub gave no answer ({type(error).__name__})"
+        raise _no_model(name, reason) from error
     return {}
 
 
