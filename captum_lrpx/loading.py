@@ -107,7 +107,8 @@ def _no_model(name: str, reason: str = "") -> ValueError:
     if reason:
         return ValueError(
             f"The model {name!r} cannot be loaded: {reason}. Embedded models are "
-            f"{', '.join(names)}{suggestion(name, names)}; a directory or a .gguf file needs no hub."
+            f"{', '.join(names)}{suggestion(name, names)}; a directory or a .gguf file needs no "
+            "hub."
         )
     return ValueError(
         f"There is no model {name!r}{suggestion(name, names)}: give an embedded model "
@@ -131,7 +132,7 @@ def _of_hub(name: str) -> dict[str, Any]:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
     except HFValidationError as error:  # no name that the hub could have
         raise _no_model(name) from error
-    if not cached and difflib.get_close_matches(name, zoo.names(), cutoff=_MISSPELT):
+    if not cached and difflib.get_close_matches(name.lower(), zoo.names(), cutoff=_MISSPELT):
         raise _no_model(name)
     try:
         HfApi().model_info(name, timeout=_PATIENCE)
@@ -188,8 +189,10 @@ def _reading(name: str, part: str) -> Iterator[None]:
         yield
     except Exception as error:
         message = str(error).strip().split("\n")[0]
-        if not isinstance(error, (OSError, ValueError, ImportError)) or not message:
+        of_gguf = name.endswith(".gguf")  # whose reader says little of a file that was cut off
+        if of_gguf or not isinstance(error, (OSError, ValueError, ImportError)) or not message:
             message = f"its {part} cannot be read ({type(error).__name__}: {message})"
+            message += "; is the file complete?" if of_gguf else ""
         raise ValueError(f"The model {name!r} cannot be loaded: {message}") from error
 
 
