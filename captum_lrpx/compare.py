@@ -331,5 +331,5 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
         raise ValueError(f"{len(left)} numbers cannot be correlated with {len(right)}.")
     if not left:
         return math.nan
-    rows = [torch.tensor([side], dtype=torch.float64) for side in (left, right)]
+    rows = [torch.tensor([side], dtype=torch.float64, device="cpu") for side in (left, right)]
     return float(metrics.spearman(*rows))

@@ -6,6 +6,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import __version__
+from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
@@ -71,7 +72,7 @@ def explain(
         ValueError: If the text, the target, the method or an option cannot be used; the message
             says why.
         IndexError: If an id or position is out of range.
-        TypeError: If ``text`` is none of the above.
+        TypeError: If model, tokenizer or ``text`` is something else, or the first two are swapped.
 
     Examples:
         >>> from captum_lrpx import Target, explain, zoo
@@ -79,6 +80,7 @@ def explain(
         >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
         >>> explain(model, tokenizer, "the keys to the cabinet")  # whatever comes next
     """
+    check_model_and_tokenizer(model, tokenizer)
     options_of(method)  # refuses an unknown method before anything else happens
     if not isinstance(target, Target):
         target = Target(target)

@@ -178,7 +178,7 @@ def test_the_methods_are_listed(capsys):
         ([*WORDS, "--model", "missing.gguf"], "no file"),
         ([*WORDS, "--model", "/"], "cannot be loaded"),
         ([*WORDS, "--first-token", "<nope>"], "no token"),
-        ([*WORDS, "--html", "/no/such/folder/map.html"], "No such file"),
+        ([*WORDS, "--html", "/no/such/folder/map.html"], "no folder '/no/such/folder'"),
         ([*WORDS, "--target-id", "3"], "not allowed with"),
         ([*WORDS, "--contrast-token", "is"], "not allowed with"),
         (["explain", TEXT, "--target-id", "are"], "invalid int"),
@@ -206,7 +206,7 @@ def test_a_hub_name_offline_is_a_clear_error(monkeypatch, capsys):
 
 def test_an_unsupported_model_is_a_clear_error(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    assert "cannot be loaded" in refused(capsys, *WORDS, "--model", tmp_path)
+    assert "models of type 't5'" in refused(capsys, *WORDS, "--model", tmp_path)
 
 
 def test_pickled_weights_are_never_read(tmp_path, capsys):

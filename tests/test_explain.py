@@ -114,9 +114,14 @@ def test_an_unknown_method(loaded):
 
 
 def test_a_tokenizer_without_offsets(loaded):
-    model, _ = loaded["sva-gpt2"]
+    model, tokenizer = loaded["sva-gpt2"]
+
+    class Slow:
+        is_fast = False
+        convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+
     with pytest.raises(ValueError, match="fast"):
-        explain(model, object(), TEXT, "are")
+        explain(model, Slow(), TEXT, "are")
 
 
 def test_a_model_without_a_head(loaded):

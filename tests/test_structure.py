@@ -23,6 +23,7 @@ ORDER = [
         "frozen",
         "module_tree",
         "onlookers",
+        "names",
         "words",
         "visualization",
     ],

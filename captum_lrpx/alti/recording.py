@@ -69,7 +69,7 @@ class Recording:
     def __post_init__(self) -> None:
         paths = {id(site.module): site.path for site in self.sites.linear}
         self.blocks = [_empty_record(block, paths) for block in self.sites.blocks]
-        self._root = torch.zeros((), requires_grad=True)
+        self._root = torch.zeros((), device="cpu", requires_grad=True)
 
     # What is attached where -----------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Recording:
         if not self.sealed:
             residual = record.residual
             tokens = residual.shape[1]
-            checked = torch.linspace(0, tokens - 1, min(tokens, _CHECKED_ROWS)).long()
+            checked = torch.linspace(0, tokens - 1, min(tokens, _CHECKED_ROWS), device="cpu").long()
             record.checked = checked
             record.mixed = x.detach().reshape(*residual.shape[:2], -1)[:, checked.to(x.device)]
             record.update = value.view_as(residual)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
@@ -69,7 +70,8 @@ class LLMRelevance(Attribution):
                 or ``"logit"``. Default: ``"log_prob"``
 
         Raises:
-            TypeError: If the method is another one, or explains something else than a model.
+            TypeError: If the method is another one, or explains something else than a model, or
+                the tokenizer is none.
             ValueError: If the model predicts no text, or ``attr_target`` is unknown.
         """
         if not isinstance(attr_method, (LRPx, LayerLRPx)):
@@ -86,6 +88,7 @@ class LLMRelevance(Attribution):
                 "LLMRelevance says by itself what is explained: give the method the language model "
                 f"and not {type(attr_method.forward_func).__name__}."
             )
+        check_model_and_tokenizer(attr_method.model, tokenizer)
         super().__init__(attr_method.forward_func)
         self.attr_method = attr_method
         self.model: nn.Module = attr_method.model
@@ -165,7 +168,7 @@ class LLMRelevance(Attribution):
         if foil is not None:
             foils = foil_ids(self.model, self.tokenizer, prompt, continuation, foil)
         steps = len(continuation)
-        rows = torch.eye(steps) if spans is None else span_rows(spans, steps)
+        rows = torch.eye(steps, device="cpu") if spans is None else span_rows(spans, steps)
         context, values, decomposed = self._explain(
             torch.cat([prompt.ids, continuation]),
             torch.stack([continuation] if foils is None else [continuation, foils], dim=1),

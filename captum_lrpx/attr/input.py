@@ -10,16 +10,18 @@ from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.many import check_embedded, only_ids, relevances_by_target
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
     require_gradients,
-    require_one_output,
     tensors_of,
     warn_if_not_finite,
 )
+from captum_lrpx.attr.selection import check_targets
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ class LRPx(LRPRules, GradientAttribution):
         return_convergence_delta: Literal[False] = False,
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -163,7 +165,7 @@ class LRPx(LRPRules, GradientAttribution):
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
         self._check(tensors, additional_forward_args)
-        forward = RecordedForward(self.forward_func)
+        forward = CheckedForward(self.forward_func, self.model, [target])
         if all(torch.is_floating_point(tensor) for tensor in tensors):
             relevances = self._of_floats(forward, tensors, target, additional_forward_args)
         else:
@@ -175,6 +177,7 @@ class LRPx(LRPRules, GradientAttribution):
         output = _captum.select_targets(forward.output, target)
         return attributions, self.compute_convergence_delta(attributions, output)
 
+    @entry_point
     def attribute_targets(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -216,6 +219,8 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
+        if targets is not None:
+            check_targets(targets)
         self._check(tensors, additional_forward_args)
         relevances = relevances_by_target(
             self,
@@ -232,6 +237,7 @@ class LRPx(LRPRules, GradientAttribution):
         """Refuse what cannot be explained, before anything is computed."""
         if not all(torch.is_floating_point(tensor) for tensor in inputs):
             only_ids(inputs)
+        check_inputs(self.model, self.forward_func, inputs)
         self.check_memory(self.forward_func, inputs)
         self.require_coverage(inputs, additional_forward_args)
 
@@ -266,7 +272,6 @@ class LRPx(LRPRules, GradientAttribution):
                 target,
                 _captum.format_additional_forward_args(additional_forward_args),
             )
-            require_one_output(output)
             if embedding not in embedded:
                 raise ValueError(
                     "The forward function embeds no token ids: give embeddings instead of ids."

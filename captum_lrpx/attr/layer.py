@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
     require_gradients,
-    require_one_output,
     tensors_of,
 )
 from captum_lrpx.propagation import gradient_scale, sites_of
@@ -78,6 +79,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             self, forward_func, layer, device_ids, multiply_by_inputs=multiply_by_inputs
         )
         self.set_rules(forward_func, model, recipe, strict=strict)
+        check_layers(self.model, layer)
 
     def passage(self, *, at_input: bool = False) -> Passage:
         """From the layers to the output."""
@@ -89,7 +91,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         """Whether the attributions contain the factor of the layer's value."""
         return bool(self._multiply_by_inputs)
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -144,8 +146,9 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         require_gradients()
         layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         tensors = tensors_of(inputs)
+        check_inputs(self.model, self.forward_func, tensors)
         self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_layer_input)
-        forward = RecordedForward(self.forward_func)
+        forward = CheckedForward(self.forward_func, self.model, [target])
         with (
             torch.enable_grad(),
             self.rules(),
@@ -156,10 +159,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
             for layer in layers:
                 if layer not in values:
-                    raise ValueError(
-                        f"The layer {type(layer).__name__} did not run in the forward pass, or has "
-                        "no floating-point tensor there."
-                    )
+                    raise did_not_run(self.model, layer)
             gradients = self._gradients(explained, [values[layer] for layer in layers], grad_kwargs)
         results = [
             self._relevances(values[layer], gradient, scale)
@@ -215,7 +215,7 @@ def _run(
     additional_forward_args: object | None,
 ) -> Tensor:
     """The explained output, one value per example."""
-    output = cast(
+    return cast(
         "Tensor",
         _captum.run_forward(
             forward,
@@ -224,5 +224,3 @@ def _run(
             _captum.format_additional_forward_args(additional_forward_args),
         ),
     )
-    require_one_output(output)
-    return output

@@ -10,8 +10,8 @@ import torch
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import require_one_output
+from captum_lrpx.attr.checks import CheckedForward
+from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def relevances_by_target(
         only_ids(inputs)
     leaves = with_gradients(inputs)
     embedding = sites_of(attribution.model).token_embedding
-    forward = RecordedForward(attribution.forward_func)
+    given = () if targets is None else targets
+    forward = CheckedForward(attribution.forward_func, attribution.model, given)
     with ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
         opened.enter_context(attribution.rules())
@@ -108,7 +109,8 @@ def check_embedded(shape: Sequence[int], ids: Tensor) -> None:
     if tuple(shape) != tuple(ids.shape):
         raise ValueError(
             f"The forward function embedded ids of shape {tuple(shape)}, but was "
-            f"given ids of shape {tuple(ids.shape)}: give embeddings instead of ids."
+            f"given ids of shape {tuple(ids.shape)}: give embeddings instead of ids, as "
+            "`model.get_input_embeddings()(ids)` makes them."
         )
 
 
@@ -120,7 +122,7 @@ def all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequenc
         targets: Targets in Captum's forms, or None.
 
     Raises:
-        ValueError: If there is none, or all are asked for of an output that is not ``[B, C]``.
+        ValueError: If all are asked for of an output that is not ``[B, C]``.
     """
     if targets is None:
         if output.ndim != 2:
@@ -129,8 +131,6 @@ def all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequenc
                 "[B, C], all of which is explained. Give `targets`."
             )
         return range(output.shape[1])
-    if not len(targets):
-        raise ValueError("Give at least one target.")
     return targets
 
 
@@ -172,6 +172,5 @@ def gradients_by_target(
 
 def _selected(output: Tensor, target: TargetType) -> Tensor:
     values: Any = _captum.select_targets(output, target)
-    require_one_output(values)
     selected: Tensor = values.reshape(-1)
     return selected

@@ -10,8 +10,11 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
+from captum_lrpx.attr.forward import with_gradients
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients, tensors_of
+from captum_lrpx.attr.selection import select_neuron
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -57,12 +60,13 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         NeuronAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
         self.set_rules(forward_func, model, recipe, strict=strict)
+        check_layers(self.model, [layer])
 
     def passage(self, *, at_input: bool = False) -> Passage:
         """From the inputs to the layer of the neuron."""
         return replace(super().passage(at_input=at_input), layers=(self.layer,), end=True)
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -109,8 +113,9 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         of_ids = not all(tensor.is_floating_point() for tensor in tensors)
         if of_ids and len(tensors) != 1:
             raise ValueError("Token ids must be the only input.")
+        check_inputs(self.model, self.forward_func, tensors)
         self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_neuron_input)
-        forward = RecordedForward(self.forward_func)
+        forward = CheckedForward(self.forward_func, self.model)
         embedding = [sites_of(self.model).token_embedding] if of_ids else []
         aliases = with_gradients(tensors)
         with (
@@ -139,11 +144,8 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         selector: Any,
     ) -> tuple[Tensor, ...]:
         if self.layer not in layers:
-            raise ValueError(
-                f"The layer {type(self.layer).__name__} did not run in the forward pass, or has no "
-                "floating-point tensor there."
-            )
-        neuron = _captum.select_neuron(layers[self.layer], selector)
+            raise did_not_run(self.model, self.layer)
+        neuron = select_neuron(layers[self.layer], selector)
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(

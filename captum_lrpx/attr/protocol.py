@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from captum_lrpx.attr.checks import check_inputs, not_an_input
 from captum_lrpx.attr.forward import model_of
 from captum_lrpx.attr.strictness import Passage, coverage_of, require
 from captum_lrpx.memory import require_memory
@@ -29,7 +30,6 @@ __all__ = [
     "RelevanceProtocol",
     "only_input",
     "require_gradients",
-    "require_one_output",
     "tensors_of",
     "warn_if_not_finite",
 ]
@@ -164,6 +164,7 @@ class LRPRules(RelevanceProtocol):
             >>> print(AttnLRPx(model).coverage(ids))
         """
         require_gradients()
+        check_inputs(self.model, self.forward_func, tensors_of(inputs))  # type: ignore[attr-defined]
         found = coverage_of(self.passage(), inputs, additional_forward_args)
         if found is None:
             raise ValueError(
@@ -216,37 +217,18 @@ def require_gradients() -> None:
         )
 
 
-def require_one_output(output: Tensor) -> None:
-    """Refuse an output with more than one value per example; the words are Captum's.
-
-    Raises:
-        AssertionError: If a target is missing.
-    """
-    if output[0].numel() != 1:
-        raise AssertionError(
-            "Target not provided when necessary, cannot take gradient with respect to multiple "
-            "outputs."
-        )
-
-
 def tensors_of(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs as a tuple.
 
     Raises:
         AssertionError: If there is none, or one that is no tensor; the words are Captum's.
-        ValueError: If one is on the device "meta".
     """
     tensors: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in tensors or (None,):
         if not isinstance(tensor, Tensor):
             raise AssertionError(  # noqa: TRY004 - the type that Captum raises
                 "`inputs` must be a torch.Tensor or a tuple[torch.Tensor] but found: "
-                f"{type(inputs) if tensor is None else type(tensor)}"
-            )
-        if tensor.is_meta:
-            raise ValueError(
-                'An input is on the device "meta" and has no values: give it on the device of the '
-                "model."
+                f"{type(inputs) if tensor is None else type(tensor)}.{not_an_input(tensor)}"
             )
     return tensors
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.coverage import Coverage, Run, verdict
 from captum_lrpx.propagation import propagation, sites_of
@@ -96,7 +97,7 @@ def _run(
     embedding = sites_of(passage.model).token_embedding
     of_ids = not all(tensor.is_floating_point() for tensor in inputs)
     aliases = with_gradients(inputs)
-    forward = RecordedForward(passage.forward_func)
+    forward = CheckedForward(passage.forward_func, passage.model, None if passage.end else ())
     with (
         rules,
         captured([embedding] if of_ids else [], several_runs=True) as embedded,

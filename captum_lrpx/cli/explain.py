@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.cli.output import print_all, silence_transformers
+from captum_lrpx.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.targets import Target  # noqa: PLC0415
 
+    check_writable(options.html, options.json)
     target = Target(_choice(options, "target"), contrast=_choice(options, "contrast"))
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)

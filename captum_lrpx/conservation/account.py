@@ -8,8 +8,9 @@ import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, LRPx
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import require_gradients, require_one_output, tensors_of
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.forward import with_gradients
+from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
 from captum_lrpx.conservation.lines import layer_of
 from captum_lrpx.conservation.observer import Observer
@@ -79,6 +80,7 @@ def _of_rules(
 ) -> Ledger:
     require_gradients()
     tensors = tensors_of(inputs)
+    check_inputs(attribution.model, attribution.forward_func, tensors)
     floating = all(tensor.is_floating_point() for tensor in tensors)
     if not floating and len(tensors) != 1:
         raise ValueError(
@@ -86,7 +88,7 @@ def _of_rules(
             "and the like as additional_forward_args."
         )
     observer = Observer(attribution.model, attribution.recipe, tensors)
-    forward = RecordedForward(attribution.forward_func)
+    forward = CheckedForward(attribution.forward_func, attribution.model, [target])
     given = with_gradients(tensors)
     rules = observed(
         attribution.model, attribution.recipe, inner=observer.inner(), outer=observer.outer()
@@ -95,7 +97,6 @@ def _of_rules(
         if floating:
             _watch_inputs(observer, given)
         selected = _captum.run_forward(forward, given, target, additional_forward_args)
-        require_one_output(selected)
         value = _value(selected, len(tensors[0]))
         observer.watch_head(_OUTPUT)
         leaves = [leaf for _, leaf in observer.leaves]

@@ -238,6 +238,6 @@ def _is_not_zero_at_zero(site: ActivationSite) -> bool:
     """Whether an activation has a value at 0, which no slope at 0 carries."""
     try:
         with torch.no_grad():
-            return bool((site.module(torch.zeros(1)) != 0).any())
+            return bool((site.module(torch.zeros(1, device="cpu")) != 0).any())
     except (RuntimeError, TypeError):  # parameters per feature, or on another device
         return True

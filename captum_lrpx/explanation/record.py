@@ -348,7 +348,8 @@ class Explanation:
         largest = max(map(abs, self.relevances), default=0.0)
         scale = largest if 0 < largest < math.inf else 1.0
         return captum_visualization.VisualizationDataRecord(
-            word_attributions=torch.tensor(self.relevances, dtype=torch.float64) / scale,
+            word_attributions=torch.tensor(self.relevances, dtype=torch.float64, device="cpu")
+            / scale,
             pred_prob=predicted_probability,
             pred_class=html.escape(predicted_class),
             true_class=html.escape(true_class),

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, cast
 
 from captum_lrpx.methods import functions
+from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,8 @@ def options_of(method: str) -> dict[str, Option]:
         ValueError: If there is no such method.
     """
     if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}; known are {', '.join(METHODS)}.")
+        meant = suggestion(method, METHODS)
+        raise ValueError(f"Unknown method {method!r}{meant}; known are {', '.join(METHODS)}.")
     parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
     return {each.name: each.default for each in parameters if each.name != "recipe"}
 
@@ -102,7 +104,9 @@ def check_options(method: str, options: dict[str, Option]) -> None:
 def _check_option(method: str, known: dict[str, Option], name: str, value: Option) -> None:
     if name not in known:
         some = f"its options are {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"The method {method!r} has no option {name!r}; {some}.")
+        raise ValueError(
+            f"The method {method!r} has no option {name!r}{suggestion(name, known)}; {some}."
+        )
     default = known[name]
     kind = int if default is None else type(default)
     whole = isinstance(value, int) and not isinstance(value, bool)

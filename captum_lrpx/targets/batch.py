@@ -131,13 +131,13 @@ def _padded(
     if padding is None:
         padding = tokenizer.pad_token_id or 0
     length = max(len(encoding.ids) for encoding in encodings)
-    ids = torch.full((len(encodings), length), padding)
+    ids = torch.full((len(encodings), length), padding, device="cpu")
     mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, encoding in enumerate(encodings):
-        ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
+        ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids, device="cpu")
         mask[row, : len(encoding.ids)] = 1
         if encoding.token_types is not None:
-            types[row, : len(encoding.ids)] = torch.tensor(encoding.token_types)
+            types[row, : len(encoding.ids)] = torch.tensor(encoding.token_types, device="cpu")
     typed = any(encoding.token_types is not None for encoding in encodings)
     return ids.to(device), mask.to(device), types.to(device) if typed else None
 
@@ -175,12 +175,12 @@ def _forward(
 
 def _tables(terms: Sequence[Terms], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choices, weights and positions ``[B, K]``; a row of fewer terms is filled with weight 0."""
-    choices = torch.zeros(len(terms), width, dtype=torch.long)
-    weights, positions = torch.zeros(len(terms), width), torch.zeros_like(choices)
+    choices = torch.zeros(len(terms), width, dtype=torch.long, device="cpu")
+    weights, positions = torch.zeros_like(choices, dtype=torch.float32), torch.zeros_like(choices)
     for row, term in enumerate(terms):
         count = len(term.choices)
-        choices[row, :count] = torch.tensor(term.choices)
-        weights[row, :count] = torch.tensor(term.weights)
+        choices[row, :count] = torch.tensor(term.choices, device="cpu")
+        weights[row, :count] = torch.tensor(term.weights, device="cpu")
         if term.positions is not None:
-            positions[row, :count] = torch.tensor(term.positions)
+            positions[row, :count] = torch.tensor(term.positions, device="cpu")
     return choices, weights, positions

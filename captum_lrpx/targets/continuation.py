@@ -106,7 +106,7 @@ def prompt_of(
             "The prompt has several token types, and a continuation has none: give a prompt "
             "without them."
         )
-    ids = torch.tensor(encoding.ids)
+    ids = torch.tensor(encoding.ids, device="cpu")
     shown = torch.ones_like(ids, dtype=torch.bool)
     if captums and prompt.itp_mask is not None:  # type: ignore[union-attr]
         here = prompt.itp_mask[0]  # type: ignore[union-attr]
@@ -232,7 +232,7 @@ def span_rows(spans: Spans, length: int) -> Tensor:
     """
     if not len(spans):
         raise ValueError("`spans` is empty: give at least one pair of indices, or leave it out.")
-    rows = torch.zeros(len(spans), length)
+    rows = torch.zeros(len(spans), length, device="cpu")
     for row, span in zip(rows, spans, strict=True):
         first, stop = (index + length if index < 0 else index for index in span)
         if not 0 <= first < stop <= length:
@@ -263,12 +263,15 @@ def _text_or_ids(
         unknown = tokenizer.unk_token_id
         if unknown is not None and unknown in ids and tokenizer.unk_token not in given:
             raise ValueError(f"The tokenizer does not know a part of the {name} {given!r}.")
-    elif isinstance(given, (Tensor, Sequence)):
-        ids = of_row(given, name)[0]  # type: ignore[arg-type]
     else:
-        raise TypeError(f"The {name} must be a text or token ids, not {type(given).__name__}.")
+        try:
+            ids = of_row(given, name)[0]
+        except TypeError as error:
+            raise TypeError(
+                f"The {name} must be a text or token ids [K], not {type(given).__name__}."
+            ) from error
     if not ids:
         raise ValueError(f"The {name} is empty: there is nothing to explain.")
     size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     check_known(size, type(model).__name__, ids, name)
-    return torch.tensor(ids)
+    return torch.tensor(ids, device="cpu")

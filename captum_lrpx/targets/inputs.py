@@ -191,15 +191,15 @@ def of_row(
 
 def _integers(name: str, given: Any) -> Tensor:
     """One row of integers ``[T]``."""
-    if isinstance(given, (str, bytes)) or any(isinstance(item, str) for item in _items(given)):
+    if any(isinstance(item, str) for item in _items(given)):
         raise TypeError(
             "A list of texts is not one text: give a pair as a tuple of two, or several texts, a "
             "target for each, to ask_batch()."
         )
     try:
-        if not hasattr(given, "__len__"):
-            raise TypeError("one number is no row")  # noqa: TRY301 - it is the same mistake
-        row = torch.as_tensor(given).detach().cpu()
+        if isinstance(given, bytes) or not hasattr(given, "__len__"):
+            raise TypeError("no row of numbers")  # noqa: TRY301 - it is the same mistake
+        row = torch.as_tensor(given, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{type(given).__name__} is nothing to explain: give a text, a pair of texts as a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -218,10 +218,10 @@ class Target:
             forward = in_quantity_of(outputs, self.quantity)
             return Question(forward, terms.choices[0], (None, *types), None, description, terms)
         if terms.is_pair and self.quantity == "logit" and isinstance(outputs, ClassLogits):
-            arguments = (None, *(torch.tensor([choice]) for choice in terms.choices), *types)
+            arguments = (None, *_rows(*terms.choices), *types)
             return Question(ClassDifference(model), None, arguments, None, description, terms)
         forward = OutputSum(in_quantity_of(outputs, self.quantity))
-        arguments = (torch.tensor([terms.choices]), torch.tensor([terms.weights]), None, *types)
+        arguments = (*_rows(terms.choices, terms.weights), None, *types)
         return Question(forward, None, arguments, None, description, terms)
 
     def _of_tokens(
@@ -233,11 +233,9 @@ class Target:
             forward, one = in_quantity_of(outputs, self.quantity), terms.choices[0]
             return Question(forward, one, (None, position, *types), position, description, terms)
         if terms.is_pair and self.quantity == "logit":
-            numbers = (torch.tensor([number]) for number in (*terms.choices, position))
-            arguments = (None, *numbers, *types)
+            arguments = (None, *_rows(*terms.choices, position), *types)
             return Question(LogitDifference(model), None, arguments, position, description, terms)
-        summed = (None, *(torch.tensor([row]) for row in (terms.choices, terms.positions)))
-        arguments = (*summed, torch.tensor([terms.weights]), *types)
+        arguments = (None, *_rows(terms.choices, terms.positions, terms.weights), *types)
         forward = TokenSum(model, self.quantity)
         return Question(forward, None, arguments, position, description, terms)
 
@@ -252,6 +250,11 @@ class Target:
         choices = encoding.ids[first:stop]
         names = token_names(tokenizer, choices)
         return Terms(choices, (1.0,) * len(choices), names, tuple(range(first - 1, stop - 1)))
+
+
+def _rows(*values: Any) -> Iterator[Tensor]:
+    """A tensor ``[1, ...]`` for each; the forward modules take them to the device of the inputs."""
+    return (torch.tensor([each], device="cpu") for each in values)
 
 
 def in_quantity_of(outputs: nn.Module, quantity: Quantity) -> nn.Module:
