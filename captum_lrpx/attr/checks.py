@@ -321,8 +321,8 @@ def _check_output(forward_func: Callable[..., Any], output: Any) -> None:
             else f"It is of {output.dtype}, and argmax and comparisons have no gradient."
         )
         raise ValueError(
-            "The forward function returns nothing that has a gradient: what is explained must "
-            f"depend on the model by a gradient. {cause} Return logits as the model gives them: "
+            "The explained value does not depend on the model by a gradient: the forward function "
+            f"returns nothing that has a gradient. {cause} Return logits as the model gives them: "
             "without `torch.no_grad()`, `.detach()` and `.argmax()`."
         )
 
