@@ -225,7 +225,7 @@ def test_names_that_may_have_been_meant():
     model, tokenizer = zoo.load("sva-gpt2")
     with pytest.raises(ValueError, match=r"'atnlrpx' \(did you mean 'attnlrpx'"):
         explain(model, tokenizer, "the keys", "are", method="atnlrpx")
-    with pytest.raises(ValueError, match=r"'n_step' \(did you mean 'n_steps'\?\)"):
+    with pytest.raises(ValueError, match=r"'n_step'; .* \(did you mean 'n_steps'\?\)"):
         explain(model, tokenizer, "the keys", "are", method="integrated_gradients", n_step=3)
     with pytest.raises(ValueError, match=r"'sva-lama' \(did you mean 'sva-llama'"):
         zoo.load("sva-lama")

@@ -315,15 +315,15 @@ def _check_output(forward_func: Callable[..., Any], output: Any) -> None:
             "tensor with a row for each example, [B] or [B, ...]."
         )
     if not output.requires_grad:
-        whole = "" if output.is_floating_point() else f" It is of {output.dtype}: "
         cause = (
-            f"{whole}argmax and comparisons have no gradient."
-            if whole
-            else " It runs the model under torch.no_grad, or returns something detached."
+            "It runs the model under torch.no_grad, or returns something detached."
+            if output.is_floating_point()
+            else f"It is of {output.dtype}, and argmax and comparisons have no gradient."
         )
         raise ValueError(
-            f"The forward function returns nothing that has a gradient.{cause} Return logits as "
-            "the model gives them: without `torch.no_grad()`, `.detach()` and `.argmax()`."
+            "The explained value does not depend on the model by a gradient: the forward function "
+            f"returns nothing that has a gradient. {cause} Return logits as the model gives them: "
+            "without `torch.no_grad()`, `.detach()` and `.argmax()`."
         )
 
 

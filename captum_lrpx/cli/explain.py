@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_writable
+from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     import argparse
@@ -160,7 +161,8 @@ def options_by_method(methods: Sequence[str], texts: Sequence[str]) -> dict[str,
         if not equals:
             raise ValueError(f"An option is NAME=VALUE, not {text!r}.")
         if not any(name in options for options in known.values()):
-            raise ValueError(f"There is no option {name!r} of {', '.join(methods)}.")
+            meant = suggestion(name, {each for options in known.values() for each in options})
+            raise ValueError(f"There is no option {name!r} of {', '.join(methods)}{meant}.")
         given[name] = _value(value)
     return {
         method: {name: value for name, value in given.items() if name in options}

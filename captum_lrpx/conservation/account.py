@@ -131,11 +131,6 @@ def _value(selected: Tensor, batch: int) -> Tensor:
             f"The forward function gave {selected.numel()} explained values for {batch} examples: "
             "the ledger is an account of one value for each example."
         )
-    if not selected.requires_grad:
-        raise ValueError(
-            "The explained value does not depend on the model by a gradient: the forward function "
-            "must return what it computes from the model's output, not detached."
-        )
     return wide(selected.detach()).reshape(-1)
 
 

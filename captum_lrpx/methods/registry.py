@@ -105,7 +105,7 @@ def _check_option(method: str, known: dict[str, Option], name: str, value: Optio
     if name not in known:
         some = f"its options are {', '.join(known)}" if known else "it has none"
         raise ValueError(
-            f"The method {method!r} has no option {name!r}{suggestion(name, known)}; {some}."
+            f"The method {method!r} has no option {name!r}; {some}{suggestion(name, known)}."
         )
     default = known[name]
     kind = int if default is None else type(default)
