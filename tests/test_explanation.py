@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import math
 from dataclasses import asdict, fields, replace
 
 import pytest

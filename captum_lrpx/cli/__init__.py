@@ -54,9 +54,9 @@ _BAD_INPUT = (
 
 def _in_one_line(message: str) -> str:
     """A message without line breaks, and without characters that a terminal would obey."""
-    from captum_lrpx.visualization import printable  # noqa: PLC0415 - slow, rarely needed
+    from captum_lrpx.visualization import readable  # noqa: PLC0415 - slow, rarely needed
 
-    return printable(" ".join(message.split()))
+    return readable(" ".join(message.split()))
 
 
 class _Parser(argparse.ArgumentParser):

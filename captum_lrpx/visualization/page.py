@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from captum_lrpx.visualization.characters import NEWLINE, readable
+from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import scale_of, strengths, translucent
 from captum_lrpx.visualization.pieces import pieces, unit
 from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, summary
@@ -88,19 +88,16 @@ def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
         A ``span`` for each piece, all text escaped. Its title has the relevance, and the tokens if
         there are several. Negative relevance is underlined, relevance beyond the scale outlined.
     """
-    drawn = pieces(explanation)
+    shown = pieces(explanation)
     spans: list[str] = []
-    for piece, strength in zip(drawn, strengths([p.relevance for p in drawn]), strict=True):
+    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
         style = f"background:{translucent(strength)};border-radius:0.2em;padding:0.15em 0"
         style += _SEAM * bool(spans and not piece.gap)
         style += _BOLD * (bold_from is not None and piece.first >= bold_from)
         style += _NEGATIVE * (strength <= -VISIBLE) + _BEYOND * (abs(strength) > 1)
         title = html.escape(_tooltip(explanation, piece))
-        after = "<br>" if piece.label.endswith(NEWLINE) else ""
-        spans.append(
-            f'{piece.gap}<span style="{style}" title="{title}">{html.escape(piece.label)}</span>'
-            f"{after}"
-        )
+        drawn = html.escape(piece.drawn)
+        spans.append(f'{piece.gap}<span style="{style}" title="{title}">{drawn}</span>')
     return "".join(spans)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from captum_lrpx.visualization.characters import joined, readable
+from captum_lrpx.visualization.characters import BLANK, NEWLINE, joined, readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +109,13 @@ class Piece(NamedTuple):
     first: int
     stop: int
     gap: str
+
+    @property
+    def drawn(self) -> str:
+        """The label within the text: blanks are blanks there, and a line break breaks the line."""
+        if not self.label.strip(BLANK):
+            return " " * len(self.label)
+        return f"{self.label}\n" if self.label.endswith(NEWLINE) else self.label
 
     @property
     def place(self) -> str:

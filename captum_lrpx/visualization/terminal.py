@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import NEWLINE
+from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import paint, scale_of, strengths
 from captum_lrpx.visualization.pieces import pieces, unit
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.visualization.pieces import Drawable
 
 __all__ = [
     "closing_lines",
@@ -26,7 +26,6 @@ __all__ = [
     "legend",
     "plain",
     "plain_text",
-    "printable",
     "relevance_table",
     "source",
     "styles",
@@ -38,11 +37,6 @@ _WIDE = 10_000
 
 VISIBLE = 0.1
 """Share of the scale from which a negative relevance is underlined."""
-
-
-def printable(text: str) -> str:
-    """A text without the control characters that a terminal would obey."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def styles(relevances: Sequence[float]) -> list[str]:
@@ -71,17 +65,10 @@ def heat_map(explanation: Drawable) -> Text:
         share a character are drawn as one.
     """
     text = Text()
-    drawn = pieces(explanation)
-    for piece, style in zip(drawn, styles([each.relevance for each in drawn]), strict=True):
-        text.append(piece.gap)
-        _append(text, piece, style)
+    shown = pieces(explanation)
+    for piece, style in zip(shown, styles([each.relevance for each in shown]), strict=True):
+        text.append(piece.gap).append(piece.drawn, style)
     return text
-
-
-def _append(text: Text, piece: Piece, style: str) -> None:
-    text.append(piece.label, style=style)
-    if piece.label.endswith(NEWLINE):
-        text.append("\n")
 
 
 def legend(explanation: Drawable) -> str:
@@ -120,19 +107,19 @@ def relevance_table(explanation: Drawable) -> Table:
 def summary(explanation: Drawable) -> str:
     """The explained value and how much of it the tokens account for, in one line."""
     return (
-        f"{printable(explanation.target)} = {explanation.value:+.4f}   "
+        f"{readable(explanation.target)} = {explanation.value:+.4f}   "
         f"sum of relevances {explanation.sum:+.4f}   delta {explanation.delta:+.4f}"
     )
 
 
 def source(explanation: Drawable) -> str:
     """Method and model, in one line."""
-    return printable(f"{explanation.method} on {explanation.model}")
+    return readable(f"{explanation.method} on {explanation.model}")
 
 
 def closing_lines(explanation: Drawable) -> tuple[str, ...]:
     """The lines below the relevances: summary, source, and the checks that were made."""
-    certification = printable(explanation.certification)
+    certification = readable(explanation.certification)
     return summary(explanation), source(explanation), *([certification] if certification else [])
 
 
