@@ -18,6 +18,7 @@ from captum_lrpx.explanation.arithmetic import require_same_tokens
 from captum_lrpx.explanation.certificate import verified
 from captum_lrpx.files import write_text
 from captum_lrpx.visualization import (
+    LONG,
     color_legend,
     document,
     folded,
@@ -208,7 +209,9 @@ class Comparison:
 
     def _html_tables(self) -> str:
         matrix = matrix_of(self.explanations, self.names)
-        relevances = folded("relevances in numbers", len(matrix.rows), matrix.html())
+        relevances = folded(
+            "relevances in numbers", matrix.html(), is_open=len(matrix.rows) <= LONG
+        )
         heads = [("rank correlation", _LABEL), *((name, _NUMBER) for name in self.names)]
         rows = [
             [(name, _LABEL), *((f"{value:.2f}", _NUMBER) for value in row)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx._version import __version__
+from captum_lrpx._version import versions
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
@@ -91,16 +90,9 @@ def explain(
         recipe=found.recipe,
         model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        versions=_versions(),
+        versions=versions(),
         revision=getattr(config, "_commit_hash", None),
         options=options_of(method) | options,
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
     )
     return certified(explanation, subject, recipe) if certify else explanation
-
-
-def _versions() -> dict[str, str]:
-    others = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "captum")
-    }
-    return {"captum_lrpx": __version__, **others}

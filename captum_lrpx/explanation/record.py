@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 import html
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from captum.attr import visualization as captum_visualization
 
 from captum_lrpx import visualization
-from captum_lrpx.explanation import arithmetic, storage
+from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
 from captum_lrpx.files import write_text
 from captum_lrpx.words import Span, token_runs, word_spans
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 __all__ = ["Explanation", "TokenRelevance"]
-
-FOLDED = "(special tokens)"
-"""What :meth:`Explanation.fold_special` calls its one entry."""
 
 _RANKINGS: dict[str, Callable[[float], float]] = {
     "absolute": abs,
@@ -155,7 +152,7 @@ class Explanation:
         """
         spans = word_spans(self.text) if spans is None else spans
         runs = token_runs(self.text, self.offsets, self.special, spans)
-        return self._grouped([list(range(*run)) for run in runs])
+        return grouping.grouped(self, [list(range(*run)) for run in runs])
 
     def fold_special(self) -> Explanation:
         """The explanation with one entry, the last, for all special tokens that were added.
@@ -166,44 +163,7 @@ class Explanation:
         Returns:
             An explanation in which no other entry is special; the same one without special tokens.
         """
-        added = [index for index, special in enumerate(self.special) if special]
-        if not added:
-            return self
-        groups = [[index] for index, special in enumerate(self.special) if not special]
-        folded = self._grouped([*groups, added])
-        return replace(
-            folded, tokens=(*folded.tokens[:-1], FOLDED), offsets=(*folded.offsets[:-1], (0, 0))
-        )
-
-    def _grouped(self, groups: Sequence[list[int]]) -> Explanation:
-        """Entries put together: groups of indices, each index in exactly one of them."""
-        offsets = tuple(self._extent(group) for group in groups)
-        return replace(
-            self,
-            tokens=tuple(
-                self.text[start:end] if end > start else "".join(self.tokens[i] for i in group)
-                for group, (start, end) in zip(groups, offsets, strict=True)
-            ),
-            ids=(),
-            offsets=offsets,
-            special=tuple(self.special[group[0]] for group in groups),
-            relevances=tuple(
-                arithmetic.total([self.relevances[index] for index in group]) for group in groups
-            ),
-            position=next(
-                (place for place, group in enumerate(groups) if self.position in group), None
-            ),
-            certificate=None,
-        )
-
-    def _extent(self, group: Sequence[int]) -> Span:
-        """The characters from the first to the last token of a group, without a blank in front."""
-        start = min(self.offsets[index][0] for index in group)
-        end = max(self.offsets[index][1] for index in group)
-        if len(group) > 1:
-            covered = self.text[start:end]
-            start += len(covered) - len(covered.lstrip(" "))
-        return min(start, end), end
+        return grouping.folded(self)
 
     def top(
         self, k: int = 5, by: Literal["absolute", "positive", "negative"] = "absolute"

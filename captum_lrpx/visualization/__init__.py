@@ -4,6 +4,7 @@ from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import colors, paint
 from captum_lrpx.visualization.matrix import Matrix, matrix_of
 from captum_lrpx.visualization.page import (
+    LONG,
     color_legend,
     document,
     folded,
@@ -28,6 +29,7 @@ from captum_lrpx.visualization.terminal import (
 )
 
 __all__ = [
+    "LONG",
     "Drawable",
     "Matrix",
     "Piece",

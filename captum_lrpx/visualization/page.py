@@ -47,8 +47,8 @@ _SEAM = ";box-shadow:inset 1px 0 rgba(128,128,128,0.6)"
 Cell = tuple[str, str]
 """Text of a cell, and CSS for it."""
 
-_LONG = 40
-"""Rows from which a table is folded."""
+LONG = 40
+"""Up to so many rows, a table is open at first."""
 
 LABEL = "text-align:left;white-space:pre-wrap;unicode-bidi:isolate"
 NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
@@ -200,10 +200,16 @@ def _row(tag: str, cells: Sequence[Cell]) -> str:
     return f"<tr>{''.join(drawn)}</tr>"
 
 
-def folded(what: str, count: int, content: str) -> str:
-    """Content under a line that folds it, at first if it is long."""
-    state = "" if count > _LONG else " open"
-    return f"<details{state}><summary>{escaped(what)}</summary>{content}</details>"
+def folded(title: str, content: str, *, is_open: bool) -> str:
+    """Content below a title that folds it.
+
+    Args:
+        title: The title, plain text.
+        content: The content, HTML.
+        is_open: Whether it is open at first.
+    """
+    state = " open" if is_open else ""
+    return f"<details{state}><summary>{escaped(title)}</summary>{content}</details>"
 
 
 def to_html(explanation: Drawable) -> str:
@@ -217,6 +223,7 @@ def to_html(explanation: Drawable) -> str:
     """
     name = unit(explanation)
     drawn = pieces(explanation)
+    title = f"{len(explanation.relevances)} {name}s in numbers"
     heads = [("position", NUMBER), (name, LABEL), ("relevance", NUMBER)]
     rows = [
         [(piece.place, NUMBER), (piece.label, LABEL), (f"{piece.relevance:+.4f}", NUMBER)]
@@ -227,6 +234,6 @@ def to_html(explanation: Drawable) -> str:
         f"<p>{escaped(summary(explanation))}</p>",
         heat_paragraph(explanation),
         color_legend(explanation),
-        folded(f"{len(explanation.relevances)} {name}s in numbers", len(rows), table(heads, rows)),
+        folded(title, table(heads, rows), is_open=len(rows) <= LONG),
         f"<footer>{escaped(origin(explanation))}</footer>",
     )
