@@ -67,7 +67,8 @@ def body(result: LLMRelevanceResult) -> str:
     """Heat maps and the table, as HTML that brings its own style."""
     whole = by_character(result)
     record, start = whole.record, len(whole.shown)
-    lines = "<br>".join(html.escape(line) for line in _closing_lines(whole))
+    shown = [*_closing_lines(whole), "The explained tokens are in bold."]
+    lines = "<br>".join(map(html.escape, shown))
     matrix = _matrix(whole)
     rows = [
         folded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,6 @@ from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from captum_lrpx.explanation.record import Explanation
@@ -105,7 +105,7 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
 
     Args:
         kind: As for :func:`save`.
-        source: JSON text, or the path of a file (a ``Path``).
+        source: JSON text, or the path of a file.
         build: Makes the object from the content.
 
     Returns:
@@ -115,12 +115,20 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
         ValueError: If it is something else, or of a newer version.
     """
     try:
-        text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = json.loads(_text_of(source))
         _check(kind, content.pop("format", None))
         return build(content)
     except _BROKEN as error:
         raise ValueError(f"This is not a stored {kind}: {error}.") from error
+
+
+def _text_of(source: str | os.PathLike[str]) -> str:
+    """JSON begins with a brace; any other string is a path."""
+    if isinstance(source, str) and source.lstrip().startswith(("{", "[")):
+        return source
+    if isinstance(source, str) and not os.path.isfile(source):  # noqa: PTH113 - Path raises for some
+        raise ValueError(f"there is no file {source[:200]!r}, and it is not JSON")
+    return Path(source).read_text(encoding="utf-8")
 
 
 def _check(kind: str, name: object) -> None:

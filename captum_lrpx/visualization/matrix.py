@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Matrix", "matrix_of"]
 
 _DIGITS = 4
+_GAP = 2
+"""Blanks between two columns of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,15 @@ class Matrix:
         Returns:
             The parts in order, with at least one column each.
         """
-        labels = [cell_len(piece.label) for piece in self.rows]
-        used = len("position ") + max([len(self.unit), *labels]) + 1
+        labels = [self.unit, *(piece.label for piece in self.rows), *(n for n, _ in self.totals)]
+        used = len("position") + _GAP + max(map(cell_len, labels))
         parts: list[list[int]] = [[]]
         room = width - used
         for index, name in enumerate(self.names):
             values = [*self.columns[index], *(values[index] for _, values in self.totals)]
-            need = 1 + max([cell_len(readable(name)), *(len(_number(value)) for value in values)])
+            need = _GAP + max(
+                [cell_len(readable(name)), *(len(_number(value)) for value in values)]
+            )
             if need > room and parts[-1]:
                 parts.append([])
                 room = width - used

@@ -142,11 +142,8 @@ def color_legend(explanation: Drawable) -> str:
         f"background:linear-gradient(to right,{','.join(ends)})"
     )
     largest = max(map(abs, relevances))
-    beyond = (
-        f'; <span style="outline:2px solid">outlined</span>: beyond the scale, up to {largest:.4g}'
-        if largest > scale
-        else ""
-    )
+    outlined = '<span style="outline:2px solid;padding:0 0.2em">outlined</span>'
+    beyond = f"; {outlined}: beyond the scale, up to {largest:.4g}" if largest > scale else ""
     return (
         f'<p style="font-size:0.85em"><span style="text-decoration:underline">against</span> '
         f'-{scale:.4g}<span style="{bar}"></span>+{scale:.4g} for the target{beyond}</p>'
