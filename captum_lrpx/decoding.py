@@ -76,7 +76,7 @@ def decoded(tokenizer: Any, ids: Sequence[int], cut: int | None = None) -> Decod
             whole = _first_whole(tokenizer, ids, read, stop)
             for index in range(read, whole):
                 add(_bytes_of(tokens[index]), 1)
-            text = text[text.rfind(_BROKEN) + 1 :]
+            text = text[text.rfind(_BROKEN) + 1 :] or _decode(tokenizer, ids[whole:stop])
         if whole < stop:
             add(text, stop - whole)
         context, read = whole, stop

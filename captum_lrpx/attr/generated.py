@@ -14,6 +14,7 @@ from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.targets.continuation import token_texts
 from captum_lrpx.targets.quantity import NAMES
+from captum_lrpx.visualization import readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,7 @@ def result_of(
     def target_of(span: Span) -> str:
         first, stop = span
         alone = stop - first == 1
-        name = text.tokens[first] if alone else text_of(record, span)
+        name = text.tokens[first] if alone else readable(text_of(record, span))
         target = f"{NAMES[quantity]} of {name!r}"
         if foils is None:
             return target
