@@ -138,7 +138,7 @@ def test_the_methods_are_listed(capsys):
         ([*WORDS, "--model", "missing.gguf"], "no file"),
         ([*WORDS, "--model", "/"], "cannot be loaded"),
         ([*WORDS, "--first-token", "<nope>"], "no token"),
-        ([*WORDS, "--html", "/no/such/folder/map.html"], "No such file"),
+        ([*WORDS, "--html", "/no/such/folder/map.html"], "no folder '/no/such/folder'"),
         (["explain", TEXT], "--target"),
         ([], "COMMAND"),
         (["explane"], "invalid choice"),

@@ -250,6 +250,8 @@ def test_json_keeps_every_digit(dtype, tmp_path):
         {"shown": None},
         {"targets": [1, 2, 3]},
         {"extra": 1},
+        {"prompt_ids": [10**30]},
+        {"prompt_ids": [[1]]},
         {"context_attr": {"dtype": "float32", "numbers": [["much"]]}},
     ],
 )

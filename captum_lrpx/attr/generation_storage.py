@@ -52,7 +52,7 @@ def fields_of(content: dict[str, Any]) -> dict[str, Any]:
         "shown": tuple(bool(show) for show in content["shown"]),
         **{name: list(storage.strings_of(content, name)) for name in _STRINGS},
         **{name: _restored(name, content[name]) for name in _TENSORS},
-        **{name: torch.tensor(content[name], dtype=torch.long, device="cpu") for name in _IDS},
+        **{name: _tensor(name, content[name], torch.long) for name in _IDS},
     }
     _check(fields)
     return fields
@@ -65,6 +65,7 @@ def _check(fields: dict[str, Any]) -> None:
         and fields["values"].shape == fields["decomposed"].shape == (rows,)
         and len(fields["targets"]) == len(fields["output_tokens"]) == rows
         and len(fields["context_tokens"]) == length >= len(fields["shown"])
+        and all(fields[name].ndim == 1 for name in _IDS)
         and all(0 <= first < stop <= length for first, stop in fields["spans"])
     )
     if not right:
@@ -82,4 +83,11 @@ def _restored(name: str, stored: dict[str, Any]) -> Tensor:
     dtype = _DTYPES.get(stored["dtype"])
     if dtype is None:
         raise ValueError(f"its {name} are numbers of {stored['dtype']!r}")
-    return torch.tensor(stored["numbers"], dtype=torch.float64, device="cpu").to(dtype)
+    return _tensor(name, stored["numbers"], torch.float64).to(dtype)
+
+
+def _tensor(name: str, numbers: Any, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.tensor(numbers, dtype=dtype, device="cpu")
+    except RuntimeError as error:
+        raise ValueError(f"its {name} are no numbers of this kind: {error}") from error
