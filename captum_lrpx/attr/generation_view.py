@@ -72,7 +72,7 @@ def body(result: LLMRelevanceResult) -> str:
     matrix = _matrix(whole)
     rows = [
         folded(
-            f"{label}   {value:+.4f}",
+            f"{readable(label)}   {value:+.4f}",
             f"{heat_paragraph(_read(whole, row), span[0])}{color_legend(_read(whole, row))}",
             is_open=len(whole.spans) <= _FEW,
         )
