@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx._version import __version__
+from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
@@ -105,7 +104,7 @@ def explain(
         recipe=found.recipe,
         model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        versions=_versions(),
+        versions=versions(),
         revision=getattr(config, "_commit_hash", None),
         options=options_of(method) | options,
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
@@ -115,10 +114,3 @@ def explain(
         else standings(hugging_face, target.outputs(hugging_face), encoding, question.terms),
     )
     return certified(explanation, subject, recipe) if certify else explanation
-
-
-def _versions() -> dict[str, str]:
-    others = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "captum")
-    }
-    return {"captum_lrpx": __version__, **others}

@@ -12,7 +12,7 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.checks import check_model_and_tokenizer
-from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.attr.generated import Generated, result_of
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
@@ -24,7 +24,6 @@ from captum_lrpx.targets.continuation import (
     generated_ids,
     prompt_of,
     span_rows,
-    token_texts,
 )
 from captum_lrpx.targets.head import LanguageModelHead
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from captum.attr import TextTokenInput
 
+    from captum_lrpx.attr.generation_result import LLMRelevanceResult
     from captum_lrpx.targets.continuation import Spans
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.place import Token
@@ -56,7 +56,12 @@ class LLMRelevance(Attribution):
     """
 
     def __init__(
-        self, attr_method: LRPx | LayerLRPx, tokenizer: Any, attr_target: Quantity = "log_prob"
+        self,
+        attr_method: LRPx | LayerLRPx,
+        tokenizer: Any,
+        attr_target: Quantity = "log_prob",
+        *,
+        model_name: str | None = None,
     ) -> None:
         r"""Take the model and the rules from a method.
 
@@ -68,6 +73,8 @@ class LLMRelevance(Attribution):
             tokenizer (Tokenizer): The tokenizer of the model.
             attr_target (str, optional): What is explained of each token: ``"log_prob"``, ``"prob"``
                 or ``"logit"``. Default: ``"log_prob"``
+            model_name (str, optional): Name of the model in the results. Default: where it was
+                loaded from
 
         Raises:
             TypeError: If the method is another one, or explains something else than a model, or
@@ -94,6 +101,7 @@ class LLMRelevance(Attribution):
         self.model: nn.Module = attr_method.model
         self.tokenizer = tokenizer
         self.attr_target: Quantity = check_quantity(attr_target)
+        self.model_name = model_name
 
     @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -176,18 +184,14 @@ class LLMRelevance(Attribution):
             targets_per_backward,
             at_input=attribute_to_layer_input,
         )
-        texts = token_texts(self.tokenizer, continuation)
-        shown = prompt.shown.to(context.device)
-        return LLMRelevanceResult(
-            input_tokens=[token for token, show in zip(prompt.tokens, shown, strict=True) if show],
-            output_tokens=[_joined(texts, row) for row in rows],
-            token_attr=context[:, : len(prompt.ids)][:, shown],
-            context_tokens=[*prompt.tokens, *texts],
-            context_attr=context,
-            values=values,
-            decomposed=decomposed,
-            prompt_ids=prompt.ids,
-            continuation_ids=continuation,
+        return result_of(
+            Generated(self.tokenizer, prompt, continuation, foils, rows),
+            self.attr_method,
+            self.attr_target,
+            context,
+            values,
+            decomposed,
+            model_name=self.model_name,
         )
 
     def attribute_future(self) -> None:
@@ -316,8 +320,3 @@ def _check_causal(relevance: Tensor, rows: Tensor) -> None:
             "The model's predictions depend on tokens that come later, so it is not a causal "
             "language model: a bidirectional one needs `is_decoder=True` in its config."
         )
-
-
-def _joined(tokens: Sequence[str], row: Tensor) -> str:
-    """The tokens that a row is about, as its label."""
-    return " ".join(token for token, weight in zip(tokens, row.tolist(), strict=True) if weight)

@@ -182,10 +182,16 @@ def _show(shown: Explanation | Comparison) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     from captum_lrpx.explanation import Explanation  # noqa: PLC0415
-    from captum_lrpx.visualization import closing_lines, heat_map, relevance_table  # noqa: PLC0415
+    from captum_lrpx.visualization import (  # noqa: PLC0415
+        closing_lines,
+        heat_map,
+        legend,
+        relevance_table,
+    )
 
     if isinstance(shown, Explanation):
         lines = map(Text, closing_lines(shown))
-        print_all(heat_map(shown), Text(), relevance_table(shown), Text(), *lines)
+        scale = Text(legend(shown))
+        print_all(heat_map(shown), scale, Text(), relevance_table(shown), Text(), *lines)
     else:
         print_all(shown)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["fields_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
 VERSION = 4
-"""Of both formats, ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
+"""Of all formats, as in ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
 certificate; version 3 had no ranks and probabilities, and nothing about a chat template.
@@ -100,7 +100,7 @@ def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None
     """Content as JSON with its format in front; floats keep every digit.
 
     Args:
-        kind: ``"explanation"`` or ``"comparison"``.
+        kind: ``"explanation"``, ``"comparison"`` or ``"generation"``.
         content: What to write.
         path: File to write it to as well, atomically.
 

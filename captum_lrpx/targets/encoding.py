@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.binding import architecture_of
-from captum_lrpx.targets.inputs import check_known, of_row, pieces, render
+from captum_lrpx.decoding import decoded
+from captum_lrpx.targets.inputs import check_known, of_row, render
 from captum_lrpx.targets.place import Token, token_id, token_names
 from captum_lrpx.targets.task import task_of
 from captum_lrpx.targets.truncation import truncated
@@ -237,8 +238,8 @@ def _template(offsets: Sequence[Span], contents: Sequence[Span]) -> tuple[bool, 
 def _of_ids(tokenizer: Any, ids: list[int], types: tuple[int, ...] | None) -> Encoding:
     if not ids:
         raise ValueError("The text is empty: there is nothing to explain.")
-    text, spans = pieces(tokenizer, ids)
-    offsets = [_trimmed(text, *span) for span in spans]
+    found = decoded(tokenizer, ids)
+    text, offsets = found.text, [_trimmed(found.text, *span) for span in found.offsets]
     second = 0
     if types is not None and 1 in types and 0 in types:
         second = offsets[types.index(1)][0]

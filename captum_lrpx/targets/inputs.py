@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from captum_lrpx.words import Span
 
-__all__ = ["Given", "Messages", "Rendered", "TokenIds", "check_known", "of_row", "pieces", "render"]
+__all__ = ["Given", "Messages", "Rendered", "TokenIds", "check_known", "of_row", "render"]
 
 TokenIds: TypeAlias = Sequence[int] | Tensor
 """Token ids ``[T]`` or ``[1, T]``."""
@@ -25,9 +25,6 @@ for one text."""
 
 _NOT_READ = {"offset_mapping", "special_tokens_mask", "length", "overflow_to_sample_mapping"}
 """What a tokenizer also returns, and no model takes."""
-
-_MOST_BYTES = 4
-"""The most bytes of one character, each of which may be a token."""
 
 
 class Rendered(NamedTuple):
@@ -237,41 +234,3 @@ def check_known(size: int, model: str, ids: Sequence[int], name: str = "text") -
             f"The {name} has token ids that {model} with its vocabulary of {size} does not know "
             f"({wrong[0]}): use the tokenizer that belongs to the model."
         )
-
-
-def pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-    """The text of token ids, and where each of them stands in it.
-
-    A token that has no character of its own (a byte of one) stands where the character does that it
-    is a part of.
-
-    Args:
-        tokenizer: The tokenizer.
-        ids: Token ids ``[T]``.
-
-    Returns:
-        The text, and ``(start, end)`` characters of each token.
-    """
-    text = ""
-    spans: list[Span] = []
-    before, waiting = 0, 0  # the first token of the context, and the first one without a place
-    for index in range(len(ids)):
-        context = _decoded(tokenizer, ids[before:waiting])
-        longer = _decoded(tokenizer, ids[before : index + 1])
-        # The replacement character stands for bytes that are not a whole character yet.
-        unfinished = longer.endswith("\N{REPLACEMENT CHARACTER}") and index + 1 < len(ids)
-        if unfinished and index - waiting < _MOST_BYTES:
-            continue
-        piece = longer.removeprefix(context)
-        span = (len(text), len(text) + len(piece))
-        spans += [span] * (index + 1 - waiting)
-        text += piece
-        before, waiting = waiting, index + 1
-    return text, tuple(spans)
-
-
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return text
