@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.architectures import MLP, Architecture
 
-__all__ = ["architecture_of", "bind", "find_model"]
+__all__ = ["architecture_of", "bind", "find_model", "is_pretrained"]
 
 
 def find_model(root: nn.Module) -> nn.Module:
@@ -63,14 +63,15 @@ def find_model(root: nn.Module) -> nn.Module:
 
 def _outermost(root: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str]]:
     """The transformers models in a module that are in no other one, with their paths."""
-    if _is_pretrained(root):
+    if is_pretrained(root):
         yield root, path
         return
     for name, child in root.named_children():
         yield from _outermost(child, f"{path}.{name}" if path else name)
 
 
-def _is_pretrained(module: nn.Module) -> bool:
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether a module is a transformers model."""
     # By the attributes of the class, so that transformers need not be imported, and wrappers that
     # forward attribute access to a model inside them do not pass for it.
     return hasattr(type(module), "base_model_prefix") and hasattr(module, "config")

@@ -39,6 +39,8 @@ def explain(
 
     Args:
         model: A model with a head: causal or masked language model, classifier, question answering.
+            Of a module around one (an adapter, a prompt, a function of the logits) its own outputs
+            are explained.
         tokenizer: Its (fast) tokenizer.
         text: The text. A causal language model is explained at its end, a masked one at its mask
             token, which is appended if the text has none.
@@ -71,7 +73,7 @@ def explain(
         target = Target(target)
     hugging_face = find_model(model)
     encoding = encode(hugging_face, tokenizer, text, first_token)
-    question = target.ask(hugging_face, tokenizer, encoding)
+    question = target.ask(model, tokenizer, encoding)
     parameter = next(hugging_face.parameters())
     ids = torch.tensor([encoding.ids], device=parameter.device)
     subject = Subject(hugging_face, tokenizer, question, ids)

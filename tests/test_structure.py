@@ -26,6 +26,7 @@ ORDER = [
     ["sites", "architectures"],
     ["rules"],
     ["recipes", "binding"],
+    ["wrappers"],
     ["plans"],
     ["compiled"],
     ["propagation"],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.binding import find_model
+from captum_lrpx.wrappers import called_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,18 +79,6 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _behind_wrappers(module: nn.Module) -> nn.Module:
-    """The module that a wrapper hands its arguments to, which says what they are called."""
-    if isinstance(module, nn.DataParallel):
-        return _behind_wrappers(module.module)
-    if "_orig_mod" in module._modules:  # noqa: SLF001 - torch.compile; a PEFT model passes it on
-        return _behind_wrappers(module.get_submodule("_orig_mod"))
-    if hasattr(type(module), "get_base_model"):  # PEFT
-        base: nn.Module = module.get_base_model()  # type: ignore[operator]
-        return _behind_wrappers(base)
-    return module
-
-
 class RecordedForward:
     """A forward function as Captum wants it: tensors in, one tensor out, the last output kept.
 
@@ -105,7 +94,7 @@ class RecordedForward:
         self.output: Tensor | None = None
         self._parameters: tuple[str, ...] = ()
         if isinstance(forward_func, nn.Module):
-            called = _behind_wrappers(forward_func)
+            called = called_module(forward_func)
             self._parameters = tuple(inspect.signature(called.forward).parameters)
 
     def __call__(self, *args: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from captum.attr._utils.attribution import Attribution
@@ -27,6 +27,7 @@ from captum_lrpx.targets.continuation import (
 )
 from captum_lrpx.targets.head import LanguageModelHead
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
+from captum_lrpx.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,12 @@ class LLMRelevance(Attribution):
             raise TypeError(
                 "LLMRelevance says by itself what is explained: give the method the language model "
                 f"and not {type(attr_method.forward_func).__name__}."
+            )
+        if unwrapped(cast("nn.Module", attr_method.forward_func)) is None:
+            raise ValueError(
+                f"LLMRelevance reads {type(attr_method.model).__name__} step by step, but what was "
+                "given computes more than it: prompt or prefix tuning, or hooks or a forward of "
+                "its own. Explain token by token, by TokenLogits."
             )
         super().__init__(attr_method.forward_func)
         self.attr_method = attr_method

@@ -15,6 +15,7 @@ from captum_lrpx.conservation.lines import layer_of
 from captum_lrpx.conservation.observer import Observer
 from captum_lrpx.conservation.tally import Line, Tally, wide
 from captum_lrpx.propagation import observed, sites_of
+from captum_lrpx.wrappers import has_virtual_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +59,11 @@ def ledger(
         True
         >>> print(book.explanation())
     """
+    if has_virtual_tokens(getattr(attribution, "forward_func", None)):
+        raise ValueError(
+            "The model has virtual tokens of its own (prompt or prefix tuning), whose relevance "
+            "is on no line of a ledger: it is in the convergence delta."
+        )
     if isinstance(attribution, ALTILogit):
         return _of_alti_logit(attribution, inputs, target, additional_forward_args)
     if isinstance(attribution, LRPx):

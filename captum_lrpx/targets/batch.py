@@ -53,7 +53,8 @@ def ask_batch(
     """Turn texts and what to explain of each into tensors, for any Captum method.
 
     Args:
-        model: A Hugging Face model with a head.
+        model: A Hugging Face model with a head, or a module around one, whose own outputs are
+            explained.
         tokenizer: Its (fast) tokenizer.
         texts: The texts.
         targets: What is explained, one for each text or one for all.
@@ -73,14 +74,14 @@ def ask_batch(
         ...     batch.inputs, additional_forward_args=batch.additional_forward_args
         ... )
     """
-    model = find_model(model)
+    given, model = model, find_model(model)
     if isinstance(texts, str) or not texts:
         raise ValueError("Give a sequence of at least one text.")
     encodings = tuple(encode(model, tokenizer, text, first_token) for text in texts)
     asked = _one_per_text(targets, len(texts))
     device = next(model.parameters()).device
     ids, mask = _padded(model, tokenizer, encodings, device)
-    forward, arguments = _forward(model, tokenizer, asked, encodings, mask)
+    forward, arguments = _forward(given, tokenizer, asked, encodings, mask)
     descriptions = tuple(target.describe(model) for target in asked)
     return BatchQuestion(ids, forward, arguments, encodings, descriptions)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.binding import find_model
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
 from captum_lrpx.targets.encoding import span_of, vocabulary_size, word_id
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
@@ -94,7 +95,8 @@ class Target:
         """Turn the description into a forward function and its arguments, for one text.
 
         Args:
-            model: A Hugging Face model with a head.
+            model: A Hugging Face model with a head, or a module around one: its own outputs are
+                asked for.
             tokenizer: Its tokenizer.
             encoding: The text.
 
@@ -227,6 +229,7 @@ def _several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[C
 
 def _finder(model: nn.Module, tokenizer: Any, encoding: Encoding) -> Callable[[Choice], int]:
     """From a word, class or position to its number."""
+    model = find_model(model)
     task = task_of(model)
     if task in ("sequence-classification", "token-classification"):
         return lambda choice: _class_id(model, choice)
