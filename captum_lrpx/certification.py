@@ -17,6 +17,7 @@ from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, 
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
 from captum_lrpx.targets.head import read_whole
+from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -59,9 +60,23 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
     attribution = _attribution(explanation, subject, recipe)
     if attribution is None:
         return explanation
+    with already_warned(subject.model):
+        certificate = _certificate(attribution, subject, explanation)
+    if certificate.failed:
+        warnings.warn(
+            f"The explanation did not pass its checks ({certificate}). Do not rely on it: see "
+            "captum_lrpx.ledger and the attribution's coverage() for where it fails.",
+            stacklevel=3,
+        )
+    return sealed(explanation, certificate)
+
+
+def _certificate(
+    attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
+) -> Certificate:
     coverage = _coverage(attribution, subject)
     residual, missing = _ledger_residual(attribution, subject, explanation)
-    certificate = Certificate(
+    return Certificate(
         forward_unchanged=_forward_unchanged(attribution, subject),
         operations=len(coverage.operations),
         ruled=sum(each.kind == "ruled" for each in coverage.operations),
@@ -70,13 +85,6 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
         ledger_residual=residual,
         ledger_missing=missing,
     )
-    if certificate.failed:
-        warnings.warn(
-            f"The explanation did not pass its checks ({certificate}). Do not rely on it: see "
-            "captum_lrpx.ledger and the attribution's coverage() for where it fails.",
-            stacklevel=3,
-        )
-    return sealed(explanation, certificate)
 
 
 def _attribution(
@@ -152,7 +160,7 @@ def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
     arguments = subject.question.additional_forward_args
     if isinstance(attribution, LRPx):
         return attribution.coverage(subject.ids, arguments)
-    passage = Passage(attribution.model, LRP, attribution.forward_func)
+    passage = Passage(attribution.model, LRP, attribution.forward_func, cut=True)
     found = coverage_of(passage, subject.ids, arguments, attach=lambda: _rules(attribution))
     if found is None:  # the attribution would have been refused
         raise ValueError("The explained value has no gradient.")

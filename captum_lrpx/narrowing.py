@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from torch import nn
-from torch.nn.modules import module as torch_modules
 
 from captum_lrpx.plans import bound_for
 from captum_lrpx.propagation import Active, innermost
+from captum_lrpx.rules.observers import hooked_everywhere
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.rows import AttentionRowsPatch, Rows, RowsPatch
 from captum_lrpx.rules.sparse import is_linear_class
@@ -93,8 +93,7 @@ class _LastBlock:
             and self.is_plain
             and not active.patches_of(self.block)  # it might be computed again in backward
             and not getattr(self.block, "gradient_checkpointing", False)
-            and not torch_modules._global_forward_hooks  # noqa: SLF001 - no public name
-            and not torch_modules._global_forward_pre_hooks  # noqa: SLF001
+            and not hooked_everywhere()
             and all(map(_is_unseen, self.watched))
         )
 

@@ -13,6 +13,7 @@ PACKAGE = Path(captum_lrpx.__file__).parent
 
 # Each part may import those before it, and itself.
 ORDER = [
+    ["notices"],
     [
         "_version",
         "_captum",
@@ -20,6 +21,7 @@ ORDER = [
         "checkpointing",
         "files",
         "frozen",
+        "training",
         "words",
         "visualization",
     ],

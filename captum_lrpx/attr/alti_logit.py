@@ -22,13 +22,12 @@ from captum_lrpx.attr.protocol import (
     require_gradients,
     require_one_output,
 )
-from captum_lrpx.attr.strictness import Passage, coverage_of, require
+from captum_lrpx.attr.strictness import Passage, check
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -341,10 +340,6 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             tokens = tokens + torch.stack([direction.start for direction in directions])
         return tokens.detach(), directions
 
-    def _attached(self) -> AbstractContextManager[None]:
-        recording = Recording(self.model, sites_of(self.model), strict=False)
-        return attached(self.model, recording.attachments())
-
     def _record(
         self,
         inputs: Tensor,
@@ -353,11 +348,11 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
     ) -> tuple[Recording, list[Directions]]:
         """One forward pass, and a small backward pass for each target."""
         require_gradients()
-        passage = Passage(self.model, LRP, self.forward_func)
-        found = coverage_of(passage, inputs, additional_forward_args, attach=self._attached)
-        require(found, strict=self.strict)
+        passage = Passage(self.model, LRP, self.forward_func, cut=True)
+        to_do = check(passage, inputs, additional_forward_args, strict=self.strict)
         recording = Recording(self.model, sites_of(self.model), strict=not self.model.training)
-        forward = RecordedForward(self.forward_func)
+        around = None if to_do is None else to_do.around(tuple)
+        forward = RecordedForward(self.forward_func, around)
         with torch.enable_grad(), attached(self.model, recording.attachments()):
             output = _captum.run_forward(forward, inputs, None, additional_forward_args)
             recording.seal(inputs)

@@ -79,7 +79,7 @@ def captured(
 
 
 @contextmanager
-def embedding_with_gradients(embedding: nn.Module) -> Iterator[None]:
+def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
     """Let what an embedding gives need a gradient, also where its weights do not.
 
     Then everything behind it has a graph, and a layer without a path to the explained output is one
@@ -87,14 +87,19 @@ def embedding_with_gradients(embedding: nn.Module) -> Iterator[None]:
 
     Args:
         embedding: The token embedding of the model.
+
+    Yields:
+        A list that fills with what the embedding gave.
     """
+    found: list[Tensor] = []
 
     def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return output if output.requires_grad else output.detach().requires_grad_()
+        found.append(output if output.requires_grad else output.detach().requires_grad_())
+        return found[-1]
 
     handle = embedding.register_forward_hook(_here(after))
     try:
-        yield
+        yield found
     finally:
         handle.remove()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,10 +88,19 @@ class RecordedForward:
 
     Attributes:
         output: What the last call returned, detached; ``[B, ...]``.
+
+    Args:
+        forward_func: The forward function.
+        around: What a call runs in, which may look at what it returns.
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        around: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> None:
         self.forward_func = forward_func
+        self.around = around
         self.output: Tensor | None = None
         self._parameters: tuple[str, ...] = ()
         if isinstance(forward_func, nn.Module):
@@ -99,13 +109,16 @@ class RecordedForward:
 
     def __call__(self, *args: Any) -> Any:
         """Run the forward function and keep its output."""
-        output = self._run(*map(_usable, args))
-        logits = getattr(output, "logits", None)
-        if not isinstance(output, Tensor) and isinstance(logits, Tensor):
-            output = logits
+        call = partial(self._logits, *map(_usable, args))
+        output = call() if self.around is None else self.around(call)
         if isinstance(output, Tensor):
             self.output = output.detach()
         return output
+
+    def _logits(self, *args: Any) -> Any:
+        output = self._run(*args)
+        logits = getattr(output, "logits", None)
+        return logits if not isinstance(output, Tensor) and isinstance(logits, Tensor) else output
 
     def _run(self, *args: Any) -> Any:
         keywords: dict[str, Any] = {}

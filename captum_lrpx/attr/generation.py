@@ -15,6 +15,7 @@ from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.attr.strictness import coverage_of, require
 from captum_lrpx.propagation import gradient_scale, sites_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
@@ -215,7 +216,9 @@ class LLMRelevance(Attribution):
         embedding = sites_of(self.model).token_embedding
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
         device = next(self.model.parameters()).device
-        method.require_coverage(ids[None, :-1].to(device), at_input=at_input)
+        # It is the model itself that runs, not a function of the user's that may have a state.
+        passage = method.passage(at_input=at_input)
+        require(coverage_of(passage, ids[None, :-1].to(device), None), strict=method.strict)
         wanted = wanted.to(device)
         steps = len(wanted)
         with (

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+    from captum_lrpx.attr.strictness import Check
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["AttnLRPx", "LRPx"]
@@ -162,12 +163,12 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
-        self._check(tensors, additional_forward_args)
+        check = self._check(tensors, additional_forward_args)
         forward = RecordedForward(self.forward_func)
         if all(torch.is_floating_point(tensor) for tensor in tensors):
-            relevances = self._of_floats(forward, tensors, target, additional_forward_args)
+            relevances = self._of_floats(forward, check, tensors, target, additional_forward_args)
         else:
-            relevances = self._of_ids(forward, tensors, target, additional_forward_args)
+            relevances = self._of_ids(forward, check, tensors, target, additional_forward_args)
         warn_if_not_finite(relevances, forward.output)
         attributions = _captum.format_output(is_inputs_tuple, relevances)
         if not return_convergence_delta:
@@ -216,9 +217,10 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
-        self._check(tensors, additional_forward_args)
+        check = self._check(tensors, additional_forward_args)
         relevances = relevances_by_target(
             self,
+            check,
             tensors,
             targets,
             _captum.format_additional_forward_args(additional_forward_args),
@@ -228,24 +230,28 @@ class LRPx(LRPRules, GradientAttribution):
             "TensorOrTupleOfTensorsGeneric", _captum.format_output(is_inputs_tuple, relevances)
         )
 
-    def _check(self, inputs: tuple[Tensor, ...], additional_forward_args: object | None) -> None:
+    def _check(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object | None
+    ) -> Check | None:
         """Refuse what cannot be explained, before anything is computed."""
         if not all(torch.is_floating_point(tensor) for tensor in inputs):
             only_ids(inputs)
         self.check_memory(self.forward_func, inputs)
-        self.require_coverage(inputs, additional_forward_args)
+        return self.require_coverage(inputs, additional_forward_args)
 
     def _of_floats(
         self,
         forward: RecordedForward,
+        check: Check | None,
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
-        with self.rules():
-            gradients = self.gradient_func(
-                forward, with_gradients(inputs), target, additional_forward_args
-            )
+        aliases = with_gradients(inputs)
+        if check is not None:
+            forward.around = check.around(lambda: aliases)
+        with self.rules(plain=check is not None):
+            gradients = self.gradient_func(forward, aliases, target, additional_forward_args)
         return tuple(
             (tensor * gradient).detach() for tensor, gradient in zip(inputs, gradients, strict=True)
         )
@@ -253,13 +259,17 @@ class LRPx(LRPRules, GradientAttribution):
     def _of_ids(
         self,
         forward: RecordedForward,
+        check: Check | None,
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
         only_ids(inputs)
         embedding = sites_of(self.model).token_embedding
-        with torch.enable_grad(), self.rules(), captured([embedding]) as embedded:
+        rules = self.rules(plain=check is not None)
+        with torch.enable_grad(), rules, captured([embedding]) as embedded:
+            if check is not None:
+                forward.around = check.around(lambda: embedded.get(embedding, ()))
             output = _captum.run_forward(
                 forward,
                 inputs,

@@ -144,15 +144,24 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         require_gradients()
         layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         tensors = tensors_of(inputs)
-        self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_layer_input)
+        check = self.require_coverage(
+            tensors, additional_forward_args, at_input=attribute_to_layer_input
+        )
         forward = RecordedForward(self.forward_func)
         with (
             torch.enable_grad(),
-            self.rules(),
-            embedding_with_gradients(sites_of(self.model).token_embedding),
+            self.rules(plain=check is not None),
+            embedding_with_gradients(sites_of(self.model).token_embedding) as embedded,
             captured(layers, at_input=attribute_to_layer_input) as values,
         ):
-            explained = _run(forward, inputs, target, additional_forward_args)
+            aliases = with_gradients(tensors)
+            if check is not None:
+                of_ids = not all(tensor.is_floating_point() for tensor in tensors)
+                forward.around = check.around(
+                    lambda: embedded if of_ids else aliases,
+                    lambda: [each for layer in layers for each in values.get(layer, ())],
+                )
+            explained = _run(forward, aliases, target, additional_forward_args)
             scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
             for layer in layers:
                 if layer not in values:
@@ -210,7 +219,7 @@ class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
 
 def _run(
     forward: RecordedForward,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: object | None,
 ) -> Tensor:
@@ -219,7 +228,7 @@ def _run(
         "Tensor",
         _captum.run_forward(
             forward,
-            with_gradients(tensors_of(inputs)),
+            inputs,
             target,
             _captum.format_additional_forward_args(additional_forward_args),
         ),

@@ -109,16 +109,23 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         of_ids = not all(tensor.is_floating_point() for tensor in tensors)
         if of_ids and len(tensors) != 1:
             raise ValueError("Token ids must be the only input.")
-        self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_neuron_input)
+        check = self.require_coverage(
+            tensors, additional_forward_args, at_input=attribute_to_neuron_input
+        )
         forward = RecordedForward(self.forward_func)
         embedding = [sites_of(self.model).token_embedding] if of_ids else []
         aliases = with_gradients(tensors)
         with (
             torch.enable_grad(),
-            self.rules(),
+            self.rules(plain=check is not None),
             captured(embedding) as embedded,
             captured([self.layer], at_input=attribute_to_neuron_input) as layers,
         ):
+            if check is not None:
+                forward.around = check.around(
+                    lambda: embedded.get(embedding[0], ()) if of_ids else aliases,
+                    lambda: layers.get(self.layer, ()),
+                )
             _captum.run_forward(forward, aliases, None, args)
             sources = embedded[embedding[0]] if of_ids else aliases
             gradients = self._gradients(layers, sources, neuron_selector)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_lrpx.attr.forward import model_of
-from captum_lrpx.attr.strictness import Passage, coverage_of, require
+from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import propagation, sites_of
+from captum_lrpx.propagation import plain_propagation, propagation, sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 
 if TYPE_CHECKING:
@@ -116,9 +116,14 @@ class LRPRules(RelevanceProtocol):
         self.strict = strict
         sites_of(self.model)
 
-    def rules(self) -> AbstractContextManager[nn.Module]:
-        """The rules, attached to the model for a ``with`` block."""
-        return propagation(
+    def rules(self, *, plain: bool = False) -> AbstractContextManager[nn.Module]:
+        """The rules, attached to the model for a ``with`` block.
+
+        Args:
+            plain: Whether each operation is to be seen: nothing is fused or compiled.
+        """
+        attach = plain_propagation if plain else propagation
+        return attach(
             self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
         )
 
@@ -150,7 +155,8 @@ class LRPRules(RelevanceProtocol):
 
         Returns:
             *Coverage*: A table; ``.complete`` says whether everything non-linear has a rule. The
-            forward function runs once to find out, and not again for inputs of the same kind.
+            forward function runs once to find out, on copies of arguments that are no tensors, and
+            not again for inputs of the same kind.
 
         Raises:
             ValueError: If what the forward function returns has no gradient.
@@ -178,7 +184,7 @@ class LRPRules(RelevanceProtocol):
         additional_forward_args: object | None = None,
         *,
         at_input: bool = False,
-    ) -> None:
+    ) -> Check | None:
         """Refuse, or warn of, something non-linear without a rule.
 
         Args:
@@ -186,11 +192,14 @@ class LRPRules(RelevanceProtocol):
             additional_forward_args: As for ``attribute``.
             at_input: Whether what the layers take is explained.
 
+        Returns:
+            None if this is done; else the check that is to be made in the run, the first time.
+
         Raises:
             ValueError: If there is such a thing, and the attribution is strict.
         """
         passage = self.passage(at_input=at_input)
-        require(coverage_of(passage, inputs, additional_forward_args), strict=self.strict)
+        return check(passage, inputs, additional_forward_args, strict=self.strict)
 
 
 class AttnLRPRules(LRPRules):

@@ -135,6 +135,8 @@ class _Judge:
     def visit(self, node: Node) -> Finding:
         """Judge a node whose operands have been judged."""
         operands = self.graph.operands[node]
+        if own_function(node) == "_GatedProduct":  # it stands for the product, which is seen too
+            operands = operands[2:3]
         on_way = [each for each in operands if each is not None]
         call = self._call(node)
         path = self.rules.path_of(call.module)
