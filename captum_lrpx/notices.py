@@ -26,6 +26,9 @@ def warn(message: str) -> None:
 
 def _is_inside(filename: str) -> bool:
     # Captum wraps `attribute` for its log, and a context manager is entered by contextlib.
-    return filename.startswith(_PACKAGE) or filename.endswith(
-        ("captum/log/__init__.py", "contextlib.py")
+    parts = Path(filename).parts
+    return (
+        filename.startswith(_PACKAGE)
+        or parts[-3:-1] == ("captum", "log")
+        or (parts[-1] == "contextlib.py")
     )

@@ -58,15 +58,14 @@ def propagation(
 ) -> Iterator[nn.Module]:
     """Attach the rules of a recipe to a model for the duration of a ``with`` block.
 
-    Inside, the forward pass gives the values that it always gives, bit by bit, and the backward
-    pass is the one of the recipe: ``value * gradient`` of any tensor is its relevance.
+    Inside, the forward pass gives its usual values, bit by bit, and the backward pass is that of
+    the recipe: ``value * gradient`` of any tensor is its relevance.
 
     Args:
         model: A transformers model, or a module that contains one.
         recipe: The rules.
-        freeze_parameters: Whether parameters need no gradient inside the block, which saves the
-            memory of activations that only weight gradients need. Restored afterwards. Without it,
-            ``bias * gradient`` of any bias is the relevance of that bias.
+        freeze_parameters: Whether parameters need no gradient inside the block, which saves memory.
+            Restored afterwards. Without it, ``bias * gradient`` is the relevance of a bias.
         checkpointing: Whether each block keeps its input only and is computed once more in the
             backward pass, which has to be inside of the ``with`` block: less memory, more time.
         compile: Whether the blocks but the last are compiled together with their rules, once for
@@ -76,8 +75,8 @@ def propagation(
         The transformers model that the rules are attached to.
 
     Raises:
-        ValueError: If the model's architecture is not declared, or does not fit its declaration.
-            The model is as it was. Also if it cannot be compiled where that is asked for.
+        ValueError: If the model's architecture is not declared, or does not fit its declaration;
+            if it cannot be compiled where that is asked for. The model is as it was.
         RuntimeError: If the model was created under ``torch.inference_mode``; in the forward pass,
             if a block cannot be compiled.
 

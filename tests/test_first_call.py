@@ -107,8 +107,6 @@ def test_a_cache_grows_once_in_each_explanation(method, place, kind):
 @methods
 @pytest.mark.parametrize("place", [as_argument, in_a_dictionary, in_a_closure])
 def test_a_cache_comes_with_one_warning(method, place):
-    if method == "ledger":
-        pytest.skip("it checks no coverage")
     model = tiny("llama")
     forward, args = place(model, "dynamic")
     with warnings.catch_warnings(record=True) as caught:

@@ -8,6 +8,7 @@ import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, LRPx
+from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.protocol import require_gradients, require_one_output, tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
@@ -91,6 +92,8 @@ def _of_rules(
             f"Token ids must be the only input, but {len(tensors)} inputs were given. Give masks "
             "and the like as additional_forward_args."
         )
+    args = _captum.format_additional_forward_args(additional_forward_args)
+    warn_of_cache(attribution.forward_func, args)
     observer = Observer(attribution.model, attribution.recipe, tensors)
     forward = RecordedForward(attribution.forward_func)
     given = with_gradients(tensors)
