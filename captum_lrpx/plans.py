@@ -6,7 +6,7 @@ import weakref
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captum_lrpx.binding import bind
+from captum_lrpx.binding import architecture_of, bind
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.rules.activation import Identity
 from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
@@ -35,14 +35,19 @@ class Bound:
     def __init__(self, model: nn.Module) -> None:
         # Without the model itself: the cache must not keep it alive.
         self.modules = modules_of(model)[1:]
-        self.sites = bind(model)
+        self.architecture = architecture_of(model)
+        self.sites = bind(model, self.architecture)
         self.products = {id(site): Comparison() for site in self.sites.gated_products}
         self.plans: dict[Hashable, Plan] = {}
 
     def is_current(self, model: nn.Module) -> bool:
-        """Whether the model still has the same modules (an adapter may have been added)."""
+        """Whether the model still has the same modules (an adapter may have been added).
+
+        Likewise the same declaration, which may have been corrected.
+        """
         modules = modules_of(model)[1:]
-        return len(modules) == len(self.modules) and all(map(is_, modules, self.modules))
+        same = len(modules) == len(self.modules) and all(map(is_, modules, self.modules))
+        return same and self.architecture is architecture_of(model)
 
 
 class Plan:
@@ -132,11 +137,13 @@ class _Fusible(NamedTuple):
         site: The gated MLP.
         comparison: Whether it is as declared, once known.
         known: Whether it was known when the propagation began.
+        activation_path: Where its activation is.
     """
 
     site: GatedProductSite
     comparison: Comparison
     known: bool
+    activation_path: str
 
 
 def _attachments(
@@ -154,23 +161,30 @@ def _attachments(
         for site in places:
             product = fusible.get(id(site))
             if product is not None:
-                yield from fused_product(site, product.comparison, known=product.known)
+                yield from fused_product(
+                    site,
+                    product.comparison,
+                    known=product.known,
+                    activation_path=product.activation_path,
+                )
             elif id(getattr(site, "module", None)) not in activations:
                 yield from recipe.rule_for(role, site.path).attach(site)
 
 
 def _products(bound: Bound, recipe: Recipe, *, visible: bool) -> Iterator[_Fusible]:
     """Gated products whose rules may be fused."""
-    rules = {
-        id(site.module): recipe.rule_for("activation", site.path)
+    paths = {
+        id(site.module): site.path
         for site in bound.sites.activations
         if isinstance(site, ActivationSite)
     }
     for site in bound.sites.gated_products:
-        gate, activation = recipe.rule_for("gate", site.path), rules.get(id(site.activation))
-        if gate == Uniform() and activation == Identity():
+        path = paths.get(id(site.activation))
+        if path is None or recipe.rule_for("activation", path) != Identity():
+            continue
+        if recipe.rule_for("gate", site.path) == Uniform():
             comparison = bound.products[id(site)]
-            yield _Fusible(site, comparison, bool(comparison.equal) and not visible)
+            yield _Fusible(site, comparison, bool(comparison.equal) and not visible, path)
 
 
 def _behind_attention(sites: Sites) -> Iterator[nn.Module]:

@@ -36,7 +36,11 @@ class Comparison:
 
 
 def fused_product(
-    site: GatedProductSite, comparison: Comparison | None = None, *, known: bool = False
+    site: GatedProductSite,
+    comparison: Comparison | None = None,
+    *,
+    known: bool = False,
+    activation_path: str = "",
 ) -> Sequence[Attachment]:
     """The identity rule of a gate's activation and the uniform rule of the product, in one.
 
@@ -49,9 +53,10 @@ def fused_product(
         known: Whether the product is known to be as declared, so that its factors need no graph.
             One propagation does not change its mind: a block that is computed again must do what
             it did before.
+        activation_path: Where the activation is, for messages.
     """
     comparison = Comparison() if comparison is None else comparison
-    product = _Product(site, SecantPatch(site.activation), comparison, known)
+    product = _Product(site, SecantPatch(site.activation, activation_path), comparison, known)
     halved = _Output(functional.UNIFORM_SHARE, site.output, product)
     return [
         Attachment(site.activation, product.activation),
@@ -120,6 +125,7 @@ class _Product:
         with torch.no_grad():
             value: Tensor = forward(z)
         self._calls.call = _Call(forward, z, value)
+        self.secant.verify(z, value, forward)
         return value if self.known else self.secant.with_slope(z, value, forward)
 
     def up(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
