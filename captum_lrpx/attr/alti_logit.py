@@ -15,6 +15,7 @@ from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.recording import Recording
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.forward import RecordedForward, model_of
 from captum_lrpx.attr.protocol import (
     RelevanceProtocol,
@@ -351,6 +352,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         passage = Passage(self.model, LRP, self.forward_func, cut=True)
         to_do = check(passage, inputs, additional_forward_args, strict=self.strict)
         recording = Recording(self.model, sites_of(self.model), strict=not self.model.training)
+        finite = Finite(self.model, self.forward_func, (inputs,), additional_forward_args)
         around = None if to_do is None else to_do.around(tuple)
         forward = RecordedForward(self.forward_func, around)
         with torch.enable_grad(), attached(self.model, recording.attachments()):
@@ -359,6 +361,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             selected = [_captum.select_targets(output, target) for target in targets]
             for values in selected:
                 require_one_output(values)
+                finite.require(values)
             last = len(selected) - 1
             return recording, [
                 directions_of(recording, values, retain_graph=index < last)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
@@ -231,6 +232,8 @@ class LLMRelevance(Attribution):
             states = head.states(ids[None, :-1].to(device))[0, -steps:]  # [K, D]
             found = _of_sequence(caught.get(layer), len(ids) - 1, layer)
             values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
+            read = ids[None, :-1].to(device)
+            Finite(self.model, self.model, (read,), noun="token").require(values)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)
             chunks = torch.split(rows, 1 if method.compile else at_once)

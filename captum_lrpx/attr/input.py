@@ -18,7 +18,6 @@ from captum_lrpx.attr.protocol import (
     require_gradients,
     require_one_output,
     tensors_of,
-    warn_if_not_finite,
 )
 from captum_lrpx.propagation import sites_of
 
@@ -148,7 +147,8 @@ class LRPx(LRPRules, GradientAttribution):
             AssertionError: Captum's errors for inputs and targets that do not fit.
             MemoryError: If the inputs are so large that they cannot fit (see
                 :mod:`captum_lrpx.memory`).
-            ValueError: If something non-linear has no rule (see ``strict``).
+            ValueError: If something non-linear has no rule (see ``strict``), a module is not what
+                it is declared as, or the explained value is infinite or NaN.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists; if a block
                 cannot be compiled that should be.
 
@@ -169,11 +169,13 @@ class LRPx(LRPRules, GradientAttribution):
             relevances = self._of_floats(forward, check, tensors, target, additional_forward_args)
         else:
             relevances = self._of_ids(forward, check, tensors, target, additional_forward_args)
-        warn_if_not_finite(relevances, forward.output)
+        output = _captum.select_targets(forward.output, target)
+        finite = self.finite(tensors, additional_forward_args)
+        finite.require(output)
+        finite.warn(relevances)
         attributions = _captum.format_output(is_inputs_tuple, relevances)
         if not return_convergence_delta:
             return cast("TensorOrTupleOfTensorsGeneric", attributions)
-        output = _captum.select_targets(forward.output, target)
         return attributions, self.compute_convergence_delta(attributions, output)
 
     def attribute_targets(

@@ -162,6 +162,8 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
                     lambda: [each for layer in layers for each in values.get(layer, ())],
                 )
             explained = _run(forward, aliases, target, additional_forward_args)
+            finite = self.finite(tensors, additional_forward_args)
+            finite.require(explained)
             scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
             for layer in layers:
                 if layer not in values:
@@ -174,6 +176,8 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             self._relevances(values[layer], gradient, scale)
             for layer, gradient, scale in zip(layers, gradients, scales, strict=True)
         ]
+        flat = (each if isinstance(each, tuple) else (each,) for each in results)
+        finite.warn(tuple(tensor for tensors_ in flat for tensor in tensors_))
         if not return_convergence_delta:
             return results[0] if isinstance(self.layer, nn.Module) else results
         output = _captum.select_targets(forward.output, target)

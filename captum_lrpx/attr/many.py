@@ -80,7 +80,9 @@ def relevances_by_target(
         chosen = all_targets(output, targets)
         parts: list[list[Tensor]] = [[] for _ in values]
         at_once = at_once if not attribution.compile else min(at_once, 1)
-        for _, slopes in gradients_by_target(output, chosen, values, at_once):
+        finite = attribution.finite(inputs, arguments)
+        for found, slopes in gradients_by_target(output, chosen, values, at_once):
+            finite.require(found.T)
             for part, value, slope in zip(parts, values, slopes, strict=True):
                 relevance = slope * value.detach()
                 part.append(relevance.sum(-1) if of_ids else relevance)

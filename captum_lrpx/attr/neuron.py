@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from captum_lrpx.attr.finite import Finite
     from captum_lrpx.attr.strictness import Passage
     from captum_lrpx.recipes import Recipe
 
@@ -128,13 +129,15 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
                 )
             _captum.run_forward(forward, aliases, None, args)
             sources = embedded[embedding[0]] if of_ids else aliases
-            gradients = self._gradients(layers, sources, neuron_selector)
+            finite = self.finite(tensors, additional_forward_args)
+            gradients = self._gradients(layers, sources, neuron_selector, finite)
         relevances = tuple(
             (source * gradient).detach()
             for source, gradient in zip(sources, gradients, strict=True)
         )
         if of_ids:
             relevances = tuple(relevance.sum(-1) for relevance in relevances)
+        finite.warn(relevances)
         return cast(
             "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
         )
@@ -144,6 +147,7 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         layers: dict[nn.Module, tuple[Tensor, ...]],
         sources: tuple[Tensor, ...],
         selector: Any,
+        finite: Finite,
     ) -> tuple[Tensor, ...]:
         if self.layer not in layers:
             raise ValueError(
@@ -151,6 +155,7 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
                 "floating-point tensor there."
             )
         neuron = _captum.select_neuron(layers[self.layer], selector)
+        finite.require(neuron)
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(

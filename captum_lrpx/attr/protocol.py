@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.forward import model_of
 from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
@@ -31,7 +31,6 @@ __all__ = [
     "require_gradients",
     "require_one_output",
     "tensors_of",
-    "warn_if_not_finite",
 ]
 
 
@@ -201,6 +200,10 @@ class LRPRules(RelevanceProtocol):
         passage = self.passage(at_input=at_input)
         return check(passage, inputs, additional_forward_args, strict=self.strict)
 
+    def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
+        """The check that what is explained, and the relevances, are numbers."""
+        return Finite(self.model, self.forward_func, inputs, args)  # type: ignore[attr-defined]
+
 
 class AttnLRPRules(LRPRules):
     """The same with the rules of AttnLRP."""
@@ -254,23 +257,6 @@ def tensors_of(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 "model."
             )
     return tensors
-
-
-def warn_if_not_finite(relevances: tuple[Tensor, ...], output: Tensor | None) -> None:
-    """Say so if relevances are infinite or NaN although the output is finite.
-
-    Args:
-        relevances: Relevances of a batch.
-        output: What was explained, of the same batch.
-    """
-    if all(bool(torch.isfinite(each).all()) for each in relevances):
-        return
-    if output is not None and bool(torch.isfinite(output).all()):
-        warnings.warn(
-            "Relevances are not finite although the output is: the backward pass left the range "
-            f"of {relevances[0].dtype}. Explain the model in torch.float32 or torch.bfloat16.",
-            stacklevel=4,
-        )
 
 
 def only_input(inputs: Tensor | tuple[Tensor, ...], method: str) -> Tensor:

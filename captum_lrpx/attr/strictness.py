@@ -7,7 +7,6 @@ is refused between this forward pass and the backward pass.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.finite import own_copy
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.coverage import Coverage, Inquiry, Run
 from captum_lrpx.notices import warn
@@ -208,7 +208,7 @@ def _run(
     embedding = sites_of(passage.model).token_embedding
     of_ids = not all(tensor.is_floating_point() for tensor in inputs)
     aliases = with_gradients(inputs)
-    own = None if args is None else tuple(map(_own, args))
+    own = None if args is None else tuple(map(own_copy, args))
     forward = RecordedForward(passage.forward_func)
     with (
         rules,
@@ -219,12 +219,6 @@ def _run(
     embeddings = embedded.get(embedding, ()) if of_ids else aliases
     found = [tensor for layer in passage.layers for tensor in caught.get(layer, ())]
     return passage.run(output, embeddings, found)
-
-
-def _own(argument: object) -> object:
-    """An argument that a forward pass may change without anybody's noticing."""
-    plain = isinstance(argument, (Tensor, nn.Module)) or callable(argument)
-    return argument if plain else copy.deepcopy(argument)
 
 
 def _kind(argument: object) -> Hashable:
