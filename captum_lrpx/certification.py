@@ -10,7 +10,7 @@ import torch
 from captum_lrpx import _captum
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
-from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.strictness import Passage, coverage_of
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
@@ -118,8 +118,10 @@ def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
     ruled = _outputs(subject, _rules(attribution))
     if len(plain) != len(ruled) or not all(map(_same_bits, plain, ruled)):
         return False
-    with read_whole(), torch.no_grad():
-        own = _value(subject)
+    embedding = sites_of(subject.model).token_embedding
+    # With a gradient, as for an explanation: quantized layers have another kernel without one.
+    with read_whole(), torch.enable_grad(), embedding_with_gradients(embedding):
+        own = _value(subject).detach()
     scale = max(float(each.abs().max()) for each in (own, *plain[2:]))
     return float((own - plain[0]).abs().max()) <= _ROUNDING[own.dtype] * scale
 

@@ -15,6 +15,7 @@ from captum_lrpx.rules.linear_patches import RequireGradient, SparseRows
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.product import Uniform
 from captum_lrpx.rules.sparse import is_linear_class
+from captum_lrpx.rules.verified import own_linear_layers
 from captum_lrpx.sites import ActivationSite
 
 if TYPE_CHECKING:
@@ -121,7 +122,13 @@ def _linear_attachments(
 ) -> Iterator[Attachment]:
     mostly_zero = set(_behind_attention(sites))
     for linear in sites.linear:
-        if not is_linear_class(linear.module):
+        own = {
+            each: f"{linear.path}.{path}" if path else linear.path
+            for path, each in own_linear_layers(linear.module)
+        }
+        for each, path in own.items():
+            yield Attachment(each, RequireGradient(path, each, own=True))
+        if not is_linear_class(linear.module) and linear.module not in own:
             yield Attachment(linear.module, RequireGradient(linear.path, linear.module))
         rule = user_rules.get(linear.path) or recipe.rule_for("linear", linear.path)
         attachments = rule.attach(linear)

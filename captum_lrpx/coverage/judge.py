@@ -23,6 +23,7 @@ from captum_lrpx.coverage.graph import (
 from captum_lrpx.coverage.operations import Coverage, Kind, Operation
 from captum_lrpx.coverage.remedies import remedy_for
 from captum_lrpx.coverage.trace import Call
+from captum_lrpx.rules.verified import is_linear_in_numbers
 from captum_lrpx.sites import AttentionSite, GatedProductSite
 
 if TYPE_CHECKING:
@@ -143,7 +144,11 @@ class _Judge:
         if (path is not None and on_way) or any(each in self._in_model for each in on_way):
             self._in_model.add(node)
         rule = self.rules.opaque_rule(call.module)
-        if rule is not None:
+        measured = is_linear_in_numbers(call.module)
+        if measured:
+            self._pass_on(node, on_way)
+            finding = _LINEAR
+        elif rule is not None:
             self._pass_on(node, on_way)
             finding = Finding("ruled", rule)
         else:
@@ -152,7 +157,7 @@ class _Judge:
         own = self.rules.part_of(call.module)
         if own is not None:
             self._parts[node] = Part(*own)
-        return bypass or self._hidden_factor(node, on_way) or finding
+        return bypass or (None if measured else self._hidden_factor(node, on_way)) or finding
 
     # Operations -------------------------------------------------------------------------------
 

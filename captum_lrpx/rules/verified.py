@@ -6,6 +6,7 @@ for these; a module that computes something else would get relevances that look 
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,11 +15,20 @@ import torch
 from captum_lrpx.rules.sparse import is_transformed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
-__all__ = ["FirstCall", "agrees", "leaves_others_alone", "require_inline", "require_norm"]
+__all__ = [
+    "FirstCall",
+    "agrees",
+    "is_linear_in_numbers",
+    "leaves_others_alone",
+    "note_linear",
+    "own_linear_layers",
+    "require_inline",
+    "require_norm",
+]
 
 _TOLERANCE: Final = 1e-3
 """Relative to the largest number: families compute norms in float32 whatever their precision."""
@@ -119,6 +129,53 @@ def leaves_others_alone(function: Callable[[Tensor], Any], z: Tensor, value: Ten
     changed = function(torch.where(others, -2 * z - 1, z))
     kept = torch.zeros((), dtype=value.dtype, device=value.device)
     return agrees(torch.where(others, kept, changed), torch.where(others, kept, value))
+
+
+def own_linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers of a class of their own (quantized ones) in a layer or adapter, with paths."""
+    for path, each in module.named_modules():
+        leaf = not any(True for _ in each.children())
+        kind = type(each)
+        known = kind.__module__.startswith(("torch.nn.", "transformers."))
+        if leaf and "Linear" in kind.__name__ and not known:
+            yield path, each
+
+
+_linear: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def is_linear_in_numbers(module: nn.Module | None) -> bool:
+    """Whether a layer of a class of its own has been found to be linear."""
+    return module is not None and module in _linear
+
+
+def note_linear(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Find out whether a layer is linear in its input, and its backward pass is its transpose.
+
+    Rounding of activations to 8 bits passes.
+
+    Args:
+        module: The layer.
+        forward: Its forward.
+        x: Its input ``[..., I]``.
+    """
+    with torch.enable_grad():
+        rows = x.detach().flatten(0, -2)[:_ROWS].clone().requires_grad_()
+        output = forward(rows)
+        seed = torch.cos(torch.arange(output.numel(), device=x.device)).view_as(output).to(output)
+        (gradient,) = torch.autograd.grad(output, rows, seed)
+    bias = getattr(module, "bias", None)
+    with torch.no_grad():
+        constant = torch.zeros_like(output) if bias is None else bias.to(output).expand_as(output)
+        product = (output - constant).float()
+        # Asking for a gradient, as above: without one another kernel might run.
+        mirrored = (constant - forward((-rows).requires_grad_())).float()
+        taken, given = seed.float() * product, gradient.float() * rows.float()
+        difference = (taken.sum(-1) - given.sum(-1)).abs()
+        same = bool((difference <= _TOLERANCE_OF_HALF * taken.abs().sum(-1)).all())
+        odd = bool((mirrored - product).abs().max() <= _TOLERANCE_OF_HALF * product.abs().max())
+    if same and odd:
+        _linear.add(module)
 
 
 def require_inline(path: str, function: str, found: Tensor, expected: Tensor) -> None:
