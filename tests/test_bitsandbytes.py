@@ -14,7 +14,7 @@ from captum_lrpx.rules.verified import is_linear_in_numbers, note_linear
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("accelerate")
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 TEXT = "the keys to the cabinet"
 CONFIGS = {
