@@ -145,7 +145,7 @@ class SecantPatch:
                 "its ordinary gradient)."
             )
         closed = slopes.closed_form(self.module)
-        self._own_form[0] = closed is not None and agrees(value, z * closed(z))
+        self._own_form[0] = closed is not None and agrees(value, z * closed(z), z)
         self._first.done = True
 
     @torch.no_grad()

@@ -62,10 +62,18 @@ def _has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or simulated or is_transformed(tensor))
 
 
-def agrees(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding."""
+def agrees(found: Tensor, expected: Tensor, source: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding, in the precision that they were computed in.
+
+    Args:
+        found: One tensor.
+        expected: The other one.
+        source: What they were computed from; under autocast its precision may be a lower one.
+    """
     half = (torch.float16, torch.bfloat16)
-    tolerance = _TOLERANCE_OF_HALF if found.dtype in half else _TOLERANCE
+    rough = any(each.dtype in half for each in (found, expected, source))
+    rough = rough or torch.is_autocast_enabled(found.device.type)
+    tolerance = _TOLERANCE_OF_HALF if rough else _TOLERANCE
     found, expected = found.float(), expected.float()
     scale = torch.maximum(found.abs().max(), expected.abs().max())
     return bool((found - expected).abs().max() <= tolerance * scale)
@@ -95,10 +103,10 @@ def require_norm(
     """
     dims = len(getattr(module, "normalized_shape", (1,)))
     rows, values = (each.detach().flatten(0, -dims - 1)[:_ROWS] for each in (x, value))
-    if agrees(values, formula(rows, *declared)):
+    if agrees(values, formula(rows, *declared), rows):
         return
     kinds = [(centered, offset) for centered in (False, True) for offset in (0.0, 1.0)]
-    fitting = next((kind for kind in kinds if agrees(values, formula(rows, *kind))), None)
+    fitting = next((kind for kind in kinds if agrees(values, formula(rows, *kind), rows)), None)
     way_out = "override its rule (NormGradient takes its ordinary gradient)"
     if fitting is not None:
         way_out = f"Norms(centered={fitting[0]}, weight_offset={fitting[1]}) describes it"
@@ -128,7 +136,7 @@ def leaves_others_alone(function: Callable[[Tensor], Any], z: Tensor, value: Ten
     others = (number + number // z.shape[-1]) % 2 == 1  # as on a chess board
     changed = function(torch.where(others, -2 * z - 1, z))
     kept = torch.zeros((), dtype=value.dtype, device=value.device)
-    return agrees(torch.where(others, kept, changed), torch.where(others, kept, value))
+    return agrees(torch.where(others, kept, changed), torch.where(others, kept, value), z)
 
 
 def own_linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -190,7 +198,7 @@ def require_inline(path: str, function: str, found: Tensor, expected: Tensor) ->
     Raises:
         ValueError: If the two differ.
     """
-    if not agrees(found.detach(), expected):
+    if not agrees(found.detach(), expected, found):
         raise ValueError(
             f"What follows {path!r} is declared as {function!r}, but the model computes something "
             "else: its relevance would be wrong. Declare the function that it is."
