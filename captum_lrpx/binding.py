@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.architectures import MLP, Architecture
 
-__all__ = ["architecture_of", "bind", "find_model", "not_a_model"]
+__all__ = ["architecture_of", "bind", "find_model", "is_pretrained", "not_a_model"]
 
 
 def find_model(root: nn.Module) -> nn.Module:
@@ -81,7 +81,7 @@ def not_a_model(value: Any) -> TypeError:
 def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
     """The transformers models in a module that are in no other one, with their paths."""
     seen.add(root)
-    if _is_pretrained(root):
+    if is_pretrained(root):
         yield root, path
         return
     for name, child in root.named_children():
@@ -89,7 +89,8 @@ def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tup
             yield from _outermost(child, f"{path}.{name}" if path else name, seen)
 
 
-def _is_pretrained(module: nn.Module) -> bool:
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether a module is a transformers model."""
     # By the attributes of the class, so that transformers need not be imported, and wrappers that
     # forward attribute access to a model inside them do not pass for it.
     return hasattr(type(module), "base_model_prefix") and hasattr(module, "config")

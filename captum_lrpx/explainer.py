@@ -41,6 +41,8 @@ def explain(
 
     Args:
         model: A model with a head: causal or masked language model, classifier, question answering.
+            Of a module around one (an adapter, a prompt, a function of the logits) its own outputs
+            are explained.
         tokenizer: Its (fast) tokenizer.
         text: A text; a pair of texts, as a tuple (question and context, premise and hypothesis);
             chat messages, a list of ``{"role": ..., "content": ...}``, which the tokenizer's
@@ -85,7 +87,7 @@ def explain(
         target = Target(target)
     hugging_face = find_model(model)
     encoding = encode(hugging_face, tokenizer, text, first_token, truncate=truncate)
-    question = target.ask(hugging_face, tokenizer, encoding)
+    question = target.ask(model, tokenizer, encoding)
     parameter = next(hugging_face.parameters())
     subject = Subject(hugging_face, tokenizer, question, inputs_of(hugging_face, encoding)[0])
     found = attribute(method, subject, recipe, options)
@@ -111,6 +113,6 @@ def explain(
         template=encoding.template,
         standings=()
         if question.terms is None
-        else standings(hugging_face, target.outputs(hugging_face), encoding, question.terms),
+        else standings(model, target.outputs(model), encoding, question.terms),
     )
     return certified(explanation, subject, recipe) if certify else explanation

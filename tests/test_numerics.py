@@ -129,7 +129,7 @@ def assert_finite_where_the_logits_are(family, dtype, attn, condition):
             try:
                 relevance = explain(inputs, TARGET, arguments(model, mask))
             except ValueError as error:
-                assert "not finite" in str(error)  # noqa: PT017 - ALTI-Logit refuses
+                assert "not finite" in str(error)  # noqa: PT017 - all others are errors
                 assert not finite
                 continue
         warned = any("Relevances are not finite" in str(each.message) for each in said)

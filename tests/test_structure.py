@@ -13,6 +13,7 @@ PACKAGE = Path(captum_lrpx.__file__).parent
 
 # Each part may import those before it, and itself.
 ORDER = [
+    ["notices"],
     [
         "_version",
         "_captum",
@@ -25,12 +26,14 @@ ORDER = [
         "module_tree",
         "onlookers",
         "names",
+        "training",
         "words",
         "visualization",
     ],
     ["sites", "architectures"],
     ["rules"],
     ["recipes", "binding"],
+    ["wrappers"],
     ["plans"],
     ["compiled"],
     ["propagation"],

@@ -29,6 +29,7 @@ from captum_lrpx.rules.linear_patches import RequireGradient, weight_and_bias
 from captum_lrpx.rules.own_backward import OwnBackward
 from captum_lrpx.rules.patches import Attachment, Constant
 from captum_lrpx.rules.sparse import row_sparse_linear
+from captum_lrpx.rules.verified import own_linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,12 @@ class Recording:
 
     def attachments(self) -> list[Attachment]:
         """The patches, for :func:`captum_lrpx.propagation.attached`."""
-        attachments = [patch for record in self.blocks for patch in self._of_block(record)]
+        attachments = [
+            Attachment(module, RequireGradient(linear.path, module, own=True))
+            for linear in self.sites.linear
+            for _, module in own_linear_layers(linear.module)
+        ]
+        attachments += [patch for record in self.blocks for patch in self._of_block(record)]
         inside = tuple(f"{block.path}." for block in self.sites.blocks)
         # Linear layers first: an activation between two modules looks at what the first returns.
         for linear in self.sites.linear:

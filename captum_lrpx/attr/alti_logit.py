@@ -16,6 +16,7 @@ from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.forward import model_of
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
@@ -24,13 +25,12 @@ from captum_lrpx.attr.protocol import (
     require_gradients,
 )
 from captum_lrpx.attr.selection import check_targets
-from captum_lrpx.attr.strictness import Passage, coverage_of, require
+from captum_lrpx.attr.strictness import Passage, check
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -342,10 +342,6 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             tokens = tokens + torch.stack([direction.start for direction in directions])
         return tokens.detach(), directions
 
-    def _attached(self) -> AbstractContextManager[None]:
-        recording = Recording(self.model, sites_of(self.model), strict=False)
-        return attached(self.model, recording.attachments())
-
     def _record(
         self,
         inputs: Tensor,
@@ -355,15 +351,18 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         """One forward pass, and a small backward pass for each target."""
         require_gradients()
         check_inputs(self.model, self.forward_func, (inputs,))
-        passage = Passage(self.model, LRP, self.forward_func)
-        found = coverage_of(passage, inputs, additional_forward_args, attach=self._attached)
-        require(found, strict=self.strict)
+        passage = Passage(self.model, LRP, self.forward_func, cut=True)
+        to_do = check(passage, inputs, additional_forward_args, strict=self.strict)
         recording = Recording(self.model, sites_of(self.model), strict=not self.model.training)
-        forward = CheckedForward(self.forward_func, self.model, targets)
+        finite = Finite(self.model, self.forward_func, (inputs,), additional_forward_args)
+        around = None if to_do is None else to_do.around(tuple)
+        forward = CheckedForward(self.forward_func, self.model, targets, around)
         with torch.enable_grad(), attached(self.model, recording.attachments()):
             output = _captum.run_forward(forward, inputs, None, additional_forward_args)
             recording.seal(inputs)
             selected = [_captum.select_targets(output, target) for target in targets]
+            for values in selected:
+                finite.require(values)
             last = len(selected) - 1
             return recording, [
                 directions_of(recording, values, retain_graph=index < last)

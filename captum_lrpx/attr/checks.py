@@ -247,6 +247,10 @@ class CheckedForward(RecordedForward):
         forward_func: The forward function.
         model: The Hugging Face model that it runs.
         targets: What of the output is explained; None if the output does not matter.
+        around: As of :class:`RecordedForward`.
+
+    A call raises a TypeError if the output is no tensor, a ValueError if it has no gradient or not a
+    row for each example, and an AssertionError or IndexError if a target does not fit.
     """
 
     def __init__(
@@ -254,21 +258,16 @@ class CheckedForward(RecordedForward):
         forward_func: Callable[..., Any],
         model: nn.Module,
         targets: Sequence[TargetType] | None = None,
+        around: Callable[[Callable[[], Any]], Any] | None = None,
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(forward_func, around)
         self.model = model
         self.targets = targets
 
-    def __call__(self, *args: Any) -> Any:
-        """Run the forward function, keep its output and check it.
-
-        Raises:
-            TypeError: If the output is no tensor.
-            ValueError: If it has no gradient, or not a row for each example.
-            AssertionError: If a target does not fit; also an IndexError.
-        """
+    def _logits(self, *args: Any) -> Any:
+        """Run the forward function and check its output."""
         try:
-            output = super().__call__(*args)
+            output = super()._logits(*args)
         except torch.OutOfMemoryError:
             raise
         except (IndexError, RuntimeError, TypeError, ValueError) as error:

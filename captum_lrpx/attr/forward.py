@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from captum_lrpx.targets.outputs import (
     OutputSum,
     Probabilities,
 )
+from captum_lrpx.wrappers import called_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,18 +92,6 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _behind_wrappers(module: nn.Module) -> nn.Module:
-    """The module that a wrapper hands its arguments to, which says what they are called."""
-    if isinstance(module, nn.DataParallel):
-        return _behind_wrappers(module.module)
-    if "_orig_mod" in module._modules:  # noqa: SLF001 - torch.compile; a PEFT model passes it on
-        return _behind_wrappers(module.get_submodule("_orig_mod"))
-    if hasattr(type(module), "get_base_model"):  # PEFT
-        base: nn.Module = module.get_base_model()  # type: ignore[operator]
-        return _behind_wrappers(base)
-    return module
-
-
 def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
     """Whether a forward function hands its first input to the model as it is.
 
@@ -115,7 +105,7 @@ def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
         inner = getattr(inner, "__self__", inner)
     if not isinstance(inner, nn.Module):
         return False
-    return isinstance(inner, ModelForward) or _behind_wrappers(inner) is model
+    return isinstance(inner, ModelForward) or called_module(inner) is model
 
 
 class RecordedForward:
@@ -126,25 +116,37 @@ class RecordedForward:
 
     Attributes:
         output: What the last call returned, detached; ``[B, ...]``.
+
+    Args:
+        forward_func: The forward function.
+        around: What a call runs in, which may look at what it returns.
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        around: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> None:
         self.forward_func = forward_func
+        self.around = around
         self.output: Tensor | None = None
         self._parameters: tuple[str, ...] = ()
         if isinstance(forward_func, nn.Module):
-            called = _behind_wrappers(forward_func)
+            called = called_module(forward_func)
             self._parameters = tuple(inspect.signature(called.forward).parameters)
 
     def __call__(self, *args: Any) -> Any:
         """Run the forward function and keep its output."""
-        output = self._run(*map(_usable, args))
-        logits = getattr(output, "logits", None)
-        if not isinstance(output, Tensor) and isinstance(logits, Tensor):
-            output = logits
+        call = partial(self._logits, *map(_usable, args))
+        output = call() if self.around is None else self.around(call)
         if isinstance(output, Tensor):
             self.output = output.detach()
         return output
+
+    def _logits(self, *args: Any) -> Any:
+        output = self._run(*args)
+        logits = getattr(output, "logits", None)
+        return logits if not isinstance(output, Tensor) and isinstance(logits, Tensor) else output
 
     def _run(self, *args: Any) -> Any:
         keywords: dict[str, Any] = {}

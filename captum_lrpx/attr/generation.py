@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from captum.attr._utils.attribution import Attribution
@@ -12,10 +12,12 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.checks import check_model_and_tokenizer
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.generated import Generated, result_of
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.attr.strictness import coverage_of, require
 from captum_lrpx.propagation import gradient_scale, sites_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
@@ -27,6 +29,7 @@ from captum_lrpx.targets.continuation import (
 )
 from captum_lrpx.targets.head import LanguageModelHead
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
+from captum_lrpx.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +99,12 @@ class LLMRelevance(Attribution):
                 f"and not {type(attr_method.forward_func).__name__}."
             )
         check_model_and_tokenizer(attr_method.model, tokenizer)
+        if unwrapped(cast("nn.Module", attr_method.forward_func)) is None:
+            raise ValueError(
+                f"LLMRelevance reads {type(attr_method.model).__name__} step by step, but what was "
+                "given computes more than it: prompt or prefix tuning, or hooks or a forward of "
+                "its own. Explain token by token, by TokenLogits."
+            )
         super().__init__(attr_method.forward_func)
         self.attr_method = attr_method
         self.model: nn.Module = attr_method.model
@@ -221,7 +230,9 @@ class LLMRelevance(Attribution):
         embedding = sites_of(self.model).token_embedding
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
         device = next(self.model.parameters()).device
-        method.require_coverage(ids[None, :-1].to(device), at_input=at_input)
+        # It is the model itself that runs, not a function of the user's that may have a state.
+        passage = method.passage(at_input=at_input)
+        require(coverage_of(passage, ids[None, :-1].to(device), None), strict=method.strict)
         wanted = wanted.to(device)
         steps = len(wanted)
         with (
@@ -234,6 +245,8 @@ class LLMRelevance(Attribution):
             states = head.states(ids[None, :-1].to(device))[0, -steps:]  # [K, D]
             found = _of_sequence(caught.get(layer), len(ids) - 1, layer)
             values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
+            read = ids[None, :-1].to(device)
+            Finite(self.model, self.model, (read,), noun="token").require(values)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)
             chunks = torch.split(rows, method.targets_at_once(at_once))

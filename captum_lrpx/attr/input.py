@@ -19,7 +19,6 @@ from captum_lrpx.attr.protocol import (
     LRPRules,
     require_gradients,
     tensors_of,
-    warn_if_not_finite,
 )
 from captum_lrpx.attr.selection import check_targets
 from captum_lrpx.propagation import sites_of
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+    from captum_lrpx.attr.strictness import Check
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["AttnLRPx", "LRPx"]
@@ -149,7 +149,8 @@ class LRPx(LRPRules, GradientAttribution):
             AssertionError: Captum's errors for inputs and targets that do not fit.
             MemoryError: If the inputs are so large that they cannot fit (see
                 :mod:`captum_lrpx.memory`).
-            ValueError: If something non-linear has no rule (see ``strict``).
+            ValueError: If something non-linear has no rule (see ``strict``), a module is not what
+                it is declared as, or the explained value is infinite or NaN.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists; if a block
                 cannot be compiled that should be.
 
@@ -164,17 +165,19 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
-        self._check(tensors, additional_forward_args)
+        check = self._check(tensors, additional_forward_args)
         forward = CheckedForward(self.forward_func, self.model, [target])
         if all(torch.is_floating_point(tensor) for tensor in tensors):
-            relevances = self._of_floats(forward, tensors, target, additional_forward_args)
+            relevances = self._of_floats(forward, check, tensors, target, additional_forward_args)
         else:
-            relevances = self._of_ids(forward, tensors, target, additional_forward_args)
-        warn_if_not_finite(relevances, forward.output)
+            relevances = self._of_ids(forward, check, tensors, target, additional_forward_args)
+        output = _captum.select_targets(forward.output, target)
+        finite = self.finite(tensors, additional_forward_args)
+        finite.require(output)
+        finite.warn(relevances)
         attributions = _captum.format_output(is_inputs_tuple, relevances)
         if not return_convergence_delta:
             return cast("TensorOrTupleOfTensorsGeneric", attributions)
-        output = _captum.select_targets(forward.output, target)
         return attributions, self.compute_convergence_delta(attributions, output)
 
     @entry_point
@@ -221,9 +224,10 @@ class LRPx(LRPRules, GradientAttribution):
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
         if targets is not None:
             check_targets(targets)
-        self._check(tensors, additional_forward_args)
+        check = self._check(tensors, additional_forward_args)
         relevances = relevances_by_target(
             self,
+            check,
             tensors,
             targets,
             _captum.format_additional_forward_args(additional_forward_args),
@@ -233,25 +237,29 @@ class LRPx(LRPRules, GradientAttribution):
             "TensorOrTupleOfTensorsGeneric", _captum.format_output(is_inputs_tuple, relevances)
         )
 
-    def _check(self, inputs: tuple[Tensor, ...], additional_forward_args: object | None) -> None:
+    def _check(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object | None
+    ) -> Check | None:
         """Refuse what cannot be explained, before anything is computed."""
         if not all(torch.is_floating_point(tensor) for tensor in inputs):
             only_ids(inputs)
         check_inputs(self.model, self.forward_func, inputs)
         self.check_memory(self.forward_func, inputs)
-        self.require_coverage(inputs, additional_forward_args)
+        return self.require_coverage(inputs, additional_forward_args)
 
     def _of_floats(
         self,
         forward: RecordedForward,
+        check: Check | None,
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
-        with self.rules():
-            gradients = self.gradient_func(
-                forward, with_gradients(inputs), target, additional_forward_args
-            )
+        aliases = with_gradients(inputs)
+        if check is not None:
+            forward.around = check.around(lambda: aliases)
+        with self.rules(plain=check is not None):
+            gradients = self.gradient_func(forward, aliases, target, additional_forward_args)
         return tuple(
             (tensor * gradient).detach() for tensor, gradient in zip(inputs, gradients, strict=True)
         )
@@ -259,13 +267,17 @@ class LRPx(LRPRules, GradientAttribution):
     def _of_ids(
         self,
         forward: RecordedForward,
+        check: Check | None,
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
         only_ids(inputs)
         embedding = sites_of(self.model).token_embedding
-        with torch.enable_grad(), self.rules(), captured([embedding]) as embedded:
+        rules = self.rules(plain=check is not None)
+        with torch.enable_grad(), rules, captured([embedding]) as embedded:
+            if check is not None:
+                forward.around = check.around(lambda: embedded.get(embedding, ()))
             output = _captum.run_forward(
                 forward,
                 inputs,

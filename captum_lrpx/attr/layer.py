@@ -147,15 +147,26 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         tensors = tensors_of(inputs)
         check_inputs(self.model, self.forward_func, tensors)
-        self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_layer_input)
+        check = self.require_coverage(
+            tensors, additional_forward_args, at_input=attribute_to_layer_input
+        )
         forward = CheckedForward(self.forward_func, self.model, [target])
         with (
             torch.enable_grad(),
-            self.rules(),
-            embedding_with_gradients(sites_of(self.model).token_embedding),
+            self.rules(plain=check is not None),
+            embedding_with_gradients(sites_of(self.model).token_embedding) as embedded,
             captured(layers, at_input=attribute_to_layer_input) as values,
         ):
-            explained = _run(forward, inputs, target, additional_forward_args)
+            aliases = with_gradients(tensors)
+            if check is not None:
+                of_ids = not all(tensor.is_floating_point() for tensor in tensors)
+                forward.around = check.around(
+                    lambda: embedded if of_ids else aliases,
+                    lambda: [each for layer in layers for each in values.get(layer, ())],
+                )
+            explained = _run(forward, aliases, target, additional_forward_args)
+            finite = self.finite(tensors, additional_forward_args)
+            finite.require(explained)
             scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
             for layer in layers:
                 if layer not in values:
@@ -165,6 +176,8 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             self._relevances(values[layer], gradient, scale)
             for layer, gradient, scale in zip(layers, gradients, scales, strict=True)
         ]
+        flat = (each if isinstance(each, tuple) else (each,) for each in results)
+        finite.warn(tuple(tensor for tensors_ in flat for tensor in tensors_))
         if not return_convergence_delta:
             return results[0] if isinstance(self.layer, nn.Module) else results
         output = _captum.select_targets(forward.output, target)
@@ -210,7 +223,7 @@ class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
 
 def _run(
     forward: RecordedForward,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: object | None,
 ) -> Tensor:
@@ -219,7 +232,7 @@ def _run(
         "Tensor",
         _captum.run_forward(
             forward,
-            with_gradients(tensors_of(inputs)),
+            inputs,
             target,
             _captum.format_additional_forward_args(additional_forward_args),
         ),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.capture import Captured
     from captum_lrpx.attr.input import LRPx
+    from captum_lrpx.attr.strictness import Check
 
 __all__ = [
     "all_targets",
@@ -34,6 +35,7 @@ __all__ = [
 
 def relevances_by_target(
     attribution: LRPx,
+    check: Check | None,
     inputs: tuple[Tensor, ...],
     targets: Sequence[TargetType] | None,
     arguments: tuple[Any, ...] | None,
@@ -43,6 +45,7 @@ def relevances_by_target(
 
     Args:
         attribution: Forward function and rules.
+        check: The check of coverage that is still to be made.
         inputs: Token ids ``[B, T]``, or any number of floating inputs ``[B, ...]``.
         targets: Targets in Captum's forms, or None.
         arguments: What the forward function takes behind the inputs.
@@ -64,11 +67,13 @@ def relevances_by_target(
     forward = CheckedForward(attribution.forward_func, attribution.model, given)
     with ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
-        opened.enter_context(attribution.rules())
+        opened.enter_context(attribution.rules(plain=check is not None))
         caught: Captured = {}
         if of_ids:
             opened.enter_context(embedding_with_gradients(embedding))
             caught = opened.enter_context(captured([embedding]))
+        if check is not None:
+            forward.around = check.around(lambda: caught.get(embedding, ()) if of_ids else leaves)
         output: Any = _captum.run_forward(forward, leaves, None, arguments)
         values = caught.get(embedding, ()) if of_ids else leaves
         if of_ids:
@@ -76,7 +81,9 @@ def relevances_by_target(
         chosen = all_targets(output, targets)
         parts: list[list[Tensor]] = [[] for _ in values]
         at_once = attribution.targets_at_once(at_once)
-        for _, slopes in gradients_by_target(output, chosen, values, at_once):
+        finite = attribution.finite(inputs, arguments)
+        for found, slopes in gradients_by_target(output, chosen, values, at_once):
+            finite.require(found.T)
             for part, value, slope in zip(parts, values, slopes, strict=True):
                 relevance = slope * value.detach()
                 part.append(relevance.sum(-1) if of_ids else relevance)

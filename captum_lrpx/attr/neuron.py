@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from captum_lrpx.attr.finite import Finite
     from captum_lrpx.attr.strictness import Passage
     from captum_lrpx.recipes import Recipe
 
@@ -114,25 +115,34 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         if of_ids and len(tensors) != 1:
             raise ValueError("Token ids must be the only input.")
         check_inputs(self.model, self.forward_func, tensors)
-        self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_neuron_input)
+        check = self.require_coverage(
+            tensors, additional_forward_args, at_input=attribute_to_neuron_input
+        )
         forward = CheckedForward(self.forward_func, self.model)
         embedding = [sites_of(self.model).token_embedding] if of_ids else []
         aliases = with_gradients(tensors)
         with (
             torch.enable_grad(),
-            self.rules(),
+            self.rules(plain=check is not None),
             captured(embedding) as embedded,
             captured([self.layer], at_input=attribute_to_neuron_input) as layers,
         ):
+            if check is not None:
+                forward.around = check.around(
+                    lambda: embedded.get(embedding[0], ()) if of_ids else aliases,
+                    lambda: layers.get(self.layer, ()),
+                )
             _captum.run_forward(forward, aliases, None, args)
             sources = embedded[embedding[0]] if of_ids else aliases
-            gradients = self._gradients(layers, sources, neuron_selector)
+            finite = self.finite(tensors, additional_forward_args)
+            gradients = self._gradients(layers, sources, neuron_selector, finite)
         relevances = tuple(
             (source * gradient).detach()
             for source, gradient in zip(sources, gradients, strict=True)
         )
         if of_ids:
             relevances = tuple(relevance.sum(-1) for relevance in relevances)
+        finite.warn(relevances)
         return cast(
             "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
         )
@@ -142,10 +152,12 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         layers: dict[nn.Module, tuple[Tensor, ...]],
         sources: tuple[Tensor, ...],
         selector: Any,
+        finite: Finite,
     ) -> tuple[Tensor, ...]:
         if self.layer not in layers:
             raise did_not_run(self.model, self.layer)
         neuron = select_neuron(layers[self.layer], selector)
+        finite.require(neuron)
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_lrpx.attr.checks import check_inputs, not_an_input
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.forward import model_of
-from captum_lrpx.attr.strictness import Passage, coverage_of, require
+from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import propagation, sites_of
+from captum_lrpx.propagation import plain_propagation, propagation, sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ __all__ = [
     "only_input",
     "require_gradients",
     "tensors_of",
-    "warn_if_not_finite",
 ]
 
 
@@ -116,9 +115,14 @@ class LRPRules(RelevanceProtocol):
         self.strict = strict
         sites_of(self.model)
 
-    def rules(self) -> AbstractContextManager[nn.Module]:
-        """The rules, attached to the model for a ``with`` block."""
-        return propagation(
+    def rules(self, *, plain: bool = False) -> AbstractContextManager[nn.Module]:
+        """The rules, attached to the model for a ``with`` block.
+
+        Args:
+            plain: Whether each operation is to be seen: nothing is fused or compiled.
+        """
+        attach = plain_propagation if plain else propagation
+        return attach(
             self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
         )
 
@@ -154,7 +158,8 @@ class LRPRules(RelevanceProtocol):
 
         Returns:
             *Coverage*: A table; ``.complete`` says whether everything non-linear has a rule. The
-            forward function runs once to find out, and not again for inputs of the same kind.
+            forward function runs once to find out, on copies of arguments that are no tensors, and
+            not again for inputs of the same kind.
 
         Raises:
             ValueError: If what the forward function returns has no gradient.
@@ -183,7 +188,7 @@ class LRPRules(RelevanceProtocol):
         additional_forward_args: object | None = None,
         *,
         at_input: bool = False,
-    ) -> None:
+    ) -> Check | None:
         """Refuse, or warn of, something non-linear without a rule.
 
         Args:
@@ -191,11 +196,18 @@ class LRPRules(RelevanceProtocol):
             additional_forward_args: As for ``attribute``.
             at_input: Whether what the layers take is explained.
 
+        Returns:
+            None if this is done; else the check that is to be made in the run, the first time.
+
         Raises:
             ValueError: If there is such a thing, and the attribution is strict.
         """
         passage = self.passage(at_input=at_input)
-        require(coverage_of(passage, inputs, additional_forward_args), strict=self.strict)
+        return check(passage, inputs, additional_forward_args, strict=self.strict)
+
+    def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
+        """The check that what is explained, and the relevances, are numbers."""
+        return Finite(self.model, self.forward_func, inputs, args)  # type: ignore[attr-defined]
 
 
 class AttnLRPRules(LRPRules):
@@ -231,23 +243,6 @@ def tensors_of(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 f"{type(inputs) if tensor is None else type(tensor)}.{not_an_input(tensor)}"
             )
     return tensors
-
-
-def warn_if_not_finite(relevances: tuple[Tensor, ...], output: Tensor | None) -> None:
-    """Say so if relevances are infinite or NaN although the output is finite.
-
-    Args:
-        relevances: Relevances of a batch.
-        output: What was explained, of the same batch.
-    """
-    if all(bool(torch.isfinite(each).all()) for each in relevances):
-        return
-    if output is not None and bool(torch.isfinite(output).all()):
-        warnings.warn(
-            "Relevances are not finite although the output is: the backward pass left the range "
-            f"of {relevances[0].dtype}. Explain the model in torch.float32 or torch.bfloat16.",
-            stacklevel=4,
-        )
 
 
 def only_input(inputs: Tensor | tuple[Tensor, ...], method: str) -> Tensor:

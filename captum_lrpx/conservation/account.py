@@ -8,6 +8,7 @@ import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, LRPx
+from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
@@ -16,6 +17,7 @@ from captum_lrpx.conservation.lines import layer_of
 from captum_lrpx.conservation.observer import Observer
 from captum_lrpx.conservation.tally import Line, Tally, wide
 from captum_lrpx.propagation import observed, sites_of
+from captum_lrpx.wrappers import has_virtual_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +61,11 @@ def ledger(
         True
         >>> print(book.explanation())
     """
+    if has_virtual_tokens(getattr(attribution, "forward_func", None)):
+        raise ValueError(
+            "The model has virtual tokens of its own (prompt or prefix tuning), whose relevance "
+            "is on no line of a ledger: it is in the convergence delta."
+        )
     if isinstance(attribution, ALTILogit):
         return _of_alti_logit(attribution, inputs, target, additional_forward_args)
     if isinstance(attribution, LRPx):
@@ -87,6 +94,8 @@ def _of_rules(
             f"Token ids must be the only input, but {len(tensors)} inputs were given. Give masks "
             "and the like as additional_forward_args."
         )
+    args = _captum.format_additional_forward_args(additional_forward_args)
+    warn_of_cache(attribution.forward_func, args)
     observer = Observer(attribution.model, attribution.recipe, tensors)
     forward = CheckedForward(attribution.forward_func, attribution.model, [target])
     given = with_gradients(tensors)

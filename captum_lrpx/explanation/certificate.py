@@ -34,7 +34,8 @@ class Certificate:
 
     Attributes:
         forward_unchanged: Whether the explained value and the output of the last block, at all
-            positions, are the same bits with the rules attached as without.
+            positions, are the same bits with the rules attached as without, and the value is that
+            of the object that was given, up to rounding.
         operations: Number of operations between the embeddings and the explained value.
         ruled: Those of them that are not linear and have a rule.
         unruled: Those of them that are not linear and have none.

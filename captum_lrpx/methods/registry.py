@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, cast
 
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.methods import functions
 from captum_lrpx.names import suggestion
 
@@ -73,8 +74,8 @@ def attribute(
         Relevances and value.
 
     Raises:
-        ValueError: If there is no such method or option, or an option has a value that it cannot
-            have.
+        ValueError: If there is no such method or option, an option has a value that it cannot
+            have, or the explained value is infinite or NaN.
     """
     check_options(method, options)
     keywords: dict[str, Any] = dict(options)
@@ -82,7 +83,13 @@ def attribute(
         if "recipe" not in inspect.signature(METHODS[method]).parameters:
             raise ValueError(f"The method {method!r} has no rules, so it takes no recipe.")
         keywords["recipe"] = recipe
-    return METHODS[method](subject, **keywords)
+    found = METHODS[method](subject, **keywords)
+    question = subject.question
+    finite = Finite(
+        subject.model, question.forward, (subject.ids,), question.additional_forward_args
+    )
+    finite.require(found.values)
+    return found
 
 
 def check_options(method: str, options: dict[str, Option]) -> None:

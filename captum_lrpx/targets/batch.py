@@ -58,7 +58,8 @@ def ask_batch(
     """Turn texts and what to explain of each into tensors, for any Captum method.
 
     Args:
-        model: A Hugging Face model with a head.
+        model: A Hugging Face model with a head, or a module around one, whose own outputs are
+            explained.
         tokenizer: Its (fast) tokenizer.
         texts: The texts, or whatever :func:`~captum_lrpx.explain` takes for one.
         targets: What is explained, one for each text or one for all. Default: what the model
@@ -80,7 +81,7 @@ def ask_batch(
         ...     batch.inputs, additional_forward_args=batch.additional_forward_args
         ... )
     """
-    model = find_model(model)
+    given, model = model, find_model(model)
     if isinstance(texts, str) or not texts:
         raise ValueError("Give a sequence of at least one text.")
     encodings = tuple(
@@ -90,10 +91,10 @@ def ask_batch(
     device = next(model.parameters()).device
     ids, mask, types = _padded(model, tokenizer, encodings, device)
     terms = [
-        None if callable(target.token) else target.terms(model, tokenizer, encoding)
+        None if callable(target.token) else target.terms(given, tokenizer, encoding)
         for target, encoding in zip(asked, encodings, strict=True)
     ]
-    forward, arguments = _forward(model, tokenizer, asked, encodings, terms, mask)
+    forward, arguments = _forward(given, tokenizer, asked, encodings, terms, mask)
     descriptions = tuple(
         target.describe(model, term) for target, term in zip(asked, terms, strict=True)
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from captum_lrpx.binding import find_model
 from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
 from captum_lrpx.targets.forward import TokenLogits
 from captum_lrpx.targets.quantity import in_quantity
@@ -58,7 +59,7 @@ def standings(
     """Rank and probability of each term of a question, from one forward pass.
 
     Args:
-        model: A Hugging Face model with a head.
+        model: A Hugging Face model with a head, or a module around one.
         outputs: The forward module that gives all outputs.
         encoding: The text.
         terms: The outputs that are explained.
@@ -69,7 +70,7 @@ def standings(
     rows = all_outputs(model, outputs, encoding, terms.positions)
     if rows.shape[1] == 1:
         return ()
-    config: Any = model.config
+    config: Any = find_model(model).config
     several = getattr(config, "problem_type", None) == "multi_label_classification"
     classes = isinstance(outputs, ClassLogits)
     shares = rows.float().sigmoid() if several and classes else in_quantity(rows, "prob")
@@ -87,7 +88,7 @@ def all_outputs(
     """All outputs at one or several places.
 
     Args:
-        model: A Hugging Face model with a head.
+        model: A Hugging Face model with a head, or a module around one.
         outputs: The forward module that gives them.
         encoding: The text.
         positions: Where they are read, for models with outputs per position.

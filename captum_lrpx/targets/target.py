@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.binding import find_model
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
 from captum_lrpx.targets.encoding import vocabulary_size
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
@@ -102,7 +103,8 @@ class Target:
         """Turn the description into a forward function and its arguments, for one text.
 
         Args:
-            model: A Hugging Face model with a head.
+            model: A Hugging Face model with a head, or a module around one: its own outputs are
+                asked for.
             tokenizer: Its tokenizer.
             encoding: The text.
 
@@ -284,6 +286,7 @@ def _finder(
     end: Literal["start", "end"],
 ) -> Callable[[Choice], int]:
     """From a word, class or position to its number."""
+    model = find_model(model)
     task = task_of(model)
     if task in ("sequence-classification", "token-classification"):
         return lambda choice: _class_id(model, choice)
@@ -359,7 +362,7 @@ def _names(
     if task == "question-answering":
         return tuple(encoding.tokens[choice] for choice in choices)
     if task in ("sequence-classification", "token-classification"):
-        config: Any = model.config
+        config: Any = find_model(model).config
         return tuple(str(config.id2label.get(choice, choice)) for choice in choices)
     return token_names(tokenizer, choices)
 
