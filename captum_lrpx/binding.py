@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.architectures import MLP, Architecture
 
-__all__ = ["architecture_of", "bind", "find_model", "model_in"]
+__all__ = ["architecture_of", "bind", "find_model", "is_pretrained", "model_in", "not_a_model"]
 
 
 def find_model(root: nn.Module) -> nn.Module:
@@ -45,8 +45,11 @@ def find_model(root: nn.Module) -> nn.Module:
         The outermost module that is a transformers model.
 
     Raises:
+        TypeError: If ``root`` is no module.
         ValueError: If there is none, or if there are several beside each other.
     """
+    if not isinstance(root, nn.Module):
+        raise not_a_model(root)
     found = dict(_outermost(root, "", set()))
     if not found:
         raise ValueError(
@@ -70,10 +73,24 @@ def model_in(root: nn.Module) -> nn.Module:
     return find_model(root) if any(True for _ in _outermost(root, "", set())) else root
 
 
+def not_a_model(value: Any) -> TypeError:
+    """The error for something else in the place of a model."""
+    if isinstance(value, tuple) and value and isinstance(value[0], nn.Module):
+        shown = "a tuple: take the model out of it, `model, tokenizer = zoo.load(name)`"
+    else:
+        kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        shown = f"{value!r}" if isinstance(value, str) else kind
+    return TypeError(
+        f"The model must be a loaded one, a torch.nn.Module, not {shown}. "
+        "`captum_lrpx.zoo.load(name)` loads an embedded one with its tokenizer, and "
+        "`AutoModelForCausalLM.from_pretrained(name)` of transformers one of the hub."
+    )
+
+
 def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
     """The transformers models in a module that are in no other one, with their paths."""
     seen.add(root)
-    if _is_pretrained(root):
+    if is_pretrained(root):
         yield root, path
         return
     for name, child in root.named_children():
@@ -81,7 +98,8 @@ def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tup
             yield from _outermost(child, f"{path}.{name}" if path else name, seen)
 
 
-def _is_pretrained(module: nn.Module) -> bool:
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether a module is a transformers model."""
     # By the attributes of the class, so that transformers need not be imported, and wrappers that
     # forward attribute access to a model inside them do not pass for it.
     return hasattr(type(module), "base_model_prefix") and hasattr(module, "config")
@@ -270,7 +288,7 @@ class _Binder:
             return [Projection(self._required(f"{block}.{name}")) for name in names]
         module = self._required(f"{block}.{declared.fused}")
         q, kv = heads * head_dim, key_value_heads * head_dim
-        order = torch.arange(q + 2 * kv)
+        order = torch.arange(q + 2 * kv, device="cpu")
         if declared.layout == "concatenated":
             parts = torch.split(order, [q, kv, kv])
         else:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
-from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.strictness import Passage, coverage_of
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
-from captum_lrpx.propagation import attached, is_declared, sites_of
+from captum_lrpx.propagation import attached, is_declared, sites_of, token_embedding_of
 from captum_lrpx.recipes import LRP
+from captum_lrpx.targets.head import read_whole
 from captum_lrpx.traced import traced_rules
+from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -32,6 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["certified"]
 
+_ROUNDING: Final = {
+    dtype: 100 * torch.finfo(dtype).eps
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+"""What sums of products in another order may differ by, relative to the largest output."""
+
 _DENSE = torch.contiguous_format
 _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
@@ -39,7 +48,8 @@ _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None) -> Explanation:
     """An explanation with its certificate; as it is, if its method has no rules to check.
 
-    Checked are the forward pass (one without the rules against one with them), the coverage (which
+    Checked are the forward pass (one without the rules against one with them, and against the
+    outputs of the object that is explained), the coverage (which
     the attribution itself has traced) and the ledger (one more forward and backward pass).
 
     Args:
@@ -53,17 +63,8 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
     attribution = _attribution(explanation, subject, recipe)
     if attribution is None:
         return explanation
-    coverage = _coverage(attribution, subject)
-    residual, missing = _ledger_residual(attribution, subject, explanation)
-    certificate = Certificate(
-        forward_unchanged=_forward_unchanged(attribution, subject),
-        operations=len(coverage.operations),
-        ruled=sum(each.kind == "ruled" for each in coverage.operations),
-        unruled=len(coverage.unruled),
-        ledger_tolerance=LEDGER_TOLERANCES.get(explanation.dtype, max(LEDGER_TOLERANCES.values())),
-        ledger_residual=residual,
-        ledger_missing=missing,
-    )
+    with already_warned(subject.model):
+        certificate = _certificate(attribution, subject, explanation)
     if certificate.failed:
         warnings.warn(
             f"The explanation did not pass its checks ({certificate}). Do not rely on it: see "
@@ -71,6 +72,23 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
             stacklevel=3,
         )
     return sealed(explanation, certificate)
+
+
+def _certificate(
+    attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
+) -> Certificate:
+    coverage = _coverage(attribution, subject)
+    residual, missing, amounts = _ledger_residual(attribution, subject, explanation)
+    return Certificate(
+        forward_unchanged=_forward_unchanged(attribution, subject),
+        operations=len(coverage.operations),
+        ruled=sum(each.kind == "ruled" for each in coverage.operations),
+        unruled=len(coverage.unruled),
+        ledger_tolerance=LEDGER_TOLERANCES.get(explanation.dtype, max(LEDGER_TOLERANCES.values())),
+        ledger_residual=residual,
+        ledger_missing=missing,
+        ledger_delta=amounts,
+    )
 
 
 def _attribution(
@@ -97,11 +115,22 @@ def _rules(attribution: LRPx | ALTILogit) -> AbstractContextManager[object]:
 
 
 def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
-    """Whether hidden states, logits and values are the same bits with and without the rules."""
+    """Whether hidden states, logits and values are the same bits with and without the rules.
+
+    The value must also be the one that can be read from the outputs of the object that is
+    explained, up to the rounding of a product with all rows of the head instead of some.
+    """
     declared = is_declared(subject.model)
     plain = _outputs(subject, attached(subject.model, ()) if declared else nullcontext())
     ruled = _outputs(subject, _rules(attribution))
-    return len(plain) == len(ruled) and all(map(_same_bits, plain, ruled))
+    if len(plain) != len(ruled) or not all(map(_same_bits, plain, ruled)):
+        return False
+    embedding = token_embedding_of(subject.model)
+    # With a gradient, as for an explanation: quantized layers have another kernel without one.
+    with read_whole(), torch.enable_grad(), embedding_with_gradients(embedding):
+        own = _value(subject).detach()
+    scale = max(float(each.abs().max()) for each in (own, *plain[2:]))
+    return float((own - plain[0]).abs().max()) <= _ROUNDING[own.dtype] * scale
 
 
 def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Tensor]:
@@ -111,31 +140,24 @@ def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Te
     and the head the whole vocabulary instead of the explained tokens: without rules as with them.
     """
     if not is_declared(subject.model):
-        return [_value_of(subject, rules)]
+        with torch.enable_grad(), rules:
+            return [_value(subject).detach()]
     sites = sites_of(subject.model)
     in_blocks = tuple(f"{block.path}." for block in sites.blocks)
     head = [site.module for site in sites.linear if not site.path.startswith(in_blocks)]
     watched = [sites.token_embedding, sites.blocks[-1].module, *head]
     with torch.enable_grad(), rules, captured(watched) as found:
-        values: Tensor = _captum.run_forward(
-            subject.question.forward,
-            subject.ids,
-            subject.question.target,
-            subject.question.additional_forward_args,
-        )
+        values = _value(subject)
     caught = (tensor for layer in watched for tensor in found.get(layer, ()))
     return [each.detach() for each in (values, *caught)]
 
 
-def _value_of(subject: Subject, rules: AbstractContextManager[object]) -> Tensor:
-    with torch.enable_grad(), rules:
-        values: Tensor = _captum.run_forward(
-            subject.question.forward,
-            subject.ids,
-            subject.question.target,
-            subject.question.additional_forward_args,
-        )
-    return values.detach()
+def _value(subject: Subject) -> Tensor:
+    question = subject.question
+    value: Tensor = _captum.run_forward(
+        question.forward, subject.ids, question.target, question.additional_forward_args
+    )
+    return value
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -150,7 +172,7 @@ def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
     arguments = subject.question.additional_forward_args
     if isinstance(attribution, LRPx):
         return attribution.coverage(subject.ids, arguments)
-    passage = Passage(attribution.model, LRP, attribution.forward_func)
+    passage = Passage(attribution.model, LRP, attribution.forward_func, cut=True)
     found = coverage_of(passage, subject.ids, arguments, attach=lambda: _rules(attribution))
     if found is None:  # the attribution would have been refused
         raise ValueError("The explained value has no gradient.")
@@ -159,26 +181,29 @@ def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
 
 def _ledger_residual(
     attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
-) -> tuple[float | None, str | None]:
-    """What the ledger leaves open, relatively; or why there is none."""
+) -> tuple[float | None, str | None, tuple[tuple[str, float], ...] | None]:
+    """What the ledger leaves open, relatively; or why there is none; what it has by kind."""
     try:
         book = ledger(attribution, subject.ids, **subject.arguments)
     except ValueError as error:
-        return None, str(error)
+        return None, str(error), None
     except (MemoryError, torch.OutOfMemoryError):
-        return None, "out of memory"
+        return None, "out of memory", None
     amounts = [book.value.abs(), *(entry.amount.abs() for entry in book.entries)]
     scale = float(torch.stack(amounts).max())
-    left = abs(explanation.value - explanation.sum - float(_beyond_tokens(book, explanation)))
-    return left / scale if left else 0.0, None
+    beyond = _beyond_tokens(book, explanation)
+    left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
+    return left / scale if left else 0.0, None, tuple(beyond.items())
 
 
-def _beyond_tokens(book: Ledger, explanation: Explanation) -> Tensor:
-    """What the ledger gives to anything but the recorded relevances ``[1]``."""
-    beyond = book.total
+def _beyond_tokens(book: Ledger, explanation: Explanation) -> dict[str, float]:
+    """What the ledger gives to anything but the recorded relevances, by kind."""
+    amounts = {kind: float(amount) for kind, amount in book.by_kind().items() if kind != "tokens"}
     options: dict[str, Any] = explanation.options
-    for entry in book.of("tokens"):
-        # ALTI-Logit: the way of the embedding along the residual stream, if that was left out.
-        if entry.layer is not None or options.get("include_start", True):
-            beyond = beyond - entry.amount
-    return beyond
+    # ALTI-Logit: the way of the embedding along the residual stream, if that was left out.
+    left_out = [
+        float(entry.amount)
+        for entry in book.of("tokens")
+        if entry.layer is None and not options.get("include_start", True)
+    ]
+    return amounts | ({"tokens": math.fsum(left_out)} if left_out else {})

@@ -18,13 +18,16 @@ from captum_lrpx.explanation.arithmetic import require_same_tokens
 from captum_lrpx.explanation.certificate import verified
 from captum_lrpx.files import write_text
 from captum_lrpx.visualization import (
+    LONG,
+    color_legend,
     document,
+    folded,
+    heat_paragraph,
+    matrix_of,
     origin,
-    paint,
     plain_text,
-    printable,
-    token_spans,
-    unit,
+    readable,
+    table,
 )
 
 if TYPE_CHECKING:
@@ -183,17 +186,17 @@ class Comparison:
         Returns:
             A complete document.
         """
-        maps = "".join(
-            f'<tr><th>{html.escape(name)}</th><td class="tokens">{token_spans(each)}</td></tr>'
+        maps = [
+            f"<h3>{html.escape(readable(name))}</h3>{heat_paragraph(each)}{color_legend(each)}"
             for name, each in zip(self.names, self.explanations, strict=True)
-        )
-        origins = [html.escape(origin(each)) for each in self.explanations]
+        ]
+        targets = html.escape(readable(self._targets()))
+        origins = [html.escape(readable(origin(each))) for each in self.explanations]
         page = document(
             self._targets(),
-            f"<p>{html.escape(self._targets())}</p>",
-            f'<table class="maps">{maps}</table>',
-            self._html_relevances(),
-            self._html_correlations(),
+            f"<p>{targets}</p>",
+            *maps,
+            self._html_tables(),
             f"<footer>{'<br>'.join(origins)}</footer>",
         )
         if path is not None:
@@ -202,33 +205,19 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Relevances and rank correlations, for a notebook."""
-        target = html.escape(self._targets())
-        return f"<div><p>{target}</p>{self._html_relevances()}{self._html_correlations()}</div>"
+        return f"<div><p>{html.escape(readable(self._targets()))}</p>{self._html_tables()}</div>"
 
-    def _html_relevances(self) -> str:
-        # Style is inline: a notebook shares one page with its outputs.
-        painted = [paint(explanation.relevances) for explanation in self.explanations]
-        rows = []
-        for index, label in enumerate(self.labels):
-            cells = [
-                f'<td style="{_NUMBER};color:#000;background:{colors[index]}">'
-                f"{explanation.relevances[index]:+.4f}</td>"
-                for explanation, colors in zip(self.explanations, painted, strict=True)
-            ]
-            name = f'<td class="token" style="{_LABEL}">{html.escape(label)}</td>'
-            rows.append(f"<tr><td>{index}</td>{name}{''.join(cells)}</tr>")
-        for name, values in self._totals():
-            cells = [f'<td style="{_NUMBER}">{value:+.4f}</td>' for value in values]
-            rows.append(f'<tr><td></td><td style="{_LABEL}">{name}</td>{"".join(cells)}</tr>')
-        heads = ["position", unit(self.explanations[0]), *self.names]
-        return _html_table(heads, rows)
-
-    def _html_correlations(self) -> str:
-        rows = []
-        for name, row in zip(self.names, self.correlations, strict=True):
-            cells = [f'<td style="{_NUMBER}">{value:.2f}</td>' for value in row]
-            rows.append(f'<tr><td style="{_LABEL}">{html.escape(name)}</td>{"".join(cells)}</tr>')
-        return _html_table(["rank correlation", *self.names], rows)
+    def _html_tables(self) -> str:
+        matrix = matrix_of(self.explanations, self.names)
+        relevances = folded(
+            "relevances in numbers", matrix.html(), is_open=len(matrix.rows) <= LONG
+        )
+        heads = [("rank correlation", _LABEL), *((name, _NUMBER) for name in self.names)]
+        rows = [
+            [(name, _LABEL), *((f"{value:.2f}", _NUMBER) for value in row)]
+            for name, row in zip(self.names, self.correlations, strict=True)
+        ]
+        return relevances + table(heads, rows)
 
     def _targets(self) -> str:
         """What is explained, once if it is the same in all."""
@@ -238,55 +227,26 @@ class Comparison:
 
     def __str__(self) -> str:
         """The tables, as plain text."""
-        return "\n\n".join([printable(self._targets()), *map(plain_text, self._tables())])
+        return "\n\n".join([readable(self._targets()), *map(plain_text, self._tables())])
 
     def __rich__(self) -> Group:
         """The tables in color, for a terminal."""
         relevances, correlations = self._tables()
-        heading = Text(printable(self._targets()))
+        heading = Text(readable(self._targets()))
         return Group(heading, Text(), relevances, Text(), correlations)
 
     def _tables(self) -> tuple[Table, Table]:
-        table = _table("position", unit(self.explanations[0]), *self.names)
-        table.columns[1].justify = "left"
-        painted = [paint(explanation.relevances) for explanation in self.explanations]
-        for index, label in enumerate(self.labels):
-            cells = [
-                Text(f"{explanation.relevances[index]:+.4f}", f"black on {colors[index]}")
-                for explanation, colors in zip(self.explanations, painted, strict=True)
-            ]
-            table.add_row(str(index), Text(printable(label)), *cells)
-        table.add_section()
-        for name, values in self._totals():
-            table.add_row("", name, *(f"{value:+.4f}" for value in values))
-        correlations = _table("rank correlation", *self.names)
+        correlations = Table(box=None, pad_edge=False)
+        for head in ("rank correlation", *self.names):
+            correlations.add_column(Text(readable(head)), justify="right", overflow="fold")
         correlations.columns[0].justify = "left"
         for name, row in zip(self.names, self.correlations, strict=True):
-            correlations.add_row(Text(printable(name)), *(f"{value:.2f}" for value in row))
-        return table, correlations
-
-    def _totals(self) -> list[tuple[str, list[float]]]:
-        return [
-            ("sum", [explanation.sum for explanation in self.explanations]),
-            ("delta", [explanation.delta for explanation in self.explanations]),
-            ("value", [explanation.value for explanation in self.explanations]),
-        ]
+            correlations.add_row(Text(readable(name)), *(f"{value:.2f}" for value in row))
+        return matrix_of(self.explanations, self.names).terminal(), correlations
 
 
 _NUMBER = "text-align:right"
-_LABEL = "text-align:left;white-space:pre;unicode-bidi:isolate"
-
-
-def _html_table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in heads)
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(Text(printable(head)), justify="right", overflow="fold")
-    return table
+_LABEL = "text-align:left"
 
 
 def _names(explanations: Sequence[Explanation]) -> tuple[str, ...]:
@@ -331,5 +291,5 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
         raise ValueError(f"{len(left)} numbers cannot be correlated with {len(right)}.")
     if not left:
         return math.nan
-    rows = [torch.tensor([side], dtype=torch.float64) for side in (left, right)]
+    rows = [torch.tensor([side], dtype=torch.float64, device="cpu") for side in (left, right)]
     return float(metrics.spearman(*rows))

@@ -119,6 +119,7 @@ class _Compiler:
         # What is saved here is none of the graph that somebody may be watching (checkpointing).
         with self.attach(self._twin_of_now()), saved_tensors_hooks(_itself, _itself):
             block(*call.args, **call.kwargs)  # some rules look at the values of their first call
+        with self.attach(self._twin_of_now()), saved_tensors_hooks(_itself, _itself):
             program = _Program(block, call)
             try:
                 key = (program.operations(call), program.outputs.kind, BACKEND, call.kind)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from captum_lrpx._version import __version__
+from captum_lrpx._version import versions
+from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.methods import Option, Subject, attribute, options_of
 from captum_lrpx.targets import Target, encode
+from captum_lrpx.targets.standing import inputs_of, standings
 
 if TYPE_CHECKING:
     from torch import nn
 
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.target import Choice
 
 __all__ = ["explain"]
 
@@ -25,12 +26,13 @@ __all__ = ["explain"]
 def explain(
     model: nn.Module,
     tokenizer: Any,
-    text: str,
-    target: Target | str | int,
+    text: Given,
+    target: Target | Choice | None = None,
     *,
     method: str = "attnlrpx",
     recipe: Recipe | None = None,
     first_token: str | None = None,
+    truncate: bool | int = False,
     model_name: str | None = None,
     certify: bool = True,
     **options: Option,
@@ -39,13 +41,24 @@ def explain(
 
     Args:
         model: A model with a head: causal or masked language model, classifier, question answering.
+            Of a module around one (an adapter, a prompt, a function of the logits) its own outputs
+            are explained.
         tokenizer: Its (fast) tokenizer.
-        text: The text. A causal language model is explained at its end, a masked one at its mask
-            token, which is appended if the text has none.
-        target: What is explained; a word or class stands for ``Target(word)``.
+        text: A text; a pair of texts, as a tuple (question and context, premise and hypothesis);
+            chat messages, a list of ``{"role": ..., "content": ...}``, which the tokenizer's
+            template writes as one text, up to where the answer begins; token ids ``[T]`` or
+            ``[1, T]``; or what the tokenizer returns for one text. A causal language model is
+            explained at its end, a masked one at its mask token, which is appended if a text has
+            none. No start token is doubled.
+        target: What is explained; a word, token or class stands for ``Target(word)``. Default: what
+            the model predicts.
         method: A name in :data:`captum_lrpx.methods.METHODS`.
         recipe: Rules other than the method's own.
-        first_token: A special token to put in front of the text.
+        first_token: A special token that comes first, for a model that was trained with one that
+            its tokenizer does not add.
+        truncate: Cut a text that is too long, to the context of the model or to this number of
+            tokens: a causal model loses the beginning, others the end, of a pair that of the second
+            text. Default: it is refused.
         model_name: Name for the record. Default: where the model was loaded from.
         certify: Whether to check the forward pass, the coverage and the ledger and to record the
             findings in :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit;
@@ -60,21 +73,23 @@ def explain(
         ValueError: If the text, the target, the method or an option cannot be used; the message
             says why.
         IndexError: If an id or position is out of range.
+        TypeError: If model, tokenizer or ``text`` is something else, or the first two are swapped.
 
     Examples:
         >>> from captum_lrpx import Target, explain, zoo
         >>> model, tokenizer = zoo.load("sva-gpt2")
         >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
+        >>> explain(model, tokenizer, "the keys to the cabinet")  # whatever comes next
     """
+    check_model_and_tokenizer(model, tokenizer)
     options_of(method)  # refuses an unknown method before anything else happens
     if not isinstance(target, Target):
         target = Target(target)
     hugging_face = find_model(model)
-    encoding = encode(hugging_face, tokenizer, text, first_token)
-    question = target.ask(hugging_face, tokenizer, encoding)
+    encoding = encode(hugging_face, tokenizer, text, first_token, truncate=truncate)
+    question = target.ask(model, tokenizer, encoding)
     parameter = next(hugging_face.parameters())
-    ids = torch.tensor([encoding.ids], device=parameter.device)
-    subject = Subject(hugging_face, tokenizer, question, ids)
+    subject = Subject(hugging_face, tokenizer, question, inputs_of(hugging_face, encoding)[0])
     found = attribute(method, subject, recipe, options)
     config: Any = hugging_face.config
     explanation = Explanation(
@@ -91,16 +106,13 @@ def explain(
         recipe=found.recipe,
         model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        versions=_versions(),
+        versions=versions(),
         revision=getattr(config, "_commit_hash", None),
         options=options_of(method) | options,
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
+        template=encoding.template,
+        standings=()
+        if question.terms is None
+        else standings(model, target.outputs(model), encoding, question.terms),
     )
     return certified(explanation, subject, recipe) if certify else explanation
-
-
-def _versions() -> dict[str, str]:
-    others = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "captum")
-    }
-    return {"captum_lrpx": __version__, **others}

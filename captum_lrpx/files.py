@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_bytes", "write_text"]
+__all__ = ["check_folder", "check_writable", "write_bytes", "write_text"]
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -34,7 +34,11 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         OSError: If the folder does not exist or cannot be written.
     """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    check_writable(target)
+    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: nothing to put in its place
+        target.write_bytes(content)
+        return
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -47,3 +51,62 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_writable(*paths: str | os.PathLike[str] | None) -> None:
+    """Refuse files that cannot be written, before there is anything to write.
+
+    Args:
+        *paths: The files; an existing one may be replaced. None is no file.
+
+    Raises:
+        OSError: If the folder does not exist or cannot be written, or there is something else than
+            a file, or one that is read-only; the message has the path as it was given.
+    """
+    for path in paths:
+        if path is not None:
+            _check_writable(Path(path))
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file in it.")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} for {str(path)!r}.")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"{str(path)!r} is read-only: give another file.")
+        if not path.is_file():
+            return
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix="."):
+            pass  # says more than permissions do, which a file system may overrule
+    except OSError as error:
+        raise type(error)(
+            f"{str(path)!r} cannot be written: {error.strerror or error} in its folder."
+        ) from error
+
+
+def check_folder(path: str | os.PathLike[str] | None) -> None:
+    """Refuse a folder that cannot be made or written, before there is anything to write.
+
+    Args:
+        path: The folder, which need not exist yet. None is no folder.
+
+    Raises:
+        OSError: If there is a file of that name, or the folder cannot be written.
+    """
+    if path is None:
+        return
+    place = Path(path)
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"{str(path)!r} is a file: give the name of a folder.")
+    there = next(each for each in (place, *place.absolute().parents) if each.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there, prefix="."):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"The folder {str(path)!r} cannot be written: {error.strerror or error}."
+        ) from error

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx import zoo
-from captum_lrpx.binding import architecture_of
+from captum_lrpx.architectures import architecture_for
+from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "load_model", "source_of"]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PATIENCE = 10
+"""Seconds that the hub may take to say whether it has a model."""
+
+_MISSPELT = 0.8
+"""From this likeness to an embedded model on a name that is not in the cache is a misspelt one."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +65,88 @@ def load_model(name: str, *, declared: bool = True) -> LoadedModel:
         TypeError: If the name is no string.
         ImportError: If a GGUF file is to be read and the extra for it is not installed.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"A model is asked for by its name, a string, not {type(name).__name__}.")
-    path = Path(name)
+    source, keywords = source_of(name)
     model: nn.Module
     if name in zoo.names():
         model, tokenizer = zoo.load(name)
-    elif path.suffix == ".gguf":
-        model, tokenizer = _from_gguf(path)
-    elif path.is_dir():
-        model, tokenizer = _from_folder(str(path), {})
-    elif path.exists() or not _HUB_NAME.fullmatch(name):
-        raise ValueError(
-            f"There is no model {name!r}: give an embedded model ({', '.join(zoo.names())}), a "
-            "directory, a .gguf file, or a name of the Hugging Face hub."
-        )
     else:
-        model, tokenizer = _from_folder(name, {})
-    if declared:
-        architecture_of(model)
+        model, tokenizer = _from_folder(source, keywords, declared=declared)
     return LoadedModel(model.eval(), tokenizer, name)
 
 
-def _from_gguf(path: Path) -> tuple[nn.Module, Any]:
+def source_of(name: str) -> tuple[str, dict[str, Any]]:
+    """Where a model is, without loading it.
+
+    Args:
+        name: As for :func:`load_model`.
+
+    Returns:
+        What transformers loads it from, and with which keywords.
+
+    Raises:
+        ValueError: If there is no such model.
+        TypeError: If the name is no string.
+        ImportError: If it is a GGUF file and the extra for these is not installed.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"A model is asked for by its name, a string, not {type(name).__name__}.")
+    path = Path(name)
+    if name in zoo.names():
+        return str(zoo.path(name)), {}
+    if path.suffix == ".gguf":
+        return _source_of_gguf(path)
+    if path.is_dir():
+        return str(path), {}
+    if path.exists() or not _HUB_NAME.fullmatch(name):
+        raise _no_model(name)
+    return name, _of_hub(name)
+
+
+def _no_model(name: str, reason: str = "") -> ValueError:
+    names = zoo.names()
+    if reason:
+        return ValueError(
+            f"The model {name!r} cannot be loaded: {reason}. Embedded models are "
+            f"{', '.join(names)}{suggestion(name, names)}; a directory or a .gguf file needs no "
+            "hub."
+        )
+    return ValueError(
+        f"There is no model {name!r}{suggestion(name, names)}: give an embedded model "
+        f"({', '.join(names)}), a directory, a .gguf file, or a name of the Hugging Face hub."
+    )
+
+
+def _of_hub(name: str) -> dict[str, Any]:
+    """How to load a name of the hub, asked for once instead of in the retries of a download.
+
+    Raises:
+        ValueError: If the hub has no such model, or it can be neither reached nor done without.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache  # noqa: PLC0415 - slow
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError as error:  # no name that the hub could have
+        raise _no_model(name) from error
+    if not cached and difflib.get_close_matches(name.lower(), zoo.names(), cutoff=_MISSPELT):
+        raise _no_model(name)
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE)
+    except RepositoryNotFoundError as error:
+        raise _no_model(name, "the hub has none of that name that you may read") from error
+    except Exception as error:  # of whichever HTTP library it uses
+        if cached:
+            return {"local_files_only": True}
+        reason = f"it is not in the cache, and the hub gave no answer ({type(error).__name__})"
+        raise _no_model(name, reason) from error
+    return {}
+
+
+def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"There is no file {str(path)!r}.")
     for package in ("gguf", "accelerate"):
@@ -88,35 +155,45 @@ def _from_gguf(path: Path) -> tuple[nn.Module, Any]:
                 f"Reading a GGUF file needs the package {package!r}: "
                 "pip install 'captum-lrpx[gguf]'."
             )
-    return _from_folder(str(path.parent), {"gguf_file": path.name})
+    return str(path.parent), {"gguf_file": path.name}
 
 
-def _from_folder(name: str, keywords: dict[str, str]) -> tuple[nn.Module, Any]:
+def _from_folder(name: str, keywords: dict[str, Any], *, declared: bool) -> tuple[nn.Module, Any]:
     """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415 - only when a model is loaded
 
     kind: Any
-    reading = "configuration"
-    try:
+    shown = str(Path(name, keywords["gguf_file"])) if "gguf_file" in keywords else name
+    with _reading(shown, "configuration"):
         config = transformers.AutoConfig.from_pretrained(name, **keywords)
-        reading = "tokenizer"
+    if declared:  # said before the weights are read, and those of a GGUF file made floats
+        architecture_for(config.model_type, config)
+    with _reading(shown, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **keywords)
-        reading = "weights"
+    with _reading(shown, "weights"):
         classes = [getattr(transformers, each, None) for each in config.architectures or ()]
         kind = next((each for each in classes if each), transformers.AutoModelForCausalLM)
         options: dict[str, Any] = (
-            {"dtype": torch.float32, **keywords} if keywords else {"use_safetensors": True}
+            {"dtype": torch.float32} if "gguf_file" in keywords else {"use_safetensors": True}
         )
-        model, report = kind.from_pretrained(name, output_loading_info=True, **options)
-    except Exception as error:
-        # transformers raises anything from OSError to KeyError here, depending on what is broken
-        message = str(error).strip().split("\n")[0]
-        if not isinstance(error, (OSError, ValueError, ImportError)) or not message:
-            message = f"its {reading} cannot be read ({type(error).__name__}: {message})"
-        raise ValueError(f"The model {name!r} cannot be loaded: {message}") from error
-    _refuse_random_weights(name, report["missing_keys"])
+        model, report = kind.from_pretrained(name, output_loading_info=True, **options, **keywords)
+    _refuse_random_weights(shown, report["missing_keys"])
     return model, tokenizer
+
+
+@contextmanager
+def _reading(name: str, part: str) -> Iterator[None]:
+    """Errors of transformers, which raises anything from OSError to KeyError for what is broken."""
+    try:
+        yield
+    except Exception as error:
+        message = str(error).strip().split("\n")[0]
+        of_gguf = name.endswith(".gguf")  # whose reader says little of a file that was cut off
+        if of_gguf or not isinstance(error, (OSError, ValueError, ImportError)) or not message:
+            message = f"its {part} cannot be read ({type(error).__name__}: {message})"
+            message += "; is the file complete?" if of_gguf else ""
+        raise ValueError(f"The model {name!r} cannot be loaded: {message}") from error
 
 
 def _refuse_random_weights(name: str, missing: Iterable[str]) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import weakref
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from captum_lrpx.binding import bind
+from captum_lrpx.binding import architecture_of, bind
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.rules.activation import Identity
 from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
-from captum_lrpx.rules.gated import fused_product
+from captum_lrpx.rules.gated import Comparison, fused_product
 from captum_lrpx.rules.linear import Epsilon
 from captum_lrpx.rules.linear_patches import RequireGradient, SparseRows
 from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.product import Uniform
 from captum_lrpx.rules.sparse import is_linear_class
+from captum_lrpx.rules.verified import own_linear_layers
 from captum_lrpx.sites import ActivationSite, LinearSite
 
 if TYPE_CHECKING:
@@ -36,13 +37,19 @@ class Bound:
     def __init__(self, model: nn.Module) -> None:
         # Without the model itself: the cache must not keep it alive.
         self.modules = modules_of(model)[1:]
-        self.sites = bind(model)
-        self.plans: dict[tuple[Recipe, bool], Plan] = {}
+        self.architecture = architecture_of(model)
+        self.sites = bind(model, self.architecture)
+        self.products = {id(site): Comparison() for site in self.sites.gated_products}
+        self.plans: dict[Hashable, Plan] = {}
 
     def is_current(self, model: nn.Module) -> bool:
-        """Whether the model still has the same modules (an adapter may have been added)."""
+        """Whether the model still has the same modules (an adapter may have been added).
+
+        Likewise the same declaration, which may have been corrected.
+        """
         modules = modules_of(model)[1:]
-        return len(modules) == len(self.modules) and all(map(is_, modules, self.modules))
+        same = len(modules) == len(self.modules) and all(map(is_, modules, self.modules))
+        return same and self.architecture is architecture_of(model)
 
 
 class Plan:
@@ -83,25 +90,32 @@ def bound_for(model: nn.Module) -> Bound:
     return known
 
 
-def plan_for(model: nn.Module, recipe: Recipe, *, fused: bool = True) -> Plan:
+def plan_for(
+    model: nn.Module, recipe: Recipe, *, fused: bool = True, visible: bool = False
+) -> Plan:
     """The plan of a recipe on a model, made once unless modules have rules of their own.
 
     Args:
         model: A transformers model.
         recipe: The rules.
-        fused: Whether rules of several modules may be one operation, which nobody can look into.
+        fused: Whether rules of several modules may be one operation.
+        visible: Whether what such an operation stands for is to be seen in the graph all the same.
     """
     bound = bound_for(model)
     user_rules = list(_user_rules(bound.sites))
     if any("rule" in vars(module) for module in bound.modules):
         warn_of_unused_rules(model, {site.module for site in bound.sites.linear})
-    if user_rules or (recipe, fused) not in bound.plans:
+    products = tuple(_products(bound, recipe, visible=visible)) if fused else ()
+    # What is found out within one propagation holds for the next one: a block that is computed
+    # again must do what it did before.
+    key = (recipe, products)
+    if user_rules or key not in bound.plans:
         linear = _linear_attachments(bound.sites, recipe, dict(user_rules))
-        plan = Plan(bound.modules, list(_attachments(bound.sites, recipe, fused=fused)), linear)
+        plan = Plan(bound.modules, list(_attachments(bound.sites, recipe, products)), linear)
         if user_rules:  # may be changed between two calls
             return plan
-        bound.plans[recipe, fused] = plan
-    return bound.plans[recipe, fused]
+        bound.plans[key] = plan
+    return bound.plans[key]
 
 
 def _linear_attachments(
@@ -109,7 +123,13 @@ def _linear_attachments(
 ) -> Iterator[Attachment]:
     mostly_zero = set(_behind_attention(sites))
     for linear in sites.linear:
-        if not is_linear_class(linear.module):
+        own = {
+            each: f"{linear.path}.{path}" if path else linear.path
+            for path, each in own_linear_layers(linear.module)
+        }
+        for each, path in own.items():
+            yield Attachment(each, RequireGradient(path, each, own=True))
+        if not is_linear_class(linear.module) and linear.module not in own:
             yield Attachment(linear.module, RequireGradient(linear.path, linear.module))
         rule = user_rules.get(linear.path) or recipe.rule_for("linear", linear.path)
         attachments = rule.attach(linear)
@@ -118,34 +138,61 @@ def _linear_attachments(
         yield from attachments
 
 
-def _attachments(sites: Sites, recipe: Recipe, *, fused: bool) -> Iterator[Attachment]:
+class _Fusible(NamedTuple):
+    """A gated product whose rules may be fused.
+
+    Attributes:
+        site: The gated MLP.
+        comparison: Whether it is as declared, once known.
+        known: Whether it was known when the propagation began.
+        activation_path: Where its activation is.
+    """
+
+    site: GatedProductSite
+    comparison: Comparison
+    known: bool
+    activation_path: str
+
+
+def _attachments(
+    sites: Sites, recipe: Recipe, products: Iterable[_Fusible]
+) -> Iterator[Attachment]:
     roles: list[tuple[str, Iterable[Any]]] = [
         ("norm", sites.norms),
         ("activation", sites.activations),
         ("attention", sites.attentions),
         ("gate", sites.gated_products),
     ]
-    products = list(_products(sites, recipe)) if fused else []
-    parts = {id(part) for site in products for part in (site, site.activation)}
+    fusible = {id(product.site): product for product in products}
+    activations = {id(product.site.activation) for product in products}
     for role, places in roles:
         for site in places:
-            if id(site) in parts:
-                yield from fused_product(site)
-            elif id(getattr(site, "module", None)) not in parts:
+            product = fusible.get(id(site))
+            if product is not None:
+                yield from fused_product(
+                    site,
+                    product.comparison,
+                    known=product.known,
+                    activation_path=product.activation_path,
+                )
+            elif id(getattr(site, "module", None)) not in activations:
                 yield from recipe.rule_for(role, site.path).attach(site)
 
 
-def _products(sites: Sites, recipe: Recipe) -> Iterator[GatedProductSite]:
-    """Gated products whose rules are those that are one operation."""
-    rules = {
-        id(site.module): recipe.rule_for("activation", site.path)
-        for site in sites.activations
+def _products(bound: Bound, recipe: Recipe, *, visible: bool) -> Iterator[_Fusible]:
+    """Gated products whose rules may be fused."""
+    paths = {
+        id(site.module): site.path
+        for site in bound.sites.activations
         if isinstance(site, ActivationSite)
     }
-    for site in sites.gated_products:
-        gate, activation = recipe.rule_for("gate", site.path), rules.get(id(site.activation))
-        if gate == Uniform() and activation == Identity():
-            yield site
+    for site in bound.sites.gated_products:
+        path = paths.get(id(site.activation))
+        if path is None or recipe.rule_for("activation", path) != Identity():
+            continue
+        if recipe.rule_for("gate", site.path) == Uniform():
+            comparison = bound.products[id(site)]
+            yield _Fusible(site, comparison, bool(comparison.equal) and not visible, path)
 
 
 def _behind_attention(sites: Sites) -> Iterator[nn.Module]:

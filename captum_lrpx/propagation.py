@@ -10,8 +10,7 @@ last context on the module is left, however it is left.
 from __future__ import annotations
 
 import threading
-import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from captum_lrpx.plans import Plan, bound_for, plan_for
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.rules.linear_patches import SparseRows
 from captum_lrpx.rules.patches import Attachment
+from captum_lrpx.training import warn_if_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,6 +44,7 @@ __all__ = [
     "is_declared",
     "is_plain",
     "observed",
+    "plain_propagation",
     "propagation",
     "sites_of",
     "token_embedding_of",
@@ -61,15 +62,14 @@ def propagation(
 ) -> Iterator[nn.Module]:
     """Attach the rules of a recipe to a model for the duration of a ``with`` block.
 
-    Inside, the forward pass gives the values that it always gives, bit by bit, and the backward
-    pass is the one of the recipe: ``value * gradient`` of any tensor is its relevance.
+    Inside, the forward pass gives its usual values, bit by bit, and the backward pass is that of
+    the recipe: ``value * gradient`` of any tensor is its relevance.
 
     Args:
         model: A transformers model, or a module that contains one.
         recipe: The rules.
-        freeze_parameters: Whether parameters need no gradient inside the block, which saves the
-            memory of activations that only weight gradients need. Restored afterwards. Without it,
-            ``bias * gradient`` of any bias is the relevance of that bias.
+        freeze_parameters: Whether parameters need no gradient inside the block, which saves memory.
+            Restored afterwards. Without it, ``bias * gradient`` is the relevance of a bias.
         checkpointing: Whether each block keeps its input only and is computed once more in the
             backward pass, which has to be inside of the ``with`` block: less memory, more time.
         compile: Whether the blocks but the last are compiled together with their rules, once for
@@ -79,8 +79,8 @@ def propagation(
         The transformers model that the rules are attached to.
 
     Raises:
-        ValueError: If the model's architecture is not declared, or does not fit its declaration.
-            The model is as it was. Also if it cannot be compiled where that is asked for.
+        ValueError: If the model's architecture is not declared, or does not fit its declaration;
+            if it cannot be compiled where that is asked for. The model is as it was.
         RuntimeError: If the model was created under ``torch.inference_mode``; in the forward pass,
             if a block cannot be compiled.
 
@@ -97,17 +97,36 @@ def propagation(
         whole = compiled_blocks(hugging_face, sites_of(hugging_face), plan, rules)
         plan = Plan(plan.modules, [*plan.attachments, *whole])
     if checkpointing:
-        # The backward pass begins in the last block: to compute it once more would save nothing.
-        blocks = [block.module for block in sites_of(hugging_face).blocks[:-1]]
-        again = [Attachment(block, Checkpointed(_these_rules)) for block in blocks]
-        plan = Plan(plan.modules, [*plan.attachments, *again])
-    _warn_if_training(hugging_face, plan.modules, stacklevel=4)
+        plan = _checkpointed(hugging_face, plan)
     active = Active(hugging_face, plan, narrowable=freeze_parameters)
-    try:
-        active.attach(freeze_parameters=freeze_parameters)
+    with active.opened_for(freeze_parameters=freeze_parameters):
         yield hugging_face
-    finally:
-        active.detach()
+
+
+@contextmanager
+def plain_propagation(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    checkpointing: bool = False,
+    compile: bool = False,  # noqa: A002 - what PyTorch calls it
+) -> Iterator[nn.Module]:
+    """The same with a graph of all operations: what ``compile`` would refuse is only refused."""
+    hugging_face = find_model(model)
+    plan = plan_for(hugging_face, recipe, visible=True)
+    if compile:
+        compiled_blocks(hugging_face, sites_of(hugging_face), plan, nullcontext)
+    if checkpointing:
+        plan = _checkpointed(hugging_face, plan)
+    with Active(hugging_face, plan, narrowable=True).opened_for(freeze_parameters=True):
+        yield hugging_face
+
+
+def _checkpointed(model: nn.Module, plan: Plan) -> Plan:
+    # The backward pass begins in the last block: to compute it once more would save nothing.
+    blocks = [block.module for block in sites_of(model).blocks[:-1]]
+    again = [Attachment(block, Checkpointed(_these_rules)) for block in blocks]
+    return Plan(plan.modules, [*plan.attachments, *again])
 
 
 @contextmanager
@@ -124,13 +143,8 @@ def observed(
         outer: Patches that see each module as its callers do.
     """
     plan = plan_for(model, recipe, fused=False).observed(list(inner), list(outer))
-    _warn_if_training(model, plan.modules, stacklevel=4)
-    active = Active(model, plan)
-    try:
-        active.attach(freeze_parameters=True)
+    with Active(model, plan).opened_for(freeze_parameters=True):
         yield
-    finally:
-        active.detach()
 
 
 @contextmanager
@@ -141,40 +155,26 @@ def attached(
 
     Args:
         model: A transformers model.
-        attachments: The patches; of several on one module the first is the innermost.
+        attachments: The patches; the first on a module is the innermost.
         freeze_parameters: As for :func:`propagation`.
     """
-    modules = bound_for(model).modules
-    _warn_if_training(model, modules, stacklevel=4)
-    active = Active(model, Plan(modules, list(attachments)))
-    try:
-        active.attach(freeze_parameters=freeze_parameters)
+    plan = Plan(bound_for(model).modules, list(attachments))
+    with Active(model, plan).opened_for(freeze_parameters=freeze_parameters):
         yield
-    finally:
-        active.detach()
-
-
-def _warn_if_training(model: nn.Module, modules: tuple[nn.Module, ...], *, stacklevel: int) -> None:
-    if model.training or any(module.training for module in modules):
-        warnings.warn(
-            f"{type(model).__name__} is in training mode: its dropout is random, and so is the "
-            "explanation. Call model.eval() first.",
-            stacklevel=stacklevel,
-        )
 
 
 def gradient_scale(module: nn.Module, *, at_input: bool = False) -> float | Tensor:
     """What the gradient that a hook on a module sees has to be multiplied by, under open rules.
 
-    The rule of a product that has no module of its own is attached to the modules before or behind
-    it. A hook on one of these sees the gradient on the other side of the rule.
+    The rule of a product without a module of its own is attached to the modules around it. A hook
+    on one of these sees the gradient on the other side of the rule.
 
     Args:
         module: A module of a model with an open propagation.
-        at_input: Whether the hook is on the module's input instead of its output.
+        at_input: Whether the hook is on the module's input.
 
     Returns:
-        A number, or a tensor ``[features]``; 0 where the module is constant under the rules.
+        A number, or a tensor ``[features]``; 0 where the module is constant.
     """
     scale: float | Tensor = 1.0
     active = innermost(module)
@@ -325,8 +325,8 @@ class Active:
 
     Attributes:
         plan: What it patches.
-        narrowable: Whether nothing but relevances of tensors before the last block is read, so that
-            the last block may compute explained positions only.
+        narrowable: Whether only relevances of tensors before the last block are read, so that it
+            may compute explained positions only.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, *, narrowable: bool = False) -> None:
@@ -336,6 +336,16 @@ class Active:
         self.covered = frozenset(map(id, self.modules))
         self.frozen = FrozenParameters()
         self.opened = False
+
+    @contextmanager
+    def opened_for(self, *, freeze_parameters: bool) -> Iterator[None]:
+        """Attach for a ``with`` block, however that is left."""
+        warn_if_training(self.modules)
+        try:
+            self.attach(freeze_parameters=freeze_parameters)
+            yield
+        finally:
+            self.detach()
 
     def attach(self, *, freeze_parameters: bool) -> None:
         """Put the patches on, and make this the innermost propagation of the calling thread."""

@@ -16,15 +16,18 @@ Span = tuple[int, int]
 """``(start, end)``: characters of a text, or tokens; the end is not included."""
 
 _INNER = frozenset("'\N{RIGHT SINGLE QUOTATION MARK}.-")
-_WORD = re.compile(r"w+(?:iw+)*|[pi]+")
+_WORD = re.compile(r"w+(?:iw+)*|[pi]+|ec*")
+_JOINER = "\N{ZERO WIDTH JOINER}"
 
 
 def word_spans(text: str) -> tuple[Span, ...]:
     """Where the words of a text stand.
 
     A word is a run of letters and digits, apostrophes, hyphens and full stops inside it included
-    (``don't``, ``well-known``, ``3.14``); a run of other marks is a word of its own. Nothing here
-    is about a language: one that is written without blanks has no words here but its phrases.
+    (``don't``, ``well-known``, ``3.14``); a run of other marks is a word of its own, and so is each
+    pictograph, with all that belongs to it (skin tones, joined figures, the two letters of a flag).
+    Nothing here is about a language: one that is written without blanks has no words here but its
+    phrases.
 
     Args:
         text: The text.
@@ -33,24 +36,50 @@ def word_spans(text: str) -> tuple[Span, ...]:
         The words in order, ``(start, end)`` characters each; what is between them is blank.
     """
     kinds: list[str] = []
+    before = ""
     for character in text:
         category = unicodedata.category(character)
         if character.isspace():
             kind = " "
         elif character in _INNER:
             kind = "i"
+        elif category == "So" or _is_skin_tone(character):
+            kind = "c" if kinds and _goes_on(kinds[-1], before, character) else "e"
         elif category[0] in "PS":
             kind = "p"
         elif (category[0] == "M" or category == "Cf") and kinds and kinds[-1] != " ":
-            kind = kinds[-1]  # accents, joiners: a part of the character that they follow
+            # accents, joiners: a part of the character that they follow
+            kind = "c" if kinds[-1] == "e" else kinds[-1]
         else:
             kind = "w"
         kinds.append(kind)
+        before = character
     return tuple(match.span() for match in _WORD.finditer("".join(kinds)))
 
 
+def _goes_on(kind: str, before: str, character: str) -> bool:
+    """Whether a pictograph belongs to the one before it."""
+    if kind not in "ec":
+        return False
+    if _is_flag_letter(character):
+        return kind == "e" and _is_flag_letter(before)
+    return before == _JOINER or _is_skin_tone(character)
+
+
+def _is_skin_tone(character: str) -> bool:
+    return "\U0001f3fb" <= character <= "\U0001f3ff"
+
+
+def _is_flag_letter(character: str) -> bool:
+    return "\U0001f1e6" <= character <= "\U0001f1ff"
+
+
 def token_runs(
-    text: str, offsets: Sequence[Span], special: Sequence[bool], spans: Sequence[Span]
+    text: str,
+    offsets: Sequence[Span],
+    special: Sequence[bool],
+    spans: Sequence[Span],
+    template: Sequence[bool] | None = None,
 ) -> tuple[Span, ...]:
     """Which tokens make up each word.
 
@@ -61,8 +90,10 @@ def token_runs(
     Args:
         text: The text.
         offsets: ``(start, end)`` characters of each token ``[T]``.
-        special: Whether each token is one that the tokenizer added ``[T]``.
+        special: Whether each token is a special one ``[T]``.
         spans: The words, in order.
+        template: Whether each token was written by a chat template ``[T]``; what was is in no word
+            with what was not.
 
     Returns:
         ``(first, last + 1)`` tokens of each word, in order. Every token is in exactly one.
@@ -82,7 +113,8 @@ def token_runs(
             words = (0, 0)
         overlaps = words[0] < before[1] and before[0] < words[1]
         blank = before[0] >= before[1] and _leads_to(text, offsets, special, index)
-        if runs and (overlaps or blank):
+        apart = template is not None and index > 0 and template[index] != template[index - 1]
+        if runs and not apart and (overlaps or blank):
             runs[-1] = (runs[-1][0], index + 1)
             before = (min(before[0], words[0]), max(before[1], words[1])) if overlaps else words
         else:

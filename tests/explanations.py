@@ -10,7 +10,7 @@ from rich.console import Console
 from captum_lrpx import Explanation
 
 TAGS = {"html", "head", "meta", "title", "style", "body", "p", "br", "div", "span", "footer"}
-TAGS |= {"table", "tr", "th", "td"}
+TAGS |= {"table", "tr", "th", "td", "details", "summary", "h3"}
 
 
 def explanation(labels=("the", "keys"), relevances=(-0.5, 2.0), **changes):
@@ -58,7 +58,9 @@ def assert_harmless(page):
     """No tag or attribute that we do not write ourselves."""
     tags = Page(page).tags
     assert {tag for tag, _ in tags} <= TAGS
-    assert all(set(attrs) <= {"lang", "charset", "class", "style", "title"} for _, attrs in tags)
+    assert all(
+        set(attrs) <= {"lang", "charset", "style", "title", "dir", "open"} for _, attrs in tags
+    )
 
 
 def printed(renderable, width=80):

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from models import tiny
 
-from captum_lrpx import Comparison, Explanation, compare, explain, loading, zoo
+from captum_lrpx import (
+    Comparison,
+    Explanation,
+    LLMRelevance,
+    LLMRelevanceResult,
+    LRPx,
+    compare,
+    explain,
+    loading,
+    zoo,
+)
 from captum_lrpx.sva import generate
 from captum_lrpx.sva.evaluation import Report, Settings, contenders, evaluate, read_reference
 from captum_lrpx.sva.parsing import ParsedWord
@@ -59,7 +69,13 @@ def explanations() -> list[Explanation]:
     return [explain(model, tokenizer, TEXT, "are", method=name) for name in ("lrpx", "random")]
 
 
-def use(found: Explanation | Comparison) -> None:
+@cache
+def generation() -> LLMRelevanceResult:
+    model, tokenizer = model_and_tokenizer()
+    return LLMRelevance(LRPx(model), tokenizer).attribute(TEXT, " are old")
+
+
+def use(found: Explanation | Comparison | LLMRelevanceResult) -> None:
     """Show what was read, in each way."""
     str(found)
     found.to_html()
@@ -232,6 +248,11 @@ READERS = {
     "Comparison.from_json": Reader(
         lambda path: use(Comparison.from_json(path)),
         lambda: [compare(explanations()).to_json().replace("\n", "").encode()],
+        share=3,
+    ),
+    "LLMRelevanceResult.from_json": Reader(
+        lambda path: use(LLMRelevanceResult.from_json(path)),
+        lambda: [generation().to_json().replace("\n", "").encode()],
         share=3,
     ),
     "read_blimp": Reader(read_blimp, blimp, ".jsonl"),

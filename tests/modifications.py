@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
-from models import tiny
+from models import randomize, tiny
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
@@ -14,6 +14,13 @@ def rewritten(module, forward):
     """A module with another forward, of this instance alone."""
     module.forward = MethodType(forward, module)
     return module
+
+
+def linear(inputs, outputs):
+    """A linear layer with the same values each time."""
+    layer = nn.Linear(inputs, outputs, dtype=torch.float64).eval()
+    randomize(layer, seed=0)
+    return layer
 
 
 # Modifications of supported models: each returns the model, part of the path that must be named and
@@ -54,7 +61,7 @@ def functional_activation():
 def extra_gate():
     model = tiny("gpt2", layers=1)
     mlp = model.transformer.h[0].mlp
-    mlp.gate = nn.Linear(8, 12, dtype=torch.float64).eval()
+    mlp.gate = linear(8, 12)
     rewritten(mlp, lambda self, x: self.c_proj(self.act(self.c_fc(x)) * self.gate(x)))
     return model, mlp, "h.0.mlp", "mul"
 
@@ -95,7 +102,7 @@ def soft_cap_on_scores():
 def bypassed_projection():
     model = tiny("llama", layers=1)
     attention = model.model.layers[0].self_attn
-    attention.other = nn.Linear(8, 8, dtype=torch.float64).eval()
+    attention.other = linear(8, 8)
 
     def change(self, x, _q, k, v):
         return torch.softmax(self.other(x) @ k.mT, -1) @ v
@@ -127,7 +134,7 @@ def unknown_norm():
 def router():
     model = tiny("gpt2", layers=1)
     mlp = model.transformer.h[0].mlp
-    mlp.router = nn.Linear(8, 2, dtype=torch.float64).eval()
+    mlp.router = linear(8, 2)
 
     def forward(self, x):
         weight, _ = torch.softmax(self.router(x), -1).topk(1)

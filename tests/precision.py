@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,34 +26,32 @@ TARGET = (-1, 7)
 SEEDS = 10
 
 
-def relative_errors(model, method, dtype, ids) -> list[float]:
+@cache
+def narrow_and_wide(kind: str, name: str, seed: int, dtype: torch.dtype):
+    """A model in a precision, and the same rounded model in float64."""
+    made = tiny(name, seed=seed, attn="sdpa") if kind == "random" else zoo.load(name)[0]
+    narrow = made.to(dtype)
+    return narrow, copy.deepcopy(narrow).double()
+
+
+@cache
+def relative_errors(kind: str, name: str, seed: int, method: str, dtype: torch.dtype):
     """For each example: sum of the absolute errors of all tokens over the relevance's mass."""
-    narrow = copy.deepcopy(model).to(dtype)
-    wide = copy.deepcopy(narrow).double()
-    embeds = narrow.get_input_embeddings()(ids).detach()
+    random = kind == "random"  # the trained models have no seed of their own
+    narrow, wide = narrow_and_wide(kind, name, seed if random else 0, dtype)
+    embeds = narrow.get_input_embeddings()(token_ids(2, 6 if random else 12, seed=seed)).detach()
     found = METHODS[method](narrow).attribute(embeds, target=TARGET).double().sum(-1)
     exact = METHODS[method](wide).attribute(embeds.double(), target=TARGET).sum(-1)
     return ((found - exact).abs().sum(1) / exact.abs().sum(1)).tolist()
 
 
-def of_random_models(method, dtype, seeds: Iterable[int] = range(SEEDS)) -> list[float]:
-    """Errors of tiny random models of all families."""
+def errors_of(kind: str, method: str, dtype: torch.dtype, seeds: Iterable[int]) -> list[float]:
+    """Errors of tiny ``"random"`` models of all families, or of the ``"trained"`` ones."""
+    names = FAMILIES | MORE_FAMILIES if kind == "random" else zoo.names()
     errors: list[float] = []
-    for family in FAMILIES | MORE_FAMILIES:
+    for name in names:
         for seed in seeds:
-            model = tiny(family, seed=seed, attn="sdpa")
-            errors += relative_errors(model, method, dtype, token_ids(2, 6, seed=seed))
-    return errors
-
-
-def of_trained_models(method, dtype, seeds: Iterable[int] = range(SEEDS)) -> list[float]:
-    """Errors of the trained models that come with the package."""
-    errors: list[float] = []
-    for name in zoo.names():
-        model = zoo.load(name)[0]
-        for seed in seeds:
-            ids = token_ids(2, 12, seed=seed)
-            errors += relative_errors(model, method, dtype, ids)
+            errors += relative_errors(kind, name, seed, method, dtype)
     return errors
 
 
@@ -60,10 +59,10 @@ def main() -> None:
     """Print the table."""
     print("| models | method | dtype | median error | largest error |")  # noqa: T201
     print("|---|---|---|---|---|")  # noqa: T201
-    for kind, measure in (("trained", of_trained_models), ("random", of_random_models)):
+    for kind in ("trained", "random"):
         for method in METHODS:
             for dtype in DTYPES:
-                errors = measure(method, dtype)
+                errors = errors_of(kind, method, dtype, range(SEEDS))
                 name = str(dtype).removeprefix("torch.")
                 numbers = f"{statistics.median(errors):.1e} | {max(errors):.1e}"
                 print(f"| {kind} | {method} | {name} | {numbers} |")  # noqa: T201

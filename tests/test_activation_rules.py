@@ -22,6 +22,7 @@ from captum_lrpx.sites import (
 )
 
 
+@pytest.mark.proof("D.3")
 @given(pairs(), st.sampled_from([torch.tanh, F.relu, F.gelu, F.silu, torch.sin, torch.square]))
 def test_identity(pair, activation):
     z, _, grad = pair

@@ -11,7 +11,8 @@ from alti_logit_cases import (
     every_family,
     some_families,
 )
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny, token_ids
 
@@ -46,7 +47,7 @@ def configurations(draw):
     seed=st.integers(0, 99),
     data=st.data(),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_the_parts_sum_to_the_explained_value(configuration, length, batch, seed, data):
     family, config = configuration
     ids = token_ids(batch, length, seed)

@@ -33,6 +33,7 @@ from captum_lrpx.sites import (
 )
 
 
+@pytest.mark.proof("D.4")
 @given(attentions())
 def test_constant_weights_attention(case):
     q, k, v, grad, mask = case

@@ -208,10 +208,10 @@ def test_explain(name):
 
 
 def test_control_characters_reach_neither_terminal_nor_page(capsys):
-    found = explain(*zoo.load("sva-gpt2"), f"the {ESCAPES} keys <script>", "are")
+    found = explain(*zoo.load("sva-gpt2"), f"the {ESCAPES} keys <script>", " are")
     assert "<script>" not in found.to_html()
     assert not raw_characters(str(found))
-    words = ["explain", f"the {ESCAPES} keys", "--target", "are", "--model", "sva-gpt2"]
+    words = ["explain", f"the {ESCAPES} keys", "--target", " are", "--model", "sva-gpt2"]
     for more in ([], ["--words"], ["--compare", "lrpx", "random"]):
         assert cli.main([*words, *more]) == 0
         assert not raw_characters(capsys.readouterr().out)

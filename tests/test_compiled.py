@@ -13,6 +13,7 @@ from models import tiny, token_ids
 from state import snapshot
 from torch import nn
 from torch._dynamo import lookup_backend
+from torch._inductor import config as inductor_config
 
 from captum_lrpx import (
     ATTN_LRP,
@@ -86,6 +87,8 @@ CXX = os.environ.get("CXX", "g++")
 def test_the_compiler_of_pytorch(monkeypatch):
     monkeypatch.undo()
     assert compiled.BACKEND == "inductor"
+    # No pool of compiling processes, each of which would import PyTorch first.
+    monkeypatch.setattr(inductor_config, "compile_threads", 1)
     forward = TokenLogits(tiny("gpt2", attn="sdpa"))
     plain = AttnLRPx(forward).attribute(token_ids(), **ARGUMENTS)
     check_equal(AttnLRPx(forward, compile=True).attribute(token_ids(), **ARGUMENTS), plain)

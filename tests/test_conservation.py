@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
-from models import FAMILIES, HEADS, LABELS, VOCABULARY, tiny, token_ids
+from models import FAMILIES, HEADS, LABELS, VOCABULARY, built, tiny, token_ids
 from replica_ledger import Ledger, ledger
 
 from captum_lrpx.recipes import ATTN_LRP, ATTN_LRP_SIGNAL_GATE, LRP, LRP_UNIFORM_GATE
@@ -37,11 +38,6 @@ ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu", "tanh", "quick_gelu", "relu2"
 """All are zero at zero: the others have a bias at every unit."""
 
 
-def examples(number):
-    """So many examples, more with ``--hypothesis-profile=thorough``."""
-    return settings(max_examples=number * settings().max_examples // 100)
-
-
 # What is drawn ------------------------------------------------------------------------------------
 
 
@@ -51,7 +47,7 @@ def cases(draw, family, *, heads=HEADS, attn=("eager", "sdpa"), biases="zero"):
     head = draw(st.sampled_from(heads))
     query_heads = draw(st.integers(1, 4))
     divisors = [number for number in range(1, query_heads + 1) if query_heads % number == 0]
-    model = tiny(
+    model = built(
         family,
         head,
         attn=draw(st.sampled_from(attn)),
@@ -87,19 +83,19 @@ def assert_tokens_and_positions_sum(model, recipe, ids, index) -> None:
 # LRP, zero biases: R(tokens) + R(positions) + R(token types) = f ----------------------------------
 
 
-@examples(500)
+@examples(150)
 @given(cases("bert"))
 def test_lrp_of_bert_conserves(case):
     assert_tokens_and_positions_sum(case[0], LRP, *case[1:])
 
 
-@examples(500)
+@examples(150)
 @given(cases("gpt2"))
 def test_lrp_of_gpt2_conserves(case):
     assert_tokens_and_positions_sum(case[0], LRP, *case[1:])
 
 
-@examples(500)
+@examples(150)
 @given(cases("llama"), st.sampled_from(CONSERVING))
 def test_lrp_of_llama_conserves(case, recipe):
     assert_tokens_and_positions_sum(case[0], recipe, *case[1:])
@@ -115,7 +111,7 @@ def test_lrp_of_llama_conserves_in_its_own_float32(case, recipe):
 
 @pytest.mark.parametrize("recipe", CONSERVING, **by_name)
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=5)
+@examples(5)
 @given(data=st.data())
 def test_lrp_conserves(family, recipe, data):
     model, ids, index = data.draw(cases(family))

@@ -28,6 +28,7 @@ from captum_lrpx.architectures.gpt2 import GPT2
 from captum_lrpx.architectures.llama import LLAMA
 from captum_lrpx.architectures.registry import unregister
 from captum_lrpx.coverage import coverage_without_rules
+from captum_lrpx.coverage.judge import judge
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, NAMED_RECIPES
 from captum_lrpx.rules import ActivationGradient
@@ -238,14 +239,17 @@ def test_an_undeclared_model_is_listed_without_rules():
 # Cost and traces ----------------------------------------------------------------------------------
 
 
-def test_the_model_is_traced_once():
-    model, calls = tiny("gpt2"), []
+def test_the_model_is_judged_once_and_runs_as_often_as_it_is_explained(monkeypatch):
+    from captum_lrpx.coverage import strict
+
+    model, calls, judged = tiny("gpt2"), [], []
+    monkeypatch.setattr(strict, "judge", lambda *args: judged.append(args) or judge(*args))
     model.register_forward_hook(lambda *_: calls.append(1))
     for _ in range(3):
         AttnLRPx(model).attribute(token_ids(), TARGET)
-    assert len(calls) == 4
+    assert (len(calls), len(judged)) == (3, 1)
     LRPx(model).attribute(token_ids(), TARGET)
-    assert len(calls) == 6
+    assert (len(calls), len(judged)) == (4, 2)
 
 
 def test_a_change_of_the_model_is_noticed():

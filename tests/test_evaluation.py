@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import processes
 import pytest
 import torch
 
@@ -229,6 +230,32 @@ def test_two_processes_share_the_work(models, tmp_path):
         )
 
 
+def test_a_resumed_process_does_not_need_the_share_of_the_others_before_they_meet(models, tmp_path):
+    usual = {
+        "samples": SAMPLES,
+        "methods": contenders(METHODS),
+        "settings": Settings(token_budget=40),
+    }
+    alone = evaluate(models, **usual)
+    evaluate_share(models, usual, tmp_path, 1)
+    log = tmp_path / "log-00001.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    meetings = []
+
+    def meet():
+        meetings.append(None)
+        if len(meetings) == 2:  # the first one is before anything is written
+            evaluate_share(models, usual, tmp_path, 1)
+
+    found = evaluate(
+        models, **usual, output=tmp_path, resume=True, processes=Processes(0, 2, wait=meet)
+    )
+    for one, other in zip(alone.models, found.models, strict=True):
+        assert all(
+            torch.equal(one.relevances[key], other.relevances[key]) for key in one.relevances
+        )
+
+
 def evaluate_share(models, usual, folder, rank):
     return evaluate(models, **usual, output=folder, resume=True, processes=Processes(rank, 2))
 
@@ -240,76 +267,84 @@ def lines(folder):
 
 # Killed -----------------------------------------------------------------------------------------
 
-COMMAND = [sys.executable, "-m", "captum_lrpx"]
 ARGUMENTS = ["evaluate", "--models", "sva-gpt2", "sva-llama", "--sentences", "24"]
 ARGUMENTS += ["--methods", *METHODS, "--batch-tokens", "60", "--format", "csv", "--resume"]
 
 
-# accelerate gives each of several processes one thread, and sums round otherwise with two.
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+def started(folder, environments=({},)):
+    """Processes that evaluate together in a folder, and the files of what they show."""
+    folder.mkdir(exist_ok=True)
+    arguments = [*ARGUMENTS, "--output", str(folder)]
+    shown = [folder / f"shown-{rank}.txt" for rank in range(len(environments))]
+    pairs = zip(shown, environments, strict=True)
+    return [processes.start(arguments, file, environment) for file, environment in pairs], shown
 
 
-def run(folder, command=COMMAND):
-    return subprocess.run(
-        [*command, *ARGUMENTS, "--output", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ONE_THREAD,
-    )
+def run(folder):
+    """Evaluate to the end, in one process; returns what it showed."""
+    (process,), (shown,) = started(folder)
+    process.join()
+    assert process.exitcode == 0, shown.with_suffix(".err").read_text()
+    return shown.read_text()
 
 
-def kill_when(folder, lines_written, command=COMMAND):
-    """Kill a run at once when its logs have so many bytes more than before."""
-    process = subprocess.Popen(
-        [*command, *ARGUMENTS, "--output", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=ONE_THREAD,
-    )
-    while process.poll() is None:
-        if sum(path.stat().st_size for path in folder.glob("log-*.jsonl")) >= lines_written:
-            os.killpg(process.pid, signal.SIGKILL)
+def kill_when(folder, lines_written, environments=({},)):
+    """Kill all processes of a run at once when their logs have so many bytes."""
+    running, _ = started(folder, environments)
+    while all(process.is_alive() for process in running):
+        if size_of_logs(folder) >= lines_written:
+            for process in running:
+                process.kill()
         time.sleep(0.001)
-    return process.wait()
+    for process in running:
+        process.join()
+    return [process.exitcode for process in running]
+
+
+def size_of_logs(folder):
+    return sum(path.stat().st_size for path in folder.glob("log-*.jsonl"))
 
 
 def results(folder):
     return {path.name: path.read_text() for path in sorted(folder.glob("[st]a*"))}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nothing happened to, and what it showed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(folder)
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_and_resumed_it_gives_the_identical_table(tmp_path, kills):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    expected = run(undisturbed)
-    assert expected.returncode == 0, expected.stderr
-    size = sum(path.stat().st_size for path in undisturbed.glob("log-*.jsonl"))
+def test_killed_and_resumed_it_gives_the_identical_table(undisturbed, tmp_path, kills):
+    expected, shown = undisturbed
+    size = size_of_logs(expected)
     dice = random.Random(kills)  # noqa: S311
     moments = sorted(dice.randrange(size) for _ in range(kills))
-    codes = [kill_when(killed, moment) for moment in moments]
+    codes = [kill_when(tmp_path, moment)[0] for moment in moments]
     assert codes.count(-signal.SIGKILL) >= kills // 2, "too few of the kills came in time"
-    found = run(killed)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout == expected.stdout
-    assert results(killed) == results(undisturbed)
+    assert run(tmp_path) == shown
+    assert results(tmp_path) == results(expected)
 
 
-def test_two_processes_of_accelerate_killed_and_resumed(tmp_path):
+def test_two_processes_of_accelerate_killed_and_resumed(undisturbed, tmp_path):
     accelerate = pytest.importorskip("accelerate.commands.launch")
+    alone, shown = undisturbed
     port = str(29500 + os.getpid() % 1000)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    assert kill_when(tmp_path, size_of_logs(alone) // 2, ranks) == [-signal.SIGKILL] * 2
     launch = [sys.executable, accelerate.__file__, "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", port, "-m", "captum_lrpx"]
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    expected = run(alone)
-    size = sum(path.stat().st_size for path in alone.glob("log-*.jsonl"))
-    assert kill_when(together, size // 2, launch) == -signal.SIGKILL
-    found = run(together, launch)
+    launch += ["--main_process_port", port, "-m", "captum_lrpx", *ARGUMENTS]
+    found = subprocess.run(
+        [*launch, "--output", str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
-    assert len(list(together.glob("log-*.jsonl"))) == 2
-    assert found.stdout == expected.stdout
-    assert results(together) == results(alone)
-    units = [tuple(each["key"]) for each in lines(together) if each["key"][0] == "relevances"]
+    assert len(list(tmp_path.glob("log-*.jsonl"))) == 2
+    assert found.stdout == shown
+    assert results(tmp_path) == results(alone)
+    units = [tuple(each["key"]) for each in lines(tmp_path) if each["key"][0] == "relevances"]
     assert len(units) == len(set(units)), "no unit is done twice"
     assert set(units) == {
         tuple(each["key"]) for each in lines(alone) if each["key"][0] == "relevances"

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_lrpx.sva import generate, grammar, lexicon
@@ -65,7 +66,7 @@ def test_the_keys_to_the_cabinet_are():
 
 
 @given(seeds, splits)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_same_seed_same_sentences(seed, split):
     assert generate(20, split, seed) == generate(20, split, seed)
     assert generate(20, split, seed)[:10] == generate(10, split, seed)
@@ -97,7 +98,7 @@ def test_sentences_do_not_depend_on_the_hash_seed():
 
 
 @given(seeds, splits, st.sampled_from([None, (0, 0), (1, 1), (1, 3), (2, 2), (3, 3)]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_annotations(seed, split, attractors):
     for sample in generate(10, split, seed, attractors):
         words = sample.sentence.split()
@@ -118,7 +119,7 @@ def test_annotations(seed, split, attractors):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_held_out_pairs_are_for_the_test_alone(seed):
     for split in grammar.SPLITS:
         for sample in generate(10, split, seed, None):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from captum.attr import InputXGradient
+from explanations import Page, assert_harmless
 from models import tiny, token_ids
 
 from captum_lrpx import ALTILogit, AttnLRPx, LayerLRPx, LRPx
@@ -70,6 +71,17 @@ def test_a_table_as_text(book):
         assert kind in text
         assert f"{amount[0]:+.6f}" in text
     assert f"{book.value[0]:+.6f}" in text
+
+
+def test_a_notebook_shows_the_table(book):
+    page = Page(book._repr_html_())
+    assert_harmless(book._repr_html_())
+    assert sum(tag == "tr" for tag, _ in page.tags) == 1 + len(book.by_kind()) + 3
+    for kind, amount in book.by_kind().items():
+        assert kind in page.text
+        assert f"{amount[0]:+.6f}" in page.text
+    hostile = Ledger("<script>", book.value, book.entries, book.attributions)
+    assert "<script" not in hostile._repr_html_()
 
 
 def test_paths_are_text_and_not_markup():

@@ -65,6 +65,7 @@ def gamma_replica(x, weight, bias, grad, strength):
     return distribute(x, weight, bias, grad, favoured, lambda counted, _: sum(counted))
 
 
+@pytest.mark.proof("D.1")
 @given(linear_layers(), strengths)
 def test_epsilon(layer, strength):
     x, weight, bias, grad = layer
@@ -77,6 +78,7 @@ def test_epsilon(layer, strength):
     assert_same(found, epsilon_replica(x, weight, bias, grad, strength)[0])
 
 
+@pytest.mark.proof("D.1")
 @given(linear_layers())
 def test_epsilon_zero_is_gradient_times_input_also_where_the_output_is_zero(layer):
     x, weight, bias, grad = layer
@@ -84,6 +86,7 @@ def test_epsilon_zero_is_gradient_times_input_also_where_the_output_is_zero(laye
     assert_same(found, x * (grad @ weight))
 
 
+@pytest.mark.proof("D.2")
 @given(linear_layers())
 def test_alpha1_beta0(layer):
     x, weight, bias, grad = layer

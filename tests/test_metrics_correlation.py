@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_lrpx.metrics import pearson, spearman
@@ -58,7 +59,7 @@ def pairs(draw):
 
 
 @both
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(batch=pairs())
 def test_a_correlation_is_its_definition(name, batch):
     fast, definition = CORRELATIONS[name]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from captum.attr import InputXGradient
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, tiny, token_ids
 
@@ -241,7 +242,7 @@ def test_the_examples_of_the_page():
 rows = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 2.0, 4.0]), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     row=rows,
     data=st.data(),
@@ -281,7 +282,7 @@ def test_any_curve_of_an_additive_model_is_a_loop(row, data, order, steps, fract
         assert curve.fractions.isnan().all()
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(row=rows)
 def test_attributions_that_are_all_the_same_have_no_area_between(row):
     inputs = torch.tensor(row, dtype=torch.float64).view(1, -1, 1)

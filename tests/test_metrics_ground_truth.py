@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 from captum.attr import InputXGradient, LayerGradientXActivation, Saliency
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny, token_ids
 
@@ -113,7 +114,7 @@ def batches(draw, values=None):
 
 
 @every_metric
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(batch=batches())
 def test_a_metric_is_its_definition(name, batch):
     attributions, evidence, mask = batch
@@ -123,7 +124,7 @@ def test_a_metric_is_its_definition(name, batch):
 
 
 @every_metric
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(batch=batches(tied))
 def test_rows_are_independent_and_the_mask_is_removal(name, batch):
     attributions, evidence, mask = batch
@@ -136,7 +137,7 @@ def test_rows_are_independent_and_the_mask_is_removal(name, batch):
 
 
 @pytest.mark.parametrize("name", RANKED)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(batch=batches(tied))
 def test_only_order_and_sign_matter_to_ranks(name, batch):
     attributions, evidence, mask = batch

@@ -38,6 +38,7 @@ def frozen_replica(x, weight, grad, eps, *, centered):
     return found
 
 
+@pytest.mark.proof("D.5")
 @pytest.mark.parametrize("eps", [1e-5, 0.25])
 @given(rows=norm_rows())
 def test_frozen_layer_norm(eps, rows):
@@ -55,6 +56,7 @@ def test_frozen_layer_norm(eps, rows):
     assert_same(of_x.sum() + of_bias.sum(), (value * grad).sum())
 
 
+@pytest.mark.proof("D.5")
 @pytest.mark.parametrize("eps", [1e-6, 0.25])
 @given(rows=norm_rows())
 def test_frozen_rms_norm(eps, rows):
@@ -152,8 +154,15 @@ def test_norm_modules_conserve_in_every_precision(name, dtype, size):
     assert ((found.double().sum(1) - expected).abs() <= allowed).all()
 
 
+class OffsetRMSNorm(nn.RMSNorm):
+    """As that of Gemma."""
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+
+
 def test_the_weight_offset_of_a_family_is_part_of_the_weight():
-    norm = nn.RMSNorm(4, eps=1e-3, dtype=torch.float64)
+    norm = OffsetRMSNorm(4, eps=1e-3, dtype=torch.float64)
     torch.manual_seed(0)
     nn.init.normal_(norm.weight)
     x, grad = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from models import FAMILIES, MORE_FAMILIES, tiny, token_ids
-from precision import DTYPES, METHODS, TARGET, of_random_models, of_trained_models
+from precision import DTYPES, METHODS, TARGET, errors_of
 
 from captum_lrpx import AttnLRPx, LRPx
 
@@ -129,7 +129,7 @@ def assert_finite_where_the_logits_are(family, dtype, attn, condition):
             try:
                 relevance = explain(inputs, TARGET, arguments(model, mask))
             except ValueError as error:
-                assert "not finite" in str(error)  # noqa: PT017 - ALTI-Logit refuses
+                assert "not finite" in str(error)  # noqa: PT017 - all others are errors
                 assert not finite
                 continue
         warned = any("Relevances are not finite" in str(each.message) for each in said)
@@ -194,12 +194,12 @@ BOUNDS_RANDOM = {torch.float32: 2e-6, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_errors_against_float64(method, dtype):
-    assert max(of_random_models(method, dtype, seeds=range(2))) <= BOUNDS_RANDOM[dtype]
-    assert max(of_trained_models(method, dtype, seeds=range(2))) <= BOUNDS_TRAINED[dtype]
+    assert max(errors_of("random", method, dtype, range(2))) <= BOUNDS_RANDOM[dtype]
+    assert max(errors_of("trained", method, dtype, range(2))) <= BOUNDS_TRAINED[dtype]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_is_no_better_than_it_can_be(method):
     """The errors are those of the dtype: what is measured is not zero."""
-    coarse = max(of_random_models(method, torch.bfloat16, seeds=range(1)))
-    assert coarse > max(of_random_models(method, torch.float32, seeds=range(1)))
+    coarse = max(errors_of("random", method, torch.bfloat16, range(1)))
+    assert coarse > max(errors_of("random", method, torch.float32, range(1)))

@@ -33,6 +33,7 @@ from captum_lrpx.sites import (
 )
 
 
+@pytest.mark.proof("2.7")
 @given(pairs())
 def test_uniform_element_wise(pair):
     a, b, grad = pair
@@ -43,6 +44,7 @@ def test_uniform_element_wise(pair):
     assert_same(of_b, a * b * grad / 2)
 
 
+@pytest.mark.proof("D.4")
 @given(pairs())
 def test_signal_take_all(pair):
     signal, gate, grad = pair
@@ -57,6 +59,7 @@ def test_signal_take_all(pair):
     assert not of_gate.any()
 
 
+@pytest.mark.proof("2.7")
 @given(attentions())
 def test_uniform_matrix_product(case):
     a, b, grad = case[0].transpose(-1, -2), case[2], case[3]

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import LABELS, VOCABULARY, outputs, tiny, token_ids
+from models import LABELS, VOCABULARY, built, outputs, tiny, token_ids
 from replica_ledger import MASS, RELATIVE, SHARE_OF_WEIGHTS, Exact, ledger
 from state import snapshot
 from test_conservation import FLOAT32_MASS, FLOAT32_RELATIVE
@@ -223,7 +224,7 @@ def assert_accounted_for(model, recipe, index, ids):
 
 
 def assert_explained(case):
-    model, ids, index = tiny(**case.model), token_ids(case.batch, case.length), case.index
+    model, ids, index = built(**case.model), token_ids(case.batch, case.length), case.index
     flags_of_parameters = [parameter.requires_grad for parameter in model.parameters()]
     outputs(model, input_ids=ids)  # rotary tables that depend on the length are made here
     before = snapshot(model)
@@ -238,7 +239,7 @@ def assert_explained(case):
 
 
 @pytest.mark.parametrize("family", FLAGS)
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_a_drawn_architecture_is_explained_exactly(family, data):
     assert_explained(data.draw(cases(family)))

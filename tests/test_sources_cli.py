@@ -107,7 +107,7 @@ def test_sources_that_are_parsed(folder, monkeypatch, words, pipeline):
         ("blimp", ["--check-attractors"], "--source blimp knows its subjects"),
         ("blimp", ["--forms", "x"], "--source blimp is one file"),
         ("ud", ["--input", "nowhere"], "nowhere"),
-        ("ud", ["--output", "nowhere/x.jsonl"], "no folder for the output 'nowhere/x.jsonl'"),
+        ("ud", ["--output", "nowhere/x.jsonl"], "no folder 'nowhere' for 'nowhere/x.jsonl'"),
     ],
 )
 def test_what_is_refused(folder, capsys, source, words, message):

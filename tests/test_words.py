@@ -23,11 +23,19 @@ from captum_lrpx.words import token_runs, word_spans
         ("हिन्दी café e\u0301t\u0301", ["हिन्दी", "café", "e\u0301t\u0301"]),
         ("[MASK]", ["[", "MASK", "]"]),
         ("鍵は", ["鍵は"]),
+        ("🍕👩\u200d👩\u200d👧", ["🍕", "👩\u200d👩\u200d👧"]),
+        ("🍕 🍕!!🍕a🍕", ["🍕", "🍕", "!!", "🍕", "a", "🍕"]),
+        ("👍🏽👍 ❤\ufe0f❤", ["👍🏽", "👍", "❤\ufe0f", "❤"]),
+        ("🇩🇪🇫🇷🇩", ["🇩🇪", "🇫🇷", "🇩"]),
+        ("1\ufe0f\u20e3 ☃\u0301x", ["1\ufe0f\u20e3", "☃\u0301", "x"]),
+        ("🏴\U000e0067\U000e0062\U000e007f🏳\ufe0f\u200d🌈", None),
         ("", []),
         ("  ", []),
     ],
 )
 def test_the_words_of_a_text(text, words):
+    if words is None:  # two flags, of eight code points
+        words = [text[:4], text[4:]]
     assert [text[start:end] for start, end in word_spans(text)] == words
 
 
@@ -143,6 +151,44 @@ def test_the_blank_before_a_word_is_a_part_of_it():
     )
     assert tokens.words().relevances == (1.0, 6.0, 8.0, 16.0), "a line break stays apart"
     assert tokens.words().labels == ("a", "b", "\n", "c")
+
+
+def test_special_tokens_join_nothing():
+    labels = ("old", "?", "<|im_end|>", "!", "\n", "user")
+    offsets = ((0, 3), (3, 4), (4, 14), (14, 15), (15, 16), (16, 20))
+    special = tuple(label.startswith("<|") for label in labels)
+    tokens = explanation(
+        labels, (1.0,) * 6, text="old?<|im_end|>!\nuser", offsets=offsets, special=special
+    )
+    assert tokens.words().labels == labels
+    assert tokens.fold_special().labels == ("old", "?", "!", "\n", "user", "(special tokens)")
+
+
+def test_a_template_joins_nothing_with_the_contents():
+    tokens = explanation(
+        ("[", "INST", "]", "un", "lock", "!", "[", "/"),
+        (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),
+        text="[INST]unlock![/",
+        offsets=((0, 1), (1, 5), (5, 6), (6, 8), (8, 12), (12, 13), (13, 14), (14, 15)),
+        template=(True, True, True, False, False, False, True, True),
+    )
+    words = tokens.words()
+    assert words.labels == ("[", "INST", "]", "unlock", "!", "[/")
+    assert words.template == (True, True, True, False, False, True)
+    assert words.fold_special().labels == ("unlock", "!", "(special tokens)")
+    assert words.fold_special().relevances == (24.0, 32.0, 199.0)
+    assert tokens.fold_special().words().relevances == words.fold_special().relevances
+
+
+@pytest.mark.parametrize("name", ["sva-gpt2", "sva-llama"])
+def test_no_pictograph_is_cut(name):
+    text = "the 🍕👩\u200d👩\u200d👧 👍🏽 🇩🇪🇫🇷 e\u0301"
+    tokens = explain(*zoo.load(name), text, certify=False)
+    assert len(tokens.tokens) > 40, "bytes"
+    labels = tokens.words().labels[1:]
+    assert [each for each in labels if each.strip()] == [
+        text[start:end] for start, end in word_spans(text)
+    ]
 
 
 def test_a_token_across_words_joins_them():

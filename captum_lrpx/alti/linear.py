@@ -24,7 +24,7 @@ def linear_map(module: nn.Module) -> Tensor:
     """The matrix ``[out, in]`` that a linear layer applies, adapters and quantization included."""
     if is_plain(module):
         return weight_and_bias(module, type(module).__name__)[0]
-    unit = torch.eye(_input_size(module))
+    unit = torch.eye(_input_size(module), device="cpu")
     return (_response(module, unit) - _response(module, torch.zeros_like(unit[:1]))).t()
 
 
@@ -32,7 +32,7 @@ def constant_part(module: nn.Module) -> Tensor | None:
     """The bias ``[out]`` of a linear layer, adapters and quantization included."""
     if is_plain(module):
         return weight_and_bias(module, type(module).__name__)[1]
-    zero = torch.zeros(1, _input_size(module))
+    zero = torch.zeros(1, _input_size(module), device="cpu")
     constant = _response(module, zero)[0]
     return constant if constant.any() else None
 

@@ -29,6 +29,7 @@ from captum_lrpx.rules.linear_patches import RequireGradient, weight_and_bias
 from captum_lrpx.rules.own_backward import OwnBackward
 from captum_lrpx.rules.patches import Attachment, Constant
 from captum_lrpx.rules.sparse import row_sparse_linear
+from captum_lrpx.rules.verified import own_linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,13 +70,18 @@ class Recording:
     def __post_init__(self) -> None:
         paths = {id(site.module): site.path for site in self.sites.linear}
         self.blocks = [_empty_record(block, paths) for block in self.sites.blocks]
-        self._root = torch.zeros((), requires_grad=True)
+        self._root = torch.zeros((), device="cpu", requires_grad=True)
 
     # What is attached where -----------------------------------------------------------------
 
     def attachments(self) -> list[Attachment]:
         """The patches, for :func:`captum_lrpx.propagation.attached`."""
-        attachments = [patch for record in self.blocks for patch in self._of_block(record)]
+        attachments = [
+            Attachment(module, RequireGradient(linear.path, module, own=True))
+            for linear in self.sites.linear
+            for _, module in own_linear_layers(linear.module)
+        ]
+        attachments += [patch for record in self.blocks for patch in self._of_block(record)]
         inside = tuple(f"{block.path}." for block in self.sites.blocks)
         # Linear layers first: an activation between two modules looks at what the first returns.
         for linear in self.sites.linear:
@@ -199,7 +205,7 @@ class Recording:
         if not self.sealed:
             residual = record.residual
             tokens = residual.shape[1]
-            checked = torch.linspace(0, tokens - 1, min(tokens, _CHECKED_ROWS)).long()
+            checked = torch.linspace(0, tokens - 1, min(tokens, _CHECKED_ROWS), device="cpu").long()
             record.checked = checked
             record.mixed = x.detach().reshape(*residual.shape[:2], -1)[:, checked.to(x.device)]
             record.update = value.view_as(residual)

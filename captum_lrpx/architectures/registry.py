@@ -11,7 +11,14 @@ from captum_lrpx.architectures.schema import Architecture
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ENTRY_POINT_GROUP", "architecture_for", "model_types", "register", "unregister"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "architecture_for",
+    "is_built_in",
+    "model_types",
+    "register",
+    "unregister",
+]
 
 ENTRY_POINT_GROUP = "captum_lrpx.architectures"
 """Entry points of this group name an :class:`Architecture` or an iterable of them."""
@@ -88,6 +95,11 @@ def architecture_for(model_type: str, config: Mapping[str, Any] | object = ()) -
         f"No architecture is declared for models of type {model_type!r}. Declared are: "
         f"{', '.join(model_types())}. Declare yours with captum_lrpx.architectures.register()."
     )
+
+
+def is_built_in(architecture: Architecture) -> bool:
+    """Whether a declaration is one of this package, all of which is tested."""
+    return any(architecture is known for known in _BUILT_IN)
 
 
 def _all() -> list[Architecture]:

@@ -15,20 +15,22 @@ from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.recording import Recording
-from captum_lrpx.attr.forward import RecordedForward, model_of
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.finite import Finite
+from captum_lrpx.attr.forward import model_of
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     RelevanceProtocol,
     only_input,
     require_gradients,
-    require_one_output,
 )
-from captum_lrpx.attr.strictness import Passage, coverage_of, require
+from captum_lrpx.attr.selection import check_targets
+from captum_lrpx.attr.strictness import Passage, check
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -117,7 +119,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         return_input_shape: bool = True,
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -185,6 +187,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             return cast("TensorOrTupleOfTensorsGeneric", formatted)
         return formatted, self.compute_convergence_delta(attributions, directions.value)
 
+    @entry_point
     def attribute_targets(
         self,
         inputs: Tensor | tuple[Tensor],
@@ -212,8 +215,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
 
             >>> by_token = ALTILogit(model).attribute_targets(ids, [(-1, are), (-1, is_)])
         """
-        if not targets:
-            raise ValueError("Give at least one target.")
+        check_targets(targets)
         tensor = only_input(inputs, "ALTI-Logit")
         tokens, _ = self._tokens(
             tensor, targets, additional_forward_args, include_start=include_start
@@ -285,8 +287,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> good, bad = ALTILogit(model).decompose_targets(ids, [(-1, are), (-1, is_)])
             >>> contrast = good.tokens() - bad.tokens()
         """
-        if not targets:
-            raise ValueError("Give at least one target.")
+        check_targets(targets)
         tensor = only_input(inputs, "ALTI-Logit")
         recording, directions = self._record(tensor, targets, additional_forward_args)
         heads = sites_of(self.model).attentions[0].heads
@@ -341,10 +342,6 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             tokens = tokens + torch.stack([direction.start for direction in directions])
         return tokens.detach(), directions
 
-    def _attached(self) -> AbstractContextManager[None]:
-        recording = Recording(self.model, sites_of(self.model), strict=False)
-        return attached(self.model, recording.attachments())
-
     def _record(
         self,
         inputs: Tensor,
@@ -353,17 +350,19 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
     ) -> tuple[Recording, list[Directions]]:
         """One forward pass, and a small backward pass for each target."""
         require_gradients()
-        passage = Passage(self.model, LRP, self.forward_func)
-        found = coverage_of(passage, inputs, additional_forward_args, attach=self._attached)
-        require(found, strict=self.strict)
+        check_inputs(self.model, self.forward_func, (inputs,))
+        passage = Passage(self.model, LRP, self.forward_func, cut=True)
+        to_do = check(passage, inputs, additional_forward_args, strict=self.strict)
         recording = Recording(self.model, sites_of(self.model), strict=not self.model.training)
-        forward = RecordedForward(self.forward_func)
+        finite = Finite(self.model, self.forward_func, (inputs,), additional_forward_args)
+        around = None if to_do is None else to_do.around(tuple)
+        forward = CheckedForward(self.forward_func, self.model, targets, around)
         with torch.enable_grad(), attached(self.model, recording.attachments()):
             output = _captum.run_forward(forward, inputs, None, additional_forward_args)
             recording.seal(inputs)
             selected = [_captum.select_targets(output, target) for target in targets]
             for values in selected:
-                require_one_output(values)
+                finite.require(values)
             last = len(selected) - 1
             return recording, [
                 directions_of(recording, values, retain_graph=index < last)

@@ -12,7 +12,9 @@ from captum.attr._utils.attribution import Attribution
 from captum_lrpx import _captum
 from captum_lrpx.alti.attention_weights import WeightCapture
 from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.forward import RecordedForward, model_of
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.forward import model_of
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import only_input, require_gradients, tensors_of
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.rules.patches import Attachment
@@ -63,7 +65,7 @@ class AttentionRollout(Attribution):
         self.model = model_of(forward_func, model)
         sites_of(self.model)
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -124,20 +126,16 @@ class AttentionRollout(Attribution):
     ) -> tuple[list[AttentionWeights], Tensor]:
         """The weights of every layer, and the gradient at the last one's output ``[B, T, D]``."""
         require_gradients()
+        check_inputs(self.model, self.forward_func, (inputs,))
         found: dict[str, AttentionWeights] = {}
         sites = sites_of(self.model)
         patches = [
             Attachment(site.module, partial(_capture, found, site)) for site in sites.attentions
         ]
         last = sites.blocks[-1].module
-        forward = RecordedForward(self.forward_func)
+        forward = CheckedForward(self.forward_func, self.model, [target])
         with torch.enable_grad(), attached(self.model, patches), captured([last]) as caught:
             output = _captum.run_forward(forward, inputs, target, additional_forward_args)
-            # Captum's words, see captum._utils.gradient.compute_gradients.
-            assert output[0].numel() == 1, (  # noqa: S101
-                "Target not provided when necessary, cannot take gradient with respect to "
-                "multiple outputs."
-            )
             hidden = caught[last][0]
             (gradient,) = torch.autograd.grad(output.sum(), hidden)
         return [found[site.path] for site in sites.attentions], gradient
@@ -205,7 +203,7 @@ class RandomAttribution(Attribution):
         Attribution.__init__(self, forward_func)
         self.seed = seed
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -241,9 +239,11 @@ class RandomAttribution(Attribution):
     def _draw(self, number: int, row: Tensor) -> Tensor:
         content = row.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         digest = hashlib.sha256(f"{self.seed} {number} ".encode() + content).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        generator = torch.Generator("cpu").manual_seed(
+            int.from_bytes(digest[:8], "big", signed=True)
+        )
         dtype = row.dtype if row.is_floating_point() else torch.float32
-        return torch.randn(row.shape, generator=generator).to(row.device, dtype)
+        return torch.randn(row.shape, generator=generator, device="cpu").to(row.device, dtype)
 
     def attribute_future(self) -> None:
         """Not available.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Captured", "captured", "embedding_with_gradients"]
+__all__ = ["Captured", "captured", "embedding_with_gradients", "uncaptured"]
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
 """Layer -> the tensors that it took or gave: the first floating one and those alike."""
@@ -45,8 +45,8 @@ def captured(
     handles = []
 
     def keep(module: nn.Module, caught: _Caught) -> None:
-        if _in_backward():
-            return  # a checkpointed block is computed again
+        if _in_backward() or getattr(_thread, "uncaptured", False):
+            return  # a checkpointed block is computed again, or something is looked for
         if module in found and not several_runs:
             raise ValueError(
                 f"The layer {type(module).__name__} runs more than once in one forward pass, so it "
@@ -79,7 +79,7 @@ def captured(
 
 
 @contextmanager
-def embedding_with_gradients(embedding: nn.Module) -> Iterator[None]:
+def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
     """Let what an embedding gives need a gradient, also where its weights do not.
 
     Then everything behind it has a graph, and a layer without a path to the explained output is one
@@ -87,14 +87,19 @@ def embedding_with_gradients(embedding: nn.Module) -> Iterator[None]:
 
     Args:
         embedding: The token embedding of the model.
+
+    Yields:
+        A list that fills with what the embedding gave.
     """
+    found: list[Tensor] = []
 
     def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return output if output.requires_grad else output.detach().requires_grad_()
+        found.append(output if output.requires_grad else output.detach().requires_grad_())
+        return found[-1]
 
     handle = embedding.register_forward_hook(_here(after))
     try:
-        yield
+        yield found
     finally:
         handle.remove()
 
@@ -107,6 +112,19 @@ def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*args) if threading.get_ident() == thread else None
 
     return in_this_thread
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def uncaptured() -> Iterator[None]:
+    """Within the ``with`` block, what the calling thread computes is not the run to keep."""
+    _thread.uncaptured = True
+    try:
+        yield
+    finally:
+        _thread.uncaptured = False
 
 
 def _in_backward() -> bool:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from captum_lrpx import _captum
+from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.embedded import embedded_ids
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.attr.strictness import form_of, require
 from captum_lrpx.traced import TracedPass
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
 
 __all__ = ["Passed", "forward_pass"]
@@ -92,10 +95,10 @@ class Passed:
 @contextmanager
 def forward_pass(
     attribution: LRPRules,
-    forward: RecordedForward,
     inputs: tuple[Tensor, ...],
     arguments: object | None,
     *,
+    targets: Sequence[TargetType] = (),
     layers: Sequence[nn.Module] = (),
     at_input: bool = False,
     watched: bool = False,
@@ -104,10 +107,10 @@ def forward_pass(
     """Run a forward function once.
 
     Args:
-        attribution: Model, rules and what they are to be strict about.
-        forward: The forward function.
+        attribution: Forward function, model, rules, and whether they are strict.
         inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
         arguments: What the forward function takes after the inputs.
+        targets: What of the output will be explained, to be refused as soon as it is there.
         layers: Layers whose tensors are captured.
         at_input: Whether what the layers take is captured instead of what they give.
         watched: Whether the names of functions and modules are asked for.
@@ -117,8 +120,13 @@ def forward_pass(
         The pass.
 
     Raises:
+        AssertionError: Captum's errors for inputs and targets that do not fit.
         ValueError: If the embeddings of token ids are nowhere to be seen.
     """
+    check_inputs(attribution.model, attribution.forward_func, inputs)  # type: ignore[attr-defined]
+    args = _captum.format_additional_forward_args(arguments)
+    warn_of_cache(attribution.forward_func, args)  # type: ignore[attr-defined]
+    forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
     aliases = with_gradients(inputs)
     ids = [tensor for tensor in inputs if not tensor.is_floating_point()]
     form = form_of(attribution, forward.forward_func, inputs, arguments, layers)
@@ -129,7 +137,7 @@ def forward_pass(
         embedded_ids(attribution.model, ids) as embedded,
         captured(layers, at_input=at_input) as caught,
     ):
-        output = _captum.run_forward(forward, aliases, None, arguments)
+        output = _captum.run_forward(forward, aliases, None, args)
         of_ids = iter(embedded)
         sources = tuple(
             alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))

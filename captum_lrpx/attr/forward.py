@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.binding import model_in
+from captum_lrpx.binding import model_in, not_a_model
+from captum_lrpx.targets.head import ModelForward
+from captum_lrpx.targets.outputs import (
+    LogProbabilities,
+    OutputFunction,
+    OutputSum,
+    Probabilities,
+)
+from captum_lrpx.wrappers import called_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RecordedForward", "model_of", "with_gradients"]
+__all__ = ["RecordedForward", "model_given", "model_of", "with_gradients"]
 
 
 _OF_TENSORS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
 )
 """Arguments of transformers models; some take a mapping of masks, one per kind of layer."""
+
+_OF_OUTPUTS = (LogProbabilities, OutputFunction, OutputSum, Probabilities)
 
 
 def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Module:
@@ -36,7 +47,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
     Raises:
         ValueError: If ``forward_func`` is a function and ``model`` is not given, or no transformers
             model is found, or it runs on several devices at once.
-        TypeError: If ``model`` is not a module.
+        TypeError: If ``model`` is not a module, or ``forward_func`` cannot be called.
     """
     if model is None:
         owner = getattr(forward_func, "__self__", forward_func)  # model.forward is as good as model
@@ -47,6 +58,9 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
                 f"{type(owner).__name__} is not a forward function of tensors, but its model can "
                 "be explained: give its `.model`."
             )
+        a_tokenizer = hasattr(owner, "convert_ids_to_tokens")
+        if not callable(owner) or isinstance(owner, type) or a_tokenizer:
+            raise not_a_model(forward_func)
         if not isinstance(owner, nn.Module):
             raise ValueError(
                 "The forward function is not a module, so the model that it runs is unknown: give "
@@ -55,7 +69,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
             )
         model = owner
     if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, not {type(model).__name__}.")
+        raise not_a_model(model)
     for part in (forward_func, model):
         if isinstance(part, nn.DataParallel) and len(part.device_ids) > 1:
             raise ValueError(
@@ -78,16 +92,20 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _behind_wrappers(module: nn.Module) -> nn.Module:
-    """The module that a wrapper hands its arguments to, which says what they are called."""
-    if isinstance(module, nn.DataParallel):
-        return _behind_wrappers(module.module)
-    if "_orig_mod" in module._modules:  # noqa: SLF001 - torch.compile; a PEFT model passes it on
-        return _behind_wrappers(module.get_submodule("_orig_mod"))
-    if hasattr(type(module), "get_base_model"):  # PEFT
-        base: nn.Module = module.get_base_model()  # type: ignore[operator]
-        return _behind_wrappers(base)
-    return module
+def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
+    """Whether a forward function hands its first input to the model as it is.
+
+    The model itself does, a wrapper around it, or a forward module of this package; what a function
+    or a foreign module does with its inputs is not known.
+    """
+    inner: Any = forward_func
+    while isinstance(inner, (RecordedForward, *_OF_OUTPUTS)):
+        inner = inner.forward_func if isinstance(inner, RecordedForward) else inner.inner
+    if getattr(inner, "__name__", "") == "forward":  # model.forward is as good as model
+        inner = getattr(inner, "__self__", inner)
+    if not isinstance(inner, nn.Module):
+        return False
+    return isinstance(inner, ModelForward) or called_module(inner) is model
 
 
 class RecordedForward:
@@ -98,25 +116,37 @@ class RecordedForward:
 
     Attributes:
         output: What the last call returned, detached; ``[B, ...]``.
+
+    Args:
+        forward_func: The forward function.
+        around: What a call runs in, which may look at what it returns.
     """
 
-    def __init__(self, forward_func: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        around: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> None:
         self.forward_func = forward_func
+        self.around = around
         self.output: Tensor | None = None
         self._parameters: tuple[str, ...] = ()
         if isinstance(forward_func, nn.Module):
-            called = _behind_wrappers(forward_func)
+            called = called_module(forward_func)
             self._parameters = tuple(inspect.signature(called.forward).parameters)
 
     def __call__(self, *args: Any) -> Any:
         """Run the forward function and keep its output."""
-        output = self._run(*map(_usable, args))
-        logits = getattr(output, "logits", None)
-        if not isinstance(output, Tensor) and isinstance(logits, Tensor):
-            output = logits
+        call = partial(self._logits, *map(_usable, args))
+        output = call() if self.around is None else self.around(call)
         if isinstance(output, Tensor):
             self.output = output.detach()
         return output
+
+    def _logits(self, *args: Any) -> Any:
+        output = self._run(*args)
+        logits = getattr(output, "logits", None)
+        return logits if not isinstance(output, Tensor) and isinstance(logits, Tensor) else output
 
     def _run(self, *args: Any) -> Any:
         keywords: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from captum.attr._utils.attribution import Attribution
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
-from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.attr.checks import check_model_and_tokenizer
+from captum_lrpx.attr.finite import Finite
+from captum_lrpx.attr.generated import Generated, result_of
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
-from captum_lrpx.attr.strictness import require
+from captum_lrpx.attr.strictness import coverage_of, require
 from captum_lrpx.propagation import gradient_scale, token_embedding_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
@@ -25,19 +27,22 @@ from captum_lrpx.targets.continuation import (
     generated_ids,
     prompt_of,
     span_rows,
-    token_texts,
 )
 from captum_lrpx.targets.head import LanguageModelHead
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
 from captum_lrpx.traced import TracedPass
 from captum_lrpx.traced import traced_rules as traced
+from captum_lrpx.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from captum.attr import TextTokenInput
 
-    from captum_lrpx.targets.continuation import Spans, TokenIds
+    from captum_lrpx.attr.generation_result import LLMRelevanceResult
+    from captum_lrpx.targets.continuation import Spans
+    from captum_lrpx.targets.inputs import Given, TokenIds
+    from captum_lrpx.targets.place import Token
     from captum_lrpx.targets.quantity import Quantity
 
 __all__ = ["LLMRelevance"]
@@ -57,7 +62,12 @@ class LLMRelevance(Attribution):
     """
 
     def __init__(
-        self, attr_method: LRPx | LayerLRPx, tokenizer: Any, attr_target: Quantity = "log_prob"
+        self,
+        attr_method: LRPx | LayerLRPx,
+        tokenizer: Any,
+        attr_target: Quantity = "log_prob",
+        *,
+        model_name: str | None = None,
     ) -> None:
         r"""Take the model and the rules from a method.
 
@@ -69,9 +79,12 @@ class LLMRelevance(Attribution):
             tokenizer (Tokenizer): The tokenizer of the model.
             attr_target (str, optional): What is explained of each token: ``"log_prob"``, ``"prob"``
                 or ``"logit"``. Default: ``"log_prob"``
+            model_name (str, optional): Name of the model in the results. Default: where it was
+                loaded from
 
         Raises:
-            TypeError: If the method is another one, or explains something else than a model.
+            TypeError: If the method is another one, or explains something else than a model, or
+                the tokenizer is none.
             ValueError: If the model predicts no text, or ``attr_target`` is unknown.
         """
         if not isinstance(attr_method, (LRPx, LayerLRPx)):
@@ -88,20 +101,29 @@ class LLMRelevance(Attribution):
                 "LLMRelevance says by itself what is explained: give the method the language model "
                 f"and not {type(attr_method.forward_func).__name__}."
             )
+        check_model_and_tokenizer(attr_method.model, tokenizer)
+        if unwrapped(cast("nn.Module", attr_method.forward_func)) is None:
+            raise ValueError(
+                f"LLMRelevance reads {type(attr_method.model).__name__} step by step, but what was "
+                "given computes more than it: prompt or prefix tuning, or hooks or a forward of "
+                "its own. Explain token by token, by TokenLogits."
+            )
         super().__init__(attr_method.forward_func)
         self.attr_method = attr_method
         self.model: nn.Module = attr_method.model
         self.tokenizer = tokenizer
         self.attr_target: Quantity = check_quantity(attr_target)
+        self.model_name = model_name
 
     @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
-        inp: str | TokenIds | TextTokenInput,
-        target: str | TokenIds | None = None,
+        inp: Given | TextTokenInput,
+        target: str | Token | TokenIds | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
-        foil: int | str | TokenIds | None = None,
+        first_token: str | None = None,
+        foil: int | str | Token | TokenIds | None = None,
         spans: Spans | None = None,
         attribute_to_layer_input: bool = False,
         targets_per_backward: int = 8,
@@ -109,14 +131,17 @@ class LLMRelevance(Attribution):
         r"""Relevances of the prompt, and of the continuation so far, for the continuation.
 
         Args:
-            inp (str, Tensor, sequence of int, or TextTokenInput): The prompt: a text, token ids
-                ``[P]`` or ``[1, P]``, or Captum's ``TextTokenInput`` (``token_attr`` leaves out its
-                ``skip_tokens``).
-            target (str, Tensor, or sequence of int, optional): The continuation: a text (with its
-                blank in front where the tokenizer keeps blanks), or token ids ``[K]``.
-                Default: None, the model generates it.
+            inp (str, sequence of messages, Tensor, sequence of int, or TextTokenInput): The prompt:
+                whatever :func:`captum_lrpx.explain` takes (a text, chat messages, token ids
+                ``[P]`` or ``[1, P]``, what the tokenizer returns for one text), or Captum's
+                ``TextTokenInput`` (``token_attr`` leaves out its ``skip_tokens``).
+            target (str, Tensor, or sequence of int, optional): The continuation: a text, encoded in
+                its place after the prompt as a word of :class:`captum_lrpx.Target` is, a
+                ``Token``, or token ids ``[K]``. Default: None, the model generates it.
             gen_args (dict, optional): Arguments of ``model.generate``, if there is no ``target``.
                 Default: None, those of Captum
+            first_token (str, optional): A special token that comes first, for a model that was
+                trained with one that its tokenizer does not add. Default: None
             foil (int, str, Tensor, or sequence of int, optional): What is subtracted at each step:
                 one token for all steps or one for each. Why this token rather than that one, given
                 the same text before it. Default: None
@@ -144,15 +169,15 @@ class LLMRelevance(Attribution):
         Examples::
 
             >>> llm = LLMRelevance(AttnLRPx(model), tokenizer)
-            >>> result = llm.attribute("the keys to the cabinet", target=" are old")
+            >>> result = llm.attribute("the keys to the cabinet", target="are old")
             >>> result.token_attr  # [2, number of tokens of the prompt]
             >>> result.plot_token_attr()
-            >>> llm.attribute("the keys to the cabinet", target=" are old", foil=[is_, new])
+            >>> llm.attribute("the keys to the cabinet", target="are old", foil=[is_, new])
             >>> llm.attribute("the keys to the", gen_args={"max_new_tokens": 5}, spans=[(0, 5)])
         """
         require_gradients()
         check_at_once(targets_per_backward)
-        prompt = prompt_of(self.model, self.tokenizer, inp)
+        prompt = prompt_of(self.model, self.tokenizer, inp, first_token)
         if target is None:
             continuation = generated_ids(self.model, prompt, gen_args)
         elif gen_args is None:
@@ -161,9 +186,9 @@ class LLMRelevance(Attribution):
             raise ValueError("gen_args are for generating a continuation, but `target` gives one.")
         foils = None
         if foil is not None:
-            foils = foil_ids(self.model, self.tokenizer, continuation, foil)
+            foils = foil_ids(self.model, self.tokenizer, prompt, continuation, foil)
         steps = len(continuation)
-        rows = torch.eye(steps) if spans is None else span_rows(spans, steps)
+        rows = torch.eye(steps, device="cpu") if spans is None else span_rows(spans, steps)
         context, values, decomposed = self._explain(
             torch.cat([prompt.ids, continuation]),
             torch.stack([continuation] if foils is None else [continuation, foils], dim=1),
@@ -171,18 +196,14 @@ class LLMRelevance(Attribution):
             targets_per_backward,
             at_input=attribute_to_layer_input,
         )
-        texts = token_texts(self.tokenizer, continuation)
-        shown = prompt.shown.to(context.device)
-        return LLMRelevanceResult(
-            input_tokens=[token for token, show in zip(prompt.tokens, shown, strict=True) if show],
-            output_tokens=[_joined(texts, row) for row in rows],
-            token_attr=context[:, : len(prompt.ids)][:, shown],
-            context_tokens=[*prompt.tokens, *texts],
-            context_attr=context,
-            values=values,
-            decomposed=decomposed,
-            prompt_ids=prompt.ids,
-            continuation_ids=continuation,
+        return result_of(
+            Generated(self.tokenizer, prompt, continuation, foils, rows),
+            self.attr_method,
+            self.attr_target,
+            context,
+            values,
+            decomposed,
+            model_name=self.model_name,
         )
 
     def attribute_future(self) -> None:
@@ -212,8 +233,10 @@ class LLMRelevance(Attribution):
         embedding = token_embedding_of(self.model)
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
         device = next(self.model.parameters()).device
+        # It is the model itself that runs, not a function of the user's that may have a state.
         if method.fast:
-            method.require_coverage(ids[None, :-1].to(device), at_input=at_input)
+            passage = method.passage(at_input=at_input)
+            require(coverage_of(passage, ids[None, :-1].to(device), None), strict=method.strict)
         wanted = wanted.to(device)
         steps = len(wanted)
         form = "states", at_input, weakref.ref(layer)
@@ -228,10 +251,10 @@ class LLMRelevance(Attribution):
             found = _of_sequence(caught.get(layer), len(ids) - 1, layer)
             if isinstance(rules, TracedPass):
                 rules.attach(states)
-                problem = rules.problems(found)
-                if problem is not None:
-                    require(problem, strict=method.strict)
+                require(rules.problems(found), strict=method.strict)
             values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
+            read = ids[None, :-1].to(device)
+            Finite(self.model, self.model, (read,), noun="token").require(values)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)
             chunks = torch.split(rows, method.targets_at_once(at_once))
@@ -318,8 +341,3 @@ def _check_causal(relevance: Tensor, rows: Tensor) -> None:
             "The model's predictions depend on tokens that come later, so it is not a causal "
             "language model: a bidirectional one needs `is_decoder=True` in its config."
         )
-
-
-def _joined(tokens: Sequence[str], row: Tensor) -> str:
-    """The tokens that a row is about, as its label."""
-    return " ".join(token for token, weight in zip(tokens, row.tolist(), strict=True) if weight)

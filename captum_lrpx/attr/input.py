@@ -10,8 +10,10 @@ from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.many import (
     check_embedded,
     only_ids,
@@ -22,11 +24,9 @@ from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
     require_gradients,
-    require_graph,
-    require_one_output,
     tensors_of,
-    warn_if_not_finite,
 )
+from captum_lrpx.attr.selection import check_targets
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+    from captum_lrpx.attr.strictness import Check
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["AttnLRPx", "LRPx"]
@@ -121,7 +122,7 @@ class LRPx(LRPRules, GradientAttribution):
         return_convergence_delta: Literal[False] = False,
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -160,7 +161,8 @@ class LRPx(LRPRules, GradientAttribution):
             AssertionError: Captum's errors for inputs and targets that do not fit.
             MemoryError: If the inputs are so large that they cannot fit (see
                 :mod:`captum_lrpx.memory`).
-            ValueError: If something non-linear has no rule (see ``strict``).
+            ValueError: If something non-linear has no rule (see ``strict``), a module is not what
+                it is declared as, or the explained value is infinite or NaN.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists; if a block
                 cannot be compiled that should be.
 
@@ -175,21 +177,28 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
-        self._check(tensors, additional_forward_args)
-        forward = RecordedForward(self.forward_func)
         if not self.fast:
-            relevances = self._traced(forward, tensors, target, additional_forward_args)
-        elif all(torch.is_floating_point(tensor) for tensor in tensors):
-            relevances = self._of_floats(forward, tensors, target, additional_forward_args)
+            relevances, output = self._traced(tensors, target, additional_forward_args)
+            attributions = _captum.format_output(is_inputs_tuple, relevances)
+            if not return_convergence_delta:
+                return cast("TensorOrTupleOfTensorsGeneric", attributions)
+            return attributions, self.compute_convergence_delta(attributions, output)
+        check = self._check(tensors, additional_forward_args)
+        forward = CheckedForward(self.forward_func, self.model, [target])
+        if all(torch.is_floating_point(tensor) for tensor in tensors):
+            relevances = self._of_floats(forward, check, tensors, target, additional_forward_args)
         else:
-            relevances = self._of_ids(forward, tensors, target, additional_forward_args)
-        warn_if_not_finite(relevances, forward.output)
+            relevances = self._of_ids(forward, check, tensors, target, additional_forward_args)
+        output = _captum.select_targets(forward.output, target)
+        finite = self.finite(tensors, additional_forward_args)
+        finite.require(output)
+        finite.warn(relevances)
         attributions = _captum.format_output(is_inputs_tuple, relevances)
         if not return_convergence_delta:
             return cast("TensorOrTupleOfTensorsGeneric", attributions)
-        output = _captum.select_targets(forward.output, target)
         return attributions, self.compute_convergence_delta(attributions, output)
 
+    @entry_point
     def attribute_targets(
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
@@ -231,56 +240,59 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
-        self._check(tensors, additional_forward_args)
-        of_targets = relevances_by_target if self.fast else traced_by_target
-        relevances = of_targets(
-            self,
-            tensors,
-            targets,
-            _captum.format_additional_forward_args(additional_forward_args),
-            targets_per_backward,
-        )
+        if targets is not None:
+            check_targets(targets)
+        arguments = _captum.format_additional_forward_args(additional_forward_args)
+        if self.fast:
+            check = self._check(tensors, additional_forward_args)
+            relevances = relevances_by_target(
+                self, check, tensors, targets, arguments, targets_per_backward
+            )
+        else:
+            relevances = traced_by_target(self, tensors, targets, arguments, targets_per_backward)
         return cast(
             "TensorOrTupleOfTensorsGeneric", _captum.format_output(is_inputs_tuple, relevances)
         )
 
-    def _check(self, inputs: tuple[Tensor, ...], additional_forward_args: object | None) -> None:
+    def _check(
+        self, inputs: tuple[Tensor, ...], additional_forward_args: object | None
+    ) -> Check | None:
         """Refuse what cannot be explained, before anything is computed."""
-        if not self.fast:
-            return
         if not all(torch.is_floating_point(tensor) for tensor in inputs):
             only_ids(inputs)
+        check_inputs(self.model, self.forward_func, inputs)
         self.check_memory(self.forward_func, inputs)
-        self.require_coverage(inputs, additional_forward_args)
+        return self.require_coverage(inputs, additional_forward_args)
 
     def _traced(
-        self,
-        forward: RecordedForward,
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object | None,
-    ) -> tuple[Tensor, ...]:
-        with forward_pass(self, forward, inputs, additional_forward_args) as passed:
+        self, inputs: tuple[Tensor, ...], target: TargetType, arguments: object | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Relevances and the explained output, by rules on the graph."""
+        with forward_pass(self, inputs, arguments, targets=[target]) as passed:
             selected = _captum.select_targets(passed.output, target)
-            require_one_output(selected)
-            require_graph(selected)
+            finite = self.finite(inputs, arguments)
+            finite.require(selected)
             passed.explain(selected)
             found = torch.autograd.grad(
                 torch.unbind(selected.reshape(-1)), passed.sources, allow_unused=True
             )
-            return passed.relevances(found)
+            relevances = passed.relevances(found)
+        finite.warn(relevances)
+        return relevances, selected.detach()
 
     def _of_floats(
         self,
         forward: RecordedForward,
+        check: Check | None,
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
-        with self.rules():
-            gradients = self.gradient_func(
-                forward, with_gradients(inputs), target, additional_forward_args
-            )
+        aliases = with_gradients(inputs)
+        if check is not None:
+            forward.around = check.around(lambda: aliases)
+        with self.rules(plain=check is not None):
+            gradients = self.gradient_func(forward, aliases, target, additional_forward_args)
         return tuple(
             (tensor * gradient).detach() for tensor, gradient in zip(inputs, gradients, strict=True)
         )
@@ -288,20 +300,23 @@ class LRPx(LRPRules, GradientAttribution):
     def _of_ids(
         self,
         forward: RecordedForward,
+        check: Check | None,
         inputs: tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
         only_ids(inputs)
         embedding = sites_of(self.model).token_embedding
-        with torch.enable_grad(), self.rules(), captured([embedding]) as embedded:
+        rules = self.rules(plain=check is not None)
+        with torch.enable_grad(), rules, captured([embedding]) as embedded:
+            if check is not None:
+                forward.around = check.around(lambda: embedded.get(embedding, ()))
             output = _captum.run_forward(
                 forward,
                 inputs,
                 target,
                 _captum.format_additional_forward_args(additional_forward_args),
             )
-            require_one_output(output)
             if embedding not in embedded:
                 raise ValueError(
                     "The forward function embeds no token ids: give embeddings instead of ids."

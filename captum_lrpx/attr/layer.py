@@ -11,21 +11,23 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
     require_gradients,
-    require_one_output,
     tensors_of,
 )
 from captum_lrpx.propagation import gradient_scale, sites_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from captum_lrpx.attr.finite import Finite
     from captum_lrpx.attr.strictness import Passage
     from captum_lrpx.recipes import Recipe
 
@@ -79,6 +81,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             self, forward_func, layer, device_ids, multiply_by_inputs=multiply_by_inputs
         )
         self.set_rules(forward_func, model, recipe, strict=strict)
+        check_layers(self.model, layer)
 
     def passage(self, *, at_input: bool = False) -> Passage:
         """From the layers to the output."""
@@ -90,7 +93,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         """Whether the attributions contain the factor of the layer's value."""
         return bool(self._multiply_by_inputs)
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -145,49 +148,86 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         require_gradients()
         layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         tensors = tensors_of(inputs)
-        forward = RecordedForward(self.forward_func)
-        if self.fast:
-            self.require_coverage(
-                tensors, additional_forward_args, at_input=attribute_to_layer_input
-            )
-            with (
-                torch.enable_grad(),
-                self.rules(),
-                embedding_with_gradients(sites_of(self.model).token_embedding),
-                captured(layers, at_input=attribute_to_layer_input) as values,
-            ):
-                explained = _run(forward, inputs, target, additional_forward_args)
-                _require_values(layers, values)
-                scales: list[float | Tensor] = [
-                    gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers
-                ]
-                gradients = self._gradients(
-                    explained, [values[layer] for layer in layers], grad_kwargs
-                )
-        else:
-            with forward_pass(
-                self,
-                forward,
+        if not self.fast:
+            return self._traced(
                 tensors,
+                target,
                 additional_forward_args,
-                layers=layers,
+                grad_kwargs,
                 at_input=attribute_to_layer_input,
-            ) as passed:
-                values, scales = passed.layers, [1.0] * len(layers)
-                _require_values(layers, values)
-                explained = _captum.select_targets(passed.output, target)
-                require_one_output(explained)
-                passed.explain(explained, [each for layer in layers for each in values[layer]])
-                gradients = self._gradients(
-                    explained, [values[layer] for layer in layers], grad_kwargs
+                with_delta=return_convergence_delta,
+            )
+        check_inputs(self.model, self.forward_func, tensors)
+        check = self.require_coverage(
+            tensors, additional_forward_args, at_input=attribute_to_layer_input
+        )
+        forward = CheckedForward(self.forward_func, self.model, [target])
+        with (
+            torch.enable_grad(),
+            self.rules(plain=check is not None),
+            embedding_with_gradients(sites_of(self.model).token_embedding) as embedded,
+            captured(layers, at_input=attribute_to_layer_input) as values,
+        ):
+            aliases = with_gradients(tensors)
+            if check is not None:
+                of_ids = not all(tensor.is_floating_point() for tensor in tensors)
+                forward.around = check.around(
+                    lambda: embedded if of_ids else aliases,
+                    lambda: [each for layer in layers for each in values.get(layer, ())],
                 )
+            explained = _run(forward, aliases, target, additional_forward_args)
+            finite = self.finite(tensors, additional_forward_args)
+            finite.require(explained)
+            scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
+            for layer in layers:
+                if layer not in values:
+                    raise did_not_run(self.model, layer)
+            gradients = self._gradients(explained, [values[layer] for layer in layers], grad_kwargs)
+        output = _captum.select_targets(forward.output, target)
         results = [
             self._relevances(values[layer], gradient, scale)
             for layer, gradient, scale in zip(layers, gradients, scales, strict=True)
         ]
-        if not return_convergence_delta:
+        return self._formatted(results, output, finite, with_delta=return_convergence_delta)
+
+    def _traced(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        arguments: object | None,
+        grad_kwargs: dict[str, Any] | None,
+        *,
+        at_input: bool,
+        with_delta: bool,
+    ) -> Any:
+        """The same, by rules on the graph."""
+        layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
+        with forward_pass(
+            self, inputs, arguments, targets=[target], layers=layers, at_input=at_input
+        ) as passed:
+            for layer in layers:
+                if layer not in passed.layers:
+                    raise did_not_run(self.model, layer)
+            values = [passed.layers[layer] for layer in layers]
+            explained = _captum.select_targets(passed.output, target)
+            finite = self.finite(inputs, arguments)
+            finite.require(explained)
+            passed.explain(explained, [each for tensors in values for each in tensors])
+            gradients = self._gradients(explained.reshape(-1), values, grad_kwargs)
+            results = [
+                self._relevances(tensors, slopes, 1.0)
+                for tensors, slopes in zip(values, gradients, strict=True)
+            ]
+        return self._formatted(results, explained.detach(), finite, with_delta=with_delta)
+
+    def _formatted(
+        self, results: list[LayerRelevance], output: Tensor, finite: Finite, *, with_delta: bool
+    ) -> Any:
+        """Results as Captum returns them: of one layer or of several, with or without the delta."""
+        flat = (each if isinstance(each, tuple) else (each,) for each in results)
+        finite.warn(tuple(tensor for tensors_ in flat for tensor in tensors_))
+        if not with_delta:
             return results[0] if isinstance(self.layer, nn.Module) else results
-        output = _captum.select_targets(forward.output, target)
         deltas = [self.compute_convergence_delta(result, output) for result in results]
         if isinstance(self.layer, nn.Module):
             return results[0], deltas[0]
@@ -228,32 +268,19 @@ class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
     r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`AttnLRPx`."""
 
 
-def _require_values(
-    layers: Sequence[nn.Module], values: dict[nn.Module, tuple[Tensor, ...]]
-) -> None:
-    for layer in layers:
-        if layer not in values:
-            raise ValueError(
-                f"The layer {type(layer).__name__} did not run in the forward pass, or has no "
-                "floating-point tensor there."
-            )
-
-
 def _run(
     forward: RecordedForward,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: object | None,
 ) -> Tensor:
     """The explained output, one value per example."""
-    output = cast(
+    return cast(
         "Tensor",
         _captum.run_forward(
             forward,
-            with_gradients(tensors_of(inputs)),
+            inputs,
             target,
             _captum.format_additional_forward_args(additional_forward_args),
         ),
     )
-    require_one_output(output)
-    return output

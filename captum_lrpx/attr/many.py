@@ -10,9 +10,9 @@ import torch
 from captum_lrpx import _captum
 from captum_lrpx.attr.backward import check_at_once, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
+from captum_lrpx.attr.checks import CheckedForward
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import require_graph, require_one_output
+from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.capture import Captured
     from captum_lrpx.attr.input import LRPx
+    from captum_lrpx.attr.strictness import Check
 
 __all__ = [
     "all_targets",
@@ -36,6 +37,7 @@ __all__ = [
 
 def relevances_by_target(
     attribution: LRPx,
+    check: Check | None,
     inputs: tuple[Tensor, ...],
     targets: Sequence[TargetType] | None,
     arguments: tuple[Any, ...] | None,
@@ -45,6 +47,7 @@ def relevances_by_target(
 
     Args:
         attribution: Forward function and rules.
+        check: The check of coverage that is still to be made.
         inputs: Token ids ``[B, T]``, or any number of floating inputs ``[B, ...]``.
         targets: Targets in Captum's forms, or None.
         arguments: What the forward function takes behind the inputs.
@@ -62,14 +65,17 @@ def relevances_by_target(
         only_ids(inputs)
     leaves = with_gradients(inputs)
     embedding = sites_of(attribution.model).token_embedding
-    forward = RecordedForward(attribution.forward_func)
+    given = () if targets is None else targets
+    forward = CheckedForward(attribution.forward_func, attribution.model, given)
     with ExitStack() as opened:
         opened.enter_context(torch.enable_grad())
-        opened.enter_context(attribution.rules())
+        opened.enter_context(attribution.rules(plain=check is not None))
         caught: Captured = {}
         if of_ids:
             opened.enter_context(embedding_with_gradients(embedding))
             caught = opened.enter_context(captured([embedding]))
+        if check is not None:
+            forward.around = check.around(lambda: caught.get(embedding, ()) if of_ids else leaves)
         output: Any = _captum.run_forward(forward, leaves, None, arguments)
         values = caught.get(embedding, ()) if of_ids else leaves
         if of_ids:
@@ -77,7 +83,9 @@ def relevances_by_target(
         chosen = all_targets(output, targets)
         parts: list[list[Tensor]] = [[] for _ in values]
         at_once = attribution.targets_at_once(at_once)
-        for _, slopes in gradients_by_target(output, chosen, values, at_once):
+        finite = attribution.finite(inputs, arguments)
+        for found, slopes in gradients_by_target(output, chosen, values, at_once):
+            finite.require(found.T)
             for part, value, slope in zip(parts, values, slopes, strict=True):
                 relevance = slope * value.detach()
                 part.append(relevance.sum(-1) if of_ids else relevance)
@@ -91,16 +99,16 @@ def traced_by_target(
     arguments: tuple[Any, ...] | None,
     at_once: int,
 ) -> tuple[Tensor, ...]:
-    """The same as :func:`relevances_by_target` for a model that nothing declares."""
-    forward = RecordedForward(attribution.forward_func)
-    with forward_pass(attribution, forward, inputs, arguments) as passed:
-        require_graph(passed.output)
+    """The same as :func:`relevances_by_target`, by rules on the graph."""
+    given = () if targets is None else targets
+    with forward_pass(attribution, inputs, arguments, targets=given) as passed:
         chosen = all_targets(passed.output, targets)
         passed.explain(passed.output)
-        parts = [
-            passed.relevances(slopes)
-            for _, slopes in gradients_by_target(passed.output, chosen, passed.sources, at_once)
-        ]
+        finite = attribution.finite(inputs, arguments)
+        parts = []
+        for values, slopes in gradients_by_target(passed.output, chosen, passed.sources, at_once):
+            finite.require(values.T)
+            parts.append(passed.relevances(slopes))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -130,7 +138,8 @@ def check_embedded(shape: Sequence[int], ids: Tensor) -> None:
     if tuple(shape) != tuple(ids.shape):
         raise ValueError(
             f"The forward function embedded ids of shape {tuple(shape)}, but was "
-            f"given ids of shape {tuple(ids.shape)}: give embeddings instead of ids."
+            f"given ids of shape {tuple(ids.shape)}: give embeddings instead of ids, as "
+            "`model.get_input_embeddings()(ids)` makes them."
         )
 
 
@@ -142,7 +151,7 @@ def all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequenc
         targets: Targets in Captum's forms, or None.
 
     Raises:
-        ValueError: If there is none, or all are asked for of an output that is not ``[B, C]``.
+        ValueError: If all are asked for of an output that is not ``[B, C]``.
     """
     if targets is None:
         if output.ndim != 2:
@@ -151,8 +160,6 @@ def all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequenc
                 "[B, C], all of which is explained. Give `targets`."
             )
         return range(output.shape[1])
-    if not len(targets):
-        raise ValueError("Give at least one target.")
     return targets
 
 
@@ -194,6 +201,5 @@ def gradients_by_target(
 
 def _selected(output: Tensor, target: TargetType) -> Tensor:
     values: Any = _captum.select_targets(output, target)
-    require_one_output(values)
     selected: Tensor = values.reshape(-1)
     return selected

@@ -10,9 +10,12 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
+from captum_lrpx.attr.forward import with_gradients
+from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients, tensors_of
+from captum_lrpx.attr.selection import select_neuron
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.attr.engine import Passed
+    from captum_lrpx.attr.finite import Finite
     from captum_lrpx.attr.strictness import Passage
     from captum_lrpx.recipes import Recipe
 
@@ -59,12 +63,13 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         NeuronAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
         self.set_rules(forward_func, model, recipe, strict=strict)
+        check_layers(self.model, [layer])
 
     def passage(self, *, at_input: bool = False) -> Passage:
         """From the inputs to the layer of the neuron."""
         return replace(super().passage(at_input=at_input), layers=(self.layer,), end=True)
 
-    @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @entry_point
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -109,34 +114,44 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         tensors = tensors_of(inputs)
         args = _captum.format_additional_forward_args(additional_forward_args)
         of_ids = not all(tensor.is_floating_point() for tensor in tensors)
-        if of_ids and len(tensors) != 1:
+        if self.fast and of_ids and len(tensors) != 1:
             raise ValueError("Token ids must be the only input.")
         if not self.fast:
             relevances = self._traced(
-                tensors, neuron_selector, additional_forward_args, attribute_to_neuron_input
+                tensors, neuron_selector, args, at_input=attribute_to_neuron_input
             )
             return cast(
                 "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
             )
-        self.require_coverage(tensors, additional_forward_args, at_input=attribute_to_neuron_input)
-        forward = RecordedForward(self.forward_func)
+        check_inputs(self.model, self.forward_func, tensors)
+        check = self.require_coverage(
+            tensors, additional_forward_args, at_input=attribute_to_neuron_input
+        )
+        forward = CheckedForward(self.forward_func, self.model)
         embedding = [sites_of(self.model).token_embedding] if of_ids else []
         aliases = with_gradients(tensors)
         with (
             torch.enable_grad(),
-            self.rules(),
+            self.rules(plain=check is not None),
             captured(embedding) as embedded,
             captured([self.layer], at_input=attribute_to_neuron_input) as layers,
         ):
+            if check is not None:
+                forward.around = check.around(
+                    lambda: embedded.get(embedding[0], ()) if of_ids else aliases,
+                    lambda: layers.get(self.layer, ()),
+                )
             _captum.run_forward(forward, aliases, None, args)
             sources = embedded[embedding[0]] if of_ids else aliases
-            gradients = self._gradients(layers, sources, neuron_selector)
+            finite = self.finite(tensors, additional_forward_args)
+            gradients = self._gradients(layers, sources, neuron_selector, finite)
         relevances = tuple(
             (source * gradient).detach()
             for source, gradient in zip(sources, gradients, strict=True)
         )
         if of_ids:
             relevances = tuple(relevance.sum(-1) for relevance in relevances)
+        finite.warn(relevances)
         return cast(
             "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
         )
@@ -146,28 +161,31 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         inputs: tuple[Tensor, ...],
         selector: Any,
         arguments: object | None,
+        *,
         at_input: bool,
     ) -> tuple[Tensor, ...]:
-        forward = RecordedForward(self.forward_func)
+        """The same, by rules on the graph."""
         with forward_pass(
-            self, forward, inputs, arguments, layers=[self.layer], at_input=at_input
+            self, inputs, arguments, layers=[self.layer], at_input=at_input
         ) as passed:
-            gradients = self._gradients(passed.layers, passed.sources, selector, passed)
-            return passed.relevances(gradients)
+            finite = self.finite(inputs, arguments)
+            gradients = self._gradients(passed.layers, passed.sources, selector, finite, passed)
+            relevances = passed.relevances(gradients)
+        finite.warn(relevances)
+        return relevances
 
     def _gradients(
         self,
         layers: dict[nn.Module, tuple[Tensor, ...]],
         sources: tuple[Tensor, ...],
         selector: Any,
+        finite: Finite,
         passed: Passed | None = None,
     ) -> tuple[Tensor, ...]:
         if self.layer not in layers:
-            raise ValueError(
-                f"The layer {type(self.layer).__name__} did not run in the forward pass, or has no "
-                "floating-point tensor there."
-            )
-        neuron = _captum.select_neuron(layers[self.layer], selector)
+            raise did_not_run(self.model, self.layer)
+        neuron = select_neuron(layers[self.layer], selector)
+        finite.require(neuron)
         if passed is not None:
             passed.explain(neuron)
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from captum_lrpx import _captum
+from captum_lrpx.attr.checks import check_inputs, not_an_input
+from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward import model_of
-from captum_lrpx.attr.strictness import Passage, coverage_of, require
+from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import is_declared, propagation
+from captum_lrpx.propagation import is_declared, plain_propagation, propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 
 if TYPE_CHECKING:
@@ -29,9 +31,7 @@ __all__ = [
     "RelevanceProtocol",
     "only_input",
     "require_gradients",
-    "require_one_output",
     "tensors_of",
-    "warn_if_not_finite",
 ]
 
 
@@ -124,9 +124,14 @@ class LRPRules(RelevanceProtocol):
                 "which `checkpointing` and `compile` would hide: leave them out."
             )
 
-    def rules(self) -> AbstractContextManager[nn.Module]:
-        """The rules, attached to the model for a ``with`` block."""
-        return propagation(
+    def rules(self, *, plain: bool = False) -> AbstractContextManager[nn.Module]:
+        """The rules, attached to the model for a ``with`` block.
+
+        Args:
+            plain: Whether each operation is to be seen: nothing is fused or compiled.
+        """
+        attach = plain_propagation if plain else propagation
+        return attach(
             self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
         )
 
@@ -162,7 +167,8 @@ class LRPRules(RelevanceProtocol):
 
         Returns:
             *Coverage*: A table; ``.complete`` says whether everything non-linear has a rule. The
-            forward function runs once to find out, and not again for inputs of the same kind.
+            forward function runs once to find out, on copies of arguments that are no tensors, and
+            not again for inputs of the same kind.
 
         Raises:
             ValueError: If what the forward function returns has no gradient.
@@ -172,6 +178,7 @@ class LRPRules(RelevanceProtocol):
             >>> print(AttnLRPx(model).coverage(ids))
         """
         require_gradients()
+        check_inputs(self.model, self.forward_func, tensors_of(inputs))  # type: ignore[attr-defined]
         if not self.fast:
             return traced_coverage(self, inputs, additional_forward_args)
         found = coverage_of(self.passage(), inputs, additional_forward_args)
@@ -192,7 +199,7 @@ class LRPRules(RelevanceProtocol):
         additional_forward_args: object | None = None,
         *,
         at_input: bool = False,
-    ) -> None:
+    ) -> Check | None:
         """Refuse, or warn of, something non-linear without a rule.
 
         Args:
@@ -200,11 +207,18 @@ class LRPRules(RelevanceProtocol):
             additional_forward_args: As for ``attribute``.
             at_input: Whether what the layers take is explained.
 
+        Returns:
+            None if this is done; else the check that is to be made in the run, the first time.
+
         Raises:
             ValueError: If there is such a thing, and the attribution is strict.
         """
         passage = self.passage(at_input=at_input)
-        require(coverage_of(passage, inputs, additional_forward_args), strict=self.strict)
+        return check(passage, inputs, additional_forward_args, strict=self.strict)
+
+    def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
+        """The check that what is explained, and the relevances, are numbers."""
+        return Finite(self.model, self.forward_func, inputs, args)  # type: ignore[attr-defined]
 
 
 class AttnLRPRules(LRPRules):
@@ -216,28 +230,14 @@ class AttnLRPRules(LRPRules):
 def traced_coverage(
     attribution: LRPRules, inputs: Tensor | tuple[Tensor, ...], arguments: object | None
 ) -> Coverage:
-    """The operations between inputs and output of a model that nothing declares."""
+    """The operations between inputs and output, from a watched pass on copies of the arguments."""
     from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
-    from captum_lrpx.attr.forward import RecordedForward  # noqa: PLC0415
 
-    forward = RecordedForward(attribution.forward_func)  # type: ignore[attr-defined]
-    with forward_pass(attribution, forward, tensors_of(inputs), arguments, watched=True) as passed:
-        require_graph(passed.output)
+    args = _captum.format_additional_forward_args(arguments)
+    copied = None if args is None else tuple(map(own_copy, args))
+    with forward_pass(attribution, tensors_of(inputs), copied, watched=True) as passed:
         passed.rules.attach(passed.output)
         return passed.rules.coverage(passed.sources)
-
-
-def require_graph(output: object) -> None:
-    """Refuse an output without a gradient.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    if not isinstance(output, Tensor) or not output.requires_grad:
-        raise ValueError(
-            "The forward function returns nothing that has a gradient (does it run the model "
-            "under torch.no_grad?), so there is nothing between inputs and output to explain."
-        )
 
 
 def require_gradients() -> None:
@@ -253,56 +253,20 @@ def require_gradients() -> None:
         )
 
 
-def require_one_output(output: Tensor) -> None:
-    """Refuse an output with more than one value per example; the words are Captum's.
-
-    Raises:
-        AssertionError: If a target is missing.
-    """
-    if output[0].numel() != 1:
-        raise AssertionError(
-            "Target not provided when necessary, cannot take gradient with respect to multiple "
-            "outputs."
-        )
-
-
 def tensors_of(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs as a tuple.
 
     Raises:
         AssertionError: If there is none, or one that is no tensor; the words are Captum's.
-        ValueError: If one is on the device "meta".
     """
     tensors: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in tensors or (None,):
         if not isinstance(tensor, Tensor):
             raise AssertionError(  # noqa: TRY004 - the type that Captum raises
                 "`inputs` must be a torch.Tensor or a tuple[torch.Tensor] but found: "
-                f"{type(inputs) if tensor is None else type(tensor)}"
-            )
-        if tensor.is_meta:
-            raise ValueError(
-                'An input is on the device "meta" and has no values: give it on the device of the '
-                "model."
+                f"{type(inputs) if tensor is None else type(tensor)}.{not_an_input(tensor)}"
             )
     return tensors
-
-
-def warn_if_not_finite(relevances: tuple[Tensor, ...], output: Tensor | None) -> None:
-    """Say so if relevances are infinite or NaN although the output is finite.
-
-    Args:
-        relevances: Relevances of a batch.
-        output: What was explained, of the same batch.
-    """
-    if all(bool(torch.isfinite(each).all()) for each in relevances):
-        return
-    if output is not None and bool(torch.isfinite(output).all()):
-        warnings.warn(
-            "Relevances are not finite although the output is: the backward pass left the range "
-            f"of {relevances[0].dtype}. Explain the model in torch.float32 or torch.bfloat16.",
-            stacklevel=4,
-        )
 
 
 def only_input(inputs: Tensor | tuple[Tensor, ...], method: str) -> Tensor:

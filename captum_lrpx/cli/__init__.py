@@ -10,14 +10,14 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from captum_lrpx._version import __version__
-from captum_lrpx.cli import coverage, evaluate, explain, methods, samples
+from captum_lrpx.cli import coverage, evaluate, explain, generate, methods, samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main"]
 
-COMMANDS = (explain, coverage, evaluate, methods, samples)
+COMMANDS = (explain, generate, coverage, evaluate, methods, samples)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,9 +54,9 @@ _BAD_INPUT = (
 
 def _in_one_line(message: str) -> str:
     """A message without line breaks, and without characters that a terminal would obey."""
-    from captum_lrpx.visualization import printable  # noqa: PLC0415 - slow, rarely needed
+    from captum_lrpx.visualization import readable  # noqa: PLC0415 - slow, rarely needed
 
-    return printable(" ".join(message.split()))
+    return readable(" ".join(message.split()))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.cli.explain import options_by_method
 from captum_lrpx.cli.output import print_all, silence_transformers
+from captum_lrpx.files import check_folder, check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -115,6 +116,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    from captum_lrpx.loading import source_of  # noqa: PLC0415
     from captum_lrpx.sva.evaluation import Settings, evaluate, processes  # noqa: PLC0415
 
     if options.ablate and options.methods:
@@ -127,6 +129,8 @@ def run(options: argparse.Namespace) -> None:
     names = options.models or _embedded()
     if len(set(map(_display_name, names))) < len(names):
         raise ValueError(f"Models must have different names: {', '.join(names)}.")
+    for name in names:
+        source_of(name)  # a misspelt one is said now, not after those before it
     found = evaluate(
         {_display_name(name): partial(_load, name, options.device) for name in names},
         samples,
@@ -145,14 +149,18 @@ def run(options: argparse.Namespace) -> None:
 
 def _require_what_results_need(options: argparse.Namespace) -> None:
     """Refuse before the run what would fail behind it."""
-    from captum_lrpx.sva.evaluation import parquet, plot  # noqa: PLC0415
+    from captum_lrpx.sva.evaluation import parquet, plot, read_reference  # noqa: PLC0415
 
     for file, form in ((options.plot, plot), (options.parquet, parquet)):
         if not file:
             continue
         form.require()
-        if not Path(file).parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(Path(file).parent)!r} for {file!r}.")
+        check_writable(file)
+    if options.plot:
+        plot.check_format(options.plot)
+    check_folder(options.output)
+    if options.reference:
+        read_reference(options.reference)
 
 
 def _embedded() -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.cli.output import print_all, silence_transformers
+from captum_lrpx.files import check_writable
+from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     import argparse
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from captum_lrpx.cli.output import Commands
     from captum_lrpx.compare import Comparison
     from captum_lrpx.explanation import Explanation
+    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.target import Choice
 
 __all__ = ["add_to", "options_by_method", "run"]
 
@@ -29,10 +33,15 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("text", help="the text; a masked model gets a mask token if it has none")
-    parser.add_argument(
-        "--target", required=True, help="word (of one token) or class that is explained"
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--pair", metavar="TEXT", help="second text of a pair (the context of a question)"
     )
-    parser.add_argument("--contrast", help="word whose logit is subtracted: why this, not that")
+    form.add_argument(
+        "--chat", action="store_true", help="the text is what a user says to a chat model"
+    )
+    _add_choice(parser, "target", "that is explained (default: what the model predicts)")
+    _add_choice(parser, "contrast", "whose logit is subtracted: why this, not that")
     parser.add_argument(
         "--model",
         help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
@@ -56,7 +65,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--fold-special", action="store_true", help="one entry for all special tokens"
     )
-    parser.add_argument("--first-token", help="special token to put in front of the text")
+    parser.add_argument("--first-token", help="special token that comes first")
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut a text that is too long for the model"
+    )
     parser.add_argument(
         "--no-certificate",
         action="store_true",
@@ -76,6 +88,8 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.targets import Target  # noqa: PLC0415
 
+    check_writable(options.html, options.json)
+    target = Target(_choice(options, "target"), contrast=_choice(options, "contrast"))
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)
     silence_transformers()
@@ -84,10 +98,11 @@ def run(options: argparse.Namespace) -> None:
         explain(
             loaded.model,
             loaded.tokenizer,
-            options.text,
-            Target(options.target, contrast=options.contrast),
+            _given(options),
+            target,
             method=method,
             first_token=options.first_token,
+            truncate=options.truncate,
             model_name=loaded.name,
             certify=not options.no_certificate,
             **chosen[method],
@@ -106,6 +121,35 @@ def run(options: argparse.Namespace) -> None:
         shown.to_json(options.json)
 
 
+def _add_choice(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    """A word or class, or a token by its number or exact string: one of them."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(f"--{name}", metavar="WORD", help=f"word (of one token) or class {what}")
+    group.add_argument(
+        f"--{name}-id", type=int, metavar="ID", help="the same as token id, class or position"
+    )
+    group.add_argument(
+        f"--{name}-token", metavar="TOKEN", help="the same as the tokenizer writes the token"
+    )
+
+
+def _choice(options: argparse.Namespace, name: str) -> Choice | None:
+    from captum_lrpx.targets import Token  # noqa: PLC0415
+
+    token = getattr(options, f"{name}_token")
+    if token is not None:
+        return Token(token)
+    number: int | None = getattr(options, f"{name}_id")
+    word: str | None = getattr(options, name)
+    return word if number is None else number
+
+
+def _given(options: argparse.Namespace) -> Given:
+    if options.chat:
+        return [{"role": "user", "content": options.text}]
+    return options.text if options.pair is None else (options.text, options.pair)
+
+
 def options_by_method(methods: Sequence[str], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The options of the command line, for each method those that it has."""
     from captum_lrpx.methods import options_of  # noqa: PLC0415
@@ -117,7 +161,8 @@ def options_by_method(methods: Sequence[str], texts: Sequence[str]) -> dict[str,
         if not equals:
             raise ValueError(f"An option is NAME=VALUE, not {text!r}.")
         if not any(name in options for options in known.values()):
-            raise ValueError(f"There is no option {name!r} of {', '.join(methods)}.")
+            meant = suggestion(name, {each for options in known.values() for each in options})
+            raise ValueError(f"There is no option {name!r} of {', '.join(methods)}{meant}.")
         given[name] = _value(value)
     return {
         method: {name: value for name, value in given.items() if name in options}
@@ -137,10 +182,16 @@ def _show(shown: Explanation | Comparison) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     from captum_lrpx.explanation import Explanation  # noqa: PLC0415
-    from captum_lrpx.visualization import closing_lines, heat_map, relevance_table  # noqa: PLC0415
+    from captum_lrpx.visualization import (  # noqa: PLC0415
+        closing_lines,
+        heat_map,
+        legend,
+        relevance_table,
+    )
 
     if isinstance(shown, Explanation):
         lines = map(Text, closing_lines(shown))
-        print_all(heat_map(shown), Text(), relevance_table(shown), Text(), *lines)
+        scale = Text(legend(shown))
+        print_all(heat_map(shown), scale, Text(), relevance_table(shown), Text(), *lines)
     else:
         print_all(shown)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.cli.output import print_all
+from captum_lrpx.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -74,8 +74,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--source {options.source} is one file; only `ud` takes several, and --forms."
         )
-    if not Path(options.output).absolute().parent.is_dir():  # said now, not after an hour
-        raise ValueError(f"There is no folder for the output {options.output!r}.")
+    check_writable(options.output)  # said now, not after an hour
     collected = _collect(options)
     chosen = [each for each in collected.samples if each.n_attractors >= options.min_attractors]
     write_jsonl(options.output, chosen)

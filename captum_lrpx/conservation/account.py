@@ -8,14 +8,17 @@ import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, LRPx
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import require_gradients, require_one_output, tensors_of
+from captum_lrpx.attr.caches import warn_of_cache
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.forward import with_gradients
+from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
 from captum_lrpx.conservation.lines import layer_of
 from captum_lrpx.conservation.observer import Observer
 from captum_lrpx.conservation.tally import Line, Tally, wide
 from captum_lrpx.conservation.traced import traced_ledger
 from captum_lrpx.propagation import observed, sites_of
+from captum_lrpx.wrappers import has_virtual_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +62,11 @@ def ledger(
         True
         >>> print(book.explanation())
     """
+    if has_virtual_tokens(getattr(attribution, "forward_func", None)):
+        raise ValueError(
+            "The model has virtual tokens of its own (prompt or prefix tuning), whose relevance "
+            "is on no line of a ledger: it is in the convergence delta."
+        )
     if isinstance(attribution, ALTILogit):
         return _of_alti_logit(attribution, inputs, target, additional_forward_args)
     if isinstance(attribution, LRPx) and not attribution.fast:
@@ -82,14 +90,17 @@ def _of_rules(
 ) -> Ledger:
     require_gradients()
     tensors = tensors_of(inputs)
+    check_inputs(attribution.model, attribution.forward_func, tensors)
     floating = all(tensor.is_floating_point() for tensor in tensors)
     if not floating and len(tensors) != 1:
         raise ValueError(
             f"Token ids must be the only input, but {len(tensors)} inputs were given. Give masks "
             "and the like as additional_forward_args."
         )
+    args = _captum.format_additional_forward_args(additional_forward_args)
+    warn_of_cache(attribution.forward_func, args)
     observer = Observer(attribution.model, attribution.recipe, tensors)
-    forward = RecordedForward(attribution.forward_func)
+    forward = CheckedForward(attribution.forward_func, attribution.model, [target])
     given = with_gradients(tensors)
     rules = observed(
         attribution.model, attribution.recipe, inner=observer.inner(), outer=observer.outer()
@@ -98,7 +109,6 @@ def _of_rules(
         if floating:
             _watch_inputs(observer, given)
         selected = _captum.run_forward(forward, given, target, additional_forward_args)
-        require_one_output(selected)
         value = _value(selected, len(tensors[0]))
         observer.watch_head(_OUTPUT)
         leaves = [leaf for _, leaf in observer.leaves]
@@ -132,11 +142,6 @@ def _value(selected: Tensor, batch: int) -> Tensor:
         raise ValueError(
             f"The forward function gave {selected.numel()} explained values for {batch} examples: "
             "the ledger is an account of one value for each example."
-        )
-    if not selected.requires_grad:
-        raise ValueError(
-            "The explained value does not depend on the model by a gradient: the forward function "
-            "must return what it computes from the model's output, not detached."
         )
     return wide(selected.detach()).reshape(-1)
 

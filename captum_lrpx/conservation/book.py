@@ -166,7 +166,7 @@ class Ledger:
         raise ValueError(f"`by` must be 'kind', 'layer' or 'entry', not {by!r}.")
 
     def table(self, example: int = 0, by: By = "kind") -> Table:
-        """A table for the terminal (``rich.print``), a notebook, or ``str``.
+        """A table for the terminal (``rich.print``) or a notebook.
 
         Args:
             example: Which example of the batch.
@@ -180,9 +180,15 @@ class Ledger:
         return self.table()
 
     def __str__(self) -> str:
-        from captum_lrpx.conservation.show import text  # noqa: PLC0415
+        from captum_lrpx.visualization import plain_text  # noqa: PLC0415
 
-        return text(self.table())
+        return plain_text(self.table())
+
+    def _repr_html_(self) -> str:
+        """The table of the first example, for a notebook."""
+        from captum_lrpx.conservation.show import page  # noqa: PLC0415
+
+        return page(self, self._checked(0), "kind")
 
     def to_pandas(self, by: By = "entry") -> pd.DataFrame:
         """All lines of all examples.

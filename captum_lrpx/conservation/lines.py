@@ -11,6 +11,7 @@ from captum_lrpx.conservation.tally import Line
 from captum_lrpx.plans import linear_rules
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.rules import Epsilon, Identity, UniformAttention
+from captum_lrpx.rules.verified import own_linear_layers
 from captum_lrpx.sites import ActivationSite, NormSite
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ class Outlook:
     def _find_linear_rules(self) -> None:
         for site, rule in linear_rules(self.model, self.recipe):
             if rule == Epsilon():
+                self._find_rounding(site.module)
                 continue
             line = self._line("absorbed", site.path)
             self.linear_rules[site.module] = line
@@ -215,6 +217,14 @@ class Outlook:
                     lines.append((line, -1.0))
                 if module is site.module and lines:  # else inside of an adapter
                     self.rule_biases[module] = self.biases.pop(module)
+
+    def _find_rounding(self, layer: nn.Module) -> None:
+        """Layers of classes of their own may round their input: to 8 bits, for example."""
+        for _, module in own_linear_layers(layer):
+            line = self._line("absorbed", self._paths[module])
+            self.linear_rules[module] = line
+            if module in self.biases:
+                self.biases[module].append((line, -1.0))
 
     @staticmethod
     def _add(where: dict[nn.Module, Lines], module: nn.Module, line: Line, factor: float) -> None:
@@ -238,6 +248,6 @@ def _is_not_zero_at_zero(site: ActivationSite) -> bool:
     """Whether an activation has a value at 0, which no slope at 0 carries."""
     try:
         with torch.no_grad():
-            return bool((site.module(torch.zeros(1)) != 0).any())
+            return bool((site.module(torch.zeros(1, device="cpu")) != 0).any())
     except (RuntimeError, TypeError):  # parameters per feature, or on another device
         return True

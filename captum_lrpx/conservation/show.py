@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+import html
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from captum_lrpx import visualization
+from captum_lrpx.visualization import readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
     from captum_lrpx.conservation.book import By, Ledger
     from captum_lrpx.conservation.tally import Kind
 
-__all__ = ["plot", "table", "text", "to_pandas"]
+__all__ = ["page", "plot", "table", "to_pandas"]
 
-_WIDTH = 120
 _FIGURE_SIZE = (8.0, 4.0)
+
+
+Line = tuple[list[str], str, str]
+"""Kind, path and layer (those that a table shows), amount, and share of the value."""
 
 
 def table(book: Ledger, example: int, by: By) -> Table:
@@ -30,8 +35,7 @@ def table(book: Ledger, example: int, by: By) -> Table:
         example: Which example of its batch.
         by: See :meth:`captum_lrpx.conservation.Ledger.rows`.
     """
-    value = float(book.value[example])
-    shown = Table(title=f"Ledger of {book.method}", title_justify="left")
+    shown = Table(title=_title(book), title_justify="left")
     shown.add_column("kind", no_wrap=True)
     if by == "entry":
         shown.add_column("path", overflow="fold")
@@ -39,30 +43,53 @@ def table(book: Ledger, example: int, by: By) -> Table:
         shown.add_column("layer", justify="right")
     shown.add_column("amount", justify="right", no_wrap=True)
     shown.add_column("of the value", justify="right", no_wrap=True)
-    skipped = {"kind": 1, "layer": 2, "entry": 3}[by]
-
-    def add(cells: list[str], amount: float, form: str = "+.6f", **style: Any) -> None:
-        share = f"{amount / value:.1%}" if value else ""
-        shown.add_row(*(Text(cell) for cell in cells), f"{amount:{form}}", share, **style)
-
-    for kind, path, layer, amount in book.rows(by):
-        number = "" if layer is None else str(layer)
-        cells = {"kind": [kind], "layer": [kind, number], "entry": [kind, path, number]}[by]
-        add(cells, float(amount[example]))
+    lines, totals = _lines(book, example, by)
+    for cells, amount, share in lines:
+        shown.add_row(*map(Text, cells), amount, share)
     shown.add_section()
-    blank = [""] * (skipped - 1)
-    add(["sum of the lines", *blank], float(book.total[example]))
-    add(["explained value", *blank], value, style="bold")
-    add(["residual", *blank], float(book.residual[example]), "+.1e")
+    for (cells, amount, share), style in zip(totals, (None, "bold", None), strict=True):
+        shown.add_row(*map(Text, cells), amount, share, style=style)
     return shown
 
 
-def text(shown: Table) -> str:
-    """A table as plain text."""
-    console = Console(file=io.StringIO(), width=_WIDTH, no_color=True)
-    console.print(shown)
-    output = console.file
-    return output.getvalue() if isinstance(output, io.StringIO) else ""
+def page(book: Ledger, example: int, by: By) -> str:
+    """The same as a piece of HTML, for a notebook; all text is escaped."""
+    labels = {"kind": ["kind"], "layer": ["kind", "layer"], "entry": ["kind", "path", "layer"]}[by]
+    left, right = "text-align:left", "text-align:right"
+    heads = [*((label, left) for label in labels), ("amount", right), ("of the value", right)]
+    lines, totals = _lines(book, example, by)
+    rows = [
+        [*((cell, left) for cell in cells), (amount, right), (share, right)]
+        for cells, amount, share in (*lines, *totals)
+    ]
+    return (
+        f"<div><p>{html.escape(readable(_title(book)))}</p>{visualization.table(heads, rows)}</div>"
+    )
+
+
+def _title(book: Ledger) -> str:
+    return f"Ledger of {book.method}"
+
+
+def _lines(book: Ledger, example: int, by: By) -> tuple[list[Line], list[Line]]:
+    """The lines of a table, and the totals below."""
+    value = float(book.value[example])
+
+    def line(cells: list[str], amount: float, form: str = "+.6f") -> Line:
+        return cells, f"{amount:{form}}", f"{amount / value:.1%}" if value else ""
+
+    lines = []
+    for kind, path, layer, amount in book.rows(by):
+        number = "" if layer is None else str(layer)
+        cells = {"kind": [kind], "layer": [kind, number], "entry": [kind, path, number]}[by]
+        lines.append(line(cells, float(amount[example])))
+    blank = [""] * {"kind": 0, "layer": 1, "entry": 2}[by]
+    totals = [
+        line(["sum of the lines", *blank], float(book.total[example])),
+        line(["explained value", *blank], value),
+        line(["residual", *blank], float(book.residual[example]), "+.1e"),
+    ]
+    return lines, totals
 
 
 def to_pandas(book: Ledger, by: By) -> pd.DataFrame:

@@ -9,13 +9,7 @@ import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.forward import RecordedForward
-from captum_lrpx.attr.protocol import (
-    require_gradients,
-    require_graph,
-    require_one_output,
-    tensors_of,
-)
+from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
 from captum_lrpx.conservation.flow import Flow
 from captum_lrpx.conservation.tally import wide
@@ -47,13 +41,10 @@ def traced_ledger(
     """
     require_gradients()
     tensors = tensors_of(inputs)
-    forward = RecordedForward(attribution.forward_func)
     with forward_pass(
-        attribution, forward, tensors, additional_forward_args, values=True
+        attribution, tensors, additional_forward_args, targets=[target], values=True
     ) as passed:
         selected = _captum.select_targets(passed.output, target)
-        require_one_output(selected)
-        require_graph(selected)
         selected = selected.reshape(-1)
         passed.explain(selected)
         flow = Flow(passed.rules, passed.sources)

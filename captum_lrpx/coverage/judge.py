@@ -23,6 +23,7 @@ from captum_lrpx.coverage.graph import (
 from captum_lrpx.coverage.operations import Coverage, Kind, Operation
 from captum_lrpx.coverage.remedies import remedy_for
 from captum_lrpx.coverage.trace import Call
+from captum_lrpx.rules.verified import is_linear_in_numbers
 from captum_lrpx.sites import AttentionSite, GatedProductSite
 
 if TYPE_CHECKING:
@@ -135,13 +136,19 @@ class _Judge:
     def visit(self, node: Node) -> Finding:
         """Judge a node whose operands have been judged."""
         operands = self.graph.operands[node]
+        if own_function(node) == "_GatedProduct":  # it stands for the product, which is seen too
+            operands = operands[2:3]
         on_way = [each for each in operands if each is not None]
         call = self._call(node)
         path = self.rules.path_of(call.module)
         if (path is not None and on_way) or any(each in self._in_model for each in on_way):
             self._in_model.add(node)
         rule = self.rules.opaque_rule(call.module)
-        if rule is not None:
+        measured = is_linear_in_numbers(call.module)
+        if measured:
+            self._pass_on(node, on_way)
+            finding = _LINEAR
+        elif rule is not None:
             self._pass_on(node, on_way)
             finding = Finding("ruled", rule)
         else:
@@ -150,7 +157,7 @@ class _Judge:
         own = self.rules.part_of(call.module)
         if own is not None:
             self._parts[node] = Part(*own)
-        return bypass or self._hidden_factor(node, on_way) or finding
+        return bypass or (None if measured else self._hidden_factor(node, on_way)) or finding
 
     # Operations -------------------------------------------------------------------------------
 

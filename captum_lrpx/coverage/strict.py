@@ -3,75 +3,97 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from captum_lrpx.coverage.judge import judge
 from captum_lrpx.coverage.rulebook import Rulebook
-from captum_lrpx.coverage.trace import trace
+from captum_lrpx.coverage.trace import trace, watching
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from captum_lrpx.coverage.operations import Coverage
-    from captum_lrpx.coverage.trace import Run
+    from captum_lrpx.coverage.trace import Run, Traced, Watch
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.sites import Sites
 
-__all__ = ["coverage_of", "key_of", "verdict"]
+__all__ = ["Inquiry", "key_of"]
 
 _verdicts: weakref.WeakKeyDictionary[Sites, dict[Hashable, Coverage]] = weakref.WeakKeyDictionary()
 
 
-def verdict(
-    model: nn.Module,
-    recipe: Recipe,
-    forward_func: Callable[..., Any],
-    scope: Hashable,
-    run: Callable[[], Run],
-) -> Coverage | None:
-    """The coverage of a forward function, from a traced pass the first time.
+class Inquiry:
+    """What the coverage of a forward function is: asked often, found out once.
 
     Args:
         model: The Hugging Face model.
         recipe: The rules.
         forward_func: What runs the model.
         scope: What else the operations depend on: the kind of the inputs, the explained layer.
-        run: Runs the forward pass with the rules attached (see :func:`trace`).
-
-    Returns:
-        The coverage; None if the forward function gives nothing that has a gradient.
     """
-    # A model with other modules has other sites: what was found out before is gone with the old.
-    known = _verdicts.setdefault(sites_of(model), {})
-    forward = key_of(forward_func, model)
-    key = (recipe, forward, scope, _fingerprint(model))
-    if forward is None or key not in known:
-        found = coverage_of(model, recipe, forward_func, run)
-        if found is None or forward is None:
-            return found
-        known[key] = found
-    return known[key]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        forward_func: Callable[..., Any],
+        scope: Hashable,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.forward_func = forward_func
+        # A model with other modules has other sites: what was found out before goes with the old.
+        self._known = _verdicts.setdefault(sites_of(model), {})
+        forward = key_of(forward_func, model)
+        self._key = None if forward is None else (recipe, forward, scope, _fingerprint(model))
+
+    def known(self) -> Coverage | None:
+        """The coverage, if it has been found out before."""
+        return None if self._key is None else self._known.get(self._key)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watched]:
+        """Watch a forward pass that runs within a ``with`` block, with the rules attached."""
+        rulebook = Rulebook(self.model, sites_of(self.model), self.recipe)
+        with watching(rulebook.opaque_modules) as watch:
+            yield Watched(self, rulebook, watch)
+
+    def traced(self, run: Callable[[], Run]) -> Coverage | None:
+        """The coverage, from a forward pass that is made for it (see :func:`trace`)."""
+        rulebook = Rulebook(self.model, sites_of(self.model), self.recipe)
+        whole = self.forward_func
+        outer = list(whole.modules()) if isinstance(whole, nn.Module) else []
+        modules = list(dict.fromkeys([*self.model.modules(), *outer]))
+        return self.keep(trace(run, rulebook.opaque_modules, modules), rulebook)
+
+    def keep(self, traced: Traced, rulebook: Rulebook) -> Coverage | None:
+        """Judge what was seen, and remember it; None if nothing that is explained has a graph."""
+        if not traced.roots:
+            return None
+        around = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
+        name = type(self.model).__name__
+        found = judge(traced, rulebook, name, self.recipe.name, around)
+        if self._key is not None:
+            self._known[self._key] = found
+        return found
 
 
-def coverage_of(
-    model: nn.Module,
-    recipe: Recipe,
-    forward_func: Callable[..., Any],
-    run: Callable[[], Run],
-) -> Coverage | None:
-    """The coverage of a forward function, from a traced pass. Arguments as of :func:`verdict`."""
-    rulebook = Rulebook(model, sites_of(model), recipe)
-    outer = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
-    traced = trace(run, rulebook.opaque_modules, [*model.modules(), *outer])
-    if not traced.roots:
-        return None
-    around = getattr(forward_func, "__name__", type(forward_func).__name__)
-    return judge(traced, rulebook, type(model).__name__, recipe.name, around)
+class Watched(NamedTuple):
+    """A forward pass that is being watched for an inquiry."""
+
+    inquiry: Inquiry
+    rulebook: Rulebook
+    watch: Watch
+
+    def coverage(self, found: Run) -> Coverage | None:
+        """The coverage of what the forward pass has led to."""
+        return self.inquiry.keep(self.watch.traced_to(found), self.rulebook)
 
 
 # Keys -------------------------------------------------------------------------------------------

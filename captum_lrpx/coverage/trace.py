@@ -19,12 +19,14 @@ from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_lrpx.onlookers import looking_only
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from torch.autograd.graph import Node
 
-__all__ = ["Call", "Run", "Traced", "trace"]
+__all__ = ["Call", "Run", "Traced", "Watch", "trace", "watching"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -97,7 +99,7 @@ def trace(
     """Watch a forward pass.
 
     Training flags are off while it runs (dropout is no part of what is judged, and checkpointed
-    blocks show their graph), random states are put back, and nothing else is touched.
+    blocks show their graph), random states and buffers are put back, and nothing else is touched.
 
     Args:
         run: Runs the forward pass with rules attached.
@@ -107,23 +109,27 @@ def trace(
     Returns:
         What was seen. Without roots if the explained values have no graph.
     """
-    watch = _Watch(frozenset(map(id, opaque)))
     with ExitStack() as stack:
         modules = list(modules)
         stack.enter_context(torch.random.fork_rng(devices=_devices(modules)))
         stack.enter_context(_evaluation(modules))
+        stack.enter_context(_same_buffers(modules))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(watch.modules())
-        stack.enter_context(watch)
-        explained, attributed, inputs = run()
-    traced = watch.traced
-    graphs = [tensor for tensor in explained if tensor.requires_grad]
-    traced.roots = [node for node in map(_node_of, graphs) if node is not None]
-    for tensor in graphs:
-        watch.claim(tensor, "", None)
-    traced.sources = frozenset(node for node in map(_node_of, attributed) if node is not None)
-    traced.inputs = frozenset(node for node in map(_node_of, inputs) if node is not None)
-    return traced
+        watch = stack.enter_context(watching(opaque))
+        found = run()
+    return watch.traced_to(found)
+
+
+@contextmanager
+def watching(opaque: Iterable[nn.Module]) -> Iterator[Watch]:
+    """Watch what the calling thread computes within a ``with`` block, which nothing else changes.
+
+    Args:
+        opaque: As for :func:`trace`.
+    """
+    watch = Watch(frozenset(map(id, opaque)))
+    with watch.modules(), watch:
+        yield watch
 
 
 def _devices(modules: list[nn.Module]) -> list[torch.device]:
@@ -144,7 +150,28 @@ def _evaluation(modules: list[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-class _Watch(TorchFunctionMode):
+@contextmanager
+def _same_buffers(modules: list[nn.Module]) -> Iterator[None]:
+    """Put back what a forward pass writes into buffers: statistics, counters, caches."""
+    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]  # noqa: SLF001
+    kept = {
+        tensor: (tensor._version, tensor.clone())  # noqa: SLF001 - no public name
+        for _, named in buffers
+        for tensor in named.values()
+        if tensor is not None and not tensor.is_inference()
+    }
+    try:
+        yield
+    finally:
+        for module, named in buffers:
+            module._buffers.update(named)  # noqa: SLF001 - assignment would refuse some
+        for tensor, (version, values) in kept.items():
+            if tensor._version != version:  # noqa: SLF001
+                with torch.no_grad():
+                    tensor.copy_(values)
+
+
+class Watch(TorchFunctionMode):
     """Sees the functions that one thread calls."""
 
     def __init__(self, opaque: frozenset[int]) -> None:
@@ -156,6 +183,17 @@ class _Watch(TorchFunctionMode):
         # Tensors that depend on the inputs without a graph -> the nodes that they come from, and
         # the module that computed them.
         self._hidden = WeakTensorKeyDictionary()
+
+    def traced_to(self, found: Run) -> Traced:
+        """What was seen, with the tensors that the forward pass led to."""
+        traced = self.traced
+        graphs = [tensor for tensor in found.explained if tensor.requires_grad]
+        traced.roots = [node for node in map(_node_of, graphs) if node is not None]
+        for tensor in graphs:
+            self.claim(tensor, "", None)
+        traced.sources = frozenset(filter(None, map(_node_of, found.attributed)))
+        traced.inputs = frozenset(filter(None, map(_node_of, found.inputs)))
+        return traced
 
     # Functions --------------------------------------------------------------------------------
 
@@ -224,15 +262,10 @@ class _Watch(TorchFunctionMode):
     @contextmanager
     def modules(self) -> Iterator[None]:
         """Know which module is running."""
-        handles = [
-            module_hooks.register_module_forward_pre_hook(self._enter),
-            module_hooks.register_module_forward_hook(self._leave, always_call=True),
-        ]
-        try:
+        before = module_hooks.register_module_forward_pre_hook(self._enter)
+        after = module_hooks.register_module_forward_hook(self._leave, always_call=True)
+        with looking_only(before, after):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
         if threading.get_ident() == self._thread:

@@ -79,6 +79,7 @@ def combined(left: Explanation, right: Explanation, sign: float, word: str) -> E
         recipe=name(left.recipe, right.recipe),
         revision=name(left.revision, right.revision),
         certificate=None,
+        standings=None,
         **{key: name(getattr(left, key), getattr(right, key)) for key in _NAMES},  # type: ignore[arg-type]
     )
 

@@ -34,7 +34,8 @@ class Certificate:
 
     Attributes:
         forward_unchanged: Whether the explained value and the output of the last block, at all
-            positions, are the same bits with the rules attached as without.
+            positions, are the same bits with the rules attached as without, and the value is that
+            of the object that was given, up to rounding.
         operations: Number of operations between the embeddings and the explained value.
         ruled: Those of them that are not linear and have a rule.
         unruled: Those of them that are not linear and have none.
@@ -44,6 +45,10 @@ class Certificate:
             relative to the largest absolute number in it (the explained value or an entry). None
             if there is no ledger.
         ledger_missing: Why there is no ledger. None if there is one.
+        ledger_delta: Where the delta of the explanation is by the ledger: amounts by kind of line
+            (``"softmax"``, ``"bias"``, ``"positions"``, ...; see
+            :class:`captum_lrpx.conservation.Entry`). None if there is no ledger, and in records of
+            older versions.
         digest: SHA-256 over everything else in the explanation and its certificate. It shows that
             a record was edited or damaged; it is no signature, and proves nothing about who made
             the record.
@@ -56,6 +61,7 @@ class Certificate:
     ledger_tolerance: float
     ledger_residual: float | None = None
     ledger_missing: str | None = None
+    ledger_delta: tuple[tuple[str, float], ...] | None = None
     digest: str = ""
 
     @property
@@ -98,8 +104,19 @@ class Certificate:
         if self.ledger_residual is None:
             return f"ledger: not available ({self.ledger_missing})"
         if self.ledger_closes:
-            return f"ledger closed to {self.ledger_residual:.0e}"
+            return f"ledger closed to {self.ledger_residual:.0e}{self._delta()}"
         return f"ledger OPEN by {self.ledger_residual:.1e} (tolerance {self.ledger_tolerance:.0e})"
+
+    def _delta(self) -> str:
+        """In words, which parts of the model keep the delta."""
+        amounts = {kind: amount for kind, amount in self.ledger_delta or () if amount}
+        largest = max(map(abs, amounts.values()), default=0.0)
+        named = [
+            f"{_PARTS.get(kind, kind)} {amount:+.4f}"
+            for kind, amount in sorted(amounts.items(), key=lambda item: -abs(item[1]))
+            if abs(amount) >= _NEGLIGIBLE * largest and abs(amount) >= _SHOWN
+        ]
+        return f"; the delta went to {', '.join(named)}" if named else ""
 
 
 def sealed(explanation: Explanation, certificate: Certificate) -> Explanation:
@@ -134,12 +151,32 @@ def certificate_of(record: Any) -> Certificate | None:
         return None
     if not isinstance(record, dict):
         raise TypeError(f"its certificate is {type(record).__name__}")
+    amounts = record.get("ledger_delta")
+    if isinstance(amounts, list):
+        record = {**record, "ledger_delta": tuple((str(k), float(v)) for k, v in amounts)}
     for name, value in record.items():
         kinds = _KINDS.get(name)
         if kinds is None or type(value) not in kinds:
             raise TypeError(f"its certificate has {name!r} as {type(value).__name__}")
     return Certificate(**record)
 
+
+_PARTS: Final = {
+    "softmax": "the softmax of attention",
+    "bias": "biases",
+    "positions": "position embeddings",
+    "token_types": "token type embeddings",
+    "mlp": "MLPs",
+    "score_bias": "constants added to attention scores",
+    "absorbed": "rules of linear layers",
+    "rule": "rules that do not conserve",
+    "output": "the explained quantity itself",
+    "tokens": "the residual stream of the tokens",
+}
+_NEGLIGIBLE: Final = 0.005
+"""Parts below this share of the largest are not named."""
+_SHOWN: Final = 5e-5
+"""What is printed as more than zero."""
 
 _NONE = type(None)
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -150,6 +187,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "ledger_tolerance": (float,),
     "ledger_residual": (float, _NONE),
     "ledger_missing": (str, _NONE),
+    "ledger_delta": (tuple, _NONE),
     "digest": (str,),
 }
 

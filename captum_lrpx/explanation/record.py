@@ -5,16 +5,17 @@ from __future__ import annotations
 import heapq
 import html
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from captum.attr import visualization as captum_visualization
 
 from captum_lrpx import visualization
-from captum_lrpx.explanation import arithmetic, storage
+from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
 from captum_lrpx.files import write_text
+from captum_lrpx.targets.standing import Standing, in_words
 from captum_lrpx.words import Span, token_runs, word_spans
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 __all__ = ["Explanation", "TokenRelevance"]
-
-FOLDED = "(special tokens)"
-"""What :meth:`Explanation.fold_special` calls its one entry."""
 
 _RANKINGS: dict[str, Callable[[float], float]] = {
     "absolute": abs,
@@ -62,7 +60,7 @@ class Explanation:
         tokens: Its tokens, as the tokenizer shows them; its words in what :meth:`words` returns.
         ids: Token ids; empty where an entry may be more than one token.
         offsets: ``(start, end)`` characters of each token in the text; empty for added tokens.
-        special: Whether each token is a special one that the tokenizer added.
+        special: Whether each token is a special one (a mask is not).
         relevances: Relevance of each token, in units of the explained value where the method
             decomposes it.
         value: The explained value, usually a logit or a difference of two.
@@ -81,6 +79,14 @@ class Explanation:
         certificate: What was checked when :func:`captum_lrpx.explain` made it, and the digest that
             seals it; None for what was made from it (words, differences), and for methods without
             rules.
+        template: Whether each token was written by the chat template and is no part of the contents
+            of the messages; None where there is no template.
+        standings: Rank and probability of each explained output, of the target first and then of
+            its contrast; empty for a function of the outputs. None in a record of an older version,
+            and for sums and differences of explanations.
+
+    Explanations are equal if everything in them is. Their hash leaves out ``versions`` and
+    ``options``, which are dictionaries.
     """
 
     text: str
@@ -96,17 +102,19 @@ class Explanation:
     recipe: str | None
     model: str
     dtype: str
-    versions: dict[str, str]
+    versions: dict[str, str] = field(hash=False)
     revision: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
     convergence_delta: float | None = None
     certificate: Certificate | None = None
+    template: tuple[bool, ...] | None = None
+    standings: tuple[Standing, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = {
             name: len(getattr(self, name))
-            for name in ("tokens", "ids", "offsets", "special", "relevances")
-            if name != "ids" or self.ids
+            for name in ("tokens", "ids", "offsets", "special", "relevances", "template")
+            if getattr(self, name) or name not in ("ids", "template")
         }
         if len(set(lengths.values())) != 1:
             raise ValueError(f"The parts of an explanation differ in length: {lengths}.")
@@ -130,6 +138,21 @@ class Explanation:
         )
 
     @property
+    def rank(self) -> int | None:
+        """Rank of the explained output among all, 1 for the largest; of the first of several."""
+        return self.standings[0].rank if self.standings else None
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of the explained output, of the first of several."""
+        return self.standings[0].probability if self.standings else None
+
+    @property
+    def standing(self) -> str:
+        """Ranks and probabilities in one line; empty without them."""
+        return in_words(self.standings or ())
+
+    @property
     def certification(self) -> str:
         """The certificate in one line; empty without one."""
         return "" if self.certificate is None else str(self.certificate)
@@ -140,7 +163,8 @@ class Explanation:
         """The relevance of words: of each, the sum over its tokens.
 
         Tokens are put together by their offsets, see :mod:`captum_lrpx.words`. Every token is in
-        exactly one word, so the sum and the delta stay what they are. Special tokens stay apart.
+        exactly one word, so the sum and the delta stay what they are. Special tokens stay apart,
+        and so does what a chat template wrote from the contents of the messages.
 
         Args:
             spans: ``(start, end)`` characters of the words, in order: a segmentation of your own,
@@ -154,11 +178,11 @@ class Explanation:
             ValueError: If the spans overlap, are not in order, or do not lie in the text.
         """
         spans = word_spans(self.text) if spans is None else spans
-        runs = token_runs(self.text, self.offsets, self.special, spans)
-        return self._grouped([list(range(*run)) for run in runs])
+        runs = token_runs(self.text, self.offsets, self.special, spans, self.template)
+        return grouping.grouped(self, [list(range(*run)) for run in runs])
 
     def fold_special(self) -> Explanation:
-        """The explanation with one entry, the last, for all special tokens that were added.
+        """The explanation with one entry, the last, for all special tokens and the chat template.
 
         Its relevance is the sum of theirs: nothing is spread over the words, as no method says how,
         and nothing is dropped, so the sum and the delta stay what they are.
@@ -166,44 +190,7 @@ class Explanation:
         Returns:
             An explanation in which no other entry is special; the same one without special tokens.
         """
-        added = [index for index, special in enumerate(self.special) if special]
-        if not added:
-            return self
-        groups = [[index] for index, special in enumerate(self.special) if not special]
-        folded = self._grouped([*groups, added])
-        return replace(
-            folded, tokens=(*folded.tokens[:-1], FOLDED), offsets=(*folded.offsets[:-1], (0, 0))
-        )
-
-    def _grouped(self, groups: Sequence[list[int]]) -> Explanation:
-        """Entries put together: groups of indices, each index in exactly one of them."""
-        offsets = tuple(self._extent(group) for group in groups)
-        return replace(
-            self,
-            tokens=tuple(
-                self.text[start:end] if end > start else "".join(self.tokens[i] for i in group)
-                for group, (start, end) in zip(groups, offsets, strict=True)
-            ),
-            ids=(),
-            offsets=offsets,
-            special=tuple(self.special[group[0]] for group in groups),
-            relevances=tuple(
-                arithmetic.total([self.relevances[index] for index in group]) for group in groups
-            ),
-            position=next(
-                (place for place, group in enumerate(groups) if self.position in group), None
-            ),
-            certificate=None,
-        )
-
-    def _extent(self, group: Sequence[int]) -> Span:
-        """The characters from the first to the last token of a group, without a blank in front."""
-        start = min(self.offsets[index][0] for index in group)
-        end = max(self.offsets[index][1] for index in group)
-        if len(group) > 1:
-            covered = self.text[start:end]
-            start += len(covered) - len(covered.lstrip(" "))
-        return min(start, end), end
+        return grouping.folded(self)
 
     def top(
         self, k: int = 5, by: Literal["absolute", "positive", "negative"] = "absolute"
@@ -313,7 +300,8 @@ class Explanation:
 
         Returns:
             Columns ``token`` (as it stands in the text), ``relevance``, ``start``, ``end``,
-            ``special`` and, for tokens, ``id``. Everything else is in ``attrs``.
+            ``special``, with a chat template ``template`` and, for tokens, ``id``. Everything else
+            is in ``attrs``.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -325,12 +313,14 @@ class Explanation:
             "start": [start for start, _ in self.offsets],
             "end": [end for _, end in self.offsets],
             "special": self.special,
+            **({"template": self.template} if self.template else {}),
             **({"id": self.ids} if self.ids else {}),
         }
         frame: pd.DataFrame = pandas.DataFrame(columns)
         frame.index.name = "position"
         record = storage.record_of(self)
         in_columns = {"tokens", "ids", "offsets", "special", "relevances"}
+        in_columns |= {"template"} if self.template else set()
         frame.attrs = {name: record[name] for name in record.keys() - in_columns}
         return frame
 
@@ -358,7 +348,8 @@ class Explanation:
         largest = max(map(abs, self.relevances), default=0.0)
         scale = largest if 0 < largest < math.inf else 1.0
         return captum_visualization.VisualizationDataRecord(
-            word_attributions=torch.tensor(self.relevances, dtype=torch.float64) / scale,
+            word_attributions=torch.tensor(self.relevances, dtype=torch.float64, device="cpu")
+            / scale,
             pred_prob=predicted_probability,
             pred_class=html.escape(predicted_class),
             true_class=html.escape(true_class),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -10,20 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
+from captum_lrpx.targets import Standing
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from captum_lrpx.explanation.record import Explanation
 
 __all__ = ["fields_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
-VERSION = 3
-"""Of both formats, ``captum_lrpx.explanation/3`` and ``captum_lrpx.comparison/3``.
+VERSION = 4
+"""Of all formats, as in ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
-certificate.
+certificate; version 3 had no ranks and probabilities, and nothing about a chat template.
 """
 
 _FORMAT = re.compile(r"captum_lrpx\.(\w+)/(\d+)")
@@ -34,6 +35,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "revision"), (str, _NONE)),
     **dict.fromkeys(("tokens", "ids", "offsets", "special", "relevances"), (list, tuple)),
     **dict.fromkeys(("versions", "options"), (dict,)),
+    **dict.fromkeys(("template", "standings"), (list, tuple, _NONE)),
     "position": (int, _NONE),
     "convergence_delta": (int, float, _NONE),
 }
@@ -64,9 +66,21 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     for name, kind in (("tokens", str), ("ids", int), ("special", bool), ("relevances", float)):
         record[name] = tuple(kind(item) for item in record[name])
     record["offsets"] = tuple((int(start), int(end)) for start, end in record["offsets"])
+    if record.get("template") is not None:
+        record["template"] = tuple(bool(item) for item in record["template"])
+    if record.get("standings") is not None:
+        record["standings"] = tuple(_standing_of(item) for item in record["standings"])
     record["value"] = float(record["value"])
     record["certificate"] = certificate_of(record.get("certificate"))
     return record
+
+
+def _standing_of(record: dict[str, Any]) -> Standing:
+    standing = Standing(**record)
+    for name, kind in (("name", str), ("index", int), ("rank", int), ("probability", float)):
+        if type(getattr(standing, name)) is not kind:
+            raise TypeError(f"a standing has {name!r} as {type(getattr(standing, name)).__name__}")
+    return standing
 
 
 def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -86,7 +100,7 @@ def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None
     """Content as JSON with its format in front; floats keep every digit.
 
     Args:
-        kind: ``"explanation"`` or ``"comparison"``.
+        kind: ``"explanation"``, ``"comparison"`` or ``"generation"``.
         content: What to write.
         path: File to write it to as well, atomically.
 
@@ -105,7 +119,7 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
 
     Args:
         kind: As for :func:`save`.
-        source: JSON text, or the path of a file (a ``Path``).
+        source: JSON text, or the path of a file.
         build: Makes the object from the content.
 
     Returns:
@@ -115,12 +129,20 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
         ValueError: If it is something else, or of a newer version.
     """
     try:
-        text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = json.loads(_text_of(source))
         _check(kind, content.pop("format", None))
         return build(content)
     except _BROKEN as error:
         raise ValueError(f"This is not a stored {kind}: {error}.") from error
+
+
+def _text_of(source: str | os.PathLike[str]) -> str:
+    """JSON begins with a brace; any other string is a path."""
+    if isinstance(source, str) and source.lstrip().startswith(("{", "[")):
+        return source
+    if isinstance(source, str) and not os.path.isfile(source):  # noqa: PTH113 - Path raises for some
+        raise ValueError(f"there is no file {source[:200]!r}, and it is not JSON")
+    return Path(source).read_text(encoding="utf-8")
 
 
 def _check(kind: str, name: object) -> None:

@@ -295,9 +295,12 @@ def _row_by_row(subject: Subject, method: Callable[[Subject], Attributed]) -> At
 
 @contextmanager
 def _for_gradients(subject: Subject) -> Iterator[None]:
-    """Captum takes gradients here; frozen parameters save the memory that theirs would need."""
+    """Captum takes gradients here; frozen parameters save the memory that theirs would need.
+
+    Captum makes its steps and samples on the default device, which is that of the inputs here.
+    """
     require_gradients()
-    with attached(subject.model, ()):
+    with attached(subject.model, ()), subject.ids.device:
         yield
 
 

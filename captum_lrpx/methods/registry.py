@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, cast
 
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.methods import functions
+from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +48,8 @@ def options_of(method: str) -> dict[str, Option]:
         ValueError: If there is no such method.
     """
     if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}; known are {', '.join(METHODS)}.")
+        meant = suggestion(method, METHODS)
+        raise ValueError(f"Unknown method {method!r}{meant}; known are {', '.join(METHODS)}.")
     parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
     return {each.name: each.default for each in parameters if each.name != "recipe"}
 
@@ -71,8 +74,8 @@ def attribute(
         Relevances and value.
 
     Raises:
-        ValueError: If there is no such method or option, or an option has a value that it cannot
-            have.
+        ValueError: If there is no such method or option, an option has a value that it cannot
+            have, or the explained value is infinite or NaN.
     """
     check_options(method, options)
     keywords: dict[str, Any] = dict(options)
@@ -80,7 +83,13 @@ def attribute(
         if "recipe" not in inspect.signature(METHODS[method]).parameters:
             raise ValueError(f"The method {method!r} has no rules, so it takes no recipe.")
         keywords["recipe"] = recipe
-    return METHODS[method](subject, **keywords)
+    found = METHODS[method](subject, **keywords)
+    question = subject.question
+    finite = Finite(
+        subject.model, question.forward, (subject.ids,), question.additional_forward_args
+    )
+    finite.require(found.values)
+    return found
 
 
 def check_options(method: str, options: dict[str, Option]) -> None:
@@ -102,7 +111,9 @@ def check_options(method: str, options: dict[str, Option]) -> None:
 def _check_option(method: str, known: dict[str, Option], name: str, value: Option) -> None:
     if name not in known:
         some = f"its options are {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"The method {method!r} has no option {name!r}; {some}.")
+        raise ValueError(
+            f"The method {method!r} has no option {name!r}; {some}{suggestion(name, known)}."
+        )
     default = known[name]
     kind = int if default is None else type(default)
     whole = isinstance(value, int) and not isinstance(value, bool)

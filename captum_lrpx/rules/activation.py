@@ -33,9 +33,9 @@ class Identity(ActivationRule):
     def attach(self, site: ActivationSite | InlineActivationSite) -> Sequence[Attachment]:
         """Give the activation its secant slope."""
         if isinstance(site, InlineActivationSite):
-            inline = InlineSecant(site.function)
+            inline = InlineSecant(site.function, site.path, site.before)
             return [Attachment(site.before, inline.before), Attachment(site.after, inline.after)]
-        return [Attachment(site.module, SecantPatch(site.module))]
+        return [Attachment(site.module, SecantPatch(site.module, site.path))]
 
 
 @dataclass(frozen=True)

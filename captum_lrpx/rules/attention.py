@@ -98,7 +98,7 @@ def _whole(module: nn.Module, factor: float) -> Patch | None:
 def _by_feature(module: nn.Module, parts: list[tuple[Projection, float]]) -> Patch:
     """The patch of a fused projection: each feature has the factor of the part it belongs to."""
     features = [part.features for part, _ in parts if part.features is not None]
-    factors = torch.ones(sum(index.numel() for index in features))
+    factors = torch.ones(sum(index.numel() for index in features), device="cpu")
     for part, factor in parts:
         factors[part.features] = factor
     return ScaleFeatureGradients(factors, module)

@@ -281,7 +281,8 @@ def gated_product(
     Args:
         z: Pre-activation of the gate.
         signal: The other factor.
-        product: ``g(z) * signal`` as the model computed it.
+        product: ``g(z) * signal`` as the model computed it; its graph, if it has one, is kept
+            for those who look, and no gradient flows into it.
         value: ``g(z)``.
         slope: The secant slope ``g(z) / z`` as in :func:`identity`.
 
@@ -289,7 +290,7 @@ def gated_product(
         ``product``, with the gradients ``slope * signal`` and ``value``.
     """
     of_z = slope.detach() * signal.detach()
-    gated: Tensor = _GatedProduct.apply(z, signal, product.detach(), value.detach(), of_z)
+    gated: Tensor = _GatedProduct.apply(z, signal, product, value.detach(), of_z)
     return gated
 
 

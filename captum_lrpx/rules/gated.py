@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -25,22 +25,60 @@ if TYPE_CHECKING:
     from captum_lrpx.rules.patches import Forward
     from captum_lrpx.sites import GatedProductSite
 
-__all__ = ["fused_product"]
+__all__ = ["Comparison", "fused_product"]
 
 
-def fused_product(site: GatedProductSite) -> Sequence[Attachment]:
+@dataclass(eq=False)
+class Comparison:
+    """Whether what the output layer of a gated MLP takes is the declared product, once known."""
+
+    equal: bool | None = None
+
+
+def fused_product(
+    site: GatedProductSite,
+    comparison: Comparison | None = None,
+    *,
+    known: bool = False,
+    activation_path: str = "",
+) -> Sequence[Attachment]:
     """The identity rule of a gate's activation and the uniform rule of the product, in one.
 
     Formula: :func:`captum_lrpx.rules.functional.gated_product`. Where somebody looks at one of the
-    modules between, or the product is another one than declared, the rules are attached one by one.
+    modules between, or the product is another one than declared, the rules act one by one.
+
+    Args:
+        site: The gated MLP.
+        comparison: What is known about the product, and where to put what is found out.
+        known: Whether the product is known to be as declared, so that its factors need no graph.
+            One propagation does not change its mind: a block that is computed again must do what
+            it did before.
+        activation_path: Where the activation is, for messages.
     """
-    product = _Product(site, SecantPatch(site.activation))
+    comparison = Comparison() if comparison is None else comparison
+    product = _Product(site, SecantPatch(site.activation, activation_path), comparison, known)
     halved = _Output(functional.UNIFORM_SHARE, site.output, product)
     return [
         Attachment(site.activation, product.activation),
         Attachment(site.up, product.up),
         Attachment(site.output, halved),
     ]
+
+
+_SEEN: Final = (
+    ("activation", "_forward_hooks"),
+    ("activation", "_forward_pre_hooks"),
+    ("up", "_forward_hooks"),
+    ("output", "_forward_pre_hooks"),
+)
+
+
+def _is_seen(site: GatedProductSite) -> bool:
+    """Whether a hook sees, and may change, what is between the modules of a product."""
+    modules = vars(site)
+    return all_modules_are_hooked() or any(
+        bool(vars(modules[name])[hooks]) for name, hooks in _SEEN
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,20 +109,14 @@ class _Product:
     Attributes:
         site: Where they are.
         secant: The rule of the activation alone.
-        as_declared: Whether what the third module takes is the product of what the first two gave,
-            once that is known.
+        comparison: What is known about the product, for later propagations.
+        known: Whether the factors need no graph.
     """
-
-    unseen: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("activation", "_forward_hooks"),
-        ("activation", "_forward_pre_hooks"),
-        ("up", "_forward_hooks"),
-        ("output", "_forward_pre_hooks"),
-    )
 
     site: GatedProductSite
     secant: SecantPatch
-    as_declared: bool | None = None
+    comparison: Comparison
+    known: bool
     _calls: threading.local = field(default_factory=threading.local)
 
     def activation(self, forward: Forward, z: Tensor) -> Tensor:
@@ -95,7 +127,8 @@ class _Product:
         with torch.no_grad():
             value: Tensor = forward(z)
         self._calls.call = _Call(forward, z, value)
-        return value if self.as_declared else self.secant.with_slope(z, value, forward)
+        self.secant.verify(z, value, forward)
+        return value if self.known else self.secant.with_slope(z, value, forward)
 
     def up(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         """Run the linear layer beside the gate."""
@@ -104,7 +137,7 @@ class _Product:
         if call is None:
             return signal
         call.signal = signal
-        return signal.detach() if self.as_declared else signal
+        return signal.detach() if self.known else signal
 
     def close(self, product: Tensor) -> Tensor:
         """Give what the output layer takes the slope of the rules."""
@@ -112,10 +145,10 @@ class _Product:
         self.forget()
         if call is None or call.signal is None:
             return product
-        if self.as_declared is None:
+        if not self.known and self.comparison.equal is None:
             with torch.no_grad():
-                self.as_declared = torch.equal(product, call.value * call.signal)
-        if not self.as_declared:
+                self.comparison.equal = torch.equal(product, call.value * call.signal)
+        if not self.comparison.equal:
             return product
         slope = self.secant.slope(call.z, call.value, call.function)
         return functional.gated_product(call.z, call.signal, product, call.value, slope)
@@ -125,14 +158,11 @@ class _Product:
         self._calls.call = None
 
     def _applies(self, z: Tensor) -> bool:
-        modules = vars(self.site)
-        seen = any(vars(modules[name])[hooks] for name, hooks in self.unseen)
         return (
-            self.as_declared is not False
+            self.comparison.equal is not False
             and torch.is_grad_enabled()
             and z.requires_grad
-            and not seen
-            and not all_modules_are_hooked()
+            and not _is_seen(self.site)
             and not self.site.activation.training  # dropout might stand between
             and not getattr(self.site.activation, "inplace", False)
             and not is_transformed(z)

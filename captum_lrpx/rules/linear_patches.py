@@ -15,6 +15,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from captum_lrpx.rules import functional, sparse
+from captum_lrpx.rules.verified import FirstCall, note_linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,15 +141,26 @@ class RequireGradient:
     Attributes:
         path: Of the layer.
         module: The layer.
+        own: Whether it is a layer of a class of its own, and not an adapter around one.
     """
 
     path: str
     module: nn.Module
+    own: bool = False
+    _first: FirstCall = field(default_factory=FirstCall)
 
     def __call__(self, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer and look whether its output has a graph back to its input."""
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        if self.own and not x.requires_grad and x.is_floating_point() and not _trained(self.module):
+            # For inputs without a gradient bitsandbytes packs the weights for a kernel without one.
+            with torch.no_grad():
+                return forward(x.detach().requires_grad_(), *args, **kwargs)
         output = forward(x, *args, **kwargs)
-        if torch.is_grad_enabled() and x.requires_grad and not _has_gradient(output, x):
+        if wanted and self.own and not _has_gradient(output, x):
+            self.module.state_dict()  # unpacks them
+            output = forward(x, *args, **kwargs)
+        if wanted and not _has_gradient(output, x):
             kind = type(self.module)
             raise RuntimeError(
                 f"The layer {self.path!r} ({kind.__module__}.{kind.__name__}) has no backward "
@@ -156,7 +168,14 @@ class RequireGradient:
                 "relevance would be lost there. Explain the model before it is quantized, or "
                 "quantize its weights only."
             )
+        if wanted and self.own and not args and not kwargs and self._first.is_due(x, output):
+            note_linear(self.module, forward, x)
+            self._first.done = True
         return output
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _has_gradient(output: Tensor, x: Tensor) -> bool:

@@ -32,7 +32,7 @@ class FrozenScale(NormRule):
 
     def attach(self, site: NormSite) -> Sequence[Attachment]:
         """Freeze the norm's scale."""
-        patch = FrozenNormPatch(site.module, site.centered, site.weight_offset)
+        patch = FrozenNormPatch(site.module, site.centered, site.weight_offset, site.path)
         return [Attachment(site.module, patch)]
 
 

@@ -22,6 +22,13 @@ from torch import nn
 
 from captum_lrpx.rules import functional, slopes
 from captum_lrpx.rules.kernels import ConstantWeightsMode
+from captum_lrpx.rules.verified import (
+    FirstCall,
+    agrees,
+    leaves_others_alone,
+    require_inline,
+    require_norm,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,9 +101,17 @@ def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class SecantPatch:
-    """The activation has its secant slope ``g(z) / z``."""
+    """The activation has its secant slope ``g(z) / z``.
+
+    Attributes:
+        module: The activation.
+        path: Where it is, for messages.
+    """
 
     module: nn.Module
+    path: str = ""
+    _first: FirstCall = field(default_factory=FirstCall)
+    _own_form: list[bool] = field(default_factory=lambda: [True])
 
     def __call__(self, forward: Forward, z: Tensor) -> Tensor:
         """Run the activation without a graph and give it the secant slope."""
@@ -110,13 +125,34 @@ class SecantPatch:
         """What the activation gave, with its secant slope."""
         if not z.requires_grad:
             return value
+        self.verify(z, value, forward)
         return functional.identity(z, value, self.slope(z, value, forward))
+
+    @torch.no_grad()
+    def verify(self, z: Tensor, value: Tensor, forward: Forward) -> None:
+        """Refuse, on the first call, a module that is no element-wise function.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if self.module.training or not self._first.is_due(z, value):
+            return
+        if not leaves_others_alone(forward, z, value):
+            kind = type(self.module).__name__
+            raise ValueError(
+                f"The activation {self.path!r} ({kind}) is not element-wise, as its rule takes it "
+                "to be: its relevance would be wrong. Override its rule (ActivationGradient takes "
+                "its ordinary gradient)."
+            )
+        closed = slopes.closed_form(self.module)
+        self._own_form[0] = closed is not None and agrees(value, z * closed(z), z)
+        self._first.done = True
 
     @torch.no_grad()
     def slope(self, z: Tensor, value: Tensor, forward: Forward) -> Tensor:
         """The secant slope, as a new tensor."""
         closed = slopes.closed_form(self.module)
-        if closed is None:
+        if closed is None or not self._own_form[0]:  # a class may have the name of another one
             return slopes.secant(z, value, forward)
         if z.dtype in (torch.float16, torch.bfloat16):
             return closed(z)
@@ -133,9 +169,14 @@ class InlineSecant:
 
     Attributes:
         function: Name of the activation, for its slope at zero.
+        path: Of the module before it, for messages.
+        before_module: That module.
     """
 
     function: str
+    path: str = ""
+    before_module: nn.Module | None = None
+    _first: FirstCall = field(default_factory=FirstCall)
     _calls: threading.local = field(default_factory=threading.local)
 
     def before(self, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
@@ -163,6 +204,10 @@ class InlineSecant:
         with torch.no_grad():
             closed = slopes.closed_form(self.function)
             at_zero = 0.0 if closed is None else slopes.at_zero(closed, z.dtype)
+            drops = self.before_module is not None and self.before_module.training
+            if closed is not None and not drops and self._first.is_due(z, x):
+                require_inline(self.path, self.function, x, z * closed(z))
+                self._first.done = True
             slope = torch.where(z == 0, at_zero, x / torch.where(z == 0, 1.0, z))
         return forward(functional.identity(z, x, slope), *args, **kwargs)
 
@@ -175,16 +220,27 @@ class FrozenNormPatch:
         module: LayerNorm or RMSNorm, with ``weight`` and an epsilon.
         centered: Whether the mean is subtracted.
         weight_offset: What is added to the stored weight.
+        path: Where it is, for messages.
     """
 
     module: nn.Module
     centered: bool
     weight_offset: float
+    path: str = ""
+    _first: FirstCall = field(default_factory=FirstCall)
 
     def __call__(self, forward: Forward, x: Tensor) -> Tensor:
-        """Run the norm without a graph and give it the slope of the frozen norm."""
+        """Run the norm without a graph and give it the slope of the frozen norm.
+
+        Raises:
+            ValueError: On the first call, if it is another norm than declared.
+        """
         with torch.no_grad():
             value, scale = self._run(forward, x)
+            if self._first.is_due(x, value):
+                declared = (self.centered, self.weight_offset)
+                require_norm(self.path, self.module, x, value, self._formula, declared)
+                self._first.done = True
         weight = getattr(self.module, "weight", None)
         if weight is not None:
             weight = weight.detach()
@@ -201,6 +257,17 @@ class FrozenNormPatch:
             bias=getattr(self.module, "bias", None),
             scale=scale,
         )
+
+    def _formula(self, x: Tensor, centered: bool, weight_offset: float) -> Tensor:
+        """The norm of rows ``[N, ...]``, as the rule takes it to be."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        over = tuple(range(1, wide.ndim))
+        wide = wide - wide.mean(over, keepdim=True) if centered else wide
+        square = wide.square().mean(over, keepdim=True)
+        result = wide * (square + norm_epsilon(self.module, x)).rsqrt()
+        weight, bias = (getattr(self.module, name, None) for name in ("weight", "bias"))
+        result = result if weight is None else result * (weight.to(wide) + weight_offset)
+        return result if bias is None else result + bias.to(wide)
 
     def _run(self, forward: Forward, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The norm's output, and its scale if the kernel gives it away."""

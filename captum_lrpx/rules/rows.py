@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from captum_lrpx.rules.own_backward import OwnBackward
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -87,7 +89,25 @@ class Rows:
             return y
         shape = [1] * y.ndim
         shape[0], shape[dim] = earlier.shape
-        return torch.where(earlier.to(y.device).view(shape), y.detach(), y)
+        once: Tensor = _Once.apply(y, earlier.to(y.device).view(shape))
+        return once
+
+
+class _Once(OwnBackward):
+    """A tensor, part of which has no gradient."""
+
+    @staticmethod
+    def forward(y: Tensor, _earlier: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (earlier,) = ctx.saved_tensors
+        return grads[0].masked_fill(earlier, 0.0), None
 
 
 @dataclass(frozen=True, eq=False)

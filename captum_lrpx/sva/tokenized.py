@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from captum_lrpx.sva.counting import drop_if, keep
 from captum_lrpx.sva.report import Lengths, Report
-from captum_lrpx.targets.encoding import encode_for, word_ids
+from captum_lrpx.targets.encoding import encode_for
+from captum_lrpx.targets.place import word_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

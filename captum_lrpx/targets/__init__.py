@@ -6,8 +6,10 @@ from captum_lrpx.targets.encoding import Encoding, encode
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
 from captum_lrpx.targets.head import last_token
 from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
+from captum_lrpx.targets.place import Token
 from captum_lrpx.targets.quantity import Quantity
 from captum_lrpx.targets.question import Question
+from captum_lrpx.targets.standing import Standing
 from captum_lrpx.targets.target import Target
 from captum_lrpx.targets.task import Task, task_of
 
@@ -24,8 +26,10 @@ __all__ = [
     "Probabilities",
     "Quantity",
     "Question",
+    "Standing",
     "Target",
     "Task",
+    "Token",
     "TokenLogits",
     "TokenSum",
     "ask_batch",

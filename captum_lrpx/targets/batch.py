@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.binding import find_model
+from captum_lrpx.targets.classes import AnswerLogits
 from captum_lrpx.targets.encoding import encode
 from captum_lrpx.targets.forward import TokenSum
 from captum_lrpx.targets.outputs import OutputFunction, OutputSum
+from captum_lrpx.targets.place import Token
 from captum_lrpx.targets.target import Choice, Target, in_quantity_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.question import Terms
 
 __all__ = ["BatchQuestion", "ask_batch"]
@@ -46,18 +49,23 @@ class BatchQuestion:
 def ask_batch(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str],
-    targets: Target | Choice | Sequence[Target | Choice],
+    texts: Sequence[Given],
+    targets: Target | Choice | Sequence[Target | Choice | None] | None = None,
     first_token: str | None = None,
+    *,
+    truncate: bool | int = False,
 ) -> BatchQuestion:
     """Turn texts and what to explain of each into tensors, for any Captum method.
 
     Args:
-        model: A Hugging Face model with a head.
+        model: A Hugging Face model with a head, or a module around one, whose own outputs are
+            explained.
         tokenizer: Its (fast) tokenizer.
-        texts: The texts.
-        targets: What is explained, one for each text or one for all.
+        texts: The texts, or whatever :func:`~captum_lrpx.explain` takes for one.
+        targets: What is explained, one for each text or one for all. Default: what the model
+            predicts.
         first_token: As in :func:`~captum_lrpx.targets.encode`.
+        truncate: As in :func:`~captum_lrpx.targets.encode`.
 
     Returns:
         Inputs, forward module and arguments.
@@ -73,21 +81,32 @@ def ask_batch(
         ...     batch.inputs, additional_forward_args=batch.additional_forward_args
         ... )
     """
-    model = find_model(model)
+    given, model = model, find_model(model)
     if isinstance(texts, str) or not texts:
         raise ValueError("Give a sequence of at least one text.")
-    encodings = tuple(encode(model, tokenizer, text, first_token) for text in texts)
+    encodings = tuple(
+        encode(model, tokenizer, text, first_token, truncate=truncate) for text in texts
+    )
     asked = _one_per_text(targets, len(texts))
     device = next(model.parameters()).device
-    ids, mask = _padded(model, tokenizer, encodings, device)
-    forward, arguments = _forward(model, tokenizer, asked, encodings, mask)
-    descriptions = tuple(target.describe(model) for target in asked)
+    ids, mask, types = _padded(model, tokenizer, encodings, device)
+    terms = [
+        None if callable(target.token) else target.terms(given, tokenizer, encoding)
+        for target, encoding in zip(asked, encodings, strict=True)
+    ]
+    forward, arguments = _forward(given, tokenizer, asked, encodings, terms, mask)
+    descriptions = tuple(
+        target.describe(model, term) for target, term in zip(asked, terms, strict=True)
+    )
+    arguments = arguments if types is None else (*arguments, types)
     return BatchQuestion(ids, forward, arguments, encodings, descriptions)
 
 
-def _one_per_text(targets: Target | Choice | Sequence[Target | Choice], count: int) -> list[Target]:
-    single = isinstance(targets, (Target, str, int))
-    given: list[Target | Choice] = [targets] * count if single else list(targets)  # type: ignore[list-item, arg-type]
+def _one_per_text(
+    targets: Target | Choice | Sequence[Target | Choice | None] | None, count: int
+) -> list[Target]:
+    single = targets is None or isinstance(targets, (Target, Token, str, int))
+    given: list[Target | Choice | None] = [targets] * count if single else list(targets)  # type: ignore[list-item, arg-type]
     if len(given) != count:
         raise ValueError(f"There are {count} texts, but {len(given)} targets: give one for each.")
     asked = [item if isinstance(item, Target) else Target(item) for item in given]
@@ -106,18 +125,22 @@ def _kind(target: Target) -> tuple[Any, ...]:
 
 def _padded(
     model: nn.Module, tokenizer: Any, encodings: Sequence[Encoding], device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids, mask, and token types if there are any ``[B, T]``."""
     config: Any = model.config
     padding = getattr(config, "pad_token_id", None)  # a classifier finds its last token by this one
     if padding is None:
         padding = tokenizer.pad_token_id or 0
     length = max(len(encoding.ids) for encoding in encodings)
-    ids = torch.full((len(encodings), length), padding)
-    mask = torch.zeros_like(ids)
+    ids = torch.full((len(encodings), length), padding, device="cpu")
+    mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, encoding in enumerate(encodings):
-        ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
+        ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids, device="cpu")
         mask[row, : len(encoding.ids)] = 1
-    return ids.to(device), mask.to(device)
+        if encoding.token_types is not None:
+            types[row, : len(encoding.ids)] = torch.tensor(encoding.token_types, device="cpu")
+    typed = any(encoding.token_types is not None for encoding in encodings)
+    return ids.to(device), mask.to(device), types.to(device) if typed else None
 
 
 def _forward(
@@ -125,31 +148,40 @@ def _forward(
     tokenizer: Any,
     targets: Sequence[Target],
     encodings: Sequence[Encoding],
+    terms: Sequence[Terms | None],
     mask: Tensor,
 ) -> tuple[nn.Module, tuple[Any, ...]]:
     outputs, function = targets[0].outputs(model), targets[0].token
-    pairs = list(zip(targets, encodings, strict=True))
+    among_positions = callable(function) or targets[0].quantity != "logit"
+    if isinstance(outputs, AnswerLogits) and among_positions and not bool(mask.all()):
+        raise ValueError(
+            "A probability or function of the positions of an answer would count the padding in: "
+            "explain texts of one length in a batch, or each by itself."
+        )
+    rows = [each for each in terms if each is not None]
     if callable(function):
-        places = [target.place(model, tokenizer, encoding) for target, encoding in pairs]
+        places = [
+            target.place(model, tokenizer, encoding)
+            for target, encoding in zip(targets, encodings, strict=True)
+        ]
         at = () if places[0] is None else (torch.tensor(places, device=mask.device),)
         return OutputFunction(outputs, function), (mask, *at)
-    terms = [target.terms(model, tokenizer, encoding) for target, encoding in pairs]
-    width = max(len(row.choices) for row in terms)
-    choices, weights, positions = (table.to(mask.device) for table in _tables(terms, width))
+    width = max(len(row.choices) for row in rows)
+    choices, weights, positions = (table.to(mask.device) for table in _tables(rows, width))
     quantity = targets[0].quantity
-    if terms[0].positions is None:
+    if rows[0].positions is None:
         return OutputSum(in_quantity_of(outputs, quantity)), (choices, weights, mask)
     return TokenSum(model, quantity), (mask, choices, positions, weights)
 
 
 def _tables(terms: Sequence[Terms], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choices, weights and positions ``[B, K]``; a row of fewer terms is filled with weight 0."""
-    choices = torch.zeros(len(terms), width, dtype=torch.long)
-    weights, positions = torch.zeros(len(terms), width), torch.zeros_like(choices)
+    choices = torch.zeros(len(terms), width, dtype=torch.long, device="cpu")
+    weights, positions = torch.zeros_like(choices, dtype=torch.float32), torch.zeros_like(choices)
     for row, term in enumerate(terms):
         count = len(term.choices)
-        choices[row, :count] = torch.tensor(term.choices)
-        weights[row, :count] = torch.tensor(term.weights)
+        choices[row, :count] = torch.tensor(term.choices, device="cpu")
+        weights[row, :count] = torch.tensor(term.weights, device="cpu")
         if term.positions is not None:
-            positions[row, :count] = torch.tensor(term.positions)
+            positions[row, :count] = torch.tensor(term.positions, device="cpu")
     return choices, weights, positions

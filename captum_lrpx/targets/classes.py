@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from captum_lrpx.targets.head import ModelForward, run_model
+from captum_lrpx.targets.head import ModelForward, output_of, run_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,10 +38,8 @@ class ClassLogits(ModelForward):
         Returns:
             ``[B, C]``.
         """
-        model = self.hugging_face()
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: Tensor = run_model(model, model, x, attention_mask, **extra).logits
-        return logits
+        return output_of(run_model(self.model, self.model, x, attention_mask, **extra), "logits")
 
 
 class ClassDifference(ModelForward):
@@ -110,8 +108,6 @@ class AnswerLogits(ModelForward):
         Returns:
             ``[B, T]``.
         """
-        model = self.hugging_face()
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        output = run_model(model, model, x, attention_mask, **extra)
-        logits: Tensor = output.start_logits if self.end == "start" else output.end_logits
-        return logits
+        output = run_model(self.model, self.model, x, attention_mask, **extra)
+        return output_of(output, f"{self.end}_logits")

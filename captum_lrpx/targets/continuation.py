@@ -11,15 +11,20 @@ from captum.attr import TextTokenInput
 from torch import Tensor
 
 from captum_lrpx.targets.encoding import check_length, context_length, encode
+from captum_lrpx.targets.inputs import TokenIds, check_known, of_row
+from captum_lrpx.targets.place import Token, token_id, token_names
+from captum_lrpx.targets.place import continuation as continuation_of
 from captum_lrpx.targets.task import task_of
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.inputs import Given
+
 __all__ = [
     "Prompt",
     "Spans",
-    "TokenIds",
     "check_predicts_text",
     "continuation_ids",
     "foil_ids",
@@ -29,7 +34,6 @@ __all__ = [
     "token_texts",
 ]
 
-TokenIds = Sequence[int] | Tensor
 Spans = Sequence[tuple[int, int]]
 
 DEFAULT_GEN_ARGS: dict[str, Any] = {
@@ -48,11 +52,13 @@ class Prompt:
     Attributes:
         ids: ``[P]``.
         tokens: The tokens as the tokenizer shows them.
+        encoding: The text, and where each token stands in it.
         shown: Which of them the result is about ``[P]``; Captum's ``skip_tokens`` leaves some out.
     """
 
     ids: Tensor
     tokens: list[str]
+    encoding: Encoding
     shown: Tensor
 
 
@@ -69,40 +75,47 @@ def check_predicts_text(model: nn.Module) -> None:
         )
 
 
-def prompt_of(model: nn.Module, tokenizer: Any, prompt: str | TokenIds | TextTokenInput) -> Prompt:
+def prompt_of(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Given | TextTokenInput,
+    first_token: str | None = None,
+) -> Prompt:
     """Read a prompt.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        prompt: A text, encoded with the special tokens that the tokenizer puts in front; ids
-            ``[P]`` or ``[1, P]``; or Captum's ``TextTokenInput``.
+        prompt: Whatever :func:`~captum_lrpx.targets.encode` takes, or Captum's ``TextTokenInput``.
+        first_token: As in :func:`~captum_lrpx.targets.encode`.
 
     Returns:
         The prompt.
 
     Raises:
         ValueError: If the model predicts no continuation, or the prompt is empty, too long or from
-            another tokenizer.
+            another tokenizer, or has several token types.
         TypeError: If the prompt is none of these.
     """
     check_predicts_text(model)
-    shown = None
-    if isinstance(prompt, str):
-        ids = torch.tensor(encode(model, tokenizer, prompt).ids)
-    elif isinstance(prompt, TextTokenInput):
-        ids = prompt.inp_tensor[0]
-        shown = None if prompt.itp_mask is None else prompt.itp_mask[0]
-    else:
-        ids = _as_ids("prompt", prompt)
-    _check_ids(model, "prompt", ids)
-    tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
-    shown = torch.ones_like(ids, dtype=torch.bool) if shown is None else shown
-    return Prompt(ids, tokens, shown)
+    captums = isinstance(prompt, TextTokenInput)
+    given: Any = prompt.inp_tensor[0] if isinstance(prompt, TextTokenInput) else prompt
+    encoding = encode(model, tokenizer, given, first_token)
+    if encoding.token_types is not None:
+        raise ValueError(
+            "The prompt has several token types, and a continuation has none: give a prompt "
+            "without them."
+        )
+    ids = torch.tensor(encoding.ids, device="cpu")
+    shown = torch.ones_like(ids, dtype=torch.bool)
+    if captums and prompt.itp_mask is not None:  # type: ignore[union-attr]
+        here = prompt.itp_mask[0]  # type: ignore[union-attr]
+        shown[len(ids) - len(here) :] = here.to(shown)
+    return Prompt(ids, list(encoding.tokens), encoding, shown)
 
 
 def continuation_ids(
-    model: nn.Module, tokenizer: Any, prompt: Prompt, continuation: str | TokenIds
+    model: nn.Module, tokenizer: Any, prompt: Prompt, continuation: str | Token | TokenIds
 ) -> Tensor:
     """Read a continuation.
 
@@ -110,17 +123,18 @@ def continuation_ids(
         model: A causal language model.
         tokenizer: Its tokenizer.
         prompt: What it stands behind.
-        continuation: A text, encoded without special tokens as Captum does (with its blank in front
-            where the tokenizer keeps blanks); or ids ``[K]``.
+        continuation: A text, encoded in its place after the prompt as a word is (see
+            :mod:`captum_lrpx.targets.place`); a token by its exact string; or ids ``[K]``.
 
     Returns:
         Ids ``[K]``.
 
     Raises:
-        ValueError: If the continuation is empty, unknown to the tokenizer, or too long.
+        ValueError: If the continuation is empty, unknown to the tokenizer, or too long, or if its
+            place does not say whether a blank comes first.
         TypeError: If it is neither text nor ids.
     """
-    ids = _text_or_ids(model, tokenizer, "continuation", continuation)
+    ids = _text_or_ids(model, tokenizer, prompt, "continuation", continuation)
     check_length(model, len(prompt.ids) + len(ids) - 1)  # the last token is predicted, not read
     return ids
 
@@ -169,15 +183,21 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
 
 
 def foil_ids(
-    model: nn.Module, tokenizer: Any, continuation: Tensor, foil: int | str | TokenIds
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Prompt,
+    continuation: Tensor,
+    foil: int | str | Token | TokenIds,
 ) -> Tensor:
     """Read what is subtracted at each step.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
+        prompt: What the continuation stands after.
         continuation: Ids ``[K]``.
-        foil: One token (an id, or a text of one token) for all steps, or one for each step.
+        foil: One token (an id, a ``Token``, or a text of one token after the prompt) for all steps,
+            or one for each step.
 
     Returns:
         Ids ``[K]``.
@@ -185,9 +205,10 @@ def foil_ids(
     Raises:
         ValueError: If there are neither one nor ``K`` tokens.
     """
-    ids = _text_or_ids(model, tokenizer, "foil", [foil] if isinstance(foil, int) else foil)
+    given: str | Token | TokenIds = [foil] if isinstance(foil, int) else foil
+    ids = _text_or_ids(model, tokenizer, prompt, "foil", given)
     if len(ids) not in (1, len(continuation)):
-        pieces = " + ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist()))
+        pieces = " + ".join(map(repr, token_names(tokenizer, ids.tolist())))
         raise ValueError(
             f"The foil {foil!r} is {len(ids)} tokens ({pieces}), and the continuation is "
             f"{len(continuation)}: give one token for all steps, or one for each."
@@ -211,7 +232,7 @@ def span_rows(spans: Spans, length: int) -> Tensor:
     """
     if not len(spans):
         raise ValueError("`spans` is empty: give at least one pair of indices, or leave it out.")
-    rows = torch.zeros(len(spans), length)
+    rows = torch.zeros(len(spans), length, device="cpu")
     for row, span in zip(rows, spans, strict=True):
         first, stop = (index + length if index < 0 else index for index in span)
         if not 0 <= first < stop <= length:
@@ -232,42 +253,25 @@ def token_texts(tokenizer: Any, ids: Tensor) -> list[str]:
     return texts
 
 
-def _text_or_ids(model: nn.Module, tokenizer: Any, name: str, given: str | TokenIds) -> Tensor:
-    if not isinstance(given, str):
-        ids = _as_ids(name, given)
-    else:
-        ids = torch.tensor(tokenizer.encode(given, add_special_tokens=False), dtype=torch.long)
+def _text_or_ids(
+    model: nn.Module, tokenizer: Any, prompt: Prompt, name: str, given: str | Token | TokenIds
+) -> Tensor:
+    if isinstance(given, Token):
+        ids = [token_id(tokenizer, given)]
+    elif isinstance(given, str):
+        ids = continuation_of(tokenizer, prompt.encoding.text, given) if given else []
         unknown = tokenizer.unk_token_id
         if unknown is not None and unknown in ids and tokenizer.unk_token not in given:
             raise ValueError(f"The tokenizer does not know a part of the {name} {given!r}.")
-    _check_ids(model, name, ids)
-    return ids
-
-
-def _as_ids(name: str, given: Any) -> Tensor:
-    if not isinstance(given, (Tensor, Sequence)):
-        raise TypeError(
-            f"The {name} must be a text or token ids"
-            f"{', or a TextTokenInput' if name == 'prompt' else ''}, not {type(given).__name__}."
-        )
-    ids = torch.as_tensor(given).detach().cpu()
-    if ids.ndim == 2 and ids.shape[0] == 1:
-        ids = ids[0]
-    if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):
-        raise ValueError(
-            f"The token ids of the {name} must be integers [T], not {tuple(ids.shape)} of "
-            f"{ids.dtype}: one text is explained at a time."
-        )
-    return ids.long()
-
-
-def _check_ids(model: nn.Module, name: str, ids: Tensor) -> None:
-    if not len(ids):
+    else:
+        try:
+            ids = of_row(given, name)[0]
+        except TypeError as error:
+            raise TypeError(
+                f"The {name} must be a text or token ids [K], not {type(given).__name__}."
+            ) from error
+    if not ids:
         raise ValueError(f"The {name} is empty: there is nothing to explain.")
     size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    wrong = ids[(ids < 0) | (ids >= size)]
-    if len(wrong):
-        raise ValueError(
-            f"The {name} has token ids that {type(model).__name__} with its vocabulary of {size} "
-            f"does not know ({wrong.tolist()[0]}): use the tokenizer that belongs to the model."
-        )
+    check_known(size, type(model).__name__, ids, name)
+    return torch.tensor(ids, device="cpu")

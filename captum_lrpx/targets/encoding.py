@@ -1,18 +1,29 @@
-"""A text as the token ids that a model sees, and words as the ids that it predicts."""
+"""What a model is given, as the token ids that it sees."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.binding import architecture_of
+from captum_lrpx.decoding import decoded
 from captum_lrpx.propagation import is_declared
+from captum_lrpx.targets.inputs import check_known, of_row, render
+from captum_lrpx.targets.place import Token, token_id, token_names
 from captum_lrpx.targets.task import task_of
+from captum_lrpx.targets.truncation import truncated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import nn
 
+    from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.task import Task
+    from captum_lrpx.words import Span
 
 __all__ = [
     "Encoding",
@@ -20,10 +31,7 @@ __all__ = [
     "context_length",
     "encode",
     "encode_for",
-    "span_of",
     "vocabulary_size",
-    "word_id",
-    "word_ids",
 ]
 
 
@@ -32,175 +40,261 @@ class Encoding:
     """A text as a model sees it.
 
     Attributes:
-        text: The text that was encoded; with the mask token appended if a masked model needed one.
+        text: The text that was encoded: with the mask token appended if a masked model needed one,
+            a pair on two lines, chat messages as the template writes them, token ids decoded.
         ids: Token ids.
         tokens: The tokens as text, as the tokenizer shows them.
         offsets: Where each token stands in the text, ``(start, end)`` characters; special tokens
             that the tokenizer added are empty there.
-        special: Whether each token is a special token that is not part of the text.
+        special: Whether each token is a special one. The mask token is not: it has a place in the
+            text, and something is predicted there.
+        template: Whether each token was written by the chat template, around the contents of the
+            messages; None where there is no template.
+        token_types: The token types, if the model takes them and the tokenizer gives them.
+        second: Where in the text the second one of a pair begins; 0 if there is no pair.
     """
 
     text: str
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    offsets: tuple[tuple[int, int], ...]
+    offsets: tuple[Span, ...]
     special: tuple[bool, ...]
+    template: tuple[bool, ...] | None = None
+    token_types: tuple[int, ...] | None = None
+    second: int = 0
 
 
-def encode(model: nn.Module, tokenizer: Any, text: str, first_token: str | None = None) -> Encoding:
-    """Encode a text for a model.
+def encode(
+    model: nn.Module,
+    tokenizer: Any,
+    given: Given,
+    first_token: str | None = None,
+    *,
+    truncate: bool | int = False,
+) -> Encoding:
+    """Encode for a model what it is given.
 
-    Special tokens are those that the tokenizer adds. For a causal language model they are dropped
-    at the end, where the next token is predicted; for a masked language model without a mask token
-    in the text, one is appended to it.
+    Special tokens are those that the tokenizer adds, or the chat template writes; one that the text
+    itself begins or ends with is not added again. For a causal language model they are dropped at
+    the end, where the next token is predicted; for a masked language model without a mask token in
+    the text, one is appended to it. Token ids are taken as they are.
 
     Args:
         model: A Hugging Face model with a head.
-        tokenizer: Its tokenizer, a fast one (with offsets).
-        text: The text.
-        first_token: A special token to put in front (``"<|endoftext|>"``), for models that were
+        tokenizer: Its tokenizer, for texts a fast one (with offsets).
+        given: A text; a pair of texts, as a tuple; chat messages, a list of ``{"role": ...,
+            "content": ...}``; token ids ``[T]`` or ``[1, T]``; or what the tokenizer returns for
+            one text.
+        first_token: A special token that comes first (``"<|endoftext|>"``), for models that were
             trained with one that their tokenizer does not add.
+        truncate: Cut what is too long for the model, or to so many tokens: a causal model loses the
+            beginning, others the end, of a pair that of the second text. Start tokens, special
+            tokens at the end and a mask are kept.
 
     Returns:
         The encoding.
 
     Raises:
         ValueError: If the text is empty or longer than the model's context, if the tokenizer has no
-            offsets or no mask token where one is needed, or if ``first_token`` is unknown.
+            offsets, no chat template or no mask token where one is needed, if ``first_token`` is
+            unknown, or if token ids are of another tokenizer or of several texts.
+        TypeError: If nothing of the above is given.
     """
-    encoding = encode_for(task_of(model), tokenizer, text, first_token)
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
+    encoding = encode_for(task_of(model), tokenizer, given, first_token, check)
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        encoding = replace(encoding, token_types=None)
+    limit = context_length(model)
+    if truncate:
+        if truncate is not True:
+            limit = truncate if limit is None else min(truncate, limit)
+        encoding = truncated(task_of(model), tokenizer, encoding, limit)
     check_length(model, len(encoding.ids))
     return encoding
 
 
-def encode_for(task: Task, tokenizer: Any, text: str, first_token: str | None = None) -> Encoding:
-    """Encode a text for any model of a task, of whatever context length.
+def encode_for(
+    task: Task,
+    tokenizer: Any,
+    given: Given,
+    first_token: str | None = None,
+    check: Callable[[Sequence[int]], None] | None = None,
+) -> Encoding:
+    """Encode what is given for any model of a task, of whatever context length.
 
     Args:
         task: What the model predicts.
-        tokenizer: Its tokenizer, a fast one (with offsets).
-        text: The text.
+        tokenizer: Its tokenizer, for texts a fast one (with offsets).
+        given: As in :func:`encode`.
         first_token: As in :func:`encode`.
+        check: Refuses ids that a model does not know.
 
     Returns:
         The encoding.
 
     Raises:
-        ValueError: As in :func:`encode`, but for the length.
+        ValueError: As in :func:`encode`, but for the length and the ids that the model knows.
+        TypeError: As in :func:`encode`.
     """
-    if not isinstance(text, str):
-        raise TypeError(f"The text must be a string, not {type(text).__name__}.")
-    if not text.strip():
+    if isinstance(given, str):
+        encoding = _of_texts(task, tokenizer, (given,))
+    elif isinstance(given, tuple) and len(given) == 2 and all(isinstance(x, str) for x in given):
+        encoding = _of_texts(task, tokenizer, given)  # type: ignore[arg-type]
+    elif _are_messages(given):
+        rendered = render(tokenizer, given, predict=task == "causal-lm")  # type: ignore[arg-type]
+        encoding = _of_texts(task, tokenizer, (rendered.text,), rendered.contents)
+    else:
+        ids, types = of_row(given)  # type: ignore[arg-type]
+        if check is not None:  # before they are decoded
+            check(ids)
+        encoding = _of_ids(tokenizer, ids, types)
+    if first_token is not None:
+        encoding = _with_first(tokenizer, encoding, first_token)
+    if check is not None:
+        check(encoding.ids)
+    if all(encoding.special):
+        raise ValueError("The text has no token of its own: there is nothing to explain.")
+    return encoding
+
+
+def _are_messages(given: Any) -> bool:
+    return (
+        isinstance(given, (list, tuple))
+        and len(given) > 0
+        and all(isinstance(item, Mapping) and "role" in item for item in given)
+    )
+
+
+def _of_texts(
+    task: Task, tokenizer: Any, texts: tuple[str, ...], contents: Sequence[Span] | None = None
+) -> Encoding:
+    """A text or a pair of texts, or the text of a chat template with its contents."""
+    if not all(text.strip() for text in texts):
         raise ValueError("The text is empty: there is nothing to explain.")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} gives no offsets: load the fast version of the tokenizer."
         )
-    causal = task == "causal-lm"
     if task == "masked-lm":
-        text = _with_mask(tokenizer, text)
+        texts = _with_mask(tokenizer, texts)
     encoded = tokenizer(
-        text,
+        *texts,
+        add_special_tokens=contents is None,  # a chat template writes its own
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         verbose=False,  # no warning for what is too long: that is refused, or counted
     )
-    ids = list(encoded["input_ids"])
-    offsets = [_trimmed(text, int(start), int(end)) for start, end in encoded["offset_mapping"]]
-    # A mask token in the text is in the special tokens mask too, but it has a place in the text.
-    special = [
+    second = len(texts[0]) + 1
+    text = "\n".join(texts)
+    shifts = [second if number == 1 else 0 for number in encoded.sequence_ids(0)]
+    offsets = [
+        _trimmed(text, start + shift, end + shift)
+        for (start, end), shift in zip(encoded["offset_mapping"], shifts, strict=True)
+    ]
+    added = [
         bool(flag) and start == end
         for flag, (start, end) in zip(encoded["special_tokens_mask"], offsets, strict=True)
     ]
-    while causal and special and special[-1]:
-        ids.pop(), offsets.pop(), special.pop()
-    if first_token is not None:
-        ids.insert(0, _special_id(tokenizer, first_token))
-        offsets.insert(0, (0, 0))
-        special.insert(0, True)
-    if all(special):
-        raise ValueError("The text has no token of its own: there is nothing to explain.")
-    tokens = tuple(tokenizer.convert_ids_to_tokens(ids))
-    return Encoding(text, tuple(ids), tokens, tuple(offsets), tuple(special))
+    kept = _kept(task, list(encoded["input_ids"]), added)
+    types = encoded.get("token_type_ids")
+    encoding = _encoding(
+        tokenizer,
+        text,
+        [encoded["input_ids"][index] for index in kept],
+        [(0, 0) if added[index] else offsets[index] for index in kept],
+        None if types is None else tuple(types[index] for index in kept),
+        second if len(texts) == 2 else 0,
+    )
+    return replace(
+        encoding,
+        special=tuple(
+            added[index] or special for index, special in zip(kept, encoding.special, strict=True)
+        ),
+        template=None if contents is None else _template(encoding.offsets, contents),
+    )
 
 
-def word_id(model: nn.Module, tokenizer: Any, encoding: Encoding, word: str) -> int:
-    """The token id of a word at the place where the model predicts.
-
-    Args:
-        model: A language model.
-        tokenizer: Its tokenizer.
-        encoding: The text; the word stands behind it, or in the place of its mask token.
-        word: The word.
-
-    Returns:
-        The id.
-
-    Raises:
-        ValueError: If the word is unknown to the tokenizer, or is several tokens there.
-    """
-    if not word.strip():
-        raise ValueError("The target word is empty.")
-    word = word.strip()
-    ids = word_ids(task_of(model), tokenizer, encoding, word)
-    if len(ids) != 1:
-        pieces = " + ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(ids))
-        raise ValueError(
-            f"The target {word!r} is {len(ids)} tokens ({pieces}), and a model predicts one at a "
-            "time: give a word of one token, or a token id."
-        )
-    if ids[0] == tokenizer.unk_token_id and word != tokenizer.unk_token:
-        raise ValueError(f"The tokenizer does not know the target word {word!r}.")
-    return ids[0]
+def _kept(task: Task, ids: list[int], added: list[bool]) -> range:
+    """The tokens without special ones that the tokenizer adds and the text already has."""
+    start = stop = 0
+    while start < len(ids) and added[start]:
+        start += 1
+    while stop < len(ids) - start and added[-1 - stop]:
+        stop += 1
+    first = start if start and ids[start : 2 * start] == ids[:start] else 0
+    end = len(ids) - stop
+    if task != "causal-lm" and not (stop and ids[end - stop : end] == ids[end:]):
+        end = len(ids)
+    return range(first, end)
 
 
-def word_ids(task: Task, tokenizer: Any, encoding: Encoding, word: str) -> list[int]:
-    """The token ids of a word at the place where a language model predicts.
-
-    Args:
-        task: "causal-lm" or "masked-lm".
-        tokenizer: The tokenizer of the model.
-        encoding: The text; the word stands behind it, or in the place of its mask token.
-        word: The word, without blanks around it.
-
-    Returns:
-        The ids, one or more.
-    """
-    if task == "masked-lm":
-        filled = encoding.text.replace(tokenizer.mask_token, word, 1)
-    else:
-        filled = f"{encoding.text.rstrip()} {word}"
-    return _difference(tokenizer, encoding.text, filled)
+def _template(offsets: Sequence[Span], contents: Sequence[Span]) -> tuple[bool, ...]:
+    """Whether each token has no character of the contents."""
+    return tuple(
+        not any(start < last and first < end for first, last in contents) for start, end in offsets
+    )
 
 
-def span_of(encoding: Encoding, span: str | tuple[int, int]) -> tuple[int, int]:
-    """The tokens of a part of a text.
+def _of_ids(tokenizer: Any, ids: list[int], types: tuple[int, ...] | None) -> Encoding:
+    if not ids:
+        raise ValueError("The text is empty: there is nothing to explain.")
+    found = decoded(tokenizer, ids)
+    text, offsets = found.text, [_trimmed(found.text, *span) for span in found.offsets]
+    second = 0
+    if types is not None and 1 in types and 0 in types:
+        second = offsets[types.index(1)][0]
+    return _encoding(tokenizer, text, ids, offsets, types, second)
 
-    Args:
-        encoding: The text.
-        span: The part, where it last occurs, or the indices ``(first, behind the last)``.
 
-    Returns:
-        The indices, counted from the front.
+def _encoding(
+    tokenizer: Any,
+    text: str,
+    ids: list[int],
+    offsets: list[Span],
+    types: tuple[int, ...] | None,
+    second: int,
+) -> Encoding:
+    known = _special_ids(tokenizer)
+    return Encoding(
+        text=text,
+        ids=tuple(ids),
+        tokens=token_names(tokenizer, ids),
+        offsets=tuple(offsets),
+        special=tuple(number in known for number in ids),
+        token_types=types if types is not None and any(types) else None,
+        second=second,
+    )
 
-    Raises:
-        ValueError: If there is no such part, if it cuts through a token, or if it starts with the
-            first token, which nothing comes before.
-        IndexError: If an index is out of range.
-    """
-    if isinstance(span, str):
-        first, stop = _tokens_of(encoding, span)
-    else:
-        length = len(encoding.ids)
-        first, stop = (index + length if index < 0 else index for index in span)
-        if not 0 <= first < length or not first < stop <= length:
-            raise IndexError(f"The span {span} is empty or out of range for {length} tokens.")
-    if first == 0:
-        raise ValueError(
-            "The span starts with the first token, which no token comes before: start it later, or "
-            "put a special token in front (`first_token`)."
-        )
-    return first, stop
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """The special tokens, but for the mask and what stands for an unknown word of the text."""
+    roles = tokenizer.special_tokens_map.items()
+    unknown = [role for role, token in roles if token == tokenizer.unk_token] == ["unk_token"]
+    ids = set(tokenizer.all_special_ids)
+    ids |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids.discard(tokenizer.mask_token_id)
+    return ids - {tokenizer.unk_token_id} if unknown else ids
+
+
+def _with_first(tokenizer: Any, encoding: Encoding, token: str) -> Encoding:
+    """The encoding with a special token in front, if it does not begin with it."""
+    try:
+        number = token_id(tokenizer, Token(token))
+    except ValueError:
+        raise ValueError(f"The tokenizer has no token {token!r} to put in front.") from None
+    if encoding.ids[0] == number:
+        return encoding
+    template, types = encoding.template, encoding.token_types
+    return replace(
+        encoding,
+        ids=(number, *encoding.ids),
+        tokens=(*token_names(tokenizer, [number]), *encoding.tokens),
+        offsets=((0, 0), *encoding.offsets),
+        special=(True, *encoding.special),
+        template=None if template is None else (True, *template),
+        token_types=None if types is None else (0, *types),
+    )
 
 
 def vocabulary_size(model: nn.Module) -> int:
@@ -219,7 +313,7 @@ def check_length(model: nn.Module, length: int) -> None:
     if limit is not None and length > limit:
         raise ValueError(
             f"The text has {length} tokens, but {type(model).__name__} takes at most {limit}: "
-            "shorten it."
+            "shorten it, or cut it with `truncate=True`."
         )
 
 
@@ -242,58 +336,19 @@ def _positions_after_padding(model: nn.Module) -> bool:
     )
 
 
-def _with_mask(tokenizer: Any, text: str) -> str:
+def _with_mask(tokenizer: Any, texts: tuple[str, ...]) -> tuple[str, ...]:
     mask = tokenizer.mask_token
     if mask is None:
         raise ValueError("The tokenizer of this masked language model has no mask token.")
-    count = text.count(mask)
+    count = sum(text.count(mask) for text in texts)
     if count > 1:
         raise ValueError(
             f"The text has {count} mask tokens {mask!r}: fill in all but the one to explain."
         )
-    return text if count else f"{text.rstrip()} {mask}"
+    return texts if count else (*texts[:-1], f"{texts[-1].rstrip()} {mask}")
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     """A token's place without the blank in front, which some tokenizers count to the token."""
     blank = len(text[start:end]) - len(text[start:end].lstrip())
     return (start + blank, end) if start + blank < end else (start, end)
-
-
-def _special_id(tokenizer: Any, token: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token):
-        raise ValueError(f"The tokenizer has no token {token!r} to put in front.")
-    return int(found)
-
-
-def _tokens_of(encoding: Encoding, part: str) -> tuple[int, int]:
-    """The tokens of a part of the text, where it last occurs."""
-    words = part.strip()
-    start = encoding.text.rfind(words)
-    if start < 0 or not words:
-        raise ValueError(f"The span {part!r} does not occur in the text {encoding.text!r}.")
-    stop = start + len(words)
-    inside = [
-        index for index, (a, b) in enumerate(encoding.offsets) if a < b and a < stop and b > start
-    ]
-    first, last = inside[0], inside[-1]
-    if encoding.offsets[first][0] < start or encoding.offsets[last][1] > stop:
-        covered = encoding.text[encoding.offsets[first][0] : encoding.offsets[last][1]]
-        raise ValueError(
-            f"The span {part!r} cuts through a token: its tokens are those of {covered!r}."
-        )
-    return first, last + 1
-
-
-def _difference(tokenizer: Any, text: str, filled: str) -> list[int]:
-    """The ids that stand in ``filled`` where ``text`` ends or has its mask."""
-    before = tokenizer(text, verbose=False)["input_ids"]
-    after = tokenizer(filled, verbose=False)["input_ids"]
-    start = 0
-    while start < min(len(before), len(after)) and before[start] == after[start]:
-        start += 1
-    stop = 0
-    while stop < min(len(before), len(after)) - start and before[-1 - stop] == after[-1 - stop]:
-        stop += 1
-    return list(after[start : len(after) - stop])

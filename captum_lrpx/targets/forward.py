@@ -44,6 +44,7 @@ class TokenLogits(HeadForward):
         x: Tensor,
         attention_mask: Tensor | None = None,
         position: int | Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits at the explained position.
 
@@ -52,6 +53,7 @@ class TokenLogits(HeadForward):
             attention_mask: ``[B, T]``, padding on either side.
             position: Index, or one index per row ``[B]``. Default: the last real token of each row;
                 a masked language model has no default.
+            token_type_ids: ``[B, T]`` or None.
 
         Returns:
             ``[B, V]``.
@@ -61,7 +63,7 @@ class TokenLogits(HeadForward):
             IndexError: If a position is out of range.
         """
         at = self.positions(x, attention_mask, position)
-        return self.logits(x, attention_mask, at).squeeze(1)
+        return self.logits(x, attention_mask, at, types=token_type_ids).squeeze(1)
 
 
 class LogitDifference(HeadForward):
@@ -78,6 +80,7 @@ class LogitDifference(HeadForward):
         good: int | Tensor,
         bad: int | Tensor,
         position: int | Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Difference of two logits at the explained position.
 
@@ -87,6 +90,7 @@ class LogitDifference(HeadForward):
             good: Token id, or one per row ``[B]``.
             bad: Token id that is subtracted, or one per row ``[B]``.
             position: As in :class:`TokenLogits`.
+            token_type_ids: ``[B, T]`` or None.
 
         Returns:
             ``[B]``.
@@ -98,7 +102,8 @@ class LogitDifference(HeadForward):
         at = self.positions(x, attention_mask, position)
         rows = x.shape[0]
         pair = [torch.as_tensor(ids, device=x.device).expand(rows) for ids in (good, bad)]
-        logits = self.logits(x, attention_mask, at, torch.stack(pair, dim=1).unsqueeze(1))
+        wanted = torch.stack(pair, dim=1).unsqueeze(1)
+        logits = self.logits(x, attention_mask, at, wanted, token_type_ids)
         return logits[:, 0, 0] - logits[:, 0, 1]
 
 
@@ -131,6 +136,7 @@ class TokenSum(HeadForward):
         tokens: Sequence[int] | Tensor,
         position: int | Tensor | None = None,
         weights: Sequence[float] | Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Weighted sum over the tokens of each row.
 
@@ -142,6 +148,7 @@ class TokenSum(HeadForward):
             position: As in :class:`TokenLogits`, or one per token ``[B, K]``.
             weights: ``[B, K]``, likewise. Default: 1. A weight of 0 leaves a token out, for rows of
                 different numbers of tokens.
+            token_type_ids: ``[B, T]`` or None.
 
         Returns:
             ``[B]``.
@@ -155,9 +162,10 @@ class TokenSum(HeadForward):
         # [B, 1, K] at one position, [B, K, 1] where each token has a position of its own
         wanted = ids.unsqueeze(1) if at.shape[1] == 1 else ids.unsqueeze(2)
         if self.of == "logit":
-            values = self.logits(x, attention_mask, at, wanted)
+            values = self.logits(x, attention_mask, at, wanted, token_type_ids)
         else:
-            values = in_quantity(self.logits(x, attention_mask, at), self.of).gather(2, wanted)
+            logits = self.logits(x, attention_mask, at, types=token_type_ids)
+            values = in_quantity(logits, self.of).gather(2, wanted)
         values = values.reshape(ids.shape)
         return (values if weights is None else values * per_row("weights", weights, x)).sum(1)
 

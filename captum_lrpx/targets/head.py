@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
-from typing import Any
+import threading
+from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx.binding import architecture_of, find_model
+from captum_lrpx.architectures.registry import is_built_in
+from captum_lrpx.binding import architecture_of, find_model, is_pretrained
 from captum_lrpx.narrowing import only_positions
 from captum_lrpx.propagation import is_declared, is_plain, sites_of
 from captum_lrpx.targets.task import task_of
+from captum_lrpx.wrappers import called_module, has_virtual_tokens, unwrapped
 
-__all__ = ["HeadForward", "LanguageModelHead", "ModelForward", "last_token"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "HeadForward",
+    "LanguageModelHead",
+    "ModelForward",
+    "last_token",
+    "output_of",
+    "read_whole",
+    "run_model",
+]
 
 
 def last_token(attention_mask: Tensor) -> Tensor:
@@ -42,32 +57,43 @@ class LanguageModelHead:
 
     The expensive part of a language model's head is the product with the output matrix, one row per
     token of the vocabulary. Between the two steps a caller chooses the positions that it needs, and
-    in the second one the tokens.
+    in the second one the tokens. Where a model, or a module around it, may do something else to
+    its logits, the first step is all of it.
 
     Args:
-        model: A Hugging Face model with logits per position.
+        model: A Hugging Face model with logits per position, or a module around one.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.chain = sites_of(model).language_model_head if is_declared(model) else ()
+        inner = None if getattr(_reading, "whole", False) else unwrapped(model)
+        self.model = model if inner is None else inner
+        self.chain: tuple[nn.Module, ...] = ()
+        # In a family that somebody else has declared the logits may be scaled behind the chain.
+        if inner is not None and is_declared(inner) and is_built_in(architecture_of(inner)):
+            self.chain = sites_of(inner).language_model_head
 
-    def states(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def states(self, x: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Run the model as far as its head.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
             mask: ``[B, T]`` or None.
+            types: Token types ``[B, T]`` or None.
 
         Returns:
-            The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` of a model with a head
-            that the declaration of its architecture does not spell out.
+            The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` of a model without a
+            head that the declaration of its architecture spells out, and of a module around a
+            model.
+
+        Raises:
+            ValueError: If a module around the model has no logits for each token.
         """
+        extra = {} if types is None else {"token_type_ids": types}
         if not self.chain:
-            logits: Tensor = run_model(self.model, self.model, x, mask).logits
-            return logits
+            output = run_model(self.model, self.model, x, mask, **extra)
+            return _of_given_tokens(self.model, output, x)
         base = getattr(self.model, str(type(self.model).base_model_prefix))  # type: ignore[attr-defined]
-        hidden: Tensor = run_model(self.model, base, x, mask).last_hidden_state
+        hidden: Tensor = run_model(self.model, base, x, mask, **extra).last_hidden_state
         return hidden
 
     def logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -91,15 +117,11 @@ class LanguageModelHead:
 
 
 class ModelForward(nn.Module):
-    """A forward module around one Hugging Face model."""
+    """A forward module around one Hugging Face model, or around a module that contains one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-
-    def hugging_face(self) -> nn.Module:
-        """The Hugging Face model, looked up anew because it may have got a wrapper meanwhile."""
-        return find_model(self.model)
 
 
 class HeadForward(ModelForward):
@@ -127,7 +149,7 @@ class HeadForward(ModelForward):
             )
         rows, length = x.shape[:2]
         if position is None:
-            if task_of(self.hugging_face()) == "masked-lm":
+            if task_of(self.model) == "masked-lm":
                 raise ValueError(
                     "A masked language model predicts at its mask token: give `position`, an index "
                     "or a tensor with one index per row."
@@ -149,28 +171,60 @@ class HeadForward(ModelForward):
         return at.reshape(-1, 1).expand(rows, 1) if at.ndim < 2 else at.expand(rows, -1)
 
     def logits(
-        self, x: Tensor, mask: Tensor | None, at: Tensor, tokens: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        at: Tensor,
+        tokens: Tensor | None = None,
+        types: Tensor | None = None,
     ) -> Tensor:
         """Logits at positions ``[B, P]``.
+
+        Args:
+            x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
+            mask: ``[B, T]`` or None.
+            at: Positions ``[B, P]``.
+            tokens: Ids ``[B, P, K]`` of the tokens that are needed; all if not given.
+            types: Token types ``[B, T]`` or None.
 
         Returns:
             ``[B, P, V]``, or ``[B, P, K]`` of the tokens ``[B, P, K]``.
         """
         rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-        head = LanguageModelHead(self.hugging_face())
+        head = LanguageModelHead(self.model)
         if not head.chain and _keeps_positions(head.model, at):
-            logits = run_model(head.model, head.model, x, mask, logits_to_keep=at[0]).logits
-            return logits if tokens is None else _chosen(logits, tokens)
+            extra = {} if types is None else {"token_type_ids": types}
+            kept = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra).logits
+            return kept if tokens is None else _chosen(kept, tokens)
         with only_positions(head.model, at, x.shape[1]) if head.chain else nullcontext():
-            states = head.states(x, mask)[rows, at].flatten(0, 1)
+            states = head.states(x, mask, types)[rows, at].flatten(0, 1)
         logits = head.logits(states, None if tokens is None else tokens.flatten(0, 1))
         return logits.view(*at.shape, -1)
 
 
 def _keeps_positions(model: nn.Module, at: Tensor) -> bool:
     """Whether a model computes logits at chosen positions only, and all rows choose the same."""
+    if not is_pretrained(model) or getattr(_reading, "whole", False):
+        return False
     accepted = inspect.signature(model.forward).parameters
     return "logits_to_keep" in accepted and bool((at == at[0]).all())
+
+
+_reading = threading.local()
+
+
+@contextmanager
+def read_whole() -> Iterator[None]:
+    """Let forward modules read the outputs of the very object that they were given.
+
+    Within the ``with`` block nothing is looked through and no step of a head is left out.
+    """
+    before = getattr(_reading, "whole", False)
+    _reading.whole = True
+    try:
+        yield
+    finally:
+        _reading.whole = before
 
 
 def run_model(
@@ -179,7 +233,7 @@ def run_model(
     """Run a Hugging Face model, or its base, on ids or embeddings, with the positions of a mask.
 
     Args:
-        model: The model.
+        model: The model, or a module around it.
         module: The model, or the part of it to run.
         x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
         mask: ``[B, T]`` or None.
@@ -187,21 +241,91 @@ def run_model(
 
     Returns:
         The model output.
+
+    Raises:
+        ValueError: If a module around the model takes no mask, and there is padding.
     """
-    accepted = inspect.signature(module.forward).parameters
-    keywords["inputs_embeds" if x.is_floating_point() else "input_ids"] = x
+    accepted = inspect.signature(called_module(module).forward).parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
+    args = _place_input(x, accepted, keywords, takes_any=takes_any)
     if mask is not None:
-        keywords["attention_mask"] = mask
-        by_argument = (
-            architecture_of(model).position_ids
-            if is_declared(model)
-            else task_of(model) == "causal-lm"
-        )
-        if by_argument and "position_ids" in accepted and not bool(mask[:, 0].all()):
+        if "attention_mask" in accepted or takes_any:
+            keywords["attention_mask"] = mask
+        elif not bool(mask.all()):
+            raise ValueError(
+                f"{type(module).__name__} takes no `attention_mask`, and so would read the "
+                "padding: let its forward pass one on, or explain one row at a time."
+            )
+        by_argument = _counts_by_argument(find_model(model))
+        counted = "position_ids" in accepted or takes_any
+        if by_argument and counted and not bool(mask[:, 0].all()):
             keywords["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     if "use_cache" in accepted:
         keywords["use_cache"] = False
-    return module(**keywords)
+    return module(*args, **keywords)
+
+
+def _counts_by_argument(model: nn.Module) -> bool:
+    """Whether positions have to be given where there is padding in front."""
+    if is_declared(model):
+        return architecture_of(model).position_ids
+    return task_of(model) == "causal-lm"
+
+
+def _place_input(
+    x: Tensor,
+    accepted: Mapping[str, inspect.Parameter],
+    keywords: dict[str, Any],
+    *,
+    takes_any: bool,
+) -> tuple[Any, ...]:
+    """Give ids or embeddings their name, as far as a module knows it; else their place."""
+    name = "inputs_embeds" if x.is_floating_point() else "input_ids"
+    first = next(iter(accepted.values()), None)
+    if name not in accepted and not (takes_any and (x.is_floating_point() or first is None)):
+        return (x,)
+    keywords[name] = x
+    if first is None or first.name == name or first.kind is not first.POSITIONAL_OR_KEYWORD:
+        return ()
+    return (None,) if first.default is first.empty else ()
+
+
+def output_of(output: Any, name: str) -> Tensor:
+    """Logits of a model output, or of a module around a model.
+
+    Args:
+        output: What the module returned: a tensor, or something that has it by name.
+        name: Its name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = output
+    if not isinstance(output, Tensor):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    elif name != "logits":
+        found = None
+    if not isinstance(found, Tensor):
+        raise ValueError(  # noqa: TRY004 - the output is wrong for this question
+            f"The module around the model returned {type(output).__name__} without `{name}`, so it "
+            f"is unknown what to explain: let it return its {name}, or give LRPx a forward "
+            "function of your own."
+        )
+    return found
+
+
+def _of_given_tokens(module: nn.Module, output: Any, x: Tensor) -> Tensor:
+    """Logits ``[B, T, V]`` at the tokens that a module was given."""
+    logits = output_of(output, "logits")
+    if logits.ndim == 3 and has_virtual_tokens(module):
+        logits = logits[:, logits.shape[1] - x.shape[1] :]  # PEFT puts its own tokens in front
+    if logits.ndim != 3 or logits.shape[:2] != x.shape[:2]:
+        raise ValueError(
+            f"{type(module).__name__} returned logits of the shape {tuple(logits.shape)} for "
+            f"{tuple(x.shape[:2])} tokens, so it is unknown which of them belong to which token: "
+            "give LRPx a forward function of your own that returns what is to be explained."
+        )
+    return logits
 
 
 def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Question:
         additional_forward_args: Captum's ``additional_forward_args``.
         position: Position of the logits in the input, for outputs that have a single one.
         description: The question in words.
+        terms: The outputs that are summed; None for a function of the outputs.
     """
 
     forward: nn.Module
@@ -28,6 +29,7 @@ class Question:
     additional_forward_args: tuple[Any, ...]
     position: int | None
     description: str
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Terms:
     Attributes:
         choices: Token ids, classes, or positions of an answer.
         weights: The weight of each.
+        names: What each is called: the token, the class, the token at the position.
         positions: Where each is read, for models with outputs per position.
     """
 
     choices: tuple[int, ...]
     weights: tuple[float, ...]
+    names: tuple[str, ...]
     positions: tuple[int, ...] | None = None
 
     @property

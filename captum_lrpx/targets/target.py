@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.binding import find_model
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
-from captum_lrpx.targets.encoding import span_of, vocabulary_size, word_id
+from captum_lrpx.targets.encoding import vocabulary_size
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
 from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
+from captum_lrpx.targets.parts import places_of, span_of
+from captum_lrpx.targets.place import Token, token_id, token_names, word_id
 from captum_lrpx.targets.quantity import NAMES, Quantity, check_quantity
 from captum_lrpx.targets.question import Question, Terms
+from captum_lrpx.targets.standing import all_outputs, inputs_of
 from captum_lrpx.targets.task import Task, task_of
 
 if TYPE_CHECKING:
@@ -22,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "Function", "Target"]
 
-Choice = str | int
-"""A word, class or position: by name or by number."""
+Choice = str | int | Token
+"""A word, class or position: by name or by number; a token by its exact string."""
 
 Function = Callable[[Tensor], Tensor]
 """From the outputs ``[B, C]`` at the explained place to one value per row ``[B]``."""
@@ -36,9 +40,12 @@ class Target:
     """What to explain: outputs of a model for one text.
 
     Attributes:
-        token: A word (or token id) that a language model predicts; a class name (or number) of a
-            classifier; a position of a question answering model. Several of them are summed. A
-            function of the outputs ``[B, C]`` at the explained place is taken as it is.
+        token: A word that a language model predicts, as a token at its place in the text (see
+            :mod:`captum_lrpx.targets.place`), a token id, or a ``Token``; a class name (or number)
+            of a classifier; for question answering a position, or a word of the context that occurs
+            there once. Several of them are summed. A function of the outputs ``[B, C]`` at the
+            explained place is taken as it is. ``None`` without a ``span``: the output that is the
+            largest, which the model predicts.
         contrast: The same kind of thing, one or several, which is subtracted: why ``token`` rather
             than this.
         position: Where the logit is read. ``None``: the end of the text for a causal model, the
@@ -56,6 +63,8 @@ class Target:
 
     Examples:
         >>> Target("are", contrast="is")
+        >>> Target(contrast="is")
+        >>> Target(Token("Ġare"))
         >>> Target(("are", "were"), contrast=("is", "was"), quantity="log_prob")
         >>> Target(span="are old", quantity="log_prob")
         >>> Target("POSITIVE")
@@ -77,7 +86,7 @@ class Target:
                 if not value:
                     raise ValueError(f"`{name}` is an empty sequence: give at least one.")
                 object.__setattr__(self, name, tuple(value))
-        if (self.token is None) == (self.span is None):
+        if self.token is not None and self.span is not None:
             raise ValueError("A target is either a `token` (word, class, ...) or a `span`.")
         alone = self.span is not None or callable(self.token)
         if alone and self.contrast is not None:
@@ -94,7 +103,8 @@ class Target:
         """Turn the description into a forward function and its arguments, for one text.
 
         Args:
-            model: A Hugging Face model with a head.
+            model: A Hugging Face model with a head, or a module around one: its own outputs are
+                asked for.
             tokenizer: Its tokenizer.
             encoding: The text.
 
@@ -106,15 +116,16 @@ class Target:
             IndexError: If a position or token id is out of range.
         """
         outputs = self.outputs(model)
+        types = _types(model, encoding)
         if callable(self.token):
             place = self.place(model, tokenizer, encoding)
-            arguments = (None,) if place is None else (None, place)
+            arguments = (None, *(() if place is None else (place,)), *types)
             forward = OutputFunction(outputs, self.token)
-            return Question(forward, None, arguments, place, self.describe(model))
+            return Question(forward, None, arguments, place, self.describe(model, None))
         terms = self.terms(model, tokenizer, encoding)
         if terms.positions is None:
-            return self._of_outputs(model, outputs, terms)
-        return self._of_tokens(model, outputs, terms)
+            return self._of_outputs(model, outputs, terms, types)
+        return self._of_tokens(model, outputs, terms, types)
 
     def outputs(self, model: nn.Module) -> nn.Module:
         """The forward module that gives all outputs ``[B, C]``."""
@@ -128,13 +139,22 @@ class Target:
 
         Raises:
             IndexError: If it is out of range.
+            ValueError: If a masked language model is given ids without one mask.
         """
         task, length = task_of(model), len(encoding.ids)
         if task not in _PER_POSITION:
             return None
         if self.position is not None:
             return _index(self.position, length)
-        return encoding.ids.index(tokenizer.mask_token_id) if task == "masked-lm" else length - 1
+        if task != "masked-lm":
+            return length - 1
+        count = encoding.ids.count(tokenizer.mask_token_id)
+        if count != 1:
+            raise ValueError(
+                f"The token ids have {count} mask tokens, and a masked language model is explained "
+                "at one: leave one, or say the `position`."
+            )
+        return encoding.ids.index(tokenizer.mask_token_id)
 
     def terms(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Terms:
         """The outputs that are summed.
@@ -149,58 +169,79 @@ class Target:
             IndexError: If a position or token id is out of range.
         """
         if self.span is not None:
-            return self._of_span(model, encoding)
+            return self._of_span(model, tokenizer, encoding)
         place = self.place(model, tokenizer, encoding)
-        find = _finder(model, tokenizer, encoding)
+        find = _finder(model, tokenizer, encoding, place, self.end)
         good = [find(choice) for choice in _several(self.token)]
         bad = [find(choice) for choice in _several(self.contrast)]
-        positions = None if place is None else (place,) * (len(good) + len(bad))
-        return Terms((*good, *bad), (1.0,) * len(good) + (-1.0,) * len(bad), positions)
+        if self.token is None:
+            good = [self._predicted(model, encoding, place)]
+        choices = (*good, *bad)
+        return Terms(
+            choices,
+            (1.0,) * len(good) + (-1.0,) * len(bad),
+            _names(model, tokenizer, encoding, choices),
+            None if place is None else (place,) * len(choices),
+        )
 
-    def describe(self, model: nn.Module) -> str:
-        """The question in words.
+    def describe(self, model: nn.Module, terms: Terms | None) -> str:
+        """The question in words, with the tokens themselves instead of the words that were given.
 
         Args:
             model: A Hugging Face model with a head.
+            terms: What :meth:`terms` gives; None for a function of the outputs.
         """
         task, name = task_of(model), NAMES[self.quantity]
-        if callable(self.token):
+        if callable(self.token) or terms is None:
             return f"{getattr(self.token, '__name__', 'function')} of the logits"
         if self.span is not None:
             shown = repr(self.span) if isinstance(self.span, str) else f"tokens {self.span}"
             return f"sum of the {_plural(name)} of {shown}"
-        good = _in_words(_several(self.token), name, task, self.end)
-        if self.contrast is None:
-            return good
-        return f"{good} minus {_in_words(_several(self.contrast), name, task, self.end)}"
+        sides = {1.0: "", -1.0: ""}
+        for weight in sides:
+            of_side = [at for at, each in enumerate(terms.weights) if each == weight]
+            shown = ", ".join(_shown(task, terms, at) for at in of_side)
+            predicted = self.token is None and weight > 0
+            noun = f"sum of the {_plural(name)}" if len(of_side) > 1 else name
+            sides[weight] = _in_words(shown, noun, task, self.end, len(of_side), predicted)
+        return sides[1.0] if self.contrast is None else f"{sides[1.0]} minus {sides[-1.0]}"
 
-    def _of_outputs(self, model: nn.Module, outputs: nn.Module, terms: Terms) -> Question:
+    def _predicted(self, model: nn.Module, encoding: Encoding, place: int | None) -> int:
+        """The largest output."""
+        positions = None if place is None else (place,)
+        return int(all_outputs(model, self.outputs(model), encoding, positions)[0].argmax())
+
+    def _of_outputs(
+        self, model: nn.Module, outputs: nn.Module, terms: Terms, types: tuple[Tensor, ...]
+    ) -> Question:
         """Outputs of the text as a whole: classes, positions of an answer."""
-        description = self.describe(model)
+        description = self.describe(model, terms)
         if terms.is_one:
             forward = in_quantity_of(outputs, self.quantity)
-            return Question(forward, terms.choices[0], (None,), None, description)
+            return Question(forward, terms.choices[0], (None, *types), None, description, terms)
         if terms.is_pair and self.quantity == "logit" and isinstance(outputs, ClassLogits):
-            arguments = (None, *(torch.tensor([choice]) for choice in terms.choices))
-            return Question(ClassDifference(model), None, arguments, None, description)
+            arguments = (None, *_rows(*terms.choices), *types)
+            return Question(ClassDifference(model), None, arguments, None, description, terms)
         forward = OutputSum(in_quantity_of(outputs, self.quantity))
-        arguments = (torch.tensor([terms.choices]), torch.tensor([terms.weights]), None)
-        return Question(forward, None, arguments, None, description)
+        arguments = (*_rows(terms.choices, terms.weights), None, *types)
+        return Question(forward, None, arguments, None, description, terms)
 
-    def _of_tokens(self, model: nn.Module, outputs: nn.Module, terms: Terms) -> Question:
+    def _of_tokens(
+        self, model: nn.Module, outputs: nn.Module, terms: Terms, types: tuple[Tensor, ...]
+    ) -> Question:
         """Outputs at positions: tokens, classes of tokens."""
-        description, position = self.describe(model), terms.position
+        description, position = self.describe(model, terms), terms.position
         if terms.is_one:
-            forward = in_quantity_of(outputs, self.quantity)
-            return Question(forward, terms.choices[0], (None, position), position, description)
+            forward, one = in_quantity_of(outputs, self.quantity), terms.choices[0]
+            return Question(forward, one, (None, position, *types), position, description, terms)
         if terms.is_pair and self.quantity == "logit":
-            arguments = (None, *(torch.tensor([number]) for number in (*terms.choices, position)))
-            return Question(LogitDifference(model), None, arguments, position, description)
-        summed = (None, *(torch.tensor([row]) for row in (terms.choices, terms.positions)))
-        arguments = (*summed, torch.tensor([terms.weights]))
-        return Question(TokenSum(model, self.quantity), None, arguments, position, description)
+            arguments = (None, *_rows(*terms.choices, position), *types)
+            return Question(LogitDifference(model), None, arguments, position, description, terms)
+        arguments = (None, *_rows(terms.choices, terms.positions, terms.weights), *types)
+        forward = TokenSum(model, self.quantity)
+        return Question(forward, None, arguments, position, description, terms)
 
-    def _of_span(self, model: nn.Module, encoding: Encoding) -> Terms:
+    def _of_span(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Terms:
         if task_of(model) != "causal-lm":
             raise ValueError(
                 f"{type(model).__name__} does not predict a text token by token: a span can be "
@@ -209,7 +250,13 @@ class Target:
         assert self.span is not None  # noqa: S101 - for the type checker
         first, stop = span_of(encoding, self.span)
         choices = encoding.ids[first:stop]
-        return Terms(choices, (1.0,) * len(choices), tuple(range(first - 1, stop - 1)))
+        names = token_names(tokenizer, choices)
+        return Terms(choices, (1.0,) * len(choices), names, tuple(range(first - 1, stop - 1)))
+
+
+def _rows(*values: Any) -> Iterator[Tensor]:
+    """A tensor ``[1, ...]`` for each; the forward modules take them to the device of the inputs."""
+    return (torch.tensor([each], device="cpu") for each in values)
 
 
 def in_quantity_of(outputs: nn.Module, quantity: Quantity) -> nn.Module:
@@ -219,20 +266,33 @@ def in_quantity_of(outputs: nn.Module, quantity: Quantity) -> nn.Module:
     return LogProbabilities(outputs) if quantity == "log_prob" else Probabilities(outputs)
 
 
+def _types(model: nn.Module, encoding: Encoding) -> tuple[Tensor, ...]:
+    """The token types as the last argument of a forward module, if there are any."""
+    types = inputs_of(model, encoding)[1]
+    return () if types is None else (types,)
+
+
 def _several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
     if choices is None or callable(choices):
         return ()
-    return (choices,) if isinstance(choices, (str, int)) else choices
+    return (choices,) if isinstance(choices, (str, int, Token)) else choices
 
 
-def _finder(model: nn.Module, tokenizer: Any, encoding: Encoding) -> Callable[[Choice], int]:
+def _finder(
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    place: int | None,
+    end: Literal["start", "end"],
+) -> Callable[[Choice], int]:
     """From a word, class or position to its number."""
+    model = find_model(model)
     task = task_of(model)
     if task in ("sequence-classification", "token-classification"):
         return lambda choice: _class_id(model, choice)
     if task == "question-answering":
-        return lambda choice: _answer(choice, len(encoding.ids))
-    return lambda choice: _token_id(model, tokenizer, encoding, choice)
+        return lambda choice: _answer(encoding, choice, end)
+    return lambda choice: _token_id(model, tokenizer, encoding, choice, place)
 
 
 def _index(position: int, length: int) -> int:
@@ -241,17 +301,35 @@ def _index(position: int, length: int) -> int:
     return position % length
 
 
-def _answer(position: Choice, length: int) -> int:
-    if not isinstance(position, int):
-        raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target
-            "The target of a question answering model is one position, a number (or several)."
+def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) -> int:
+    """A position, or that of a part of the context at which an answer starts or ends."""
+    if isinstance(choice, int):
+        return _index(choice, len(encoding.ids))
+    if isinstance(choice, Token):
+        places = [index for index, token in enumerate(encoding.tokens) if token == choice.text]
+    else:
+        places = places_of(encoding, choice, end)
+    shown = repr(choice.text if isinstance(choice, Token) else choice)
+    if not places:
+        raise ValueError(
+            f"{shown} does not occur in the context: give a part of it as it stands there, or a "
+            "position, a number."
         )
-    return _index(position, length)
+    if len(places) > 1:
+        raise ValueError(
+            f"{shown} occurs {len(places)} times in the context, at the positions "
+            f"{', '.join(map(str, places))}: give one of these numbers."
+        )
+    return places[0]
 
 
-def _token_id(model: nn.Module, tokenizer: Any, encoding: Encoding, token: Choice) -> int:
+def _token_id(
+    model: nn.Module, tokenizer: Any, encoding: Encoding, token: Choice, place: int | None
+) -> int:
     if isinstance(token, str):
-        return word_id(model, tokenizer, encoding, token)
+        token = word_id(task_of(model), tokenizer, encoding, token, place)
+    elif isinstance(token, Token):
+        token = token_id(tokenizer, token)
     size = vocabulary_size(model)
     if not 0 <= token < size:
         raise IndexError(f"token id {token} is out of range for a vocabulary of {size}.")
@@ -260,6 +338,10 @@ def _token_id(model: nn.Module, tokenizer: Any, encoding: Encoding, token: Choic
 
 def _class_id(model: nn.Module, label: Choice) -> int:
     config: Any = model.config
+    if isinstance(label, Token):
+        raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target
+            f"{type(model).__name__} has classes and predicts no {label}: give a class."
+        )
     if isinstance(label, str):
         names = {str(name): int(index) for name, index in config.label2id.items()}
         if label not in names:
@@ -270,15 +352,33 @@ def _class_id(model: nn.Module, label: Choice) -> int:
     return label
 
 
-def _in_words(choices: Sequence[Choice], name: str, task: Task, end: str) -> str:
-    shown = ", ".join(map(repr, choices))
-    several = len(choices) > 1
-    noun = f"sum of the {_plural(name)}" if several else name
+# In words -----------------------------------------------------------------------------------------
+
+
+def _names(
+    model: nn.Module, tokenizer: Any, encoding: Encoding, choices: Sequence[int]
+) -> tuple[str, ...]:
+    task = task_of(model)
     if task == "question-answering":
-        return f"{end} {noun} at {shown}"
+        return tuple(encoding.tokens[choice] for choice in choices)
     if task in ("sequence-classification", "token-classification"):
-        return f"{noun} of {'classes' if several else 'class'} {shown}"
-    return f"{noun} of {shown}"
+        config: Any = find_model(model).config
+        return tuple(str(config.id2label.get(choice, choice)) for choice in choices)
+    return token_names(tokenizer, choices)
+
+
+def _shown(task: Task, terms: Terms, at: int) -> str:
+    name = repr(terms.names[at])
+    return f"{terms.choices[at]} ({name})" if task == "question-answering" else name
+
+
+def _in_words(shown: str, noun: str, task: Task, end: str, count: int, predicted: bool) -> str:
+    if task == "question-answering":
+        return f"{end} {noun} at {'the predicted position ' if predicted else ''}{shown}"
+    known = "the predicted " if predicted else ""
+    if task in ("sequence-classification", "token-classification"):
+        return f"{noun} of {known}{'classes' if count > 1 else 'class'} {shown}"
+    return f"{noun} of {known}{'token ' if predicted else ''}{shown}"
 
 
 def _plural(name: str) -> str:

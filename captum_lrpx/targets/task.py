@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from captum_lrpx.binding import find_model
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -32,9 +34,13 @@ _TASK_BY_SUFFIX: dict[str, Task] = {
 def task_of(model: nn.Module) -> Task:
     """What a Hugging Face model predicts, by the name of its class.
 
+    Args:
+        model: The model, or a module around it.
+
     Raises:
         ValueError: If the model has no head that is known here.
     """
+    model = find_model(model)
     for kind in type(model).__mro__:
         for suffix, task in _TASK_BY_SUFFIX.items():
             if kind.__name__.endswith(suffix):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captum_lrpx.names import suggestion
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,7 +36,9 @@ def path(name: str) -> Path:
         ValueError: If there is no such model.
     """
     if name not in _NAMES:
-        raise ValueError(f"unknown model {name!r}, the zoo has: {', '.join(_NAMES)}")
+        raise ValueError(
+            f"unknown model {name!r}{suggestion(name, _NAMES)}, the zoo has: {', '.join(_NAMES)}"
+        )
     return Path(__file__).resolve().parent / name
 
 

@@ -21,7 +21,8 @@ print([token.label for token in explanation.top(2)])
 
 # %%
 # The relevances and the delta sum to the explained value. With LRP the delta is what went to
-# biases and position embeddings; with AttnLRP, the default, also what the softmax keeps.
+# biases and position embeddings; with AttnLRP, the default, also what the softmax keeps. The last
+# line above says how much each of them holds.
 assert abs(explanation.sum + explanation.delta - explanation.value) < 1e-6
 
 # %%

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 
 from captum_lrpx import Explanation, Target, explain, zoo
-from captum_lrpx.visualization import colors
+from captum_lrpx.visualization import colors, pieces
 
 CHARACTER, LINE, MARGIN = 11, 34, 14
 SENTENCES = [
@@ -21,11 +21,11 @@ SENTENCES = [
 def row(explanation: Explanation, y: int) -> tuple[str, int]:
     """One line of tokens, and how wide it is."""
     x, parts = MARGIN, []
-    for label, color in zip(explanation.labels, colors(explanation), strict=True):
-        width = CHARACTER * len(label) + 8
+    for piece, color in zip(pieces(explanation), colors(explanation), strict=True):
+        width = CHARACTER * len(piece.label) + 8
         parts.append(
             f'<rect x="{x}" y="{y}" width="{width}" height="24" rx="3" fill="{color}"/>'
-            f'<text x="{x + 4}" y="{y + 17}">{html.escape(label)}</text>'
+            f'<text x="{x + 4}" y="{y + 17}">{html.escape(piece.label)}</text>'
         )
         x += width + 3
     return "".join(parts), x

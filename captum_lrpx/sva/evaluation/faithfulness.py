@@ -39,7 +39,7 @@ class Effects:
 
     def __init__(self, subject: Subject, replaceable: Sequence[Sequence[bool]]) -> None:
         self.subject = subject
-        rows = [torch.tensor(row, dtype=torch.bool) for row in replaceable]
+        rows = [torch.tensor(row, dtype=torch.bool, device="cpu") for row in replaceable]
         self.mask = pad_sequence(rows, batch_first=True).to(subject.ids.device)
 
     @cached_property

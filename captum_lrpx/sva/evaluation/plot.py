@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from captum_lrpx.sva.evaluation.scores import MEASURES, VIEWS
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from captum_lrpx.sva.evaluation.scores import Cell
 
-__all__ = ["draw", "require"]
+__all__ = ["check_format", "draw", "require"]
 
 _WIDTH, _HEIGHT_PER_METHOD, _MARGIN = 2.6, 0.3, 1.2  # inches
 
@@ -27,6 +27,26 @@ def require() -> None:
         import matplotlib.figure  # noqa: F401, PLC0415 - an extra
     except ImportError as error:
         raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Refuse a file whose ending is no format that matplotlib writes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+
+    ending = os.path.splitext(path)[1].removeprefix(".").lower()  # noqa: PTH122 - of any path
+    known = Figure().canvas.get_supported_filetypes()
+    if ending and ending not in known:
+        raise ValueError(
+            f"A plot cannot be written as {ending!r}: {os.fspath(path)!r} must end in one of "
+            f"{', '.join(sorted(known))}."
+        )
 
 
 def draw(path: str | os.PathLike[str], methods: Sequence[str], cells: Sequence[Cell]) -> None:

@@ -86,7 +86,9 @@ class ModelResults:
             accuracy=right / len(values) if values else float("nan"),
             indices=tuple(kept[row]["sample"] for row in explained),
             samples=tuple(samples[kept[row]["sample"]] for row in explained),
-            values=torch.tensor([values[row] for row in explained], dtype=torch.float64),
+            values=torch.tensor(
+                [values[row] for row in explained], dtype=torch.float64, device="cpu"
+            ),
             mask=_marked([range(length) for length in lengths], lengths),
             evidence=_marked([kept[row]["evidence"] for row in explained], lengths),
             special=_marked([kept[row]["special"] for row in explained], lengths),
@@ -127,7 +129,7 @@ def _by_row(unit: Mapping[str, Any]) -> Iterator[tuple[int, list[float]]]:
 
 
 def _marked(places: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
-    marked = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
+    marked = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool, device="cpu")
     for row, chosen in enumerate(places):
         marked[row, list(chosen)] = True
     return marked
@@ -135,7 +137,7 @@ def _marked(places: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
 
 def _relevances(parts: Sequence[Mapping[str, Any]], explained: Sequence[int]) -> Tensor:
     found = {
-        row: torch.tensor(values, dtype=torch.float64)
+        row: torch.tensor(values, dtype=torch.float64, device="cpu")
         for each in parts
         for row, values in _by_row(each)
     }
@@ -150,6 +152,6 @@ def _faithfulness(
         for measure, values in each["faithfulness"].items():
             columns.setdefault(measure, {}).update(zip(each["rows"], values, strict=True))
     return {
-        measure: torch.tensor([column[row] for row in explained], dtype=torch.float64)
+        measure: torch.tensor([column[row] for row in explained], dtype=torch.float64, device="cpu")
         for measure, column in columns.items()
     }

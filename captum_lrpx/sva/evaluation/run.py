@@ -93,12 +93,8 @@ class Runner:
         self._effects: dict[tuple[int, ...], Effects] = {}
         self._loaded: _Ready | None = None
 
-    def run(self) -> ModelResults:
-        """Do what is left to do.
-
-        Returns:
-            What is finished, by this process and before.
-        """
+    def run(self) -> None:
+        """Do what is left to do of this process's share."""
         if ("tokens", self.name) not in self.journal.records:
             self._tokenize()
         shares = self._batches()[self.processes.rank :: self.processes.count]
@@ -117,10 +113,9 @@ class Runner:
         self._subjects.clear()
         self._effects.clear()
         self._loaded = None
-        return self.results()
 
     def results(self) -> ModelResults:
-        """What is finished."""
+        """What is finished, by all processes: the journal must have their records."""
         return ModelResults.of(self.name, self.journal.records, self.samples)
 
     # Steps --------------------------------------------------------------------------------------

@@ -103,12 +103,16 @@ class Scores:
         """The groups of samples that there are, and whether each sample is in them ``[N]``."""
         samples = self.results.samples
         attractors = sorted({sample.n_attractors for sample in samples})
-        found = {ALL: torch.ones(len(samples), dtype=torch.bool)}
+        found = {ALL: torch.ones(len(samples), dtype=torch.bool, device="cpu")}
         for count in attractors:
             name = f"{count} attractor{'' if count == 1 else 's'}"
-            found[name] = torch.tensor([sample.n_attractors == count for sample in samples])
+            found[name] = torch.tensor(
+                [sample.n_attractors == count for sample in samples], device="cpu"
+            )
         for number in NUMBERS:
-            found[number] = torch.tensor([sample.number == number for sample in samples])
+            found[number] = torch.tensor(
+                [sample.number == number for sample in samples], device="cpu"
+            )
         return {name: rows for name, rows in found.items() if bool(rows.any())}
 
     def cells(self) -> Iterator[Cell]:

@@ -48,9 +48,9 @@ def resampling(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Tensor:
         seed: Seed; no random state but its own is read or changed.
         resamples: Number of resamples.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    times = torch.zeros(resamples, count, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randint(count, (resamples, count), generator=generator, device="cpu")
+    times = torch.zeros(resamples, count, dtype=torch.float64, device="cpu")
     return times.scatter_add_(1, drawn, torch.ones_like(times))
 
 
@@ -70,7 +70,9 @@ def estimates(values: Tensor, resampled: Tensor) -> list[Estimate]:
     known = per_sample.masked_fill(~there, 0)
     means = (known @ resampled.T) / (there.double() @ resampled.T)  # [K, R]
     tail = (1 - CONFIDENCE) / 2
-    low, high = means.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
+    low, high = means.nanquantile(
+        torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu"), dim=1
+    )
     spreads = values.nanmean(-1).std(1).tolist() if values.shape[1] > 1 else [None] * len(values)
     return [
         Estimate(

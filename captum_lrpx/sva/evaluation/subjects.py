@@ -31,8 +31,8 @@ def subject_of(model: nn.Module, tokenizer: Any, samples: Sequence[TokenizedSamp
         The samples as one batch, padded on the right.
     """
     device = next(model.parameters()).device
-    lengths = torch.tensor([len(sample.ids) for sample in samples])
-    mask = (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long().to(device)
+    lengths = torch.tensor([len(sample.ids) for sample in samples], device=device)
+    mask = (torch.arange(int(lengths.max()), device=device) < lengths.unsqueeze(1)).long()
     padding = tokenizer.pad_token_id or 0
     ids = torch.full_like(mask, padding)
     for row, sample in enumerate(samples):

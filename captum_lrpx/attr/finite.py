@@ -1,0 +1,162 @@
+"""What is not a number, and where it comes from."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import uncaptured
+from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.notices import warn
+from captum_lrpx.propagation import attached
+from captum_lrpx.training import already_warned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Finite", "own_copy"]
+
+
+class Finite:
+    """The check that explained values, and the relevances of them, are numbers.
+
+    If they are not, the forward function runs once more to find the first module that gives
+    something that is none.
+
+    Args:
+        model: The Hugging Face model.
+        forward_func: What runs it.
+        inputs: Its inputs.
+        args: Its other arguments.
+        noun: What the explained values belong to: rows of a batch, tokens of a continuation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        args: object | None = None,
+        *,
+        noun: str = "row",
+    ) -> None:
+        self.model = model
+        self.forward_func = forward_func
+        self.inputs = inputs
+        self.args = args
+        self.noun = noun
+
+    def require(self, values: Tensor) -> None:
+        """Refuse explained values that are not finite.
+
+        Args:
+            values: ``[B, ...]``.
+
+        Raises:
+            ValueError: If one is infinite or NaN; it names the rows, and the first module whose
+                output is.
+        """
+        wrong = ~torch.isfinite(values.detach())
+        if not bool(wrong.any()):
+            return
+        rows = _rows(wrong)
+        shown = values.detach()[wrong].flatten()[0].item()
+        raise ValueError(
+            f"The explained value of {self._named(rows)} is {shown}, so there is nothing to "
+            f"explain: {self._origin(rows)}. Ways out: a precision of a wider range "
+            "(torch.bfloat16 or torch.float32 for torch.float16); with padding on the left, "
+            'attn_implementation="sdpa" or padding on the right; inputs that are numbers.'
+        )
+
+    def warn(self, relevances: tuple[Tensor, ...]) -> None:
+        """Say so if relevances are infinite or NaN, of explained values that are not.
+
+        Args:
+            relevances: Of a batch, ``[B, ...]``.
+        """
+        if all(bool(torch.isfinite(each).all()) for each in relevances):
+            return
+        wrong = [~torch.isfinite(each).reshape(len(each), -1).all(1) for each in relevances]
+        rows = _rows(torch.stack(wrong, 1))
+        found = self._first(rows)
+        cause = f"the backward pass left the range of {relevances[0].dtype}"
+        way_out = "Explain the model in torch.float32 or torch.bfloat16."
+        if found is not None:
+            cause = f"{found} is not, at a position that is not explained"
+            way_out = (
+                'With padding on the left, load the model with attn_implementation="sdpa" or pad '
+                "on the right."
+            )
+        warn(
+            f"Relevances are not finite ({self._named(rows)}) although the output is: {cause}. "
+            f"{way_out}"
+        )
+
+    def _named(self, rows: list[int]) -> str:
+        several = "s" if len(rows) > 1 else ""
+        return f"{self.noun}{several} {', '.join(map(str, rows))}"
+
+    def _origin(self, rows: list[int]) -> str:
+        found = self._first(rows)
+        if found is not None:
+            return f"{found} is the first that is not finite"
+        return "all modules of the model give finite numbers, so it comes from the function around"
+
+    def _first(self, rows: list[int]) -> str | None:
+        """The first module whose output is not finite in some rows, in words."""
+        found: list[str] = []
+        batch = len(self.inputs[0])
+
+        def look(path: str, module: nn.Module, output: Any) -> None:
+            if found:
+                return
+            for tensor in _floating(output):
+                by_row = self.noun == "row" and tensor.shape[:1] == (batch,)
+                own = tensor[rows] if by_row else tensor
+                if not bool(torch.isfinite(own).all()):
+                    found.append(f"the output of {path!r} ({type(module).__name__})")
+                    return
+
+        args = _captum.format_additional_forward_args(self.args)
+        args = None if args is None else tuple(map(own_copy, args))
+        forward = RecordedForward(self.forward_func)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(uncaptured())
+            stack.enter_context(already_warned(self.model))
+            stack.enter_context(attached(self.model, ()))  # hides the rules that are open
+            for path, module in self.model.named_modules():
+                handle = module.register_forward_hook(
+                    lambda module, _args, output, path=path: look(path, module, output)
+                )
+                stack.callback(handle.remove)
+            _captum.run_forward(forward, self.inputs, None, args)
+        return found[0] if found else None
+
+
+def _rows(wrong: Tensor) -> list[int]:
+    """Rows ``[B, ...]`` in which anything is set."""
+    found: list[int] = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
+    return found
+
+
+def _floating(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _floating(each)
+    elif isinstance(value, dict):
+        yield from _floating(list(value.values()))
+
+
+def own_copy(argument: object) -> object:
+    """An argument that a forward pass may change without anybody's noticing."""
+    plain = isinstance(argument, (Tensor, nn.Module)) or callable(argument)
+    return argument if plain else copy.deepcopy(argument)

@@ -1,0 +1,137 @@
+"""Makes the result of an explained continuation, with a record of how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from captum_lrpx._version import versions
+from captum_lrpx.attr.generation_grouping import text_of
+from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.attr.layer import LayerLRPx
+from captum_lrpx.decoding import decoded
+from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.targets.continuation import token_texts
+from captum_lrpx.targets.quantity import NAMES
+from captum_lrpx.visualization import readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_lrpx.attr.input import LRPx
+    from captum_lrpx.targets.continuation import Prompt
+    from captum_lrpx.targets.quantity import Quantity
+    from captum_lrpx.words import Span
+
+__all__ = ["Generated", "result_of"]
+
+
+class Generated(NamedTuple):
+    """What is explained of a continuation.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        prompt: The prompt.
+        continuation: Token ids ``[K]``.
+        foils: Token ids that are subtracted ``[K]``, if there are any.
+        rows: Weight of each token in each row ``[R, K]``, 1 in the span of the row.
+    """
+
+    tokenizer: Any
+    prompt: Prompt
+    continuation: Tensor
+    foils: Tensor | None
+    rows: Tensor
+
+
+def result_of(
+    generated: Generated,
+    method: LRPx | LayerLRPx,
+    quantity: Quantity,
+    context: Tensor,
+    values: Tensor,
+    decomposed: Tensor,
+    *,
+    model_name: str | None,
+) -> LLMRelevanceResult:
+    """The result, with a record of how it was made.
+
+    Args:
+        generated: What is explained.
+        method: How.
+        quantity: Logits, log-probabilities or probabilities.
+        context: ``[R, P + K]``.
+        values: ``[R]``.
+        decomposed: ``[R]``.
+        model_name: Name for the record. Default: where the model was loaded from.
+    """
+    tokenizer, prompt, continuation = generated[:3]
+    length, steps = len(prompt.ids), len(continuation)
+    text = decoded(tokenizer, [*prompt.ids.tolist(), *continuation.tolist()], cut=length)
+    spans = [
+        (length + int(row.nonzero()[0]), length + int(row.nonzero()[-1]) + 1)
+        for row in generated.rows
+    ]
+    foils = None if generated.foils is None else decoded(tokenizer, generated.foils.tolist())
+    texts = token_texts(tokenizer, continuation)
+    template = prompt.encoding.template
+    model: Any = method.model
+    record = Explanation(
+        text=text.text,
+        tokens=text.tokens,
+        ids=(*prompt.ids.tolist(), *continuation.tolist()),
+        offsets=text.offsets,
+        special=text.special,
+        relevances=tuple(context.sum(0).double().tolist()),
+        value=total(values.double().tolist()),
+        target="",
+        position=None,
+        method=type(method).__name__.lower(),
+        recipe=method.recipe.name,
+        model=model_name or str(getattr(model, "name_or_path", "") or type(model).__name__),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        versions=versions(),
+        revision=getattr(model.config, "_commit_hash", None),
+        options=_layer_options(method),
+        template=template and (*template, *(False for _ in range(steps))),
+    )
+
+    def target_of(span: Span) -> str:
+        first, stop = span
+        alone = stop - first == 1
+        name = text.tokens[first] if alone else readable(text_of(record, span))
+        target = f"{NAMES[quantity]} of {name!r}"
+        if foils is None:
+            return target
+        first, stop = first - length, stop - length
+        names = foils.tokens[first:stop]
+        same = len(set(names)) == 1
+        each = " at each step" if same and not alone else ""
+        foil = names[0] if same else " ".join(names)
+        return f"{target} minus {NAMES[quantity]} of {foil!r}{each}"
+
+    whole = spans == [(length + step, length + step + 1) for step in range(steps)]
+    targets = [target_of(span) for span in spans]
+    described = target_of((length, length + steps)) if whole else " plus ".join(targets)
+    return LLMRelevanceResult(
+        record=replace(record, target=described),
+        spans=spans,
+        targets=targets,
+        shown=prompt.shown.tolist(),
+        context_tokens=[*prompt.tokens, *texts],
+        output_tokens=[" ".join(texts[first - length : stop - length]) for first, stop in spans],
+        context_attr=context,
+        values=values,
+        decomposed=decomposed,
+        prompt_ids=prompt.ids,
+        continuation_ids=continuation,
+    )
+
+
+def _layer_options(method: LRPx | LayerLRPx) -> dict[str, Any]:
+    """The layer that is explained, by its path in the model."""
+    if not isinstance(method, LayerLRPx):
+        return {}
+    paths = [name for name, module in method.model.named_modules() if module is method.layer]
+    return {"layer": paths[0]} if paths else {}

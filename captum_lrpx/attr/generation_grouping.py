@@ -1,0 +1,111 @@
+"""Entries of an explained continuation put together: words, characters, special tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx.explanation.grouping import grouped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from captum_lrpx.attr.generation_result import LLMRelevanceResult
+    from captum_lrpx.explanation import Explanation
+    from captum_lrpx.words import Span
+
+__all__ = ["grouped_columns", "grouped_rows", "rows_of", "text_of"]
+
+
+def text_of(record: Explanation, span: Span) -> str:
+    """The text of some entries; their names if they stand nowhere in the text."""
+    first, stop = span
+    places = [(start, end) for start, end in record.offsets[first:stop] if start < end]
+    if not places:
+        return "".join(record.tokens[first:stop])
+    return record.text[min(start for start, _ in places) : max(end for _, end in places)]
+
+
+def grouped_columns(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The fields of a result with an entry for each group of entries, and the same rows.
+
+    Args:
+        result: The result.
+        groups: Indices of entries, each in exactly one group; no group has some of both prompt and
+            continuation.
+    """
+    length = len(result.shown)
+    record = grouped(result.record, groups)
+    place_of = {entry: place for place, group in enumerate(groups) for entry in group}
+    count = sum(group[0] < length for group in groups)
+    return _fields(result) | {
+        "record": record,
+        "spans": [(place_of[first], place_of[stop - 1] + 1) for first, stop in result.spans],
+        "shown": [any(result.shown[entry] for entry in group) for group in groups[:count]],
+        "context_tokens": [
+            result.context_tokens[group[0]]
+            if len(group) == 1
+            else text_of(record, (place, place + 1))
+            for place, group in enumerate(groups)
+        ],
+        "context_attr": _summed(result.context_attr, groups, 1),
+    }
+
+
+def rows_of(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The rows of each group of entries of the continuation, if each of its tokens has a row.
+
+    Args:
+        result: The result.
+        groups: Indices of entries, those of the continuation in order.
+
+    Returns:
+        Groups of rows; each row by itself where rows are spans.
+    """
+    length = len(result.shown)
+    single = tuple((entry, entry + 1) for entry in range(length, len(result.labels)))
+    if result.spans != single:
+        return [[row] for row in range(len(result.spans))]
+    return [[entry - length for entry in group] for group in groups if group[0] >= length]
+
+
+def grouped_rows(result: LLMRelevanceResult, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The fields of a result with one row for each group of rows: their sum.
+
+    Args:
+        result: The result.
+        rows: Indices of rows that follow each other.
+    """
+    spans = [(result.spans[group[0]][0], result.spans[group[-1]][1]) for group in rows]
+    return _fields(result) | {
+        "spans": spans,
+        "targets": [" plus ".join(result.targets[row] for row in group) for group in rows],
+        "output_tokens": [
+            result.output_tokens[group[0]] if len(group) == 1 else text_of(result.record, span)
+            for group, span in zip(rows, spans, strict=True)
+        ],
+        "context_attr": _summed(result.context_attr, rows, 0),
+        "values": _summed(result.values, rows, 0),
+        "decomposed": _summed(result.decomposed, rows, 0),
+    }
+
+
+_NAMES = (
+    *("record", "spans", "targets", "shown", "context_tokens", "output_tokens"),
+    *("context_attr", "values", "decomposed", "prompt_ids", "continuation_ids"),
+)
+
+
+def _fields(result: LLMRelevanceResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in _NAMES}
+
+
+def _summed(values: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor:
+    sums = [
+        values.index_select(axis, torch.tensor(group, device=values.device)).sum(axis)
+        for group in groups
+    ]
+    return torch.stack(sums, axis)

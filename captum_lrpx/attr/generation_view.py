@@ -1,0 +1,132 @@
+"""Explained continuations in a terminal, in a notebook, and as a page."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from captum_lrpx.attr.generation_grouping import grouped_rows, rows_of
+from captum_lrpx.visualization import (
+    Matrix,
+    character_runs,
+    color_legend,
+    document,
+    folded,
+    heat_paragraph,
+    matrix_of,
+    origin,
+    plain_text,
+    readable,
+    source,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+    from torch import Tensor
+
+    from captum_lrpx.attr.generation_result import LLMRelevanceResult
+    from captum_lrpx.explanation import Explanation
+
+__all__ = ["body", "page", "plain", "terminal"]
+
+_WIDTH = 100
+"""Characters of a line of plain text."""
+
+_FEW = 8
+"""Up to so many heat maps of rows are open at first."""
+
+
+def by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
+    """The result with one row for the tokens of a character, as the views show it."""
+    record, length = result.record, len(result.shown)
+    runs = character_runs(record.text, record.offsets[length:], record.special[length:])
+    groups = [range(first + length, stop + length) for first, stop in runs]
+    return type(result)(**grouped_rows(result, rows_of(result, groups)))
+
+
+def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]:
+    """Tables of the relevances, with a column for each row, as many as a width takes."""
+    whole = by_character(result)
+    for part in _matrix(whole).split(width):
+        yield part.terminal()
+        yield Text()
+    yield from map(Text, _closing_lines(whole))
+
+
+def plain(result: LLMRelevanceResult) -> str:
+    """The same as plain text."""
+    return "\n".join(plain_text(part) for part in terminal(result, _WIDTH))
+
+
+def body(result: LLMRelevanceResult) -> str:
+    """Heat maps and the table, as HTML that brings its own style."""
+    whole = by_character(result)
+    record, start = whole.record, len(whole.shown)
+    shown = [*_closing_lines(whole), "The explained tokens are in bold."]
+    lines = "<br>".join(map(html.escape, shown))
+    matrix = _matrix(whole)
+    rows = [
+        folded(
+            f"{readable(label)}   {value:+.4f}",
+            f"{heat_paragraph(_read(whole, row), span[0])}{color_legend(_read(whole, row))}",
+            is_open=len(whole.spans) <= _FEW,
+        )
+        for row, (label, value, span) in enumerate(
+            zip(whole.row_labels, whole.values.tolist(), whole.spans, strict=True)
+        )
+    ]
+    numbers = "relevances in numbers"
+    return "\n".join(
+        [
+            f"<p>{lines}</p>",
+            heat_paragraph(record, start),
+            color_legend(record),
+            *rows,
+            folded(numbers, f'<div style="overflow-x:auto">{matrix.html()}</div>', is_open=False),
+        ]
+    )
+
+
+def page(result: LLMRelevanceResult) -> str:
+    """One page without scripts or links; all text is escaped."""
+    footer = f"<footer>{html.escape(readable(origin(result.record)))}</footer>"
+    return document(result.record.target, body(result), footer)
+
+
+def _read(result: LLMRelevanceResult, row: int) -> Explanation:
+    """The explanation of a row, up to the token that it is about."""
+    explanation, stop = result.explanation(row), result.spans[row][1]
+    return replace(
+        explanation,
+        tokens=explanation.tokens[:stop],
+        ids=explanation.ids[:stop],
+        offsets=explanation.offsets[:stop],
+        special=explanation.special[:stop],
+        relevances=explanation.relevances[:stop],
+    )
+
+
+def _matrix(result: LLMRelevanceResult) -> Matrix:
+    rows = range(len(result.spans))
+    names = [readable(label) for label in result.row_labels]
+    totals = [("sum", result.context_attr.sum(1)), ("delta", result.delta)]
+    if not result.values.equal(result.decomposed):
+        totals.append(("decomposed", result.decomposed))
+    totals.append(("value", result.values))
+    matrix = matrix_of([result.explanation(row) for row in rows], names)
+    return replace(matrix, totals=[(name, _numbers(values)) for name, values in totals])
+
+
+def _numbers(values: Tensor) -> list[float]:
+    numbers: list[float] = values.double().tolist()
+    return numbers
+
+
+def _closing_lines(result: LLMRelevanceResult) -> list[str]:
+    record = result.record
+    return [f"{readable(record.target)} = {record.value:+.4f}", source(record)]

@@ -1,0 +1,98 @@
+"""``captum-lrpx generate``: what a model says after a prompt, each token explained."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from captum_lrpx.cli.output import print_all, silence_transformers
+from captum_lrpx.files import check_writable
+
+if TYPE_CHECKING:
+    from captum_lrpx.cli.output import Commands
+
+__all__ = ["add_to", "run"]
+
+DEFAULT_MODEL = "sva-llama"
+DEFAULT_TOKENS = 10
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "generate",
+        help="explain every token of a generated text",
+        description="Let a causal language model continue a prompt, and show how much each token "
+        "of the prompt and of the text so far contributes to each token that follows.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("prompt", help="the text that the model continues")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--tokens",
+        type=_positive,
+        default=DEFAULT_TOKENS,
+        metavar="N",
+        help="tokens to generate, at most (default: %(default)s)",
+    )
+    length.add_argument(
+        "--target", metavar="TEXT", help="a continuation of your own, which is not generated"
+    )
+    parser.add_argument("--foil", help="token that is subtracted at each step: why this, not that")
+    parser.add_argument(
+        "--quantity",
+        choices=("log_prob", "prob", "logit"),
+        default="log_prob",
+        help="what is explained of each token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--method", choices=("lrpx", "attnlrpx"), default="attnlrpx", help="(default: %(default)s)"
+    )
+    parser.add_argument("--words", action="store_true", help="show words instead of tokens")
+    parser.add_argument(
+        "--fold-special", action="store_true", help="one entry for the special tokens of the prompt"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write heat maps as one HTML file")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    # Late: `--help` and errors of usage need neither torch nor transformers.
+    from captum_lrpx.attr import AttnLRPx, LLMRelevance, LRPx  # noqa: PLC0415
+    from captum_lrpx.loading import load_model  # noqa: PLC0415
+
+    check_writable(options.html, options.json)
+    silence_transformers()
+    loaded = load_model(options.model)
+    method = {"lrpx": LRPx, "attnlrpx": AttnLRPx}[options.method](loaded.model)
+    llm = LLMRelevance(method, loaded.tokenizer, options.quantity, model_name=loaded.name)
+    generate = {"max_new_tokens": options.tokens, "do_sample": False}
+    shown = llm.attribute(
+        options.prompt,
+        options.target,
+        generate if options.target is None else None,
+        foil=options.foil,
+    )
+    if options.words:
+        shown = shown.words()
+    if options.fold_special:
+        shown = shown.fold_special()
+    print_all(shown)
+    if options.html:
+        shown.to_html(options.html)
+    if options.json:
+        shown.to_json(options.json)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of tokens is at least 1, not {text!r}")
+    return int(text)

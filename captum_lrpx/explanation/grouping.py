@@ -1,0 +1,74 @@
+"""Entries of an explanation put together: words, and special tokens as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from captum_lrpx.explanation.arithmetic import total
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captum_lrpx.explanation.record import Explanation
+    from captum_lrpx.words import Span
+
+__all__ = ["folded", "grouped"]
+
+FOLDED = "(special tokens)"
+"""The name of the entry for all special tokens."""
+
+
+def grouped(explanation: Explanation, groups: Sequence[Sequence[int]]) -> Explanation:
+    """An explanation with an entry for each group of entries.
+
+    Args:
+        explanation: The explanation.
+        groups: Indices, each in exactly one group.
+    """
+    offsets = tuple(_extent(explanation, group) for group in groups)
+    tokens, special, template = explanation.tokens, explanation.special, explanation.template
+    return replace(
+        explanation,
+        tokens=tuple(
+            explanation.text[start:end] if end > start else "".join(tokens[i] for i in group)
+            for group, (start, end) in zip(groups, offsets, strict=True)
+        ),
+        ids=(),
+        offsets=offsets,
+        special=tuple(special[group[0]] for group in groups),
+        template=template and tuple(template[group[0]] for group in groups),
+        relevances=tuple(
+            total([explanation.relevances[index] for index in group]) for group in groups
+        ),
+        position=next(
+            (place for place, group in enumerate(groups) if explanation.position in group), None
+        ),
+        certificate=None,
+    )
+
+
+def folded(explanation: Explanation) -> Explanation:
+    """An explanation with one entry, the last, for all special tokens and the chat template."""
+    template = explanation.template or (False,) * len(explanation.special)
+    apart = [a or b for a, b in zip(explanation.special, template, strict=True)]
+    added = [index for index, each in enumerate(apart) if each]
+    if not added:
+        return explanation
+    result = grouped(explanation, [*([i] for i, each in enumerate(apart) if not each), added])
+    return replace(
+        result,
+        tokens=(*result.tokens[:-1], FOLDED),
+        offsets=(*result.offsets[:-1], (0, 0)),
+        special=(*result.special[:-1], True),
+    )
+
+
+def _extent(explanation: Explanation, group: Sequence[int]) -> Span:
+    """The characters from the first to the last token of a group, without a blank in front."""
+    start = min(explanation.offsets[index][0] for index in group)
+    end = max(explanation.offsets[index][1] for index in group)
+    if len(group) > 1:
+        covered = explanation.text[start:end]
+        start += len(covered) - len(covered.lstrip(" "))
+    return min(start, end), end

@@ -1,0 +1,17 @@
+"""Names that are not known, and those that may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["suggestion"]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean ...?)"``, or nothing if no known name is alike."""
+    alike = difflib.get_close_matches(name, list(known), cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else ""

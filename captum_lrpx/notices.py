@@ -1,0 +1,34 @@
+"""Warnings that point at the line of the user's that called this package."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Final
+
+__all__ = ["warn"]
+
+_PACKAGE: Final = str(Path(__file__).parent)
+
+
+def warn(message: str) -> None:
+    """Warn at the first caller outside of this package, and so once for each line of the user's.
+
+    Args:
+        message: What is the matter, and the way out.
+    """
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the public function builds the whole stack
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level + 1)
+
+
+def _is_inside(filename: str) -> bool:
+    # Captum wraps `attribute` for its log, and a context manager is entered by contextlib.
+    parts = Path(filename).parts
+    return (
+        filename.startswith(_PACKAGE)
+        or parts[-3:-1] == ("captum", "log")
+        or (parts[-1] == "contextlib.py")
+    )

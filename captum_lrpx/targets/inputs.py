@@ -1,0 +1,236 @@
+"""What people have, as a text and its tokens: texts, pairs, chat messages, ids, encodings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from captum_lrpx.words import Span
+
+__all__ = ["Given", "Messages", "Rendered", "TokenIds", "check_known", "of_row", "render"]
+
+TokenIds: TypeAlias = Sequence[int] | Tensor
+"""Token ids ``[T]`` or ``[1, T]``."""
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""Chat messages, ``{"role": ..., "content": ...}`` each."""
+
+Given: TypeAlias = "str | tuple[str, str] | Messages | TokenIds | Mapping[str, Any]"
+"""What is explained: a text, a pair of texts, chat messages, token ids, or the tokenizer's output
+for one text."""
+
+_NOT_READ = {"offset_mapping", "special_tokens_mask", "length", "overflow_to_sample_mapping"}
+"""What a tokenizer also returns, and no model takes."""
+
+
+class Rendered(NamedTuple):
+    """Chat messages as one text.
+
+    Attributes:
+        text: The text.
+        contents: Where the contents of the messages stand in it.
+    """
+
+    text: str
+    contents: tuple[Span, ...]
+
+
+# Chat messages ------------------------------------------------------------------------------------
+
+
+def render(tokenizer: Any, messages: Messages, *, predict: bool) -> Rendered:
+    """Write chat messages as one text, by the template of the tokenizer.
+
+    Args:
+        tokenizer: The tokenizer.
+        messages: The messages.
+        predict: Whether a model goes on with the text: the prompt for an answer is added, or the
+            last message left open if it is the assistant's.
+
+    Returns:
+        The text, and where the contents stand.
+
+    Raises:
+        ValueError: If there is no template, or it refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no chat template, so messages are no text to it: give "
+            "a text, or set `tokenizer.chat_template`."
+        )
+    text = _written(tokenizer, messages, predict=predict)
+    contents = _contents(messages)
+    marks = [f"content{index:04d}mark" for index in range(len(contents))]
+    try:
+        pattern = _written(tokenizer, _replaced(messages, iter(marks)), predict=predict)
+    except ValueError:  # a template that checks what the messages say
+        pattern = ""
+    return Rendered(text, _between(text, contents, pattern, marks) or _searched(text, contents))
+
+
+def _written(tokenizer: Any, messages: Messages, *, predict: bool) -> str:
+    goes_on = predict and messages[-1]["role"] == "assistant"
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=predict and not goes_on,
+            continue_final_message=goes_on,
+        )
+    except Exception as error:  # whatever the template raises
+        raise ValueError(f"The chat template cannot write these messages: {error}") from error
+    return text
+
+
+def _contents(messages: Messages) -> list[str]:
+    """The texts of the messages in order."""
+    found = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            found.append(content)
+        elif isinstance(content, Sequence):
+            found += [part["text"] for part in content if "text" in part]
+    return found
+
+
+def _replaced(messages: Messages, marks: Any) -> list[dict[str, Any]]:
+    """The messages with a mark in the place of each text."""
+    replaced = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            content = next(marks)
+        elif isinstance(content, Sequence):
+            content = [
+                {**part, "text": next(marks)} if "text" in part else part for part in content
+            ]
+        replaced.append({**message, "content": content})
+    return replaced
+
+
+def _between(
+    text: str, contents: Sequence[str], pattern: str, marks: Sequence[str]
+) -> tuple[Span, ...]:
+    """Where the contents stand between what the template writes; empty if it does not fit."""
+    spans, at = [], 0
+    for content, mark in zip(contents, marks, strict=True):
+        before, found, pattern = pattern.partition(mark)
+        if not found or not text.startswith(before, at):
+            return ()
+        at += len(before)
+        written = content if text.startswith(content, at) else content.strip()
+        if not text.startswith(written, at):
+            return ()
+        spans.append((at, at + len(written)))
+        at += len(written)
+    return tuple(spans) if text[at:] == pattern else ()
+
+
+def _searched(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
+    """Where the contents stand in a text, one after the other; those that are not there do not."""
+    spans, at = [], 0
+    for content in contents:
+        start = text.find(content.strip(), at)
+        if start >= 0:
+            at = start + len(content.strip())
+            spans.append((start, at))
+    return tuple(spans)
+
+
+# Token ids ----------------------------------------------------------------------------------------
+
+
+def of_row(
+    given: TokenIds | Mapping[str, Any], name: str = "text"
+) -> tuple[list[int], tuple[int, ...] | None]:
+    """Token ids and token types of one text, without padding.
+
+    Args:
+        given: Ids ``[T]`` or ``[1, T]``, or what a tokenizer returns for one text.
+        name: What they are the ids of, for messages.
+
+    Returns:
+        Ids, and token types if there are any.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If there are several rows, no integers, or something that cannot be taken over.
+    """
+    if not isinstance(given, Mapping):
+        return _integers(f"token ids of the {name}", given).tolist(), None
+    if "input_ids" not in given:
+        raise TypeError(
+            f"A mapping must have `input_ids`, as a tokenizer returns it, not {', '.join(given)}. "
+            "A chat message stands in a list."
+        )
+    left = given.keys() - {"input_ids", "attention_mask", "token_type_ids"} - _NOT_READ
+    if left:
+        raise ValueError(
+            f"{', '.join(sorted(left))} cannot be explained along with `input_ids`: leave it out, "
+            "or give an attribution class a forward function with these arguments."
+        )
+    ids = _integers("`input_ids`", given["input_ids"])
+    mask, types = (
+        _integers(f"`{key}`", given[key]) if given.get(key) is not None else None
+        for key in ("attention_mask", "token_type_ids")
+    )
+    for row in (mask, types):
+        if row is not None and row.shape != ids.shape:
+            raise ValueError(f"There are {len(ids)} token ids, but {len(row)} entries beside them.")
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+    return ids[real].tolist(), None if types is None else tuple(types[real].tolist())
+
+
+def _integers(name: str, given: Any) -> Tensor:
+    """One row of integers ``[T]``."""
+    if any(isinstance(item, str) for item in _items(given)):
+        raise TypeError(
+            "A list of texts is not one text: give a pair as a tuple of two, or several texts, a "
+            "target for each, to ask_batch()."
+        )
+    try:
+        if isinstance(given, bytes) or not hasattr(given, "__len__"):
+            raise TypeError("no row of numbers")  # noqa: TRY301 - it is the same mistake
+        row = torch.as_tensor(given, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{type(given).__name__} is nothing to explain: give a text, a pair of texts as a "
+            "tuple, chat messages, token ids [T], or what the tokenizer returns for one text."
+        ) from error
+    if row.ndim == 2 and row.shape[0] == 1:
+        row = row[0]
+    if row.ndim != 1 or (len(row) and (row.is_floating_point() or row.dtype == torch.bool)):
+        raise ValueError(
+            f"The {name} must be integers [T], not {tuple(row.shape)} of {row.dtype}: one text is "
+            "explained at a time."
+        )
+    return row.long()
+
+
+def _items(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, Sequence) else ()
+
+
+def check_known(size: int, model: str, ids: Sequence[int], name: str = "text") -> None:
+    """Refuse ids that a model has no embedding for.
+
+    Args:
+        size: Number of embeddings.
+        model: Name of the model.
+        ids: The ids.
+        name: What they are the ids of, for the message.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    wrong = [number for number in ids if not 0 <= number < size]
+    if wrong:
+        raise ValueError(
+            f"The {name} has token ids that {model} with its vocabulary of {size} does not know "
+            f"({wrong[0]}): use the tokenizer that belongs to the model."
+        )

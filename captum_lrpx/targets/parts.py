@@ -1,0 +1,89 @@
+"""Parts of a text as its tokens."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from captum_lrpx.targets.place import without_blanks
+
+if TYPE_CHECKING:
+    from captum_lrpx.targets.encoding import Encoding
+
+__all__ = ["places_of", "span_of"]
+
+
+def span_of(encoding: Encoding, span: str | tuple[int, int]) -> tuple[int, int]:
+    """The tokens of a part of a text.
+
+    Args:
+        encoding: The text.
+        span: The part, where it last occurs, or the indices ``(first, behind the last)``.
+
+    Returns:
+        The indices, counted from the front.
+
+    Raises:
+        ValueError: If there is no such part, if it cuts through a token, or if it starts with the
+            first token, which nothing comes before.
+        IndexError: If an index is out of range.
+    """
+    if isinstance(span, str):
+        first, stop = _tokens_of(encoding, span)
+    else:
+        length = len(encoding.ids)
+        first, stop = (index + length if index < 0 else index for index in span)
+        if not 0 <= first < length or not first < stop <= length:
+            raise IndexError(f"The span {span} is empty or out of range for {length} tokens.")
+    if first == 0:
+        raise ValueError(
+            "The span starts with the first token, which no token comes before: start it later, or "
+            "put a special token in front (`first_token`)."
+        )
+    return first, stop
+
+
+def places_of(encoding: Encoding, part: str, end: Literal["start", "end"]) -> list[int]:
+    """Where a part of the context of a question begins or ends.
+
+    Args:
+        encoding: The text; its context is the second text of a pair, or all of it.
+        part: One or more words, as they stand there.
+        end: Whether the first token is meant or the last one.
+
+    Returns:
+        The index of that token for each place at which the part stands as whole words.
+    """
+    words = part.strip()
+    if not words:
+        return []
+    places = []
+    # Where words are written without blanks in between, a part of a run of letters may be one.
+    left, right = (
+        r"\b" if end.isalnum() and not without_blanks(end) else "" for end in (words[0], words[-1])
+    )
+    for found in re.finditer(f"{left}{re.escape(words)}{right}", encoding.text):
+        start, stop = found.span()
+        inside = [index for index, (a, b) in enumerate(encoding.offsets) if a < stop and b > start]
+        if inside and start >= encoding.second:
+            places.append(inside[0 if end == "start" else -1])
+    return places
+
+
+def _tokens_of(encoding: Encoding, part: str) -> tuple[int, int]:
+    """The tokens of a part of the text, where it last occurs."""
+    words = part.strip()
+    start = encoding.text.rfind(words)
+    if start < 0 or not words:
+        raise ValueError(f"The span {part!r} does not occur in the text {encoding.text!r}.")
+    stop = start + len(words)
+    inside = [
+        index for index, (a, b) in enumerate(encoding.offsets) if a < b and a < stop and b > start
+    ]
+    first, last = inside[0], inside[-1]
+    if encoding.offsets[first][0] < start or encoding.offsets[last][1] > stop:
+        covered = encoding.text[encoding.offsets[first][0] : encoding.offsets[last][1]]
+        raise ValueError(
+            f"The span {part!r} cuts through a token: its tokens are those of {covered!r}."
+        )
+    return first, last + 1

@@ -1,0 +1,124 @@
+"""How an explained output stands among all outputs: its rank and its probability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx.binding import find_model
+from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
+from captum_lrpx.targets.forward import TokenLogits
+from captum_lrpx.targets.quantity import in_quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.question import Terms
+
+__all__ = ["Standing", "all_outputs", "in_words", "inputs_of", "standings"]
+
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One output of a model among all others at its place.
+
+    Attributes:
+        name: The token, the class, or the token at the position of an answer.
+        index: Its number among the outputs: token id, class, position.
+        rank: 1 for the largest output.
+        probability: Its probability: by softmax over the outputs, or by sigmoid for a classifier of
+            several labels at once.
+    """
+
+    name: str
+    index: int
+    rank: int
+    probability: float
+
+
+def inputs_of(model: nn.Module, encoding: Encoding) -> tuple[Tensor, Tensor | None]:
+    """Token ids and token types ``[1, T]`` of a text, on the device of a model."""
+    device = next(model.parameters()).device
+    types = encoding.token_types
+    return (
+        torch.tensor([encoding.ids], device=device),
+        None if types is None else torch.tensor([types], device=device),
+    )
+
+
+def standings(
+    model: nn.Module, outputs: nn.Module, encoding: Encoding, terms: Terms
+) -> tuple[Standing, ...]:
+    """Rank and probability of each term of a question, from one forward pass.
+
+    Args:
+        model: A Hugging Face model with a head, or a module around one.
+        outputs: The forward module that gives all outputs.
+        encoding: The text.
+        terms: The outputs that are explained.
+
+    Returns:
+        One for each term; none for a model with a single output, which has no others beside it.
+    """
+    rows = all_outputs(model, outputs, encoding, terms.positions)
+    if rows.shape[1] == 1:
+        return ()
+    config: Any = find_model(model).config
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    classes = isinstance(outputs, ClassLogits)
+    shares = rows.float().sigmoid() if several and classes else in_quantity(rows, "prob")
+    found = []
+    for number, (name, index) in enumerate(zip(terms.names, terms.choices, strict=True)):
+        row = number if len(rows) > 1 else 0
+        rank = 1 + int((rows[row] > rows[row, index]).sum())
+        found.append(Standing(name, index, rank, float(shares[row, index])))
+    return tuple(found)
+
+
+def all_outputs(
+    model: nn.Module, outputs: nn.Module, encoding: Encoding, positions: tuple[int, ...] | None
+) -> Tensor:
+    """All outputs at one or several places.
+
+    Args:
+        model: A Hugging Face model with a head, or a module around one.
+        outputs: The forward module that gives them.
+        encoding: The text.
+        positions: Where they are read, for models with outputs per position.
+
+    Returns:
+        ``[P, C]``; one row where all positions are the same, or there are none.
+    """
+    ids, types = inputs_of(model, encoding)
+    with torch.no_grad():
+        if isinstance(outputs, (ClassLogits, AnswerLogits)):
+            rows: Tensor = outputs(ids, None, types)
+            return rows
+        assert isinstance(outputs, TokenLogits)  # noqa: S101 - for the type checker
+        places = positions or ()
+        at = torch.tensor([places if len(set(places)) > 1 else places[:1]], device=ids.device)
+        return outputs.logits(ids, None, at, types=types)[0]
+
+
+def in_words(found: Sequence[Standing]) -> str:
+    """Rank and probability of outputs, in one line.
+
+    Args:
+        found: The outputs.
+
+    Returns:
+        At most the first four of them, and how many there are besides.
+    """
+    named = [
+        f"{each.name!r} has rank {each.rank}, probability {each.probability:.4g}"
+        for each in found[:_NAMED]
+    ]
+    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return "; ".join([*named, *more])

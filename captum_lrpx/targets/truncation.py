@@ -1,0 +1,94 @@
+"""Cutting a text that is too long for a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.task import Task
+
+__all__ = ["truncated"]
+
+
+def truncated(task: Task, tokenizer: Any, encoding: Encoding, limit: int | None) -> Encoding:
+    """Cut an encoding to a number of tokens.
+
+    One run of tokens goes, or two around a mask: at the beginning of the text for a causal language
+    model, which predicts at its end; at the end for others, of the second text if there are two.
+    Start tokens, special tokens at the end, and a mask stay.
+
+    Args:
+        task: What the model predicts.
+        tokenizer: Its tokenizer.
+        encoding: The encoding.
+        limit: The most tokens; None for no limit.
+
+    Returns:
+        The encoding; its text is cut as well.
+
+    Raises:
+        ValueError: If not as many tokens may be cut.
+    """
+    length = len(encoding.ids)
+    if limit is None or length <= limit:
+        return encoding
+    first = _start(tokenizer, encoding)
+    last = length
+    if task != "causal-lm":
+        while last > first and encoding.special[last - 1]:
+            last -= 1
+    order = list(range(first, last)) if task == "causal-lm" else list(range(first, last))[::-1]
+    if task == "masked-lm" and tokenizer.mask_token_id in encoding.ids:
+        mask = encoding.ids.index(tokenizer.mask_token_id)
+        order = [*range(last - 1, mask, -1), *range(first, mask)]
+    if encoding.second:
+        order = [index for index in order if encoding.offsets[index][0] >= encoding.second]
+    excess = length - limit
+    if excess >= len(order):
+        raise ValueError(
+            f"The text has {length} tokens and cannot be cut to {limit}: {length - len(order)} of "
+            "them are special tokens, the mask or the first text of a pair."
+        )
+    gone = set(order[:excess])
+    # Start and end stay where the text between them is cut, so they have no place in it any more.
+    apart = (
+        (0, 0) if not first <= index < last else place
+        for index, place in enumerate(encoding.offsets)
+    )
+    encoding = replace(encoding, offsets=tuple(apart))
+    return _without(encoding, [index for index in range(length) if index not in gone])
+
+
+def _start(tokenizer: Any, encoding: Encoding) -> int:
+    """Number of start tokens."""
+    starts = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    count = 0
+    while encoding.ids[count] in starts or (
+        encoding.special[count] and encoding.offsets[count] == (0, 0)
+    ):
+        count += 1
+    return count
+
+
+def _without(encoding: Encoding, kept: list[int]) -> Encoding:
+    """Some of the tokens, and the part of the text that they stand in."""
+    places = [encoding.offsets[index] for index in kept]
+    standing = [place for place in places if place[0] < place[1]]
+    start, stop = standing[0][0], max(end for _, end in standing)
+    return replace(
+        encoding,
+        text=encoding.text[start:stop],
+        ids=tuple(encoding.ids[index] for index in kept),
+        tokens=tuple(encoding.tokens[index] for index in kept),
+        offsets=tuple((a - start, b - start) if a < b else (0, 0) for a, b in places),
+        special=tuple(encoding.special[index] for index in kept),
+        template=_of(encoding.template, kept),
+        token_types=_of(encoding.token_types, kept),
+        second=max(encoding.second - start, 0),
+    )
+
+
+def _of(values: tuple[Any, ...] | None, kept: list[int]) -> Any:
+    return None if values is None else tuple(values[index] for index in kept)

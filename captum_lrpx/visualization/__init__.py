@@ -1,0 +1,61 @@
+"""Heat maps of explanations: for the terminal, for notebooks, and as one HTML file."""
+
+from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.colors import colors, paint
+from captum_lrpx.visualization.matrix import Matrix, matrix_of
+from captum_lrpx.visualization.page import (
+    LONG,
+    color_legend,
+    document,
+    folded,
+    fragment,
+    heat_paragraph,
+    origin,
+    table,
+    to_html,
+    token_spans,
+)
+from captum_lrpx.visualization.pieces import Drawable, Piece, character_runs, pieces, unit
+from captum_lrpx.visualization.terminal import (
+    closing_lines,
+    heat_map,
+    legend,
+    plain,
+    plain_text,
+    relevance_table,
+    source,
+    summary,
+    terminal,
+)
+
+__all__ = [
+    "LONG",
+    "Drawable",
+    "Matrix",
+    "Piece",
+    "character_runs",
+    "closing_lines",
+    "color_legend",
+    "colors",
+    "document",
+    "folded",
+    "fragment",
+    "heat_map",
+    "heat_paragraph",
+    "legend",
+    "matrix_of",
+    "origin",
+    "paint",
+    "pieces",
+    "plain",
+    "plain_text",
+    "readable",
+    "relevance_table",
+    "source",
+    "summary",
+    "table",
+    "terminal",
+    "to_html",
+    "token_spans",
+    "unit",
+]

@@ -1,0 +1,99 @@
+"""Text as a reader sees it: whole characters, and nothing invisible."""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["joined", "readable"]
+
+NEWLINE = "↵"
+BLANK = "␣"
+_TAB = "⇥"
+
+_JOINER = "\N{ZERO WIDTH JOINER}"
+_INVISIBLE = frozenset((_JOINER, "\N{ZERO WIDTH NON-JOINER}"))
+_VIRAMA = 9
+"""The canonical combining class of the sign that joins two consonants of an Indic script."""
+
+_TAGS = range(0xE0020, 0xE0080)
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+_FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+_HANGUL_LEADING = (range(0x1100, 0x1160), range(0xA960, 0xA980))
+_HANGUL_FOLLOWING = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
+
+
+def readable(text: str) -> str:
+    """A text on one line, with everything invisible in it shown.
+
+    Line breaks, tabs and a text of nothing but blanks get signs of their own. Control characters,
+    unassigned ones, and those that change the direction of writing are written as escapes; joiners
+    stay where they join.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text to show. It can neither command a terminal nor reorder a page.
+    """
+    text = text.replace("\r\n", "\n").replace("\n", NEWLINE).replace("\t", _TAB)
+    if text and not text.strip(" "):
+        return BLANK * len(text)
+    return "".join(
+        char if _is_shown(char) or (place and _is_joiner(char)) else repr(char)[1:-1]
+        for place, char in enumerate(text)
+    )
+
+
+def joined(text: str, place: int) -> bool:
+    """Whether the characters before and after a place are one character to a reader.
+
+    Accents, vowel signs, joined emoji, skin tones, flags, Hangul letters of one syllable, and
+    consonants joined by a virama: the clusters of Unicode's annex 29, from the properties that
+    ``unicodedata`` has.
+
+    Args:
+        text: The text.
+        place: An index into it.
+
+    Returns:
+        Whether a mark between the two would split a character. False at either end of the text.
+    """
+    if not 0 < place < len(text):
+        return False
+    before, after = text[place - 1], text[place]
+    if unicodedata.category(before) == "Cc" or before.isspace():
+        return before == "\r" and after == "\n"
+    if _extends(after) or before == _JOINER:
+        return True
+    if unicodedata.combining(before) == _VIRAMA:
+        return unicodedata.category(after) == "Lo"
+    if ord(after) in _FLAG_LETTERS:
+        return _flag_letters_before(text, place) % 2 == 1
+    leading = _within(before, _HANGUL_LEADING)
+    return (leading and _within(after, _HANGUL_LEADING)) or (
+        _within(after, _HANGUL_FOLLOWING) and unicodedata.name(before, "").startswith("HANGUL")
+    )
+
+
+def _extends(char: str) -> bool:
+    """Whether a character belongs to the one before it."""
+    return unicodedata.category(char)[0] == "M" or _is_joiner(char) or ord(char) in _SKIN_TONES
+
+
+def _is_joiner(char: str) -> bool:
+    return char in _INVISIBLE or ord(char) in _TAGS
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs"
+
+
+def _within(char: str, ranges: tuple[range, ...]) -> bool:
+    return any(ord(char) in part for part in ranges)
+
+
+def _flag_letters_before(text: str, place: int) -> int:
+    start = place
+    while start and ord(text[start - 1]) in _FLAG_LETTERS:
+        start -= 1
+    return place - start

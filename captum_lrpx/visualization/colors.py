@@ -1,0 +1,103 @@
+"""Colors of relevances: red for positive ones, blue for negative ones, on a robust scale."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from captum_lrpx.visualization.pieces import pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captum_lrpx.visualization.pieces import Drawable
+
+__all__ = ["colors", "paint", "scale_of", "strengths", "translucent"]
+
+_POSITIVE = (214, 39, 40)
+_NEGATIVE = (31, 119, 180)
+_PAPER = (255, 255, 255)
+
+_LEFT_OUT = 50
+"""One number in so many may be beyond the scale, and always one."""
+
+_OPAQUE = 0.8
+"""Opacity of the full color; text in black or white can be read on it."""
+
+
+def scale_of(relevances: Sequence[float]) -> float:
+    """The absolute relevance that gets the full color.
+
+    The first and the last token often have several times the relevance of all others. Relative to
+    them the rest of a text would be white. The scale therefore ends at twice the largest relevance
+    that is left without the largest 2 % (at least one), unless everything is below that anyway.
+
+    Args:
+        relevances: The numbers.
+
+    Returns:
+        The scale, at most the largest absolute relevance. 0 if nothing is finite and non-zero, or
+        something is infinite or not a number.
+    """
+    sizes = sorted(map(abs, relevances), reverse=True)
+    if not sizes or not all(map(math.isfinite, sizes)):
+        return 0.0
+    usual = sizes[min(max(1, len(sizes) // _LEFT_OUT), len(sizes) - 1)]
+    return min(sizes[0], 2 * usual) if usual else sizes[0]
+
+
+def strengths(relevances: Sequence[float]) -> list[float]:
+    """The relevances relative to their scale.
+
+    Args:
+        relevances: The numbers.
+
+    Returns:
+        One number each, beyond 1 or -1 where the scale ends before; all 0 without a scale.
+    """
+    scale = scale_of(relevances)
+    return [relevance / scale if scale else 0.0 for relevance in relevances]
+
+
+def paint(relevances: Sequence[float]) -> list[str]:
+    """An opaque color for each number, relative to :func:`scale_of` them.
+
+    Args:
+        relevances: The numbers.
+
+    Returns:
+        Colors as CSS and ``rich`` write them: red for positive relevance, blue for negative; all
+        white without a scale.
+    """
+    return [_opaque(strength) for strength in strengths(relevances)]
+
+
+def colors(explanation: Drawable) -> list[str]:
+    """A color for each piece of an explanation.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        Colors, see :func:`paint`.
+    """
+    return paint([piece.relevance for piece in pieces(explanation)])
+
+
+def translucent(strength: float) -> str:
+    """A CSS color for light and dark paper: red at 1, blue at -1, nothing at 0."""
+    red, green, blue = _ink(strength)
+    return f"rgba({red},{green},{blue},{_OPAQUE * min(abs(strength), 1.0):.3g})"
+
+
+def _opaque(strength: float) -> str:
+    mix = min(abs(strength), 1.0)
+    red, green, blue = (
+        round(paper + mix * (ink - paper))
+        for paper, ink in zip(_PAPER, _ink(strength), strict=True)
+    )
+    return f"rgb({red},{green},{blue})"
+
+
+def _ink(strength: float) -> tuple[int, int, int]:
+    return _POSITIVE if strength >= 0 else _NEGATIVE

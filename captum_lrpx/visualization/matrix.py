@@ -1,0 +1,146 @@
+"""Several explanations of one text in a table: a row per token, a column per explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.colors import strengths, translucent
+from captum_lrpx.visualization.page import LABEL, NUMBER, table
+from captum_lrpx.visualization.pieces import pieces, unit
+from captum_lrpx.visualization.terminal import styles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captum_lrpx.visualization.pieces import Drawable, Piece
+
+__all__ = ["Matrix", "matrix_of"]
+
+_DIGITS = 4
+_GAP = 2
+"""Blanks between two columns of a terminal."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Relevances of the same tokens in several explanations.
+
+    Attributes:
+        unit: ``"token"`` or ``"word"``.
+        rows: The pieces of the text, as they are drawn.
+        names: A name for each explanation.
+        columns: Relevance of each piece in each explanation.
+        totals: Name and numbers of the rows below: sum, delta and value of each explanation.
+    """
+
+    unit: str
+    rows: Sequence[Piece]
+    names: Sequence[str]
+    columns: Sequence[Sequence[float]]
+    totals: Sequence[tuple[str, Sequence[float]]]
+
+    def html(self) -> str:
+        """The table as HTML, each column in colors of its own scale."""
+        painted = [
+            [f"{NUMBER};background:{translucent(strength)}" for strength in strengths(column)]
+            for column in self.columns
+        ]
+        heads = [("position", NUMBER), (self.unit, LABEL), *((name, NUMBER) for name in self.names)]
+        rows = [
+            [
+                (piece.place, NUMBER),
+                (piece.label, LABEL),
+                *(
+                    (_number(column[index]), looks[index])
+                    for column, looks in zip(self.columns, painted, strict=True)
+                ),
+            ]
+            for index, piece in enumerate(self.rows)
+        ]
+        rows += [
+            [("", NUMBER), (name, LABEL), *((_number(value), NUMBER) for value in values)]
+            for name, values in self.totals
+        ]
+        return table(heads, rows)
+
+    def terminal(self) -> Table:
+        """The table for a terminal, each column in colors of its own scale."""
+        shown = Table(box=None, pad_edge=False)
+        for head in ("position", self.unit, *self.names):
+            shown.add_column(Text(readable(head)), justify="right", overflow="fold")
+        shown.columns[1].justify = "left"
+        painted = [styles(column) for column in self.columns]
+        for index, piece in enumerate(self.rows):
+            cells = [
+                Text(_number(column[index]), looks[index])
+                for column, looks in zip(self.columns, painted, strict=True)
+            ]
+            shown.add_row(piece.place, Text(piece.label), *cells)
+        for name, values in self.totals:
+            shown.add_row("", name, *map(_number, values))
+        return shown
+
+    def split(self, width: int) -> list[Matrix]:
+        """The matrix in parts that fit a width, each with all rows and some of the columns.
+
+        Args:
+            width: Characters of a line.
+
+        Returns:
+            The parts in order, with at least one column each.
+        """
+        labels = [self.unit, *(piece.label for piece in self.rows), *(n for n, _ in self.totals)]
+        used = len("position") + _GAP + max(map(cell_len, labels))
+        parts: list[list[int]] = [[]]
+        room = width - used
+        for index, name in enumerate(self.names):
+            values = [*self.columns[index], *(values[index] for _, values in self.totals)]
+            need = _GAP + max(
+                [cell_len(readable(name)), *(len(_number(value)) for value in values)]
+            )
+            if need > room and parts[-1]:
+                parts.append([])
+                room = width - used
+            parts[-1].append(index)
+            room -= need
+        return [self._of(part) for part in parts]
+
+    def _of(self, part: Sequence[int]) -> Matrix:
+        return Matrix(
+            self.unit,
+            self.rows,
+            [self.names[index] for index in part],
+            [self.columns[index] for index in part],
+            [(name, [values[index] for index in part]) for name, values in self.totals],
+        )
+
+
+def matrix_of(explanations: Sequence[Drawable], names: Sequence[str]) -> Matrix:
+    """The matrix of explanations of the same tokens.
+
+    Args:
+        explanations: At least one.
+        names: A name for each.
+    """
+    drawn = [pieces(explanation) for explanation in explanations]
+    return Matrix(
+        unit(explanations[0]),
+        drawn[0],
+        names,
+        [[piece.relevance for piece in column] for column in drawn],
+        [
+            ("sum", [explanation.sum for explanation in explanations]),
+            ("delta", [explanation.delta for explanation in explanations]),
+            ("value", [explanation.value for explanation in explanations]),
+        ],
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:+.{_DIGITS}f}"

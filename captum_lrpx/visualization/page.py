@@ -1,0 +1,237 @@
+"""Explanations as HTML: one page by itself, or a fragment for a notebook."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.colors import scale_of, strengths, translucent
+from captum_lrpx.visualization.pieces import pieces, unit
+from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from captum_lrpx.visualization.pieces import Drawable, Piece
+
+__all__ = [
+    "color_legend",
+    "document",
+    "folded",
+    "fragment",
+    "heat_paragraph",
+    "origin",
+    "table",
+    "to_html",
+    "token_spans",
+]
+
+# Nothing here but the style of `body` and `footer` is only for pages: a notebook shares one page
+# with its outputs, so what may stand in one brings its own style.
+#
+# Letters that join, ligatures and emoji are shaped across spans as long as a span has neither
+# horizontal padding nor a border and does not isolate its direction. The paragraph isolates.
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font-family: system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }
+footer { margin-top: 2em; opacity: 0.7; font-size: 0.85em; overflow-wrap: anywhere; }
+"""
+_PARAGRAPH = (
+    "font-size:1.2em;line-height:2;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
+)
+_BOLD = ";font-weight:bold"
+_NEGATIVE = ";text-decoration:underline"
+_BEYOND = ";outline:2px solid;outline-offset:-2px"
+_SEAM = ";box-shadow:inset 1px 0 rgba(128,128,128,0.6)"
+Cell = tuple[str, str]
+"""Text of a cell, and CSS for it."""
+
+LONG = 40
+"""Up to so many rows, a table is open at first."""
+
+LABEL = "text-align:left;white-space:pre-wrap;unicode-bidi:isolate"
+NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
+
+
+def document(title: str, *parts: str) -> str:
+    """A complete HTML page.
+
+    Args:
+        title: Its title, plain text.
+        *parts: Its body, HTML.
+
+    Returns:
+        The page.
+    """
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def escaped(text: str) -> str:
+    """Any text as HTML that shows it, without control characters."""
+    return html.escape(readable(text))
+
+
+def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
+    """The tokens in color, as HTML.
+
+    Args:
+        explanation: What to show.
+        bold_from: Position of the first token of a generated text, which is in bold.
+
+    Returns:
+        A ``span`` for each piece, all text escaped. Its title has the relevance, and the tokens if
+        there are several. Negative relevance is underlined, relevance beyond the scale outlined.
+    """
+    shown = pieces(explanation)
+    spans: list[str] = []
+    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
+        style = f"background:{translucent(strength)};border-radius:0.2em;padding:0.15em 0"
+        style += _SEAM * bool(spans and not piece.gap)
+        style += _BOLD * (bold_from is not None and piece.first >= bold_from)
+        style += _NEGATIVE * (strength <= -VISIBLE) + _BEYOND * (abs(strength) > 1)
+        title = html.escape(_tooltip(explanation, piece))
+        drawn = html.escape(piece.drawn)
+        spans.append(f'{piece.gap}<span style="{style}" title="{title}">{drawn}</span>')
+    return "".join(spans)
+
+
+def _tooltip(explanation: Drawable, piece: Piece) -> str:
+    total = f"{piece.relevance:+.6g}"
+    if piece.stop - piece.first == 1:
+        return total
+    parts = [
+        f"{readable(explanation.tokens[index])} {explanation.relevances[index]:+.6g}"
+        for index in range(piece.first, piece.stop)
+    ]
+    return f"{total} = {', '.join(parts)}"
+
+
+def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
+    """The heat map as one paragraph, which takes its direction from the text.
+
+    Args:
+        explanation: What to show.
+        bold_from: As in :func:`token_spans`.
+    """
+    spans = token_spans(explanation, bold_from)
+    return f'<p dir="auto" style="{_PARAGRAPH}">{spans}</p>'
+
+
+def color_legend(explanation: Drawable) -> str:
+    """The scale of the colors, as HTML; empty if there is none.
+
+    Args:
+        explanation: What is shown.
+
+    Returns:
+        A bar with numbers, and how negative relevances and those beyond the scale are marked.
+    """
+    relevances = [piece.relevance for piece in pieces(explanation)]
+    scale = scale_of(relevances)
+    if not scale:
+        return ""
+    ends = translucent(-1), "transparent", translucent(1)
+    bar = (
+        "display:inline-block;width:8em;height:0.8em;margin:0 0.5em;"
+        f"background:linear-gradient(to right,{','.join(ends)})"
+    )
+    largest = max(map(abs, relevances))
+    outlined = '<span style="outline:2px solid;padding:0 0.2em">outlined</span>'
+    beyond = f"; {outlined}: beyond the scale, up to {largest:.4g}" if largest > scale else ""
+    return (
+        f'<p style="font-size:0.85em"><span style="text-decoration:underline">against</span> '
+        f'-{scale:.4g}<span style="{bar}"></span>+{scale:.4g} for the target{beyond}</p>'
+    )
+
+
+def origin(explanation: Drawable) -> str:
+    """The method, the model, the versions and the checks, in one line."""
+    rules = f" (rules: {explanation.recipe})" if explanation.recipe else ""
+    options = "".join(f", {name} {value}" for name, value in explanation.options.items())
+    revision = f" at {explanation.revision}" if explanation.revision else ""
+    versions = ", ".join(f"{name} {version}" for name, version in explanation.versions.items())
+    checked = f"; {explanation.certification}" if explanation.certification else ""
+    return (
+        f"{explanation.method}{rules}{options}, model {explanation.model}{revision}, "
+        f"{explanation.dtype}; {versions}{checked}"
+    )
+
+
+def fragment(explanation: Drawable) -> str:
+    """The heat map as a piece of HTML, for a notebook; all text is escaped.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        One ``div`` with its own style, which leaves the page around it alone.
+    """
+    return (
+        f"<div>{heat_paragraph(explanation)}{color_legend(explanation)}"
+        f"<p>{'<br>'.join(map(escaped, closing_lines(explanation)))}</p></div>"
+    )
+
+
+def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
+    """A table with its own style, as HTML; all text is escaped.
+
+    Args:
+        heads: Text of the names of the columns, and more CSS for each.
+        rows: Text of the cells, and more CSS for each.
+    """
+    lines = [_row("th", heads), *(_row("td", cells) for cells in rows)]
+    return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
+
+
+def _row(tag: str, cells: Sequence[Cell]) -> str:
+    drawn = (
+        f'<{tag} style="padding:0.1em 0.8em;{style}">{escaped(text)}</{tag}>'
+        for text, style in cells
+    )
+    return f"<tr>{''.join(drawn)}</tr>"
+
+
+def folded(title: str, content: str, *, is_open: bool) -> str:
+    """Content below a title that folds it.
+
+    Args:
+        title: The title, plain text.
+        content: The content, HTML.
+        is_open: Whether it is open at first.
+    """
+    state = " open" if is_open else ""
+    return f"<details{state}><summary>{escaped(title)}</summary>{content}</details>"
+
+
+def to_html(explanation: Drawable) -> str:
+    """The explanation as one HTML page without scripts or links; all text is escaped.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        A complete document.
+    """
+    name = unit(explanation)
+    heading = filter(None, (summary(explanation), explanation.standing))
+    drawn = pieces(explanation)
+    title = f"{len(explanation.relevances)} {name}s in numbers"
+    heads = [("position", NUMBER), (name, LABEL), ("relevance", NUMBER)]
+    rows = [
+        [(piece.place, NUMBER), (piece.label, LABEL), (f"{piece.relevance:+.4f}", NUMBER)]
+        for piece in drawn
+    ]
+    return document(
+        explanation.target,
+        f"<p>{'<br>'.join(map(escaped, heading))}</p>",
+        heat_paragraph(explanation),
+        color_legend(explanation),
+        folded(title, table(heads, rows), is_open=len(rows) <= LONG),
+        f"<footer>{escaped(origin(explanation))}</footer>",
+    )

@@ -1,0 +1,170 @@
+"""Explanations in a terminal, and as plain text."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.colors import paint, scale_of, strengths
+from captum_lrpx.visualization.pieces import pieces, unit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+    from captum_lrpx.visualization.pieces import Drawable
+
+__all__ = [
+    "closing_lines",
+    "heat_map",
+    "legend",
+    "plain",
+    "plain_text",
+    "relevance_table",
+    "source",
+    "styles",
+    "summary",
+    "terminal",
+]
+
+_WIDE = 10_000
+
+VISIBLE = 0.1
+"""Share of the scale from which a negative relevance is underlined."""
+
+
+def styles(relevances: Sequence[float]) -> list[str]:
+    """A ``rich`` style for each number; the sign and the end of the scale show without color too.
+
+    Args:
+        relevances: The numbers.
+
+    Returns:
+        Black on the color; negative relevance underlined, relevance beyond the scale bold.
+    """
+    return [
+        f"{'bold ' * (abs(strength) > 1)}{'underline ' * (strength <= -VISIBLE)}black on {color}"
+        for strength, color in zip(strengths(relevances), paint(relevances), strict=True)
+    ]
+
+
+def heat_map(explanation: Drawable) -> Text:
+    """The tokens in color, for a terminal.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        A ``rich`` text: red for positive relevance, blue and underlined for negative. Tokens that
+        share a character are drawn as one.
+    """
+    text = Text()
+    shown = pieces(explanation)
+    for piece, style in zip(shown, styles([each.relevance for each in shown]), strict=True):
+        text.append(piece.gap).append(piece.drawn, style)
+    return text
+
+
+def legend(explanation: Drawable) -> str:
+    """How to read the colors, in one line; empty if there is nothing to read.
+
+    Args:
+        explanation: What is shown.
+
+    Returns:
+        The scale, and how negative relevances and those beyond the scale are marked.
+    """
+    relevances = [piece.relevance for piece in pieces(explanation)]
+    scale = scale_of(relevances)
+    if not scale:
+        return ""
+    beyond = "; bold: beyond the scale" if max(map(abs, relevances)) > scale else ""
+    return f"full color at {scale:.4g}; red: for the target; blue, underlined: against{beyond}"
+
+
+def relevance_table(explanation: Drawable) -> Table:
+    """The relevances as numbers, for a terminal.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        A ``rich`` table with a row per token; those that share a character have one row.
+    """
+    table = Table("position", unit(explanation), "relevance", box=None, pad_edge=False)
+    table.columns[0].justify = table.columns[2].justify = "right"
+    for piece in pieces(explanation):
+        table.add_row(piece.place, Text(piece.label), f"{piece.relevance:+.4f}")
+    return table
+
+
+def summary(explanation: Drawable) -> str:
+    """The explained value and how much of it the tokens account for, in one line."""
+    return (
+        f"{readable(explanation.target)} = {explanation.value:+.4f}   "
+        f"sum of relevances {explanation.sum:+.4f}   delta {explanation.delta:+.4f}"
+    )
+
+
+def source(explanation: Drawable) -> str:
+    """Method and model, in one line."""
+    return readable(f"{explanation.method} on {explanation.model}")
+
+
+def closing_lines(explanation: Drawable) -> tuple[str, ...]:
+    """The lines below the relevances: summary, ranks, source, and the checks that were made."""
+    lines = (
+        summary(explanation),
+        readable(explanation.standing),
+        source(explanation),
+        readable(explanation.certification),
+    )
+    return tuple(line for line in lines if line)
+
+
+def terminal(explanation: Drawable) -> Group:
+    """Heat map, legend and closing lines, for a terminal.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        Something that ``rich`` prints.
+    """
+    lines = filter(None, (legend(explanation), *closing_lines(explanation)))
+    return Group(heat_map(explanation), *map(Text, lines))
+
+
+def plain(explanation: Drawable) -> str:
+    """The relevances as plain text, without color.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        A table and the closing lines, without trailing blanks.
+    """
+    return "\n".join([plain_text(relevance_table(explanation)), "", *closing_lines(explanation)])
+
+
+def plain_text(renderable: RenderableType, width: int = _WIDE) -> str:
+    """A renderable as ``rich`` prints it, without color and however wide it is.
+
+    Args:
+        renderable: What to print.
+        width: Where lines end at the latest.
+
+    Returns:
+        The text, without trailing blanks.
+    """
+    # In a notebook, rich would also display what it captures, as an empty block.
+    console = Console(file=io.StringIO(), color_system=None, width=width, force_jupyter=False)
+    with console.capture() as capture:
+        console.print(renderable, highlight=False, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
