@@ -22,6 +22,7 @@ SENTENCES = 400
 """Of the grammar, by default: some two minutes on one core for all models and methods."""
 
 ATTRACTORS = (1, 3)
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 FORMATS = ("table", "markdown", "csv", "latex")
 
 
@@ -69,7 +70,9 @@ def add_to(commands: Commands) -> None:
     data.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     data.add_argument("--first-token", help="special token to put in front of each text")
     data.add_argument(
-        "--include-wrong", action="store_true", help="explain what a model gets wrong, too"
+        "--include-wrong",
+        action="store_true",
+        help="explain the samples that a model gets wrong, too: the form that it predicts"
     )
     _add_running(parser)
     _add_results(parser)
@@ -92,6 +95,12 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="tokens of a batch (default: %(default)s)",
     )
     running.add_argument("--device", help="where to compute (default: the CPU)")
+    running.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision of the models; the paper has float64, and bfloat16 for its largest model "
+        "(default: as loaded)",
+    )
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -128,11 +137,15 @@ def run(options: argparse.Namespace) -> None:
     if len(set(map(_display_name, names))) < len(names):
         raise ValueError(f"Models must have different names: {', '.join(names)}.")
     found = evaluate(
-        {_display_name(name): partial(_load, name, options.device) for name in names},
+        {_display_name(name): partial(_load, name, options) for name in names},
         samples,
         contenders,
         Settings(
-            options.first_token, options.batch_tokens, options.include_wrong, options.faithfulness
+            options.first_token,
+            options.batch_tokens,
+            options.include_wrong,
+            options.faithfulness,
+            options.dtype,
         ),
         output=options.output,
         resume=options.resume,
@@ -167,11 +180,14 @@ def _display_name(name: str) -> str:
     return path.name if path.exists() else name
 
 
-def _load(name: str, device: str | None) -> tuple[Any, Any]:
+def _load(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
+    import torch  # noqa: PLC0415
+
     from captum_lrpx.loading import load_model  # noqa: PLC0415
 
     loaded = load_model(name)
-    return loaded.model if device is None else loaded.model.to(device), loaded.tokenizer
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    return loaded.model.to(options.device, dtype), loaded.tokenizer
 
 
 def _contenders(options: argparse.Namespace) -> tuple[Contender, ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the records of a journal change their meaning."""
 
 
@@ -57,8 +57,9 @@ def evaluate(
 ) -> Evaluation:
     """Explain agreement samples by several methods, batch by batch.
 
-    Explained is the logit of the correct verb form minus that of the other number's (Arras et al.
-    2025, section 4.1), of the samples that the model gets right.
+    Explained is the logit of the verb form that the model predicts minus that of the other number's
+    (Arras et al. 2025, section 4.1): of the samples that it gets right, the correct form; with
+    ``Settings(include_wrong=True)`` of the others, too.
 
     Args:
         models: For each name, a function that gives the model and its tokenizer; called when there
@@ -75,7 +76,8 @@ def evaluate(
 
     Raises:
         ValueError: If there are no models or samples, names are not different, several processes
-            have no ``output``, or the folder has another run or one that cannot be read.
+            have no ``output``, a model has another precision than the settings say, or the folder
+            has another run or one that cannot be read.
 
     Examples:
         >>> from captum_lrpx import zoo

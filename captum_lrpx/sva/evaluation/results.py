@@ -25,11 +25,14 @@ class ModelResults:
 
     Attributes:
         model: Name of the model.
+        task: What the model predicts, ``"causal-lm"`` or ``"masked-lm"``.
+        gated: Whether it has gated products, whose rule distinguishes LRP from AttnLRP.
         counts: What the filters of the tokenizer did, see :func:`captum_lrpx.sva.tokenize`.
         accuracy: Share of the tokenised samples whose verb the model prefers to the other form.
         indices: Place of each explained sample among all samples.
         samples: The explained samples.
-        values: The logit difference of each, ``[N]``.
+        values: The logit of the correct form minus the other's, ``[N]``. Where it is not positive,
+            the model predicts the other form, and its negative is what was explained.
         mask: Whether there is a token, ``[N, T]``.
         evidence: Whether it is evidence, ``[N, T]``.
         special: Whether it is a special token that is not part of the text, ``[N, T]``.
@@ -38,6 +41,8 @@ class ModelResults:
     """
 
     model: str
+    task: str
+    gated: bool
     counts: dict[str, int]
     accuracy: float
     indices: tuple[int, ...]
@@ -80,6 +85,8 @@ class ModelResults:
         right = sum(value > 0 for value in values.values())
         return cls(
             model=model,
+            task=tokens["task"],
+            gated=tokens["gated"],
             counts=dict(tokens["counts"]),
             accuracy=right / len(values) if values else float("nan"),
             indices=tuple(kept[row]["sample"] for row in explained),
