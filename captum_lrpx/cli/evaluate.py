@@ -11,9 +11,10 @@ from captum_lrpx.cli.output import print_all, silence_transformers
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from captum_lrpx.cli.output import Commands
-    from captum_lrpx.sva.evaluation import Contender, Evaluation
+    from captum_lrpx.sva.evaluation import Contender, Evaluation, Reference
     from captum_lrpx.sva.samples import Sample
 
 __all__ = ["add_to", "run"]
@@ -23,6 +24,7 @@ SENTENCES = 400
 
 ATTRACTORS = (1, 3)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+LAYOUTS = ("full", "paper")
 FORMATS = ("table", "markdown", "csv", "latex")
 
 
@@ -55,8 +57,10 @@ def add_to(commands: Commands) -> None:
     )
     what.add_argument(
         "--ablate",
-        action="store_true",
-        help="instead of methods, all combinations of propagation rules, and what each contributes",
+        nargs="*",
+        metavar="ROLE",
+        help="instead of methods, all combinations of the propagation rules of these roles "
+        "(attention, gate, activation, norm; default: all four), and what each rule contributes",
     )
     data = parser.add_argument_group("samples")
     data.add_argument("--samples", metavar="FILE", help="JSON lines instead of the grammar")
@@ -72,7 +76,7 @@ def add_to(commands: Commands) -> None:
     data.add_argument(
         "--include-wrong",
         action="store_true",
-        help="explain the samples that a model gets wrong, too: the form that it predicts"
+        help="explain the samples that a model gets wrong, too: the form that it predicts",
     )
     _add_running(parser)
     _add_results(parser)
@@ -111,6 +115,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         help="also measure what the model does without the tokens of high relevance",
     )
     results.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="full",
+        help="`paper`: rows and columns of Table 2 of Arras et al. (2025), with its values beside "
+        "ours (default: %(default)s)",
+    )
+    results.add_argument(
         "--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)"
     )
     results.add_argument(
@@ -126,10 +137,12 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from captum_lrpx.sva.evaluation import Settings, evaluate, processes  # noqa: PLC0415
 
-    if options.ablate and options.methods:
+    if options.ablate is not None and options.layout == "paper":
+        raise ValueError("--layout paper compares the paper's methods, --ablate compares rules.")
+    if options.ablate is not None and options.methods:
         raise ValueError("--ablate compares rules, --methods compares methods: give one of them.")
-    _require_what_results_need(options)
     contenders = _contenders(options)
+    reference = _require_what_results_need(options, contenders)
     samples = _samples(options)
     silence_transformers()
     here = processes()
@@ -152,20 +165,30 @@ def run(options: argparse.Namespace) -> None:
         processes=here,
     )
     if here.is_main:
-        _show(found, options)
+        _show(found, options, reference)
     here.end()
 
 
-def _require_what_results_need(options: argparse.Namespace) -> None:
-    """Refuse before the run what would fail behind it."""
-    from captum_lrpx.sva.evaluation import parquet, plot  # noqa: PLC0415
+def _require_what_results_need(
+    options: argparse.Namespace, contenders: Sequence[Contender]
+) -> Reference | None:
+    """Fail before the run if its results could not be shown; read the published values."""
+    from captum_lrpx.sva.evaluation import (  # noqa: PLC0415
+        PAPER_METHODS,
+        parquet,
+        plot,
+        read_reference,
+    )
 
+    if options.layout == "paper" and not {each.name for each in contenders} & {*PAPER_METHODS}:
+        raise ValueError(f"--layout paper has rows for {', '.join(PAPER_METHODS)} only.")
     for file, form in ((options.plot, plot), (options.parquet, parquet)):
         if not file:
             continue
         form.require()
         if not Path(file).parent.is_dir():
             raise FileNotFoundError(f"There is no folder {str(Path(file).parent)!r} for {file!r}.")
+    return read_reference(options.reference) if options.reference else None
 
 
 def _embedded() -> tuple[str, ...]:
@@ -191,11 +214,17 @@ def _load(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _contenders(options: argparse.Namespace) -> tuple[Contender, ...]:
-    from captum_lrpx.sva.evaluation import DEFAULT_METHODS, ablation, contenders  # noqa: PLC0415
+    from captum_lrpx.sva.evaluation import (  # noqa: PLC0415
+        DEFAULT_METHODS,
+        PAPER_METHODS,
+        ablation,
+        contenders,
+    )
 
-    if options.ablate:
-        return ablation()
-    methods = options.methods or DEFAULT_METHODS
+    if options.ablate is not None:
+        return ablation(options.ablate)
+    default = PAPER_METHODS if options.layout == "paper" else DEFAULT_METHODS
+    methods = options.methods or default
     return contenders(methods, options_by_method(methods, options.option))
 
 
@@ -215,17 +244,19 @@ def _samples(options: argparse.Namespace) -> list[Sample]:
     return [samples[index] for index in sorted(chosen)]
 
 
-def _show(found: Evaluation, options: argparse.Namespace) -> None:
-    from captum_lrpx.sva.evaluation import Report, read_reference  # noqa: PLC0415
+def _show(found: Evaluation, options: argparse.Namespace, reference: Reference | None) -> None:
+    from captum_lrpx.sva.evaluation import PaperLayout, Report  # noqa: PLC0415
 
-    reference = read_reference(options.reference) if options.reference else None
-    shown = Report(found, reference)
+    report = Report(found, reference)
     if options.output:
-        shown.write(options.output)
+        report.write(options.output)
     if options.plot:
-        shown.plot(options.plot)
+        report.plot(options.plot)
     if options.parquet:
-        shown.write_parquet(options.parquet)
+        report.write_parquet(options.parquet)
+    shown: Report | PaperLayout = report
+    if options.layout == "paper":
+        shown = PaperLayout(found, report.scores, reference)
     if options.format == "table":
         print_all(*shown.tables())
     else:

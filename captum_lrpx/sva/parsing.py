@@ -167,16 +167,12 @@ def _word_at(words: Sequence[ParsedWord], span: Span) -> int:
     raise DroppedError("verb not found")
 
 
-def _subjects_of(
-    words: Sequence[ParsedWord], verb: int, relations: tuple[str, ...]
-) -> list[int]:
+def _subjects_of(words: Sequence[ParsedWord], verb: int, relations: tuple[str, ...]) -> list[int]:
     """The subjects of a verb; an auxiliary without one has those of its main verb."""
     heads = [verb, words[verb].head] if words[verb].dep in _AUXILIARY else [verb]
     for head in heads:
         found = [
-            index
-            for index, word in enumerate(words)
-            if word.head == head and word.dep in relations
+            index for index, word in enumerate(words) if word.head == head and word.dep in relations
         ]
         if found:
             return found

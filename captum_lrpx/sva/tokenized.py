@@ -31,7 +31,8 @@ FILTERS: dict[str, str] = {
     "no blank before verb": "the verb opens the sentence or follows a mark without a blank: its "
     "tokens there are not those behind a blank (causal models)",
     "evidence behind verb": "the model never sees a part of the evidence (causal models)",
-    "too long": "the input does not fit the model: cut short it might lose the mask or the evidence",
+    "too long": "the input does not fit the model; cut short it might lose the mask or the "
+    "evidence",
     "verb not one token": "the correct form is not one token, and a model predicts one at a time",
     "foil not one token": "the other form is not one token",
     "unknown verb": "the tokenizer does not know one of the forms",
@@ -239,9 +240,7 @@ def _evidence(encoding: Encoding, spans: Sequence[Span], unknown: int | None) ->
     return tuple(marked)
 
 
-def _require_a_choice(
-    encoding: Encoding, evidence: Sequence[bool], masked_at: int | None
-) -> None:
+def _require_a_choice(encoding: Encoding, evidence: Sequence[bool], masked_at: int | None) -> None:
     """Drop a sample in which every token of the text is evidence (Arras et al., 2025, appendix B).
 
     Args:

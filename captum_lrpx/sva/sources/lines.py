@@ -24,11 +24,12 @@ def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     Raises:
         ValueError: If a line is not UTF-8; the message names the file and the line.
     """
-    for number, line in byte_lines(path):
-        try:
+    number = 0
+    try:
+        for number, line in byte_lines(path):
             yield number, decoded(number, line)
-        except UnicodeDecodeError as error:
-            raise broken(path, number, f"not UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise broken(path, number, f"not UTF-8: {error}") from error
 
 
 def byte_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:

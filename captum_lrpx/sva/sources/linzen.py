@@ -57,8 +57,8 @@ def read_linzen(
         :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:
-        ValueError: If there are no such filters, a line is broken, or one file is longer than the other; the message names the
-            file and the line.
+        ValueError: If there are no such filters, a line is broken, or one file is longer than the
+            other; the message names the file and the line.
     """
     check_filters(filters)
     name = Path(text).name

@@ -27,7 +27,8 @@ __all__ = ["REASONS", "Unparsed", "parse_subjects"]
 
 REASONS: dict[str, str] = {
     "identical forms": "the verb has one form for both numbers",
-    "invalid pair": "the two forms are not the singular and the plural of one verb (strict filters)",
+    "invalid pair": "the two forms are not the singular and the plural of one verb (strict "
+    "filters)",
     **NO_SUBJECT,
     "subject not a whole word": "the parser cuts the word that the subject is a part of",
     "other attractors": "the parser counts other attractors than the source (on request only)",
@@ -108,9 +109,7 @@ def _sample(
     )
 
 
-def _subject(
-    given: Unparsed, words: Sequence[ParsedWord], filters: Filters
-) -> tuple[int, Number]:
+def _subject(given: Unparsed, words: Sequence[ParsedWord], filters: Filters) -> tuple[int, Number]:
     """The index of the subject, and the number that the two forms of the verb tell."""
     number = number_of_verb(given.verb.lower(), given.foil.lower())
     if filters == "paper":
