@@ -243,15 +243,19 @@ def _evidence(encoding: Encoding, spans: Sequence[Span], unknown: int | None) ->
 def _require_a_choice(encoding: Encoding, evidence: Sequence[bool], masked_at: int | None) -> None:
     """Drop a sample in which every token of the text is evidence (Arras et al., 2025, appendix B).
 
+    A token that is nothing but a blank is no text.
+
     Args:
         encoding: The tokens.
         evidence: Whether each token is evidence.
         masked_at: Where the mask token stands, which is no text; None for causal models.
     """
-    text = [
-        is_evidence
-        for place, (is_evidence, special) in enumerate(zip(evidence, encoding.special, strict=True))
-        if not special and place != masked_at
+    of_text = [
+        not special and place != masked_at and bool(encoding.text[start:end].strip())
+        for place, (special, (start, end)) in enumerate(
+            zip(encoding.special, encoding.offsets, strict=True)
+        )
     ]
+    text = [is_evidence for is_evidence, counts in zip(evidence, of_text, strict=True) if counts]
     drop_if(len(text) <= 1, "text of one token")
     drop_if(all(text), "evidence is the whole text")

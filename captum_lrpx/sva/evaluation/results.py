@@ -25,8 +25,6 @@ class ModelResults:
 
     Attributes:
         model: Name of the model.
-        task: What the model predicts, ``"causal-lm"`` or ``"masked-lm"``.
-        gated: Whether it has gated products, whose rule distinguishes LRP from AttnLRP.
         counts: What the filters of the tokenizer did, see :func:`captum_lrpx.sva.tokenize`.
         accuracy: Share of the tokenised samples whose verb the model prefers to the other form.
         indices: Place of each explained sample among all samples.
@@ -38,11 +36,11 @@ class ModelResults:
         special: Whether it is a special token that is not part of the text, ``[N, T]``.
         relevances: Of each contender and draw, ``[N, T]``, zero at padding.
         faithfulness: Of each contender and draw, by measure, ``[N]``; may be empty.
+        task: What the model predicts, ``"causal-lm"`` or ``"masked-lm"``.
+        gated: Whether it has gated products, whose rule distinguishes LRP from AttnLRP.
     """
 
     model: str
-    task: str
-    gated: bool
     counts: dict[str, int]
     accuracy: float
     indices: tuple[int, ...]
@@ -53,6 +51,8 @@ class ModelResults:
     special: Tensor
     relevances: dict[tuple[str, int], Tensor]
     faithfulness: dict[tuple[str, int], dict[str, Tensor]]
+    task: str = "causal-lm"
+    gated: bool = False
 
     @classmethod
     def of(
@@ -85,8 +85,6 @@ class ModelResults:
         right = sum(value > 0 for value in values.values())
         return cls(
             model=model,
-            task=tokens["task"],
-            gated=tokens["gated"],
             counts=dict(tokens["counts"]),
             accuracy=right / len(values) if values else float("nan"),
             indices=tuple(kept[row]["sample"] for row in explained),
@@ -101,6 +99,8 @@ class ModelResults:
                 for name, parts in units.items()
                 if all("faithfulness" in each for each in parts)
             },
+            task=tokens["task"],
+            gated=tokens["gated"],
         )
 
 
