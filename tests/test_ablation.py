@@ -11,7 +11,7 @@ from captum_lrpx.cli import main
 from captum_lrpx.sva import generate
 from captum_lrpx.sva.evaluation import Evaluation, ModelResults, Report, Settings, ablation
 from captum_lrpx.sva.evaluation.ablation import RULES
-from captum_lrpx.sva.evaluation.contributions import ALONE, ON_AVERAGE, contributions
+from captum_lrpx.sva.evaluation.contributions import ALONE, IN_ATTNLRP, ON_AVERAGE, contributions
 from captum_lrpx.sva.evaluation.scores import VIEWS, Scores
 
 SAMPLES = tuple(generate(6, "test", 0, attractors=(1, 2)))
@@ -79,8 +79,9 @@ def test_a_contribution_is_the_difference_that_a_rule_makes():
             for each in contributions(scores(relevances, contenders), contenders)
             if (each.measure, each.view) == ("PG-1", view)
         }
-        assert len(found) == 2 * (2 + 3 + 1 + 1)
+        assert len(found) == 3 * (2 + 3 + 1 + 1)
         assert found["attention: uniform", ALONE].mean == 1
+        assert found["attention: uniform", IN_ATTNLRP].mean == 0  # the gate alone points
         assert found["attention: uniform", ON_AVERAGE].mean == pytest.approx(15 / 16)
         assert found["attention: gradient", ALONE].mean == 0
         assert found["attention: gradient", ON_AVERAGE].mean == pytest.approx(-1 / 16)

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.scores import Scores
 
-__all__ = ["ALONE", "ON_AVERAGE", "Contribution", "contributions"]
+__all__ = ["ALONE", "IN_ATTNLRP", "ON_AVERAGE", "Contribution", "contributions"]
 
 ALONE = "as in LRP"
+IN_ATTNLRP = "as in AttnLRP"
 ON_AVERAGE = "average over all"
+_LRP = tuple(next(iter(rules)) for rules in RULES.values())
+_OTHERS = {ALONE: _LRP, IN_ATTNLRP: ("uniform", "uniform", *_LRP[2:])}
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Contribution:
     Attributes:
         model: Name of the model.
         change: The role, and the rule that it has instead of LRP's.
-        kind: The rules of the other roles: those of LRP (:data:`ALONE`), or all combinations that
-            were compared, whose differences are averaged (:data:`ON_AVERAGE`).
+        kind: The rules of the other roles: those of LRP (:data:`ALONE`), those of AttnLRP
+            (:data:`IN_ATTNLRP`), or all combinations that were compared, whose differences are
+            averaged (:data:`ON_AVERAGE`).
         view: Which tokens count, one of :data:`captum_lrpx.sva.evaluation.scores.VIEWS`.
         measure: What is measured.
         estimate: Mean difference over samples, with a paired bootstrap interval.
@@ -84,8 +88,12 @@ def _comparisons(
                 for key, name in names.items()
                 if key[place] == usual and _exchanged(key, place, other) in names
             ]
+            for kind, of_recipe in _OTHERS.items():
+                key = _exchanged(of_recipe, place, usual)
+                alone = [pair for pair in pairs if pair[1] == names.get(key)]
+                if alone:
+                    yield f"{role}: {other}", kind, alone
             if pairs:
-                yield f"{role}: {other}", ALONE, pairs[:1]
                 yield f"{role}: {other}", ON_AVERAGE, pairs
 
 
