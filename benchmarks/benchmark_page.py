@@ -2,12 +2,12 @@
 
     captum-lrpx evaluate --output runs/embedded
     captum-lrpx evaluate --ablate --sentences 200 --output runs/ablation
-    python benchmarks/benchmark_page.py embedded=runs/embedded/table.md \\
-        paper=runs/embedded/paper.md "ablation=runs/ablation/table.md:contributes"
+    python benchmarks/benchmark_page.py embedded=runs/embedded/table.md
+    python benchmarks/benchmark_page.py "ablation=runs/ablation/table.md:contributes"
 
 Each ``NAME=FILE`` replaces what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in
-``docs/benchmark.md`` by the tables of a run, and leaves the rest of the page as it is. With ``:TEXT``,
-only the tables with this text in their title are taken.
+``docs/benchmark.md`` by the tables of a run, and leaves the rest of the page as it is. With
+``:TEXT``, only the tables with this text in their title are taken.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ import io
 
 import pytest
 import torch
+from models import FAMILIES, tiny, token_ids
 
-from captum_lrpx import ATTN_LRP, LRP, zoo
+from captum_lrpx import ATTN_LRP, LRP, LRPx, TokenLogits, zoo
 from captum_lrpx.cli import main
 from captum_lrpx.sva import generate
 from captum_lrpx.sva.evaluation import Evaluation, ModelResults, Report, Settings, ablation
@@ -122,6 +123,15 @@ def test_both_views_are_tables(tmp_path):
         assert f"**m: what a rule contributes, {view}**" in report.to_markdown()
     report.write(tmp_path)
     assert not (tmp_path / "paper.md").exists()  # no method of the paper
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.gated])
+@pytest.mark.parametrize("contender", ablation(["gate", "activation"]), ids=lambda each: each.name)
+def test_every_rule_for_a_gate_is_covered_beside_every_rule_for_its_activation(family, contender):
+    """Nothing of a gated MLP is left without a rule: the call would raise."""
+    forward = TokenLogits(tiny(family))
+    found = LRPx(forward, recipe=contender.recipe).attribute(token_ids(), target=5)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("name", zoo.names())

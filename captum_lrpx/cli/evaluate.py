@@ -209,8 +209,13 @@ def _load(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
 
     loaded = load_model(name)
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    return loaded.model.to(options.device, dtype), loaded.tokenizer
+    wanted: dict[str, Any] = {}
+    if options.device is not None:
+        wanted["device"] = options.device
+    if options.dtype is not None:
+        wanted["dtype"] = getattr(torch, options.dtype)
+    # A quantized model is not to be moved, and asks not to be even where nothing is wanted.
+    return loaded.model.to(**wanted) if wanted else loaded.model, loaded.tokenizer
 
 
 def _contenders(options: argparse.Namespace) -> tuple[Contender, ...]:
