@@ -2,10 +2,11 @@
 
     captum-lrpx evaluate --output runs/embedded
     captum-lrpx evaluate --ablate --sentences 200 --output runs/ablation
-    python benchmarks/benchmark_page.py embedded=runs/embedded "ablation=runs/ablation:contributes"
+    python benchmarks/benchmark_page.py embedded=runs/embedded/table.md
+    python benchmarks/benchmark_page.py "ablation=runs/ablation/table.md:contributes"
 
-Each ``NAME=FOLDER`` replaces what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``
-in ``docs/benchmark.md`` by the tables of the run, and leaves the rest of the page as it is. With
+Each ``NAME=FILE`` replaces what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in
+``docs/benchmark.md`` by the tables of a run, and leaves the rest of the page as it is. With
 ``:TEXT``, only the tables with this text in their title are taken.
 """
 
@@ -24,26 +25,26 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmark.md"
 def main() -> None:
     """Replace the sections that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="+", metavar="NAME=FOLDER[:TEXT]")
+    parser.add_argument("sections", nargs="+", metavar="NAME=FILE[:TEXT]")
     text = PAGE.read_text(encoding="utf-8")
     for section in parser.parse_args().sections:
         name, equals, place = section.partition("=")
-        folder, _, title = place.partition(":")
+        file, _, title = place.partition(":")
         if not equals:
-            parser.error(f"a section is NAME=FOLDER, not {section!r}")
+            parser.error(f"a section is NAME=FILE, not {section!r}")
         pattern = rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)"
         if not re.search(pattern, text, re.DOTALL):
             parser.error(f"{PAGE.name} has no section {name!r}")
-        body = tables(Path(folder), title)
+        body = tables(Path(file), title)
         text = re.sub(pattern, lambda found: found[1] + body + found[2], text, flags=re.DOTALL)  # noqa: B023
     write_text(PAGE, text)
 
 
-def tables(folder: Path, title: str) -> str:
+def tables(file: Path, title: str) -> str:
     """The tables of a run with a text in their title, and the versions it was made with."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((file.parent / "manifest.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-    table = (folder / "table.md").read_text(encoding="utf-8")
+    table = file.read_text(encoding="utf-8")
     *grids, notes = re.split(r"\n\n(?=\*\*|Means with)", table)
     chosen = "\n\n".join(grid for grid in grids if title in grid.partition("\n")[0])
     return f"\n{chosen}\n\n{notes}\nMade with {versions}.\n\n"

@@ -65,6 +65,28 @@ def test_only_what_the_model_gets_right_unless_asked_for(models):
     settings = Settings(include_wrong=True)
     (everything,) = evaluate(only, [*SAMPLES, *flipped], contenders(["lrpx"]), settings).models
     assert len(everything.samples) == 2 * len(SAMPLES)
+    assert everything.accuracy == right.accuracy
+    # What the model predicts is the same, whichever form is called the correct one.
+    relevances, ours = everything.relevances["lrpx", 0], everything.values
+    halves = (slice(None, len(SAMPLES)), slice(len(SAMPLES), None))
+    torch.testing.assert_close(*(ours[half].abs() for half in halves), rtol=1e-4, atol=1e-4)
+    assert [bool((ours[half] > 0).all()) for half in halves] == [True, False]
+    torch.testing.assert_close(*(relevances[half] for half in halves), rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_has_the_precision_that_it_says(models):
+    only = {"sva-gpt2": models["sva-gpt2"]}
+    with pytest.raises(
+        ValueError, match=r"'sva-gpt2' is in float32, .* in float64: let its loader"
+    ):
+        evaluate(only, SAMPLES, contenders(["lrpx"]), Settings(dtype="float64"))
+    model, tokenizer = zoo.load("sva-gpt2")
+    double = {"sva-gpt2": lambda: (model.double(), tokenizer)}
+    (found,) = evaluate(double, SAMPLES, contenders(["lrpx"]), Settings(dtype="float64")).models
+    (single,) = evaluate(only, SAMPLES, contenders(["lrpx"]), Settings(dtype="float32")).models
+    ours, theirs = (each.relevances["lrpx", 0] for each in (found, single))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(ours, ours.float().double()), "the relevances are double precision"
 
 
 def _moved(sample):
@@ -98,12 +120,13 @@ def test_random_is_drawn_ten_times(models):
     assert once.draws == 1
 
 
-def test_first_token(models):
-    only = {"sva-gpt2": models["sva-gpt2"]}
-    found, plain = (
+def test_first_token():
+    only = {"sva-llama": lambda: zoo.load("sva-llama")}
+    found, added_anyway, plain = (
         evaluate(only, SAMPLES, contenders(["random"]), Settings(first_token=token)).models[0]
-        for token in ("<|endoftext|>", None)
+        for token in ("</s>", "<s>", None)
     )
+    assert torch.equal(added_anyway.special, plain.special), "no start token is doubled"
     assert found.special[:, 0].all()
     assert torch.equal(found.special.sum(-1), plain.special.sum(-1) + 1)
     assert torch.equal(found.mask.sum(-1), plain.mask.sum(-1) + 1)
@@ -186,6 +209,7 @@ def test_a_broken_line_is_named(tmp_path):
         {"samples": [*SAMPLES[1:], SAMPLES[0]]},
         {"settings": Settings(token_budget=99)},
         {"settings": Settings(include_wrong=True)},
+        {"settings": Settings(dtype="float32")},
     ],
 )
 def test_a_run_with_other_arguments_is_not_resumed(models, tmp_path, change):

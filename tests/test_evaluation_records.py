@@ -59,6 +59,8 @@ def test_what_a_run_writes_is_sound(finished, records, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
+        ("tokens", "task", None),
+        ("tokens", "gated", 1),
         ("tokens", "counts", {"given": 4}),
         ("tokens", "counts", {"given": 4, "kept": -1}),
         ("tokens", "kept", None),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,9 @@ from captum_lrpx.sva.evaluation import (
     ModelResults,
     Report,
     Settings,
-    ablation,
     read_reference,
 )
-from captum_lrpx.sva.evaluation.contributions import ALONE, ON_AVERAGE, contributions
-from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Scores
+from captum_lrpx.sva.evaluation.scores import ALL, VIEWS
 from captum_lrpx.sva.evaluation.statistics import estimates, resampling
 
 SAMPLES = tuple(generate(6, "test", 0, attractors=(1, 2)))
@@ -133,48 +132,6 @@ def test_resamples_are_seeded_and_leave_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# Ablation ---------------------------------------------------------------------------------------
-
-
-def test_all_combinations_of_rules():
-    found = ablation()
-    assert len(found) == len({each.recipe for each in found}) == 3 * 4 * 2 * 2
-    from captum_lrpx import ATTN_LRP, LRP
-
-    by_name = {each.name: each.recipe for each in found}
-    for name, recipe in (("values/signal", LRP), ("uniform/uniform", ATTN_LRP)):
-        ours = by_name[f"{name}/identity/frozen"]
-        for role in ("attention", "gate", "activation", "norm", "linear"):
-            assert getattr(ours, role) == getattr(recipe, role)
-
-
-def test_a_contribution_is_the_difference_that_a_rule_makes():
-    contenders = ablation()
-    relevances = {
-        (each.name, 0): POINTS
-        if each.name.startswith("uniform") or each.name == "values/uniform/identity/frozen"
-        else MISSES
-        for each in contenders
-    }
-    found = {
-        (each.change, each.kind): each.estimate
-        for each in contributions(Scores(results(relevances), contenders), contenders)
-        if each.measure == "PG-1"
-    }
-    assert len(found) == 2 * (2 + 3 + 1 + 1)
-    assert found["attention: uniform", ALONE].mean == 1
-    assert found["attention: uniform", ON_AVERAGE].mean == pytest.approx(15 / 16)
-    assert found["attention: gradient", ALONE].mean == 0
-    assert found["attention: gradient", ON_AVERAGE].mean == pytest.approx(-1 / 16)
-    assert found["gate: uniform", ALONE].mean == 1
-    assert found["gate: uniform", ON_AVERAGE].mean == pytest.approx(1 / 12)
-    assert found["norm: gradient", ALONE].mean == 0
-
-
-def test_no_contributions_of_other_comparisons(report):
-    assert report.contributions == []
-
-
 # Forms ------------------------------------------------------------------------------------------
 
 
@@ -195,7 +152,43 @@ def test_markdown_and_latex(report):
     assert r"a\_b & 1.000 & 1.000 &" in latex
     assert r"0.500 $\pm$ 0.707" in latex
     rows = [line for line in latex.splitlines() if line.startswith((r"a\_b", "sink", "random"))]
-    assert [row.count("&") for row in rows] == [5, 5, 5]
+    assert [row.count("&") for row in rows] == [6, 6, 6]
+
+
+def test_both_views_are_shown_of_all_samples_and_of_groups(report):
+    titles = [grid.title for grid in report.grids()]
+    assert titles == [
+        *(f"m (6 samples), {view}" for view in VIEWS),
+        *(f"m: PG-1 by group, {view}" for view in VIEWS),
+    ]
+    assert "as in Arras et al. (2025); text tokens: without them" in report.notes()
+
+
+def test_pta_goes_by_the_sign_and_pta_k_by_the_rank(report):
+    """Those of "sink" are positive for three of four tokens, the second of which is evidence."""
+    assert cell(report, "sink", "PTA").mean == pytest.approx(2 / 4)
+    assert cell(report, "sink", "PTA-K").mean == pytest.approx(2 / 4)
+    assert cell(report, "sink", "PTA", VIEWS[1]).mean == pytest.approx(2 / 3)
+    assert cell(report, "sink", "PTA-K", VIEWS[1]).mean == 1
+
+
+def test_what_a_reader_has_to_know_is_in_the_notes():
+    contenders = (Contender("altilogit", "altilogit"), Contender("lrpx", "lrpx"))
+    relevances = {("altilogit", 0): POINTS, ("lrpx", 0): SINKS}
+
+    def shown(*, include_wrong=False, **kind):
+        found = replace(results(relevances), **kind)
+        settings = Settings(include_wrong=include_wrong)
+        return Report(Evaluation((found,), contenders, settings)).to_markdown()
+
+    assert "extension of this package" not in shown()
+    extended = shown(task="masked-lm")
+    assert "| altilogit † |" in extended
+    assert "† ALTI-Logit for masked language models is an extension of this package" in extended
+    assert "m: with a gated MLP, LRP's results rest on" in shown(gated=True)
+    assert "gated MLP" not in shown()
+    assert "the form that it predicts" in shown(include_wrong=True)
+    assert "the form that it predicts" not in shown()
 
 
 def test_published_values_stand_beside_ours(report, tmp_path):
@@ -330,6 +323,10 @@ def test_the_command_on_a_file_of_samples(tmp_path, capsys):
         (["--models", "sva-bert", "sva-bert"], "different names"),
         (["--option", "n_steps=3", "--methods", "lrpx"], "no option 'n_steps'"),
         (["--plot", "nowhere/plot.svg"], "no folder 'nowhere' for 'nowhere/plot.svg'"),
+        (["--reference", "nowhere.json"], "nowhere.json"),
+        (["--ablate", "heads"], "A role is one of attention, gate, activation, norm, not heads"),
+        (["--ablate", "--layout", "paper"], "--ablate compares rules"),
+        (["--layout", "paper", "--methods", "attention_rollout"], "has rows for altilogit"),
     ],
 )
 def test_errors_of_usage(words, message, capsys):

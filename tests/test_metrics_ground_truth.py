@@ -64,7 +64,7 @@ def slow_mass(values, evidence):
     return inside / sum(positive) if sum(positive) > 0 else 0.0
 
 
-def slow_positive_accuracy(values, evidence):
+def slow_sign_accuracy(values, evidence):
     return sum((v > 0) == e for v, e in zip(values, evidence, strict=True)) / len(values)
 
 
@@ -75,8 +75,11 @@ METRICS = {
     "MRR": (mean_reciprocal_rank, partial(over_all_orders, slow_reciprocal_rank)),
     "RMA": (relevance_mass_accuracy, slow_mass),
     "RRA": (relevance_rank_accuracy, partial(over_all_orders, slow_rank_accuracy)),
-    "PTA": (per_token_accuracy, partial(over_all_orders, slow_top_accuracy)),
-    "PTA-positive": (partial(per_token_accuracy, selection="positive"), slow_positive_accuracy),
+    "PTA": (per_token_accuracy, slow_sign_accuracy),
+    "PTA-K": (
+        partial(per_token_accuracy, selection="top"),
+        partial(over_all_orders, slow_top_accuracy),
+    ),
 }
 RANKED = [name for name in METRICS if name != "RMA"]
 every_metric = pytest.mark.parametrize("name", METRICS)
@@ -158,7 +161,7 @@ BY_HAND = {
     "RMA": 0.5,
     "RRA": 1 / 2,
     "PTA": 3 / 5,
-    "PTA-positive": 3 / 5,
+    "PTA-K": 3 / 5,
 }
 TIES = torch.tensor([[0.5, 0.5, 0.1, 0.5]], dtype=torch.float64)
 TIES_EVIDENCE = torch.tensor([[True, False, False, False]])
@@ -168,8 +171,8 @@ TIES_BY_HAND = {
     "MRR": (1 + 1 / 2 + 1 / 3) / 3,
     "RMA": 0.5 / 1.6,
     "RRA": 1 / 3,
-    "PTA": (1 + 1 / 2 + 1 / 2) / 3,
-    "PTA-positive": 1 / 4,
+    "PTA": 1 / 4,
+    "PTA-K": (1 + 1 / 2 + 1 / 2) / 3,
 }
 
 
@@ -221,7 +224,7 @@ def test_mass_neither_overflows_nor_vanishes(size):
     assert relevance_mass_accuracy(values, evidence).item() == 0.25
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name != "PTA-positive"])
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "PTA"])
 def test_constant_attributions_are_worth_as_much_as_random_ones(name):
     metric = METRICS[name][0]
     evidence = torch.tensor([[True, False, False, True, False]])
@@ -258,7 +261,19 @@ def test_the_accuracy_follows_from_the_rank_accuracy():
     evidence = torch.rand(50, 9, generator=generator) < 0.4
     evidence[:, 0] = True
     missed = evidence.sum(-1) * (1 - relevance_rank_accuracy(values, evidence))
-    torch.testing.assert_close(per_token_accuracy(values, evidence), 1 - 2 * missed / 9)
+    found = per_token_accuracy(values, evidence, selection="top")
+    torch.testing.assert_close(found, 1 - 2 * missed / 9)
+
+
+def test_random_signs_are_right_for_half_of_the_tokens_and_magnitudes_for_the_evidence():
+    generator = torch.Generator().manual_seed(0)
+    values = 2 * torch.rand(2000, 12, generator=generator) - 1
+    evidence = torch.zeros(2000, 12, dtype=torch.bool)
+    evidence[:, :2] = True
+    assert abs(per_token_accuracy(values, evidence).mean().item() - 0.5) < 0.01
+    magnitudes = per_token_accuracy(values.abs() + 1e-9, evidence)
+    torch.testing.assert_close(magnitudes, torch.full((2000,), 2 / 12))
+    assert per_token_accuracy(torch.zeros(1, 4), torch.eye(4, dtype=torch.bool)[:1]).item() == 0.75
 
 
 # What is refused.
@@ -294,7 +309,7 @@ def test_k_is_a_number_of_tokens(k):
 
 
 def test_an_unknown_selection_is_refused():
-    with pytest.raises(ValueError, match="top or positive"):
+    with pytest.raises(ValueError, match="positive or top"):
         per_token_accuracy(*GOOD, selection="threshold")
 
 

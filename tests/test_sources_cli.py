@@ -66,6 +66,19 @@ def test_universal_dependencies(folder, capsys):
     assert shown == ["kept 2 of 2 samples", f"wrote {folder / 'samples.jsonl'}"]
 
 
+def test_filters(folder, monkeypatch):
+    passive = [ParsedWord(0, 4, "NNS", "nsubjpass", 1), ParsedWord(5, 8, "VBP", "ROOT", 1)]
+    monkeypatch.setattr(sources, "spacy_parser", lambda _: lambda _: [passive])
+    kept = {}
+    for filters in ("paper", "strict", None):
+        for source in ("goldberg", "ud"):
+            assert samples(folder, source, *(("--filters", filters) if filters else ())) == 0
+            kept[source, filters] = len(read_jsonl(folder / "samples.jsonl"))
+    assert kept["goldberg", None] == kept["goldberg", "paper"] == 0 < kept["goldberg", "strict"]
+    assert kept["ud", None] == kept["ud", "strict"] == 2  # this treebank has no tags
+    assert kept["ud", "paper"] == 0
+
+
 def test_forms_and_attractors(folder, capsys):
     first, second = TREES.split("\n\n")[:2]
     (folder / "ud").write_text(second + "\n", encoding="utf-8")
@@ -106,6 +119,7 @@ def test_sources_that_are_parsed(folder, monkeypatch, words, pipeline):
         ("ud", ["--pipeline", "x"], "--source ud knows its subjects"),
         ("blimp", ["--check-attractors"], "--source blimp knows its subjects"),
         ("blimp", ["--forms", "x"], "--source blimp is one file"),
+        ("blimp", ["--filters", "paper"], "knows its subjects from templates"),
         ("ud", ["--input", "nowhere"], "nowhere"),
         ("ud", ["--output", "nowhere/x.jsonl"], "no folder 'nowhere' for 'nowhere/x.jsonl'"),
     ],

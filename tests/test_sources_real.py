@@ -54,12 +54,33 @@ def test_universal_dependencies(path):
     }
 
 
+def test_the_papers_filters_on_treebanks():
+    """Pronouns stay, passives and other tenses go (docs/sva-data.md has the counts)."""
+    found = read_conllu(*TREEBANKS, filters="paper")
+    check(found)
+    assert any(each.sentence[slice(*each.evidence[0])].lower() == "they" for each in found.samples)
+    assert found.counts["relation not nsubj"] > 0
+    assert found.counts["verb not VBZ or VBP"] > 0
+    assert found.counts["subject not a noun"] == found.counts["verb disagrees"] == 0
+
+
+def test_subjects_that_are_the_whole_text_are_dropped():
+    samples = read_conllu(*TREEBANKS).samples
+    _, tokenizer = zoo.load("sva-gpt2")
+    counts = tokenize(samples, tokenizer, "causal-lm", max_length=10_000).counts
+    alone = sum(each.prefix == each.prefix[slice(*each.evidence[0])] for each in samples)
+    trivial = counts["evidence is the whole text"] + counts["text of one token"]
+    assert 0 < trivial <= alone
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec(PIPELINE) is None, reason=f"{PIPELINE} is not installed"
 )
-def test_linzen():
+@pytest.mark.parametrize("filters", ["paper", "strict"])
+def test_linzen(filters):
     text, gold = FOLDER / "natural/linzen.text", FOLDER / "natural/linzen.gold"
-    collected = read_linzen(text, gold, spacy_parser(PIPELINE), check_attractors=True)
+    parses = list(spacy_parser(PIPELINE)(sentences_of(text)))
+    collected = read_linzen(text, gold, lambda _: parses, filters=filters)
     check(collected)
     assert sum(each.n_attractors > 0 for each in collected.samples) >= 1000
     lines = gold.read_text(encoding="utf-8").splitlines()
@@ -67,3 +88,13 @@ def test_linzen():
         fields = lines[int(each.source.split()[-1]) - 1].split("\t")
         assert len(each.prefix.split()) == int(fields[0])
         assert each.n_attractors == int(fields[3])
+    checked = read_linzen(text, gold, lambda _: parses, filters=filters, check_attractors=True)
+    assert set(checked.samples) < set(collected.samples)
+    # Passives are strict, pronouns are the paper's.
+    assert (collected.counts["relation not nsubj"] > 0) == (filters == "paper")
+    assert (collected.counts["subject not a noun"] > 0) == (filters == "strict")
+
+
+def sentences_of(text):
+    lines = text.read_text(encoding="utf-8").splitlines()
+    return [line.removesuffix("<eos>").strip() for line in lines if line.strip()]

@@ -11,8 +11,8 @@ PRESENT = "Mood=Ind|Person=3|Tense=Pres|VerbForm=Fin"
 IS, ARE = f"{PRESENT}|{SING}", f"{PRESENT}|{PLUR}"
 
 
-def row(at, form, lemma="_", upos="X", feats="_", head=0, relation="dep", misc="_"):
-    return "\t".join([str(at), form, lemma, upos, "_", feats, str(head), relation, "_", misc])
+def row(at, form, lemma="_", upos="X", feats="_", head=0, relation="dep", misc="_", tag="_"):
+    return "\t".join([str(at), form, lemma, upos, tag, feats, str(head), relation, "_", misc])
 
 
 def write(path, *sentences):
@@ -266,3 +266,50 @@ def test_broken_lines(tmp_path, broken, message):
     path.write_text("\n".join([*DOOR_IS, "", "# text = x", broken]) + "\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match=f"tiny.conllu, line 6: .*{message}"):
         read_conllu(path)
+
+
+# The filters of the paper -----------------------------------------------------------------------
+
+
+def clause(subject, upos, verb, tag, lemma="be", relation="nsubj"):
+    return [
+        row(1, subject, subject, upos, "_", 2, relation),
+        row(2, verb, lemma, "AUX", "VerbForm=Fin", 0, "root", tag=tag),
+    ]
+
+
+THEY_ARE, IT_IS = clause("They", "PRON", "are", "VBP"), clause("It", "PRON", "is", "VBZ")
+
+
+def test_the_papers_filters_take_any_subject_of_a_verb_in_the_present(tmp_path):
+    found = read(
+        tmp_path, clause("I", "PRON", "am", "VBP"), THEY_ARE, THEY_ARE, IT_IS, filters="paper"
+    )
+    assert [(each.verb, each.foil, each.number) for each in found.samples] == [
+        ("am", "is", "plural"),
+        ("are", "is", "plural"),
+        ("are", "is", "plural"),
+        ("is", "are", "singular"),  # of "am" and "are", the more frequent one
+    ]
+    assert [each.sentence[slice(*each.evidence[0])] for each in found.samples][:2] == ["I", "They"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("relation not nsubj", clause("It", "PRON", "is", "VBZ", relation="nsubj:pass")),
+        ("verb not VBZ or VBP", clause("It", "PRON", "was", "VBD")),
+        ("verb not VBZ or VBP", clause("It", "PRON", "is", "_")),
+        ("no other form", clause("It", "PRON", "does", "VBZ", "do")),
+        ("same form", clause("It", "PRON", "are", "VBZ")),
+    ],
+)
+def test_reasons_of_the_papers_filters(tmp_path, reason, sentence):
+    found = read(tmp_path, THEY_ARE, IT_IS, IT_IS, sentence, filters="paper")
+    assert reasons(found) == {reason: 1}
+
+
+def test_a_contraction_is_no_other_form(tmp_path):
+    short = clause("They", "PRON", "'re", "VBP")
+    found = read(tmp_path, short, short, THEY_ARE, IT_IS, filters="paper")
+    assert {each.foil for each in found.samples if each.verb == "is"} == {"are"}

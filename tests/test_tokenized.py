@@ -135,6 +135,11 @@ def test_evidence_tokens_cover_the_evidence_and_nothing_else(name, drawn):
     model, tokenizer = load(name)
     tokenized = tokenize([drawn], tokenizer, task_of(model), max_length=1000)
     behind = any(end > drawn.verb_span[0] for _, end in drawn.evidence)
+    if tokenized.counts["text of one token"] or tokenized.counts["evidence is the whole text"]:
+        start, end = drawn.verb_span
+        seen = drawn.sentence[:start] + (drawn.sentence[end:] if name not in CAUSAL else "")
+        assert len(seen.split()) <= len(drawn.evidence)
+        return
     if not tokenized:
         assert tokenized.counts["evidence behind verb"] == 1
         assert name in CAUSAL
@@ -239,9 +244,40 @@ def test_report_of_nothing():
 
 def test_tokenized_samples_are_a_sequence():
     tokenizer = words(["[UNK]", "the", "keys", "are", "is"])
-    tokenized = tokenize([sample("the keys are"), sample("keys are")], tokenizer, "causal-lm")
+    given = [sample("the keys are"), sample("the the keys are")]
+    tokenized = tokenize(given, tokenizer, "causal-lm")
     assert tuple(tokenized) == tokenized.samples == tokenized[:]
-    assert tokenized[1].ids == (2,)
+    assert tokenized[1].ids == (1, 1, 2)
+
+
+# The evidence is to be found among other tokens.
+@pytest.mark.parametrize("first_token", [None, "[BOS]"])
+@pytest.mark.parametrize(
+    ("sentence", "reason"),
+    [
+        ("keys are", "text of one token"),
+        ("the keys are", "evidence is the whole text"),
+        ("the the keys are", None),
+    ],
+)
+def test_causal_samples_without_a_choice(sentence, reason, first_token):
+    tokenizer = words(["[UNK]", "[BOS]", "the", "keys", "are", "is"])
+    tokenizer.add_special_tokens({"bos_token": "[BOS]"})
+    end = sentence.index(" are")
+    given = replace(sample(sentence), evidence=((max(0, end - len("the keys")), end),))
+    counts = tokenize([given], tokenizer, "causal-lm", first_token=first_token).counts
+    assert {name for name, n in counts.items() if n} - {"given"} == {reason or "kept"}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "reason"),
+    [("keys are", "text of one token"), ("keys are old", None), ("are keys", "text of one token")],
+)
+def test_the_mask_token_is_no_text(sentence, reason):
+    tokenizer = words(["[UNK]", "[MASK]", "the", "keys", "are", "is", "old"])
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    counts = tokenize([sample(sentence)], tokenizer, "masked-lm").counts
+    assert {name for name, n in counts.items() if n} - {"given"} == {reason or "kept"}
 
 
 def test_other_tasks_are_refused():

@@ -186,7 +186,7 @@ def _rollout(weights: list[AttentionWeights], example: int, read: Tensor) -> Ten
 
 
 class RandomAttribution(Attribution):
-    r"""Normal random numbers: what any method has to beat.
+    r"""Uniform random numbers in [-1, 1): what any method has to beat (Arras et al. 2025).
 
     They are a function of the seed and of the example: the same example gets the same numbers in
     every call and in every batch, another one gets independent ones. The random state of PyTorch is
@@ -222,7 +222,7 @@ class RandomAttribution(Attribution):
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
-                Standard normal, of the shape of the inputs.
+                Uniform in [-1, 1), of the shape of the inputs.
 
         Examples::
 
@@ -243,7 +243,9 @@ class RandomAttribution(Attribution):
             int.from_bytes(digest[:8], "big", signed=True)
         )
         dtype = row.dtype if row.is_floating_point() else torch.float32
-        return torch.randn(row.shape, generator=generator, device="cpu").to(row.device, dtype)
+        # Drawn in their own dtype: rounding afterwards could give 1.
+        drawn = torch.rand(row.shape, generator=generator, dtype=dtype, device="cpu")
+        return (2 * drawn - 1).to(row.device)
 
     def attribute_future(self) -> None:
         """Not available.

@@ -256,8 +256,8 @@ class CheckedForward(RecordedForward):
         targets: What of the output is explained; None if the output does not matter.
         around: As of :class:`RecordedForward`.
 
-    A call raises a TypeError if the output is no tensor, a ValueError if it has no gradient or not
-    a row for each example, and an AssertionError or IndexError if a target does not fit.
+    A call raises a TypeError if the output is no tensor, a ValueError if it has no gradient or no
+    row for each example, and an AssertionError or IndexError if a target does not fit.
     """
 
     def __init__(

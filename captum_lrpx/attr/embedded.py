@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     """Make leaves of the embeddings of given ids, for a forward pass inside a ``with`` block.
 
     The embedding of an input is the call that is indexed by a view of this very tensor, or, in the
-    model's own table of tokens, by a tensor equal to it. Other calls (positions, segments, a second
+    model's own table of tokens, by a tensor equal to it, transposed or with padding around it. Other calls (positions, segments, a second
     table that is added) are what the model adds to it.
 
     Args:
@@ -43,12 +44,12 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
         index = args[0]
         of_tokens = own is not None and getattr(module, "weight", None) is own
         for given, leaves in zip(ids, found, strict=True):
-            if isinstance(index, Tensor) and _same(index, given, equal=of_tokens and not leaves):
-                if leaves and not of_tokens:
-                    return None
-                leaf = output.detach().requires_grad_()
+            seen = isinstance(index, Tensor) and (of_tokens or _is_view(index, given))
+            way = _way_to(index, given) if seen and (of_tokens or not leaves) else None
+            if way is not None:
+                leaf = way.leaf(output).detach().requires_grad_()
                 leaves.append(leaf)
-                return leaf.clone()
+                return way.back(leaf, output)
         return None
 
     embedding = _input_embeddings(model)
@@ -62,12 +63,53 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
             handle.remove()
 
 
-def _same(index: Tensor, given: Tensor, *, equal: bool) -> bool:
-    if index.numel() != given.numel() or index.is_floating_point():
-        return False
-    if index.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
-        return index.storage_offset() == given.storage_offset()
-    return equal and torch.equal(index.reshape(-1).to(given), given.reshape(-1))
+class _Way(NamedTuple):
+    """How embeddings in the order of the given ids are found in what a table returned.
+
+    Attributes:
+        leaf: Takes ``[B, T, D]`` out of the output.
+        back: Puts it back, as a new tensor.
+    """
+
+    leaf: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor, Tensor], Tensor]
+
+
+def _is_view(index: Tensor, given: Tensor) -> bool:
+    return index.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+
+
+def _way_to(index: Tensor, given: Tensor) -> _Way | None:
+    """How given ids lie in an index: as they are, transposed, or with something around them."""
+    if index.is_floating_point():
+        return None
+    if index.numel() == given.numel() and torch.equal(index.reshape(given.shape), given):
+        return _Way(
+            lambda output: output.reshape(*given.shape, -1),
+            lambda leaf, output: leaf.reshape(output.shape).clone(),
+        )
+    if index.ndim != 2 or given.ndim != 2:
+        return None
+    if index.shape == given.T.shape and torch.equal(index, given.T):
+        return _Way(
+            lambda output: output.transpose(0, 1),
+            lambda leaf, _: leaf.transpose(0, 1).contiguous(),
+        )
+    length, longer = given.shape[1], index.shape[1]
+    if len(index) != len(given) or longer <= length:
+        return None
+    for start in (0, longer - length):  # padded behind, or with a prompt in front
+        here = slice(start, start + length)
+        if torch.equal(index[:, here], given):
+            return _within(here)
+    return None
+
+
+def _within(here: slice) -> _Way:
+    def back(leaf: Tensor, output: Tensor) -> Tensor:
+        return torch.cat([output[:, : here.start], leaf, output[:, here.stop :]], dim=1)
+
+    return _Way(lambda output: output[:, here], back)
 
 
 def _input_embeddings(model: nn.Module) -> nn.Module | None:

@@ -137,7 +137,12 @@ def forward_pass(
         embedded_ids(attribution.model, ids) as embedded,
         captured(layers, at_input=at_input) as caught,
     ):
-        output = _captum.run_forward(forward, aliases, None, args)
+        try:
+            output = _captum.run_forward(forward, aliases, None, args)
+        except ValueError as error:
+            if not all(embedded):  # which is why the output may have no gradient
+                raise _not_embedded() from error
+            raise
         of_ids = iter(embedded)
         sources = tuple(
             alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
@@ -149,13 +154,17 @@ def forward_pass(
 
 def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:
     if not found:
-        raise ValueError(
-            "The forward function embeds no token ids that it was given: give embeddings instead "
-            "of ids."
-        )
+        raise _not_embedded()
     if len(found) > 1:
         raise ValueError(
             f"The token ids of shape {tuple(ids.shape)} are embedded {len(found)} times, so they "
             "have no single relevance: give embeddings instead of ids."
         )
     return found[0]
+
+
+def _not_embedded() -> ValueError:
+    return ValueError(
+        "The forward function embeds no token ids that it was given, in a table of embeddings that "
+        "could be seen: give embeddings instead of ids."
+    )

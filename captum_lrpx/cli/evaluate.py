@@ -12,9 +12,10 @@ from captum_lrpx.files import check_folder, check_writable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from captum_lrpx.cli.output import Commands
-    from captum_lrpx.sva.evaluation import Contender, Evaluation
+    from captum_lrpx.sva.evaluation import Contender, Evaluation, Reference
     from captum_lrpx.sva.samples import Sample
 
 __all__ = ["add_to", "run"]
@@ -23,6 +24,8 @@ SENTENCES = 400
 """Of the grammar, by default: some two minutes on one core for all models and methods."""
 
 ATTRACTORS = (1, 3)
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+LAYOUTS = ("full", "paper")
 FORMATS = ("table", "markdown", "csv", "latex")
 
 
@@ -55,8 +58,10 @@ def add_to(commands: Commands) -> None:
     )
     what.add_argument(
         "--ablate",
-        action="store_true",
-        help="instead of methods, all combinations of propagation rules, and what each contributes",
+        nargs="*",
+        metavar="ROLE",
+        help="instead of methods, all combinations of the propagation rules of these roles "
+        "(attention, gate, activation, norm; default: all four), and what each rule contributes",
     )
     data = parser.add_argument_group("samples")
     data.add_argument("--samples", metavar="FILE", help="JSON lines instead of the grammar")
@@ -70,7 +75,9 @@ def add_to(commands: Commands) -> None:
     data.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     data.add_argument("--first-token", help="special token to put in front of each text")
     data.add_argument(
-        "--include-wrong", action="store_true", help="explain what a model gets wrong, too"
+        "--include-wrong",
+        action="store_true",
+        help="explain the samples that a model gets wrong, too: the form that it predicts",
     )
     _add_running(parser)
     _add_results(parser)
@@ -93,6 +100,12 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="tokens of a batch (default: %(default)s)",
     )
     running.add_argument("--device", help="where to compute (default: the CPU)")
+    running.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision of the models; the paper has float64, and bfloat16 for its largest model "
+        "(default: as loaded)",
+    )
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +114,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--faithfulness",
         action="store_true",
         help="also measure what the model does without the tokens of high relevance",
+    )
+    results.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="full",
+        help="`paper`: rows and columns of Table 2 of Arras et al. (2025), with its values beside "
+        "ours (default: %(default)s)",
     )
     results.add_argument(
         "--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)"
@@ -119,10 +139,12 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.loading import source_of  # noqa: PLC0415
     from captum_lrpx.sva.evaluation import Settings, evaluate, processes  # noqa: PLC0415
 
-    if options.ablate and options.methods:
+    if options.ablate is not None and options.layout == "paper":
+        raise ValueError("--layout paper compares the paper's methods, --ablate compares rules.")
+    if options.ablate is not None and options.methods:
         raise ValueError("--ablate compares rules, --methods compares methods: give one of them.")
-    _require_what_results_need(options)
     contenders = _contenders(options)
+    reference = _require_what_results_need(options, contenders)
     samples = _samples(options)
     silence_transformers()
     here = processes()
@@ -132,25 +154,38 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         source_of(name)  # a misspelt one is said now, not after those before it
     found = evaluate(
-        {_display_name(name): partial(_load, name, options.device) for name in names},
+        {_display_name(name): partial(_load, name, options) for name in names},
         samples,
         contenders,
         Settings(
-            options.first_token, options.batch_tokens, options.include_wrong, options.faithfulness
+            options.first_token,
+            options.batch_tokens,
+            options.include_wrong,
+            options.faithfulness,
+            options.dtype,
         ),
         output=options.output,
         resume=options.resume,
         processes=here,
     )
     if here.is_main:
-        _show(found, options)
+        _show(found, options, reference)
     here.end()
 
 
-def _require_what_results_need(options: argparse.Namespace) -> None:
-    """Refuse before the run what would fail behind it."""
-    from captum_lrpx.sva.evaluation import parquet, plot, read_reference  # noqa: PLC0415
+def _require_what_results_need(
+    options: argparse.Namespace, contenders: Sequence[Contender]
+) -> Reference | None:
+    """Refuse before the run what would fail after it; read the published values."""
+    from captum_lrpx.sva.evaluation import (  # noqa: PLC0415
+        PAPER_METHODS,
+        parquet,
+        plot,
+        read_reference,
+    )
 
+    if options.layout == "paper" and not {each.name for each in contenders} & {*PAPER_METHODS}:
+        raise ValueError(f"--layout paper has rows for {', '.join(PAPER_METHODS)} only.")
     for file, form in ((options.plot, plot), (options.parquet, parquet)):
         if not file:
             continue
@@ -159,8 +194,7 @@ def _require_what_results_need(options: argparse.Namespace) -> None:
     if options.plot:
         plot.check_format(options.plot)
     check_folder(options.output)
-    if options.reference:
-        read_reference(options.reference)
+    return read_reference(options.reference) if options.reference else None
 
 
 def _embedded() -> tuple[str, ...]:
@@ -175,19 +209,33 @@ def _display_name(name: str) -> str:
     return path.name if path.exists() else name
 
 
-def _load(name: str, device: str | None) -> tuple[Any, Any]:
+def _load(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
+    import torch  # noqa: PLC0415
+
     from captum_lrpx.loading import load_model  # noqa: PLC0415
 
     loaded = load_model(name)
-    return loaded.model if device is None else loaded.model.to(device), loaded.tokenizer
+    wanted: dict[str, Any] = {}
+    if options.device is not None:
+        wanted["device"] = options.device
+    if options.dtype is not None:
+        wanted["dtype"] = getattr(torch, options.dtype)
+    # A quantized model is not to be moved, and asks not to be even where nothing is wanted.
+    return loaded.model.to(**wanted) if wanted else loaded.model, loaded.tokenizer
 
 
 def _contenders(options: argparse.Namespace) -> tuple[Contender, ...]:
-    from captum_lrpx.sva.evaluation import DEFAULT_METHODS, ablation, contenders  # noqa: PLC0415
+    from captum_lrpx.sva.evaluation import (  # noqa: PLC0415
+        DEFAULT_METHODS,
+        PAPER_METHODS,
+        ablation,
+        contenders,
+    )
 
-    if options.ablate:
-        return ablation()
-    methods = options.methods or DEFAULT_METHODS
+    if options.ablate is not None:
+        return ablation(options.ablate)
+    default = PAPER_METHODS if options.layout == "paper" else DEFAULT_METHODS
+    methods = options.methods or default
     return contenders(methods, options_by_method(methods, options.option))
 
 
@@ -207,17 +255,19 @@ def _samples(options: argparse.Namespace) -> list[Sample]:
     return [samples[index] for index in sorted(chosen)]
 
 
-def _show(found: Evaluation, options: argparse.Namespace) -> None:
-    from captum_lrpx.sva.evaluation import Report, read_reference  # noqa: PLC0415
+def _show(found: Evaluation, options: argparse.Namespace, reference: Reference | None) -> None:
+    from captum_lrpx.sva.evaluation import PaperLayout, Report  # noqa: PLC0415
 
-    reference = read_reference(options.reference) if options.reference else None
-    shown = Report(found, reference)
+    report = Report(found, reference)
     if options.output:
-        shown.write(options.output)
+        report.write(options.output)
     if options.plot:
-        shown.plot(options.plot)
+        report.plot(options.plot)
     if options.parquet:
-        shown.write_parquet(options.parquet)
+        report.write_parquet(options.parquet)
+    shown: Report | PaperLayout = report
+    if options.layout == "paper":
+        shown = PaperLayout(found, report.scores, reference)
     if options.format == "table":
         print_all(*shown.tables())
     else:

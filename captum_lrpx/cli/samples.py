@@ -36,6 +36,12 @@ def add_to(commands: Commands) -> None:
         metavar="FILE",
         help="more files of a `ud` treebank, to look up forms of verbs in",
     )
+    parser.add_argument(
+        "--filters",
+        choices=("paper", "strict"),
+        help="`paper`: any subject that is an nsubj, of a verb tagged VBZ or VBP; `strict`: nouns "
+        "whose number is that of the verb (default: `strict` for `ud`, else `paper`)",
+    )
     parser.add_argument("--gold", metavar="FILE", help="gold file of a `linzen` text")
     parser.add_argument("--output", required=True, metavar="FILE", help="samples to write")
     parser.add_argument(
@@ -70,6 +76,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--source {options.source} knows its subjects: no --pipeline or --check-attractors."
         )
+    if options.source == "blimp" and options.filters is not None:
+        raise ValueError("--source blimp knows its subjects from templates: no --filters.")
     if options.source != "ud" and (len(options.input) > 1 or options.forms):
         raise ValueError(
             f"--source {options.source} is one file; only `ud` takes several, and --forms."
@@ -89,7 +97,8 @@ def _collect(options: argparse.Namespace) -> Collected:
     from captum_lrpx.sva import sources  # noqa: PLC0415
     from captum_lrpx.sva.sources.spacy_pipeline import DEFAULT_PIPELINE  # noqa: PLC0415
 
-    keywords: dict[str, Any] = {} if options.licence is None else {"licence": options.licence}
+    given = {"licence": options.licence, "filters": options.filters}
+    keywords: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.source == "ud":
         return sources.read_conllu(*options.input, forms=options.forms or (), **keywords)
     path = options.input[0]

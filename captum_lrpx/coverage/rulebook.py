@@ -58,7 +58,6 @@ class Rulebook:
             if not any(isinstance(patch, Constant) for _, patch in attachments):
                 self._mark(site.activation, site, "activation")
                 self._mark(site.up, site, "up")
-            if any(module is site.output for module, _ in attachments):
                 self._consumers |= dict.fromkeys(map(id, site.output.modules()), site)
         elif not isinstance(site, InlineActivationSite) and (rule.role != "linear" or attachments):
             self._close(site.module, text)  # type: ignore[attr-defined]

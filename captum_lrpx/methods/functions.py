@@ -269,7 +269,7 @@ def attention_rollout(subject: Subject) -> Attributed:
 
 
 def random(subject: Subject, *, seed: int = 0) -> Attributed:
-    """Normal random numbers, seeded: what any method has to beat."""
+    """Uniform random numbers in [-1, 1), seeded: what any method has to beat."""
     draw = RandomAttribution(subject.question.forward, seed)
     drawn = [draw.attribute(row.ids)[0] for row in subject.rows]
     return Attributed(pad_sequence(drawn, batch_first=True), subject.values)

@@ -40,7 +40,7 @@ __all__ = [
     "relevance_rank_accuracy",
 ]
 
-Selection = Literal["top", "positive"]
+Selection = Literal["positive", "top"]
 """Which tokens :func:`per_token_accuracy` takes attributions to name as evidence."""
 
 
@@ -183,21 +183,23 @@ def per_token_accuracy(
     evidence: Tensor,
     *,
     mask: Tensor | None = None,
-    selection: Selection = "top",
+    selection: Selection = "positive",
 ) -> Tensor:
-    """Per-token accuracy, PTA: the share of tokens that attributions tell rightly from the others.
+    """Per-token accuracy, PTA: the share of tokens whose sign tells whether they are evidence.
 
-    Each token that counts is named evidence or not by its attribution; the accuracy is that of this
-    classification over all tokens that count, evidence and others alike.
+    A token of strictly positive relevance counts as evidence, any other does not; the accuracy is
+    that of this classification over all tokens that count (Arras et al. 2025,
+    https://arxiv.org/abs/2502.15886, section 4.3). Attributions with random signs score 0.5, and
+    magnitudes, which are all positive, the share of the evidence.
 
     Args:
         attributions: Token relevances ``[B, T]``.
         evidence: Ground truth ``[B, T]``, True where a token belongs to it.
         mask: ``[B, T]``, False for tokens that do not count. Default: all count.
-        selection: Which tokens are named evidence: ``"top"``, as many of the most relevant ones as
-            there is evidence, which needs no threshold and treats signed relevances and magnitudes
-            alike; ``"positive"``, those of positive relevance, which says nothing for magnitudes
-            (all of them are named).
+        selection: Which tokens count as evidence: ``"positive"``, those of positive relevance;
+            ``"top"``, as many of the most relevant tokens as there is evidence. The second is
+            another measure, called PTA-K here: it needs no threshold and treats signed relevances
+            and magnitudes alike.
 
     Returns:
         ``[B]``, from 0 to 1; with ``"top"``, ties get the accuracy expected when they are broken at
@@ -210,9 +212,9 @@ def per_token_accuracy(
     Examples::
 
         >>> per_token_accuracy(
-        ...     torch.tensor([[0.5, 0.3, 0.2, 0.1]]), torch.tensor([[True, False, True, False]])
+        ...     torch.tensor([[0.5, 0.3, -0.2, 0.0]]), torch.tensor([[True, False, False, False]])
         ... )
-        tensor([0.5000])
+        tensor([0.7500])
     """
     if selection not in get_args(Selection):
         raise ValueError(f"`selection` is {' or '.join(get_args(Selection))}, not {selection!r}.")

@@ -7,36 +7,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from captum_lrpx.sva.counting import DroppedError, drop_if
 
 if TYPE_CHECKING:
     from captum_lrpx.sva.samples import Number, Span
 
-__all__ = ["NO_SUBJECT", "ParsedWord", "Parser", "attractors_between", "subject_of"]
+__all__ = [
+    "NO_SUBJECT",
+    "Filters",
+    "ParsedWord",
+    "Parser",
+    "attractors_between",
+    "check_filters",
+    "nominal_subject",
+    "subject_of",
+]
+
+Filters: TypeAlias = Literal["paper", "strict"]
+"""Which subjects are kept. ``"paper"``: the relation is ``nsubj`` and the verb is tagged VBZ or
+VBP, nothing else is asked (Arras et al., 2025, appendix B). ``"strict"``: the subject is a noun
+whose number is that of the verb; a passive one (``nsubjpass``) is kept."""
 
 NO_SUBJECT: dict[str, str] = {
     "verb not found": "the parser has no word where the verb stands",
-    "verb not VBZ or VBP": "the parser takes the verb for something else, or for the other number",
-    "no subject": "the verb has no nsubj or nsubjpass, nor has the verb that it is the auxiliary "
-    "of (as with the second of two verbs that share a subject)",
+    "relation not nsubj": "neither the verb nor the verb that it is the auxiliary of has an nsubj "
+    "(filters of the paper)",
+    "verb not VBZ or VBP": "the parser takes the verb for something else, or (strict filters) for "
+    "the other number",
+    "no subject": "neither the verb nor the verb that it is the auxiliary of has an nsubj or "
+    "nsubjpass (as with the second of two verbs that share a subject)",
     "several subjects": "it has more than one",
     "subject behind verb": "the only one stands behind the verb",
     "subject not a noun": "it is a pronoun, a number, an adjective, ...",
     "subject disagrees": "its number is not that of the verb: two nouns joined by 'and', or a "
     "wrong parse",
 }
-"""Why a parse gives no subject, in the order in which it is checked; the first reason counts."""
+"""Why a parse gives no subject, in the order in which it is checked; the first reason counts. The
+filters of the paper know the first three; the strict ones do not know "relation not nsubj"."""
 
 _TAG_OF_VERB: dict[Number, str] = {"singular": "VBZ", "plural": "VBP"}
+_NUMBER_OF_VERB: dict[str, Number] = {tag: number for number, tag in _TAG_OF_VERB.items()}
 _NUMBER_OF_TAG: dict[str, Number] = {
     "NN": "singular",
     "NNP": "singular",
     "NNS": "plural",
     "NNPS": "plural",
 }
-_SUBJECT = ("nsubj", "nsubjpass")
+_NOMINAL = ("nsubj",)
+_NOMINAL_OR_PASSIVE = ("nsubj", "nsubjpass")
 _AUXILIARY = ("aux", "auxpass")
 
 
@@ -63,8 +83,41 @@ Parser: TypeAlias = Callable[[Sequence[str]], Iterable[Sequence[ParsedWord]]]
 """From sentences to the words of each, in the same order."""
 
 
+def check_filters(filters: str) -> None:
+    """Refuse filters that do not exist.
+
+    Raises:
+        ValueError: If there are none of this name.
+    """
+    if filters not in get_args(Filters):
+        raise ValueError(f"`filters` is {' or '.join(get_args(Filters))}, not {filters!r}.")
+
+
+def nominal_subject(words: Sequence[ParsedWord], verb_span: Span) -> tuple[int, Number]:
+    """The subject of a verb by the paper's filters, whatever kind of word it is.
+
+    Args:
+        words: The parse of the sentence.
+        verb_span: Where the verb stands.
+
+    Returns:
+        The index of the head of the subject (of several, the one nearest to the verb, one before
+        the verb if there is one), and the number of the verb by its tag.
+
+    Raises:
+        DroppedError: If there is none, with one of the reasons in :data:`NO_SUBJECT`.
+    """
+    verb = _word_at(words, verb_span)
+    found = _subjects_of(words, verb, _NOMINAL)
+    drop_if(not found, "relation not nsubj")
+    number = _NUMBER_OF_VERB.get(words[verb].tag)
+    if number is None:
+        raise DroppedError("verb not VBZ or VBP")
+    return min(found, key=lambda index: (index > verb, abs(index - verb))), number
+
+
 def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> int:
-    """The subject of a verb.
+    """The subject of a verb by the strict filters.
 
     Args:
         words: The parse of the sentence.
@@ -79,9 +132,7 @@ def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> 
     """
     verb = _word_at(words, verb_span)
     drop_if(words[verb].tag != _TAG_OF_VERB[number], "verb not VBZ or VBP")
-    found = _subjects(words, verb)
-    if not found and words[verb].dep in _AUXILIARY:
-        found = _subjects(words, words[verb].head)
+    found = _subjects_of(words, verb, _NOMINAL_OR_PASSIVE)
     drop_if(not found, "no subject")
     drop_if(len(found) > 1, "several subjects")
     drop_if(found[0] > verb, "subject behind verb")
@@ -116,5 +167,13 @@ def _word_at(words: Sequence[ParsedWord], span: Span) -> int:
     raise DroppedError("verb not found")
 
 
-def _subjects(words: Sequence[ParsedWord], verb: int) -> list[int]:
-    return [index for index, word in enumerate(words) if word.head == verb and word.dep in _SUBJECT]
+def _subjects_of(words: Sequence[ParsedWord], verb: int, relations: tuple[str, ...]) -> list[int]:
+    """The subjects of a verb; an auxiliary without one has those of its main verb."""
+    heads = [verb, words[verb].head] if words[verb].dep in _AUXILIARY else [verb]
+    for head in heads:
+        found = [
+            index for index, word in enumerate(words) if word.head == head and word.dep in relations
+        ]
+        if found:
+            return found
+    return []

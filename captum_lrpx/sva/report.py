@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,16 +38,18 @@ class Report:
         counts: ``"given"``, how many each filter dropped by its name, and ``"kept"``.
         input_tokens: Lengths of the inputs, special tokens included; ``None`` without samples.
         evidence_tokens: How many tokens of an input are evidence; ``None`` without samples.
+        first_lines: The first line of a file that was dropped for a reason, where it is known.
     """
 
     counts: dict[str, int]
     input_tokens: Lengths | None
     evidence_tokens: Lengths | None
+    first_lines: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"kept {self.counts['kept']} of {self.counts['given']} samples"]
         lines += [
-            f"  dropped {count}: {name}"
+            f"  dropped {count}: {name}{self._first(name)}"
             for name, count in self.counts.items()
             if count and name not in ("given", "kept")
         ]
@@ -57,3 +59,7 @@ class Report:
                 f"evidence tokens: {self.evidence_tokens}",
             ]
         return "\n".join(lines)
+
+    def _first(self, name: str) -> str:
+        line = self.first_lines.get(name)
+        return "" if line is None else f" (first: line {line})"

@@ -8,7 +8,7 @@ asked of a model without doubt is dropped; each reason has a name and a count (:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from captum_lrpx.sva.counting import drop_if, keep
@@ -32,7 +32,7 @@ FILTERS: dict[str, str] = {
     "no blank before verb": "the verb opens the sentence or follows a mark without a blank: its "
     "tokens there are not those behind a blank (causal models)",
     "evidence behind verb": "the model never sees a part of the evidence (causal models)",
-    "too long": "the input does not fit the model, and cut short it might lose the mask or the "
+    "too long": "the input does not fit the model; cut short it might lose the mask or the "
     "evidence",
     "verb not one token": "the correct form is not one token, and a model predicts one at a time",
     "foil not one token": "the other form is not one token",
@@ -41,14 +41,17 @@ FILTERS: dict[str, str] = {
     "evidence not found": "a part of the evidence is in none of the tokens",
     "evidence not whole tokens": "a token of the evidence holds letters of another word as well",
     "unknown evidence": "the tokenizer does not know a part of the evidence",
+    "text of one token": "without special tokens and the mask, the text is one token: any method "
+    "finds it",
+    "evidence is the whole text": "the evidence is not shorter than the text: no token is wrong",
 }
 """Why samples are dropped, in the order in which it is checked; the first reason counts.
 
-From the paper's appendix B (Arras et al., 2025) are the demands that both forms of the verb are one
-token each, that the tokens of the subject are found, and that the input is not cut where the mask
-or the subject stands. Here no input is cut, long ones are dropped: a cut sentence is another one.
-The other filters are ours: they say what these demands mean for tokenizers and sentences
-that the paper did not have.
+Four filters are from the paper's appendix B (Arras et al., 2025): both forms of the verb are one
+token each, no evidence stands after the verb (causal models), the evidence is shorter than the
+text, and the text is longer than one token. The paper has no filter on the length; its sentences
+are short enough. The other filters are this package's: they say what these demands mean for
+tokenizers and sentences that the paper did not have.
 """
 
 _UNLIMITED = 10**9
@@ -77,6 +80,10 @@ class TokenizedSample:
     position: int
     verb_id: int
     foil_id: int
+
+    def with_forms_exchanged(self) -> TokenizedSample:
+        """The same tokens, with the other form of the verb in the place of the correct one."""
+        return replace(self, verb_id=self.foil_id, foil_id=self.verb_id)
 
 
 @dataclass(frozen=True)
@@ -171,10 +178,13 @@ def _tokenized(
     position = len(encoding.ids) - 1
     if task == "masked-lm":
         position = encoding.ids.index(tokenizer.mask_token_id)
+    marked = _evidence(encoding, evidence, tokenizer.unk_token_id)
+    masked_at = position if task == "masked-lm" else None
+    _require_a_choice(encoding, marked, masked_at)
     return TokenizedSample(
         sample=sample,
         ids=encoding.ids,
-        evidence=_evidence(encoding, evidence, tokenizer.unk_token_id),
+        evidence=marked,
         special=encoding.special,
         position=position,
         verb_id=verb_id,
@@ -229,3 +239,24 @@ def _evidence(encoding: Encoding, spans: Sequence[Span], unknown: int | None) ->
             drop_if(encoding.ids[index] == unknown, "unknown evidence")
             marked[index] = True
     return tuple(marked)
+
+
+def _require_a_choice(encoding: Encoding, evidence: Sequence[bool], masked_at: int | None) -> None:
+    """Drop a sample in which every token of the text is evidence (Arras et al., 2025, appendix B).
+
+    A token that is nothing but a blank is no text.
+
+    Args:
+        encoding: The tokens.
+        evidence: Whether each token is evidence.
+        masked_at: Where the mask token stands, which is no text; None for causal models.
+    """
+    of_text = [
+        not special and place != masked_at and bool(encoding.text[start:end].strip())
+        for place, (special, (start, end)) in enumerate(
+            zip(encoding.special, encoding.offsets, strict=True)
+        )
+    ]
+    text = [is_evidence for is_evidence, counts in zip(evidence, of_text, strict=True) if counts]
+    drop_if(len(text) <= 1, "text of one token")
+    drop_if(all(text), "evidence is the whole text")

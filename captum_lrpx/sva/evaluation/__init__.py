@@ -5,22 +5,27 @@ from __future__ import annotations
 from captum_lrpx.sva.evaluation.ablation import ablation
 from captum_lrpx.sva.evaluation.contenders import (
     DEFAULT_METHODS,
+    PAPER_METHODS,
     RANDOM_DRAWS,
     Contender,
     contenders,
 )
 from captum_lrpx.sva.evaluation.evaluate import Evaluation, evaluate
+from captum_lrpx.sva.evaluation.paper import PaperLayout
 from captum_lrpx.sva.evaluation.processes import Processes, processes
-from captum_lrpx.sva.evaluation.report import Reference, Report, read_reference
+from captum_lrpx.sva.evaluation.reference import Reference, paper_reference, read_reference
+from captum_lrpx.sva.evaluation.report import Report
 from captum_lrpx.sva.evaluation.results import ModelResults
 from captum_lrpx.sva.evaluation.run import Settings
 
 __all__ = [
     "DEFAULT_METHODS",
+    "PAPER_METHODS",
     "RANDOM_DRAWS",
     "Contender",
     "Evaluation",
     "ModelResults",
+    "PaperLayout",
     "Processes",
     "Reference",
     "Report",
@@ -28,6 +33,7 @@ __all__ = [
     "ablation",
     "contenders",
     "evaluate",
+    "paper_reference",
     "processes",
     "read_reference",
 ]

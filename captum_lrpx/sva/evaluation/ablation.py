@@ -22,6 +22,8 @@ from captum_lrpx.rules import (
 from captum_lrpx.sva.evaluation.contenders import Contender
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules import Rule
 
@@ -45,16 +47,30 @@ RULES: dict[str, dict[str, Rule[Any]]] = {
 """The rules of each role by name; the first ones are those of LRP."""
 
 
-def ablation() -> tuple[Contender, ...]:
+def ablation(roles: Iterable[str] = ()) -> tuple[Contender, ...]:
     """One contender for each combination of :data:`RULES`.
 
     LRP is the first of them, AttnLRP is ``uniform/uniform/identity/frozen``, and plain Gradient x
     Input is ``gradient/gradient/gradient/gradient``. In a model without gated products, the four
     rules for gates are the same.
+
+    Args:
+        roles: The roles whose rules are combined; the others keep LRP's. Default: all.
+
+    Raises:
+        ValueError: If there is no such role.
     """
+    chosen = set(roles) or set(RULES)
+    unknown = chosen - set(RULES)
+    if unknown:
+        raise ValueError(f"A role is one of {', '.join(RULES)}, not {', '.join(sorted(unknown))}.")
+    options = (
+        rules if role in chosen else list(rules)[:1]  # LRP's comes first
+        for role, rules in RULES.items()
+    )
     return tuple(
         Contender("/".join(names), "lrpx", recipe=_recipe(names))
-        for names in itertools.product(*RULES.values())
+        for names in itertools.product(*options)
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from captum_lrpx.methods import Attributed, Option, Subject
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["DEFAULT_METHODS", "RANDOM_DRAWS", "Contender", "contenders"]
+__all__ = ["DEFAULT_METHODS", "PAPER_METHODS", "RANDOM_DRAWS", "Contender", "contenders"]
 
 DEFAULT_METHODS = (
     "lrpx",
@@ -28,6 +28,17 @@ DEFAULT_METHODS = (
     "random",
 )
 """The paper's methods, and baselines of Captum and of the literature."""
+
+PAPER_METHODS = (
+    "altilogit",
+    "lrpx",
+    "attnlrpx",
+    "saliency_l1",
+    "saliency_l2_squared",
+    "input_x_gradient",
+    "random",
+)
+"""The rows of the paper's Table 2; two norms of the gradient share one."""
 
 RANDOM_DRAWS = 10
 """How often random attributions are drawn, as in the paper."""

@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from captum_lrpx.sva.evaluation.ablation import RULES, combination
-from captum_lrpx.sva.evaluation.scores import VIEWS
+from captum_lrpx.sva.evaluation.scores import MEASURES, VIEWS
 from captum_lrpx.sva.evaluation.statistics import Estimate, estimates, resampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.scores import Scores
 
-__all__ = ["ALONE", "ON_AVERAGE", "Contribution", "contributions"]
+__all__ = ["ALONE", "IN_ATTNLRP", "ON_AVERAGE", "Contribution", "contributions"]
 
 ALONE = "as in LRP"
+IN_ATTNLRP = "as in AttnLRP"
 ON_AVERAGE = "average over all"
+_LRP = tuple(next(iter(rules)) for rules in RULES.values())
+_OTHERS = {ALONE: _LRP, IN_ATTNLRP: ("uniform", "uniform", *_LRP[2:])}
 
 
 @dataclass(frozen=True)
@@ -32,50 +35,66 @@ class Contribution:
     Attributes:
         model: Name of the model.
         change: The role, and the rule that it has instead of LRP's.
-        kind: The rules of the other roles: those of LRP (:data:`ALONE`), or all combinations of
-            them, whose differences are averaged (:data:`ON_AVERAGE`).
-        measure: What is measured, of the tokens of the text.
+        kind: The rules of the other roles: those of LRP (:data:`ALONE`), those of AttnLRP
+            (:data:`IN_ATTNLRP`), or all combinations that were compared, whose differences are
+            averaged (:data:`ON_AVERAGE`).
+        view: Which tokens count, one of :data:`captum_lrpx.sva.evaluation.scores.VIEWS`.
+        measure: What is measured.
         estimate: Mean difference over samples, with a paired bootstrap interval.
     """
 
     model: str
     change: str
     kind: str
+    view: str
     measure: str
     estimate: Estimate
 
 
 def contributions(scores: Scores, contenders: Iterable[Contender]) -> Iterator[Contribution]:
-    """What each rule contributes, if all combinations were compared.
+    """What each rule contributes, if all combinations of some rules were compared.
 
     Args:
         scores: The measures of one model.
         contenders: What was compared.
 
     Returns:
-        The contributions; none for other comparisons.
+        The contributions to the measures of both views; none for other comparisons.
     """
     names = {combination(contender): contender.name for contender in contenders}
     if None in names or not scores.values:
         return
-    view = VIEWS[1]
-    first = next(iter(names.values()))
-    measures = [name for name in scores.measures if (first, view, name) in scores.values]
     resampled = resampling(len(scores.results.samples))
+    for view in VIEWS:
+        measures = [
+            name for name in MEASURES if (next(iter(names.values())), view, name) in scores.values
+        ]
+        for change, kind, pairs in _comparisons({key: name for key, name in names.items() if key}):
+            for measure in measures:
+                difference = _mean_difference(scores, view, measure, pairs)
+                (estimate,) = estimates(difference[None, None], resampled)
+                yield Contribution(scores.results.model, change, kind, view, measure, estimate)
+
+
+def _comparisons(
+    names: Mapping[tuple[str, ...], str],
+) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """Each change of a rule, its kind, and the pairs of contenders with and without the change."""
     for place, (role, rules) in enumerate(RULES.items()):
         usual, *others = rules
         for other in others:
             pairs = [
                 (names[_exchanged(key, place, other)], name)
                 for key, name in names.items()
-                if key is not None and key[place] == usual
+                if key[place] == usual and _exchanged(key, place, other) in names
             ]
-            change = f"{role}: {other}"
-            for kind, chosen in ((ALONE, pairs[:1]), (ON_AVERAGE, pairs)):
-                for measure in measures:
-                    difference = _mean_difference(scores, view, measure, chosen)
-                    (estimate,) = estimates(difference[None, None], resampled)
-                    yield Contribution(scores.results.model, change, kind, measure, estimate)
+            for kind, of_recipe in _OTHERS.items():
+                key = _exchanged(of_recipe, place, usual)
+                alone = [pair for pair in pairs if pair[1] == names.get(key)]
+                if alone:
+                    yield f"{role}: {other}", kind, alone
+            if pairs:
+                yield f"{role}: {other}", ON_AVERAGE, pairs
 
 
 def _exchanged(key: tuple[str, ...], place: int, name: str) -> tuple[str, ...]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx._version import __version__
+from captum_lrpx._version import versions
 from captum_lrpx.sva.evaluation import records
 from captum_lrpx.sva.evaluation.contenders import Contender, contenders
 from captum_lrpx.sva.evaluation.journal import Journal
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the records of a journal change their meaning."""
 
 
@@ -57,8 +56,9 @@ def evaluate(
 ) -> Evaluation:
     """Explain agreement samples by several methods, batch by batch.
 
-    Explained is the logit of the correct verb form minus that of the other number's (Arras et al.
-    2025, section 4.1), of the samples that the model gets right.
+    Explained is the logit of the verb form that the model predicts minus that of the other number's
+    (Arras et al. 2025, section 4.1): of the samples that it gets right, the correct form; with
+    ``Settings(include_wrong=True)`` of the others, too.
 
     Args:
         models: For each name, a function that gives the model and its tokenizer; called when there
@@ -75,7 +75,8 @@ def evaluate(
 
     Raises:
         ValueError: If there are no models or samples, names are not different, several processes
-            have no ``output``, or the folder has another run or one that cannot be read.
+            have no ``output``, a model has another precision than the settings say, or the folder
+            has another run or one that cannot be read.
 
     Examples:
         >>> from captum_lrpx import zoo
@@ -119,14 +120,11 @@ def _manifest(
 ) -> dict[str, Any]:
     """What tells this run from others."""
     text = "\n".join(json.dumps(asdict(sample), ensure_ascii=False) for sample in samples)
-    others = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "captum")
-    }
     return {
         "format": _FORMAT,
         "models": list(models),
         "methods": [contender.record() for contender in methods],
         "settings": asdict(settings),
         "samples": {"count": len(samples), "sha256": hashlib.sha256(text.encode()).hexdigest()},
-        "versions": {"captum_lrpx": __version__, **others},
+        "versions": versions(),
     }

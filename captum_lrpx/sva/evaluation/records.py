@@ -38,6 +38,8 @@ def check(record: Mapping[str, Any]) -> None:
     """
     match record["key"]:
         case ["tokens", str()]:
+            _require(isinstance(record.get("task"), str), "task")
+            _require(isinstance(record.get("gated"), bool), "gated")
             _require(_counted(record.get("counts"), ("given", "kept")), "counts")
             kept = record.get("kept")
             _require(isinstance(kept, list) and all(map(_is_sample, kept)), "kept")

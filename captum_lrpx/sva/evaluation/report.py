@@ -6,41 +6,36 @@ import csv
 import io
 import json
 import math
-import os
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx.files import write_text
 from captum_lrpx.sva.evaluation import parquet, plot
 from captum_lrpx.sva.evaluation.contributions import contributions
+from captum_lrpx.sva.evaluation.grids import Grid
+from captum_lrpx.sva.evaluation.notes import EXTENSION, is_extension, notes
+from captum_lrpx.sva.evaluation.paper import PaperLayout, has_rows, tex
 from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Scores
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
 
     from captum_lrpx.sva.evaluation.contributions import Contribution
     from captum_lrpx.sva.evaluation.evaluate import Evaluation
+    from captum_lrpx.sva.evaluation.reference import Reference
     from captum_lrpx.sva.evaluation.scores import Cell
     from captum_lrpx.sva.evaluation.statistics import Estimate
 
-__all__ = ["Grid", "Reference", "Report", "read_reference"]
+__all__ = ["Report"]
 
 _BREAKDOWN = "PG-1"
 """The measure that is shown for each group of samples."""
-
-_EXPLAINED = (
-    "Means with 95 % bootstrap intervals over samples (1,000 resamples); +- is the standard "
-    "deviation over the draws of a random method."
-)
-_TOO_MUCH = (RecursionError, OverflowError)
-"""What brackets within brackets, and numbers of many digits, raise."""
 
 _COLUMNS = (
     "model",
@@ -55,84 +50,6 @@ _COLUMNS = (
     "spread",
     "published",
 )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Values that others published.
-
-    Attributes:
-        source: Where they are from.
-        values: By model, method and measure, from 0 to 1.
-    """
-
-    source: str
-    values: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-
-    def get(self, model: str, method: str, measure: str) -> float | None:
-        """The published value, if there is one."""
-        return self.values.get(model, {}).get(method, {}).get(measure)
-
-
-def read_reference(path: str | os.PathLike[str]) -> Reference:
-    """Read published values.
-
-    Args:
-        path: A JSON file: ``{"source": "...", "values": {model: {method: {measure: number}}}}``,
-            with the names that tables of ours have.
-
-    Returns:
-        The values.
-
-    Raises:
-        ValueError: If it is not such a file.
-        OSError: If it cannot be read.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        values = {
-            model: {
-                method: {measure: float(value) for measure, value in columns.items()}
-                for method, columns in rows.items()
-            }
-            for model, rows in content["values"].items()
-        }
-        return Reference(str(content["source"]), values)
-    except (ValueError, LookupError, TypeError, AttributeError, *_TOO_MUCH) as error:
-        raise ValueError(
-            f"{os.fspath(path)} has no published values: it must be a JSON object with a `source` "
-            "and `values` by model, method and measure."
-        ) from error
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of text.
-
-    Attributes:
-        title: What it shows.
-        heads: Names of the columns; the first one is that of the rows.
-        rows: The cells.
-    """
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """A table of Markdown under its title."""
-        lines = [self.heads, ("---", *("---:",) * (len(self.heads) - 1)), *self.rows]
-        body = "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in lines)
-        return f"**{self.title}**\n\n{body}\n"
-
-    def rich(self) -> Table:
-        """A table for a terminal."""
-        table = Table(title=Text(self.title), title_justify="left", box=None, pad_edge=False)
-        for index, head in enumerate(self.heads):
-            table.add_column(Text(head), justify="right" if index else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        return table
 
 
 class Report:
@@ -169,12 +86,17 @@ class Report:
         for scores in self.scores:
             if not scores.values:
                 continue
+            model = scores.results.model
             for view in VIEWS:
                 yield self._main(scores, view)
-            yield self._breakdown(scores)
-            effects = [each for each in self.contributions if each.model == scores.results.model]
-            if effects:
-                yield _effects(scores.results.model, effects)
+            for view in VIEWS:
+                yield self._breakdown(scores, view)
+            for view in VIEWS:
+                effects = [
+                    each for each in self.contributions if (each.model, each.view) == (model, view)
+                ]
+                if effects:
+                    yield _effects(model, view, effects)
 
     def _main(self, scores: Scores, view: str) -> Grid:
         measures = [
@@ -183,7 +105,7 @@ class Report:
         found = self._found(scores.results.model, view, ALL)
         rows = tuple(
             (
-                method,
+                self._label(scores, method),
                 *(
                     _cell(found[method, name]) + self._published(scores, view, method, name, found)
                     for name in measures
@@ -208,16 +130,24 @@ class Report:
             return ""
         return f" (published {value:.3f}, {found[method, measure].mean - value:+.3f})"
 
-    def _breakdown(self, scores: Scores) -> Grid:
+    def _breakdown(self, scores: Scores, view: str) -> Grid:
         groups = list(scores.groups())
-        by_group = {group: self._found(scores.results.model, VIEWS[1], group) for group in groups}
+        by_group = {group: self._found(scores.results.model, view, group) for group in groups}
         counts = {group: int(rows.sum()) for group, rows in scores.groups().items()}
         rows = tuple(
-            (method, *(_cell(by_group[group][method, _BREAKDOWN]) for group in groups))
+            (
+                self._label(scores, method),
+                *(_cell(by_group[group][method, _BREAKDOWN]) for group in groups),
+            )
             for method in self.methods
         )
         heads = ("method", *(f"{group} ({counts[group]})" for group in groups))
-        return Grid(f"{scores.results.model}: {_BREAKDOWN} by group, {VIEWS[1]}", heads, rows)
+        return Grid(f"{scores.results.model}: {_BREAKDOWN} by group, {view}", heads, rows)
+
+    def _label(self, scores: Scores, method: str) -> str:
+        """Name of a row, marked if the paper has no such method for such a model."""
+        contender = next(each for each in self.evaluation.contenders if each.name == method)
+        return f"{method} {EXTENSION}" if is_extension(scores.results, contender) else method
 
     def _found(self, model: str, view: str, group: str) -> dict[tuple[str, str], Estimate]:
         return {
@@ -254,13 +184,13 @@ class Report:
         return text.getvalue()
 
     def to_latex(self) -> str:
-        """The layout of the paper's Table 2: methods x (models x measures), all tokens."""
+        """One table: methods x (models x measures), all tokens."""
         measures = self.scores[0].measures
         shown = [scores for scores in self.scores if scores.values]
         columns = "l" + "r" * len(measures) * len(shown)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
         span = len(measures)
-        names = [rf"\multicolumn{{{span}}}{{c}}{{{_tex(s.results.model)}}}" for s in shown]
+        names = [rf"\multicolumn{{{span}}}{{c}}{{{tex(s.results.model)}}}" for s in shown]
         lines.append(" & ".join(["", *names]) + r" \\")
         lines += [" & ".join(["method", *measures * len(shown)]) + r" \\", r"\midrule"]
         for method in self.methods:
@@ -268,18 +198,12 @@ class Report:
             for scores in shown:
                 found = self._found(scores.results.model, VIEWS[0], ALL)
                 cells += [_tex_cell(found[method, name]) for name in measures]
-            lines.append(" & ".join([_tex(method), *cells]) + r" \\")
+            lines.append(" & ".join([tex(method), *cells]) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def notes(self) -> str:
         """What the numbers mean, and how many samples they are of."""
-        lines = [_EXPLAINED]
-        lines += [
-            f"{results.model}: {results.counts['kept']} of {results.counts['given']} samples are "
-            f"usable with its tokenizer, {100 * results.accuracy:.1f} % of them right, "
-            f"{len(results.samples)} explained."
-            for results in self.evaluation.models
-        ]
+        lines = list(notes(self.evaluation))
         if self.reference is not None:
             lines.append(f"Published values: {self.reference.source}.")
         return "\n".join(lines)
@@ -325,6 +249,11 @@ class Report:
         write_text(place / "table.md", self.to_markdown())
         write_text(place / "table.csv", self.to_csv())
         write_text(place / "table.tex", self.to_latex())
+        if has_rows(self.evaluation.contenders):
+            paper = PaperLayout(self.evaluation, self.scores)
+            write_text(place / "paper.md", paper.to_markdown())
+            write_text(place / "paper.csv", paper.to_csv())
+            write_text(place / "paper.tex", paper.to_latex())
         write_text(place / "samples.jsonl", "".join(map(_json_line, self.records())))
 
     def write_parquet(self, path: str | os.PathLike[str]) -> None:
@@ -369,27 +298,19 @@ def _cell(estimate: Estimate) -> str:
     return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{spread}"
 
 
-def _effects(model: str, effects: Sequence[Contribution]) -> Grid:
+def _effects(model: str, view: str, effects: Sequence[Contribution]) -> Grid:
     measures = list(dict.fromkeys(each.measure for each in effects))
     found = {(each.change, each.kind, each.measure): each.estimate for each in effects}
     rows = tuple(
         (change, kind, *(_signed(found[change, kind, name]) for name in measures))
         for change, kind in dict.fromkeys((each.change, each.kind) for each in effects)
     )
-    title = f"{model}: what a rule contributes, {VIEWS[1]}"
+    title = f"{model}: what a rule contributes, {view}"
     return Grid(title, ("rule instead of LRP's", "others", *measures), rows)
 
 
 def _signed(estimate: Estimate) -> str:
     return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", r"\|")
-
-
-def _tex(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
 
 
 def _tex_cell(estimate: Estimate) -> str:

@@ -31,12 +31,15 @@ class ModelResults:
         accuracy: Share of the tokenised samples whose verb the model prefers to the other form.
         indices: Place of each explained sample among all samples.
         samples: The explained samples.
-        values: The logit difference of each, ``[N]``.
+        values: The logit of the correct form minus the other's, ``[N]``. Where it is not positive,
+            the model predicts the other form, and its negative is what was explained.
         mask: Whether there is a token, ``[N, T]``.
         evidence: Whether it is evidence, ``[N, T]``.
         special: Whether it is a special token that is not part of the text, ``[N, T]``.
         relevances: Of each contender and draw, ``[N, T]``, zero at padding.
         faithfulness: Of each contender and draw, by measure, ``[N]``; may be empty.
+        task: What the model predicts, ``"causal-lm"`` or ``"masked-lm"``.
+        gated: Whether it has gated products, whose rule distinguishes LRP from AttnLRP.
     """
 
     model: str
@@ -50,6 +53,8 @@ class ModelResults:
     special: Tensor
     relevances: dict[tuple[str, int], Tensor]
     faithfulness: dict[tuple[str, int], dict[str, Tensor]]
+    task: str = "causal-lm"
+    gated: bool = False
 
     @classmethod
     def of(
@@ -98,6 +103,8 @@ class ModelResults:
                 for name, parts in units.items()
                 if all("faithfulness" in each for each in parts)
             },
+            task=tokens["task"],
+            gated=tokens["gated"],
         )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from tqdm import tqdm
 
 from captum_lrpx.batching import buckets
+from captum_lrpx.binding import find_model
+from captum_lrpx.propagation import sites_of
 from captum_lrpx.sva.evaluation.faithfulness import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
 from captum_lrpx.sva.evaluation.records import several_runs
@@ -42,14 +44,18 @@ class Settings:
     Attributes:
         first_token: A special token to put in front of each text.
         token_budget: Tokens of a batch.
-        include_wrong: Whether to explain what a model gets wrong too.
+        include_wrong: Whether to explain the samples that a model gets wrong, too: the logit of
+            the form that it predicts minus the other's.
         faithfulness: Whether to measure what the model does without the tokens of high relevance.
+        dtype: Name of the precision that the models must have (``"float64"``), so that a run is
+            never resumed in another one. Default: not recorded.
     """
 
     first_token: str | None = None
     token_budget: int = 2048
     include_wrong: bool = False
     faithfulness: bool = False
+    dtype: str | None = None
 
 
 class _Ready(NamedTuple):
@@ -89,7 +95,7 @@ class Runner:
         self.name, self.samples, self.settings = name, samples, settings
         self.contenders, self.journal, self.processes = contenders, journal, processes
         self._load = load
-        self._subjects: dict[tuple[int, ...], Subject] = {}
+        self._subjects: dict[tuple[tuple[int, ...], tuple[bool, ...]], Subject] = {}
         self._effects: dict[tuple[int, ...], Effects] = {}
         self._loaded: _Ready | None = None
 
@@ -104,11 +110,11 @@ class Runner:
         with tqdm(
             total=len(shares) * len(draws), desc=self.name, disable=not self.processes.is_main
         ) as bar:
-            wanted = [(index, self._wanted(index, rows)) for index, rows in shares]
+            wanted = [(index, *self._wanted(index, rows)) for index, rows in shares]
             for contender, draw in draws:
                 bar.set_postfix_str(contender.name)
-                for index, rows in wanted:
-                    self._do(index, rows, contender, draw)
+                for index, rows, wrong in wanted:
+                    self._do(index, rows, wrong, contender, draw)
                     bar.update()
         self._subjects.clear()
         self._effects.clear()
@@ -131,7 +137,12 @@ class Runner:
             }
             for index, each in self._indexed(tokenized)
         ]
-        content = {"task": task_of(model), "counts": tokenized.counts, "kept": kept}
+        content = {
+            "task": task_of(model),
+            "gated": _is_gated(model),
+            "counts": tokenized.counts,
+            "kept": kept,
+        }
         self.journal.append(("tokens", self.name), content)
 
     def _indexed(self, tokenized: TokenizedSamples) -> Iterator[tuple[int, TokenizedSample]]:
@@ -150,25 +161,35 @@ class Runner:
         found = buckets([each["length"] for each in kept], self.settings.token_budget)
         return list(enumerate(found))
 
-    def _wanted(self, index: int, rows: tuple[int, ...]) -> tuple[int, ...]:
-        """The rows of a batch that are explained: those that the model gets right, or all."""
-        values = self._values(index, rows)
-        everything = self.settings.include_wrong
-        return tuple(
-            row for row, value in zip(rows, values, strict=True) if everything or value > 0
-        )
+    def _wanted(
+        self, index: int, rows: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """The rows of a batch that are explained, and whether the model gets each of them wrong."""
+        found = [
+            (row, value <= 0)
+            for row, value in zip(rows, self._values(index, rows), strict=True)
+            if value > 0 or self.settings.include_wrong
+        ]
+        return tuple(row for row, _ in found), tuple(wrong for _, wrong in found)
 
-    def _do(self, index: int, rows: tuple[int, ...], contender: Contender, draw: int) -> None:
+    def _do(
+        self,
+        index: int,
+        rows: tuple[int, ...],
+        wrong: tuple[bool, ...],
+        contender: Contender,
+        draw: int,
+    ) -> None:
         """Explain a batch by one method, unless that is finished."""
         key = ("relevances", self.name, contender.name, draw, index)
         if rows and key not in self.journal.records:
-            self.journal.append(key, self._unit(rows, contender, draw))
+            self.journal.append(key, self._unit(rows, wrong, contender, draw))
 
     def _values(self, index: int, rows: tuple[int, ...]) -> list[float]:
-        """The logit differences of a batch; positive where the model is right."""
+        """Logit of the correct form minus the other's; positive where the model is right."""
         key = ("values", self.name, index)
         if key not in self.journal.records:
-            values = self._subject(rows).values.double().tolist()
+            values = self._subject(rows, (False,) * len(rows)).values.double().tolist()
             self.journal.append(key, {"rows": list(rows), "values": values})
         record = self.journal.records[key]
         if record["rows"] != list(rows):
@@ -176,8 +197,10 @@ class Runner:
         found: list[float] = record["values"]
         return found
 
-    def _unit(self, rows: tuple[int, ...], contender: Contender, draw: int) -> dict[str, Any]:
-        subject = self._subject(rows)
+    def _unit(
+        self, rows: tuple[int, ...], wrong: tuple[bool, ...], contender: Contender, draw: int
+    ) -> dict[str, Any]:
+        subject = self._subject(rows, wrong)
         found = contender.attribute(subject, draw, self.settings.token_budget)
         lengths = subject.mask.sum(-1).tolist() if subject.mask is not None else []
         relevances = [
@@ -205,17 +228,26 @@ class Runner:
 
     # The model ----------------------------------------------------------------------------------
 
-    def _subject(self, rows: tuple[int, ...]) -> Subject:
-        """A batch, made once: it keeps the values that methods report."""
-        if rows not in self._subjects:
+    def _subject(self, rows: tuple[int, ...], wrong: tuple[bool, ...]) -> Subject:
+        """A batch, made once: it keeps the values that methods report.
+
+        Args:
+            rows: The samples.
+            wrong: Whether the model prefers the other form, which is then explained.
+        """
+        if (rows, wrong) not in self._subjects:
             model, tokenizer, tokenized = self._ready()
-            chosen = [tokenized[row] for row in rows]
-            self._subjects[rows] = subject_of(model, tokenizer, chosen)
-        return self._subjects[rows]
+            chosen = [
+                tokenized[row].with_forms_exchanged() if other else tokenized[row]
+                for row, other in zip(rows, wrong, strict=True)
+            ]
+            self._subjects[rows, wrong] = subject_of(model, tokenizer, chosen)
+        return self._subjects[rows, wrong]
 
     def _ready(self) -> _Ready:
         if self._loaded is None:
             model, tokenizer = self._load()
+            _require_dtype(self.name, model, self.settings.dtype)
             if self.processes.device is not None:
                 model = model.to(self.processes.device)
             tokenized = tokenize(
@@ -228,3 +260,21 @@ class Runner:
             )
             self._loaded = _Ready(model, tokenizer, tokenized)
         return self._loaded
+
+
+def _is_gated(model: nn.Module) -> bool:
+    """Whether a model has gated products; False for one whose architecture is not declared."""
+    try:
+        return bool(sites_of(find_model(model)).gated_products)
+    except ValueError:
+        return False
+
+
+def _require_dtype(name: str, model: nn.Module, wanted: str | None) -> None:
+    """Refuse a model in another precision than the run is to have."""
+    found = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if wanted not in (None, found):
+        raise ValueError(
+            f"The model {name!r} is in {found}, but the run is to be in {wanted}: let its loader "
+            f"return `model.to(torch.{wanted})`."
+        )

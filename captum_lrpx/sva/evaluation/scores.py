@@ -33,11 +33,13 @@ MEASURES: dict[str, Callable[..., Tensor]] = {
     "MRR": mean_reciprocal_rank,
     "RMA": relevance_mass_accuracy,
     "PTA": per_token_accuracy,
+    "PTA-K": partial(per_token_accuracy, selection="top"),
 }
-"""How well relevances point at the evidence, see :mod:`captum_lrpx.metrics.ground_truth`."""
+"""How well relevances point at the evidence, see :mod:`captum_lrpx.metrics.ground_truth`. PTA goes
+by the sign of a relevance, as in the paper; PTA-K names as many tokens as there is evidence."""
 
 VIEWS = ("all tokens", "text tokens")
-"""With the special tokens (a first token, [CLS], [SEP]), and without them."""
+"""With the special tokens (a first token, [CLS], [SEP]), as in the paper, and without them."""
 
 ALL = "all"
 """The group of all samples."""

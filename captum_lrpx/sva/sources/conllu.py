@@ -34,6 +34,7 @@ class Node:
         form: The word as it is written.
         lemma: Its lemma.
         upos: Its universal part of speech.
+        tag: The treebank's own tag (``XPOS``), empty without one.
         features: Its morphological features, by name.
         head: The index of its head in the tree, -1 for the root.
         relation: Its relation to the head, subtype included (``nsubj:pass``).
@@ -44,6 +45,7 @@ class Node:
     form: str
     lemma: str
     upos: str
+    tag: str
     features: Mapping[str, str]
     head: int
     relation: str
@@ -160,7 +162,7 @@ def _written(form: str) -> str:
 
 
 def _node(path: str | os.PathLike[str], row: Row, n_words: int, span: Span | None) -> Node:
-    number, (_, form, lemma, upos, _, features, head, relation, _, _) = row
+    number, (_, form, lemma, upos, tag, features, head, relation, _, _) = row
     if not head.isdecimal() or int(head) > n_words:
         raise broken(path, number, f"the HEAD is {head!r} in a sentence of {n_words} words")
     if not form.strip() or not relation.strip():
@@ -169,4 +171,4 @@ def _node(path: str | os.PathLike[str], row: Row, n_words: int, span: Span | Non
     if not all(equals and value for _, equals, value in pairs):
         raise broken(path, number, f"the FEATS are {features!r}, expected Name=Value|...")
     found = {name: value for name, _, value in pairs}
-    return Node(_written(form), lemma, upos, found, int(head) - 1, relation, span)
+    return Node(_written(form), lemma, upos, tag.strip("_"), found, int(head) - 1, relation, span)

@@ -10,24 +10,38 @@ sentence with ``***mask***`` for the verb, the verb, and its other form.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captum_lrpx.sva.counting import DroppedError, drop_if
+from captum_lrpx.sva.parsing import check_filters
 from captum_lrpx.sva.samples import covers_whole_words
-from captum_lrpx.sva.sources.lines import broken, numbered_lines
+from captum_lrpx.sva.sources.collected import Collected
+from captum_lrpx.sva.sources.lines import broken, byte_lines, decoded
 from captum_lrpx.sva.sources.parsed import Unparsed, parse_subjects
 
 if TYPE_CHECKING:
     import os
 
-    from captum_lrpx.sva.parsing import Parser
-    from captum_lrpx.sva.sources.collected import Collected
+    from captum_lrpx.sva.parsing import Filters, Parser
 
-__all__ = ["LICENCE", "read_goldberg"]
+__all__ = ["LICENCE", "ODD_LINES", "read_goldberg"]
 
 LICENCE = "CC BY-SA 3.0 (Wikipedia)"
 MASK = "***mask***"
 FIELDS = ("attractors", "sentence", "masked sentence", "verb", "other form")
+ODD_LINES: dict[str, str] = {
+    "not UTF-8": "a byte of the line is none of UTF-8",
+    "not five fields": "the line has more or fewer than five fields, or an empty one",
+    "attractors not a number": "the first field is no number",
+    "not one mask": f"the masked sentence has {MASK} not at all, or more than once",
+    "not one word": "a form of the verb has a blank",
+    "verb does not fill the mask": "with the verb for the mask, the masked sentence is another one "
+    "than the sentence",
+    "mask in a word": "the verb is a part of a word",
+}
+"""Why lines are dropped before they are parsed, in the order in which it is checked."""
 
 
 def read_goldberg(
@@ -35,52 +49,74 @@ def read_goldberg(
     parser: Parser,
     *,
     licence: str = LICENCE,
+    filters: Filters = "paper",
     check_attractors: bool = False,
 ) -> Collected:
     """Read Goldberg's file and find the subjects.
+
+    Lines that are not as the file should have them are dropped and counted; blank lines are
+    skipped.
 
     Args:
         path: The file.
         parser: Finds the subjects, see
             :func:`captum_lrpx.sva.sources.spacy_pipeline.spacy_parser`.
         licence: The licence of the sentences.
+        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`.
         check_attractors: Drop sentences where the parser counts other attractors than the file.
 
     Returns:
-        The samples, and how many lines were dropped by each of
-        :data:`captum_lrpx.sva.sources.parsed.REASONS`.
+        The samples, and how many lines were dropped by each of :data:`ODD_LINES` (with the first
+        line of each kind) and of :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:
-        ValueError: If a line is broken; the message names the file and the line.
+        ValueError: If there are no such filters, or no line of the file is as it should be.
     """
+    check_filters(filters)
     name = Path(path).name
     sentences = []
-    for number, line in numbered_lines(path):
+    odd: Counter[str] = Counter()
+    first_lines: dict[str, int] = {}
+    for number, line in byte_lines(path):
         if not line.strip():
             continue
         try:
-            sentences.append(_sentence(line, f"{name}, line {number}"))
-        except ValueError as error:
-            raise broken(path, number, str(error)) from error
-    return parse_subjects(sentences, parser, licence, check_attractors=check_attractors)
-
-
-def _sentence(line: str, source: str) -> Unparsed:
-    fields = [" ".join(field.split()) for field in line.split("\t")]
-    if len(fields) != len(FIELDS) or not all(fields):
-        raise ValueError(
-            f"expected {len(FIELDS)} fields separated by tabs ({', '.join(FIELDS)}), "
-            f"got {sum(map(bool, fields))}"
+            sentences.append(_sentence(number, line, f"{name}, line {number}"))
+        except DroppedError as dropped:
+            odd[str(dropped)] += 1
+            first_lines.setdefault(str(dropped), number)
+    if odd and not sentences:
+        reason, number = next(iter(first_lines.items()))
+        raise broken(
+            path,
+            number,
+            f"{reason}, and no other line is better: {len(FIELDS)} fields separated by tabs are "
+            f"expected ({', '.join(FIELDS)}). Is it another file?",
         )
+    found = parse_subjects(
+        sentences, parser, licence, filters=filters, check_attractors=check_attractors
+    )
+    counts = {
+        "given": found.counts["given"] + odd.total(),
+        **{reason: odd[reason] for reason in ODD_LINES},
+        **{reason: count for reason, count in found.counts.items() if reason != "given"},
+    }
+    return Collected(found.samples, counts, first_lines)
+
+
+def _sentence(number: int, line: bytes, source: str) -> Unparsed:
+    try:
+        text = decoded(number, line)
+    except UnicodeDecodeError as error:
+        raise DroppedError("not UTF-8") from error
+    fields = [" ".join(field.split()) for field in text.split("\t")]
+    drop_if(len(fields) != len(FIELDS) or not all(fields), "not five fields")
     attractors, sentence, masked, verb, foil = fields
-    if not attractors.isdecimal():
-        raise ValueError(f"the number of attractors is {attractors!r}")
+    drop_if(not attractors.isdecimal() or len(attractors) > 3, "attractors not a number")
+    drop_if(masked.count(MASK) != 1, "not one mask")
+    drop_if(" " in verb + foil, "not one word")
     start = masked.find(MASK)
-    if masked.count(MASK) != 1:
-        raise ValueError(f"{MASK} occurs {masked.count(MASK)} times, not once: {masked!r}")
     span = (start, start + len(verb))
-    if masked.replace(MASK, verb) != sentence:
-        raise ValueError(f"{masked!r} with {verb!r} for the mask is not {sentence!r}")
-    if not covers_whole_words(sentence, span):
-        raise ValueError(f"{MASK} is a part of a word: {masked!r}")
+    drop_if(masked.replace(MASK, verb) != sentence, "verb does not fill the mask")
+    drop_if(not covers_whole_words(sentence, span), "mask in a word")
     return Unparsed(sentence, span, verb, foil, int(attractors), source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["broken", "numbered_lines"]
+__all__ = ["broken", "byte_lines", "decoded", "numbered_lines"]
 
 
 def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -24,15 +24,36 @@ def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     Raises:
         ValueError: If a line is not UTF-8; the message names the file and the line.
     """
-    # Bytes are decoded line by line, so that a bad byte is reported with its line; "\n" alone ends
-    # a line, the other line breaks of Unicode occur inside of sentences.
+    number = 0
+    try:
+        for number, line in byte_lines(path):
+            yield number, decoded(number, line)
+    except UnicodeDecodeError as error:
+        raise broken(path, number, f"not UTF-8: {error}") from error
+
+
+def byte_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """Read a file line by line, so that a bad byte can be reported with its line.
+
+    Yields:
+        The number of each line, counted from 1, and its bytes. A line ends with a newline only; the
+        other line breaks of Unicode occur inside sentences.
+    """
     with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise broken(path, number, f"not UTF-8: {error}") from error
-            yield number, text.rstrip("\r\n")
+        yield from enumerate(file, start=1)
+
+
+def decoded(number: int, line: bytes) -> str:
+    """The text of a line, without the line break (and without the mark that may open a file).
+
+    Args:
+        number: Number of the line, counted from 1.
+        line: Its bytes.
+
+    Raises:
+        UnicodeDecodeError: If it is not UTF-8.
+    """
+    return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
 
 
 def broken(path: str | os.PathLike[str], number: int, message: str) -> ValueError:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_lrpx.sva.english import in_case_of
+from captum_lrpx.sva.parsing import check_filters
 from captum_lrpx.sva.sources.lines import broken, numbered_lines
 from captum_lrpx.sva.sources.parsed import Unparsed, parse_subjects
 
 if TYPE_CHECKING:
-    from captum_lrpx.sva.parsing import Parser
+    from captum_lrpx.sva.parsing import Filters, Parser
     from captum_lrpx.sva.sources.collected import Collected
 
 __all__ = ["LICENCE", "read_linzen"]
@@ -34,6 +35,7 @@ def read_linzen(
     parser: Parser,
     *,
     licence: str = LICENCE,
+    filters: Filters = "paper",
     check_attractors: bool = False,
 ) -> Collected:
     """Read a text and a gold file and find the subjects.
@@ -47,6 +49,7 @@ def read_linzen(
         parser: Finds the subjects, see
             :func:`captum_lrpx.sva.sources.spacy_pipeline.spacy_parser`.
         licence: The licence of the sentences.
+        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`.
         check_attractors: Drop sentences where the parser counts other attractors than the file.
 
     Returns:
@@ -54,9 +57,10 @@ def read_linzen(
         :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:
-        ValueError: If a line is broken, or one file is longer than the other; the message names the
-            file and the line.
+        ValueError: If there are no such filters, a line is broken, or one file is longer than the
+            other; the message names the file and the line.
     """
+    check_filters(filters)
     name = Path(text).name
     sentences = []
     for line, known in itertools.zip_longest(_lines(text), _lines(gold)):
@@ -69,7 +73,9 @@ def read_linzen(
             sentences.append(_sentence(line[1], known[1], f"{name}, line {line[0]}"))
         except ValueError as error:
             raise broken(gold, number, str(error)) from error
-    return parse_subjects(sentences, parser, licence, check_attractors=check_attractors)
+    return parse_subjects(
+        sentences, parser, licence, filters=filters, check_attractors=check_attractors
+    )
 
 
 def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:

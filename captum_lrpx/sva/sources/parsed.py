@@ -7,20 +7,28 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.sva.counting import DroppedError, drop_if, keep
 from captum_lrpx.sva.english import number_of_verb
-from captum_lrpx.sva.parsing import NO_SUBJECT, attractors_between, subject_of
+from captum_lrpx.sva.parsing import (
+    NO_SUBJECT,
+    attractors_between,
+    check_filters,
+    nominal_subject,
+    subject_of,
+)
 from captum_lrpx.sva.samples import Sample, covers_whole_words
 from captum_lrpx.sva.sources.collected import Collected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.sva.parsing import ParsedWord, Parser
-    from captum_lrpx.sva.samples import Span
+    from captum_lrpx.sva.parsing import Filters, ParsedWord, Parser
+    from captum_lrpx.sva.samples import Number, Span
 
 __all__ = ["REASONS", "Unparsed", "parse_subjects"]
 
 REASONS: dict[str, str] = {
-    "invalid pair": "the two forms are not the singular and the plural of one verb",
+    "identical forms": "the verb has one form for both numbers",
+    "invalid pair": "the two forms are not the singular and the plural of one verb (strict "
+    "filters)",
     **NO_SUBJECT,
     "subject not a whole word": "the parser cuts the word that the subject is a part of",
     "other attractors": "the parser counts other attractors than the source (on request only)",
@@ -41,7 +49,12 @@ class Unparsed:
 
 
 def parse_subjects(
-    sentences: Sequence[Unparsed], parser: Parser, licence: str, *, check_attractors: bool
+    sentences: Sequence[Unparsed],
+    parser: Parser,
+    licence: str,
+    *,
+    filters: Filters,
+    check_attractors: bool,
 ) -> Collected:
     """Make samples of sentences with a known verb.
 
@@ -49,6 +62,7 @@ def parse_subjects(
         sentences: The sentences.
         parser: Gives the words of each sentence, see :class:`~captum_lrpx.sva.parsing.ParsedWord`.
         licence: The licence of the sentences.
+        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`.
         check_attractors: Drop sentences where the parser counts other attractors than the source:
             it has probably found another subject.
 
@@ -56,23 +70,27 @@ def parse_subjects(
         The samples, and how many sentences were dropped by each of :data:`REASONS`.
 
     Raises:
-        ValueError: If the parser gives more or fewer parses than sentences.
+        ValueError: If there are no such filters, or the parser gives more or fewer parses than
+            sentences.
     """
+    check_filters(filters)
 
     def sample(pair: tuple[Unparsed, Sequence[ParsedWord]]) -> Sample:
-        return _sample(*pair, licence, check_attractors)
+        return _sample(*pair, licence, filters, check_attractors)
 
     parses = parser([each.sentence for each in sentences])
     return Collected(*keep(sample, zip(sentences, parses, strict=True), REASONS))
 
 
 def _sample(
-    given: Unparsed, words: Sequence[ParsedWord], licence: str, check_attractors: bool
+    given: Unparsed,
+    words: Sequence[ParsedWord],
+    licence: str,
+    filters: Filters,
+    check_attractors: bool,
 ) -> Sample:
-    number = number_of_verb(given.verb.lower(), given.foil.lower())
-    if number is None:
-        raise DroppedError("invalid pair")
-    subject = subject_of(words, given.verb_span, number)
+    drop_if(given.verb.lower() == given.foil.lower(), "identical forms")
+    subject, number = _subject(given, words, filters)
     span = (words[subject].start, words[subject].end)
     drop_if(not covers_whole_words(given.sentence, span), "subject not a whole word")
     if check_attractors:
@@ -89,3 +107,14 @@ def _sample(
         source=given.source,
         licence=licence,
     )
+
+
+def _subject(given: Unparsed, words: Sequence[ParsedWord], filters: Filters) -> tuple[int, Number]:
+    """The index of the subject, and the number that the two forms of the verb tell."""
+    number = number_of_verb(given.verb.lower(), given.foil.lower())
+    if filters == "paper":
+        subject, tagged = nominal_subject(words, given.verb_span)
+        return subject, number or tagged
+    if number is None:
+        raise DroppedError("invalid pair")
+    return subject_of(words, given.verb_span, number), number

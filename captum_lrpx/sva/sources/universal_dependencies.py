@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captum_lrpx.sva.counting import DroppedError, drop_if, keep
 from captum_lrpx.sva.english import in_case_of
+from captum_lrpx.sva.parsing import check_filters
 from captum_lrpx.sva.samples import Sample, covers_whole_words
 from captum_lrpx.sva.sources.collected import Collected
 from captum_lrpx.sva.sources.conllu import read_trees
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
+    from captum_lrpx.sva.parsing import Filters
     from captum_lrpx.sva.samples import Number, Span
     from captum_lrpx.sva.sources.conllu import Node, Tree
 
@@ -34,18 +36,22 @@ __all__ = ["REASONS", "read_conllu"]
 
 LICENCE = "as stated by the treebank"
 REASONS: dict[str, str] = {
+    "relation not nsubj": "it has a subtype, as that of a passive (filters of the paper)",
     "subject not a noun": "it is a pronoun, a number, an adjective, ...",
     "subject has no number": "the treebank marks it neither as singular nor as plural",
     "no agreeing verb": "the clause has no finite verb, nor a participle with a number, or it is "
     "misspelt",
     "verb disagrees": "the number or person of the verb is not that of the subject: two nouns "
     "joined by 'and', a collective noun, a verb that agrees with something else",
+    "verb not VBZ or VBP": "the treebank's own tag of the verb is another one, or it has none "
+    "(filters of the paper)",
     "no other form": "no verb of the treebank is the same but for the number",
     "same form": "both numbers have one form in the treebank",
     "several words": "a form of the verb is written with a blank in it",
     "not a word of the text": "verb or subject is a part of a multiword token or of a written word",
 }
-"""Why subjects are dropped, in the order in which it is checked; the first reason counts."""
+"""Why subjects are dropped, in the order in which it is checked; the first reason counts. The
+filters of the paper ask neither for a noun nor for its number."""
 
 _NOUNS = ("NOUN", "PROPN")
 _VERBS = ("VERB", "AUX")
@@ -55,11 +61,14 @@ _CELL = ("Mood", "Tense", "VerbForm", "Aspect", "Voice", "Polarity", "Definite",
 _NUMBERS: dict[str, Number] = {"Sing": "singular", "Plur": "plural"}
 _OTHER = {"Sing": "Plur", "Plur": "Sing"}
 _NOUNS_PERSON = "3"
+_PRESENT = {"VBZ": "Sing", "VBP": "Plur"}
+"""Penn Treebank tags of present tense verbs, and the number that the paper counts them as."""
 
 
 def read_conllu(
     *paths: str | os.PathLike[str],
     forms: Iterable[str | os.PathLike[str]] = (),
+    filters: Filters = "strict",
     licence: str = LICENCE,
 ) -> Collected:
     """Read the subjects of a treebank.
@@ -72,14 +81,18 @@ def read_conllu(
         paths: The files of the treebank.
         forms: More files of it, where forms of verbs are looked up, but no subjects: a small part
             of a treebank does not have both forms of many verbs.
+        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`. Those of the
+            paper need the tags of the Penn Treebank, which English treebanks have.
         licence: The licence of the sentences.
 
     Returns:
         The samples, and how many subjects were dropped by each of :data:`REASONS`.
 
     Raises:
-        ValueError: If a line is broken; the message names the file and the line.
+        ValueError: If there are no such filters, or a line is broken; the message names the file
+            and the line.
     """
+    check_filters(filters)
     trees = [(Path(path).name, tree) for path in paths for tree in read_trees(path)]
     lexicon = _Lexicon()
     for _, tree in trees:
@@ -89,7 +102,7 @@ def read_conllu(
             lexicon.add(tree)
 
     def sample(found: tuple[str, Tree, int]) -> Sample:
-        return _sample(*found, lexicon, licence)
+        return _sample(*found, lexicon, filters, licence)
 
     return Collected(*keep(sample, _subjects(trees), REASONS))
 
@@ -108,6 +121,7 @@ class _Lexicon:
 
     def __init__(self) -> None:
         self._cells: dict[tuple[str, ...], Counter[_Form]] = defaultdict(Counter)
+        self._tagged: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def add(self, tree: Tree) -> None:
         """Take in the verbs of a tree."""
@@ -118,6 +132,8 @@ class _Lexicon:
                     node.form.lower(), get("Number", ""), get("Person", ""), get("Gender", "")
                 )
                 self._cells[_cell(node)][form] += 1
+                if form.text.isalpha():
+                    self._tagged[node.lemma.lower(), node.tag][form.text] += 1
 
     def other_form(self, verb: Node, number: str) -> str | None:
         """The form of a verb for the other number, the most fitting and then the most frequent one.
@@ -144,6 +160,12 @@ class _Lexicon:
                 return best.text
         return None
 
+    def other_tagged(self, verb: Node) -> str | None:
+        """The most frequent whole word that is the verb's form of the other present tense tag."""
+        (tag,) = _PRESENT.keys() - {verb.tag}
+        forms = self._tagged[verb.lemma.lower(), tag]
+        return min(forms, key=lambda text: (-forms[text], text), default=None)
+
 
 def _cell(verb: Node) -> tuple[str, ...]:
     return (verb.lemma.lower(), *(verb.features.get(name, "") for name in _CELL))
@@ -163,18 +185,14 @@ def _subjects(trees: Iterable[tuple[str, Tree]]) -> Iterator[tuple[str, Tree, in
                 yield name, tree, index
 
 
-def _sample(name: str, tree: Tree, index: int, lexicon: _Lexicon, licence: str) -> Sample:
+def _sample(
+    name: str, tree: Tree, index: int, lexicon: _Lexicon, filters: Filters, licence: str
+) -> Sample:
     subject = tree.nodes[index]
-    drop_if(subject.upos not in _NOUNS, "subject not a noun")
-    number = subject.features.get("Number", "")
-    drop_if(number not in _NUMBERS, "subject has no number")
-    at = _agreeing(tree, subject.head)
-    if at is None:
-        raise DroppedError("no agreeing verb")
+    find = _present_verb if filters == "paper" else _verb_of_noun
+    at, number = find(tree, subject)
     verb = tree.nodes[at]
-    agrees = (verb.features.get("Number", number), verb.features.get("Person", _NOUNS_PERSON))
-    drop_if(agrees != (number, _NOUNS_PERSON), "verb disagrees")
-    other = lexicon.other_form(verb, number)
+    other = lexicon.other_tagged(verb) if filters == "paper" else lexicon.other_form(verb, number)
     if other is None:
         raise DroppedError("no other form")
     foil = in_case_of(other, verb.form)
@@ -191,6 +209,32 @@ def _sample(name: str, tree: Tree, index: int, lexicon: _Lexicon, licence: str) 
         source=f"{name}, line {tree.line}",
         licence=licence,
     )
+
+
+def _verb_of_noun(tree: Tree, subject: Node) -> tuple[int, str]:
+    """The verb of a noun, and the number of both (strict filters)."""
+    drop_if(subject.upos not in _NOUNS, "subject not a noun")
+    number = subject.features.get("Number", "")
+    drop_if(number not in _NUMBERS, "subject has no number")
+    at = _agreeing(tree, subject.head)
+    if at is None:
+        raise DroppedError("no agreeing verb")
+    features = tree.nodes[at].features
+    agrees = (features.get("Number", number), features.get("Person", _NOUNS_PERSON))
+    drop_if(agrees != (number, _NOUNS_PERSON), "verb disagrees")
+    return at, number
+
+
+def _present_verb(tree: Tree, subject: Node) -> tuple[int, str]:
+    """The verb of any subject in the present tense, and its number (filters of the paper)."""
+    drop_if(subject.relation != "nsubj", "relation not nsubj")
+    at = _agreeing(tree, subject.head)
+    if at is None:
+        raise DroppedError("no agreeing verb")
+    number = _PRESENT.get(tree.nodes[at].tag)
+    if number is None:
+        raise DroppedError("verb not VBZ or VBP")
+    return at, number
 
 
 def _agreeing(tree: Tree, head: int) -> int | None:
