@@ -16,8 +16,9 @@ from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.strictness import Passage, coverage_of
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
-from captum_lrpx.propagation import attached, is_declared, sites_of, token_embedding_of
+from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
+from captum_lrpx.structure import is_declared, token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.traced import traced_rules
 from captum_lrpx.training import already_warned

@@ -41,13 +41,11 @@ __all__ = [
     "attached",
     "gradient_scale",
     "innermost",
-    "is_declared",
     "is_plain",
     "observed",
     "plain_propagation",
     "propagation",
     "sites_of",
-    "token_embedding_of",
 ]
 
 
@@ -198,38 +196,6 @@ def is_plain(module: nn.Module) -> bool:
     active = innermost(module)
     patches = [] if active is None else active.patches_of(module)
     return all(isinstance(patch, SparseRows) for patch in patches)
-
-
-def is_declared(model: nn.Module) -> bool:
-    """Whether a declaration says where a model keeps its parts, so that rules have fast forms."""
-    if not hasattr(model, "config"):
-        return False
-    try:
-        sites_of(model)
-    except ValueError:
-        return False
-    return True
-
-
-def token_embedding_of(model: nn.Module) -> nn.Module:
-    """The table of token embeddings of a transformers model.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    if is_declared(model):
-        return sites_of(model).token_embedding
-    get = getattr(model, "get_input_embeddings", None)
-    try:
-        module = None if get is None else get()
-    except NotImplementedError:
-        module = None
-    if not isinstance(module, nn.Module):
-        raise ValueError(  # noqa: TRY004 - the model lacks something, its type is right
-            f"{type(model).__name__} has no table of token embeddings (get_input_embeddings): give "
-            "embeddings instead of token ids."
-        )
-    return module
 
 
 def sites_of(model: nn.Module) -> Sites:

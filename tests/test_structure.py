@@ -35,7 +35,7 @@ ORDER = [
     ["recipes", "binding"],
     ["wrappers"],
     ["plans"],
-    ["compiled"],
+    ["compiled", "structure"],
     ["propagation"],
     ["trace", "hints", "graph_rules"],
     ["narrowing", "memory"],

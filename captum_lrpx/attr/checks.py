@@ -13,7 +13,8 @@ from captum_lrpx.attr.forward import RecordedForward, model_given
 from captum_lrpx.attr.selection import check_target
 from captum_lrpx.binding import architecture_of, is_pretrained, not_a_model
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.propagation import is_declared, sites_of, token_embedding_of
+from captum_lrpx.propagation import sites_of
+from captum_lrpx.structure import is_declared, token_embedding_of
 from captum_lrpx.targets.encoding import context_length
 
 if TYPE_CHECKING:

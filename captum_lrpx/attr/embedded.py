@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["embedded_ids"]
 
@@ -21,8 +20,8 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     """Make leaves of the embeddings of given ids, for a forward pass inside a ``with`` block.
 
     The embedding of an input is the call that is indexed by a view of this very tensor, or, in the
-    model's own table of tokens, by a tensor equal to it, transposed or with padding around it. Other calls (positions, segments, a second
-    table that is added) are what the model adds to it.
+    model's own table of tokens, by a tensor equal to it, transposed or with padding around it.
+    Other calls (positions, segments, a second table that is added) are what the model adds to it.
 
     Args:
         model: A module with ``torch.nn.Embedding`` somewhere inside.
@@ -95,12 +94,14 @@ def _way_to(index: Tensor, given: Tensor) -> _Way | None:
             lambda output: output.transpose(0, 1),
             lambda leaf, _: leaf.transpose(0, 1).contiguous(),
         )
+    return _way_around(index, given) if len(index) == len(given) else None
+
+
+def _way_around(index: Tensor, given: Tensor) -> _Way | None:
     length, longer = given.shape[1], index.shape[1]
-    if len(index) != len(given) or longer <= length:
-        return None
-    for start in (0, longer - length):  # padded behind, or with a prompt in front
+    for start in {0, max(0, longer - length)}:  # padded behind, or with a prompt in front
         here = slice(start, start + length)
-        if torch.equal(index[:, here], given):
+        if longer > length and torch.equal(index[:, here], given):
             return _within(here)
     return None
 

@@ -19,7 +19,8 @@ from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.attr.strictness import coverage_of, require
-from captum_lrpx.propagation import gradient_scale, token_embedding_of
+from captum_lrpx.propagation import gradient_scale
+from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
     continuation_ids,

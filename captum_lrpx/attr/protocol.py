@@ -13,8 +13,9 @@ from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward import model_of
 from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import is_declared, plain_propagation, propagation
+from captum_lrpx.propagation import plain_propagation, propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+from captum_lrpx.structure import is_declared
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.propagation import token_embedding_of
+from captum_lrpx.structure import token_embedding_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.binding import architecture_of
 from captum_lrpx.decoding import decoded
-from captum_lrpx.propagation import is_declared
+from captum_lrpx.structure import is_declared
 from captum_lrpx.targets.inputs import check_known, of_row, render
 from captum_lrpx.targets.place import Token, token_id, token_names
 from captum_lrpx.targets.task import task_of

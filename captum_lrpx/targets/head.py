@@ -15,7 +15,8 @@ from torch.nn import functional as F  # noqa: N812
 from captum_lrpx.architectures.registry import is_built_in
 from captum_lrpx.binding import architecture_of, find_model, is_pretrained
 from captum_lrpx.narrowing import only_positions
-from captum_lrpx.propagation import is_declared, is_plain, sites_of
+from captum_lrpx.propagation import is_plain, sites_of
+from captum_lrpx.structure import is_declared
 from captum_lrpx.targets.task import task_of
 from captum_lrpx.wrappers import called_module, has_virtual_tokens, unwrapped
 

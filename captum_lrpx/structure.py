@@ -1,0 +1,41 @@
+"""What is known of a model beside its operations: a declaration, a table of token embeddings."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from captum_lrpx.plans import bound_for
+
+__all__ = ["is_declared", "token_embedding_of"]
+
+
+def is_declared(model: nn.Module) -> bool:
+    """Whether a declaration says where a model keeps its parts, so that rules have fast forms."""
+    if not hasattr(model, "config"):
+        return False
+    try:
+        bound_for(model)
+    except ValueError:
+        return False
+    return True
+
+
+def token_embedding_of(model: nn.Module) -> nn.Module:
+    """The table of token embeddings of a transformers model.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if is_declared(model):
+        return bound_for(model).sites.token_embedding
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        module = None if get is None else get()
+    except NotImplementedError:
+        module = None
+    if not isinstance(module, nn.Module):
+        raise ValueError(  # noqa: TRY004 - the model lacks something, its type is right
+            f"{type(model).__name__} has no table of token embeddings (get_input_embeddings): give "
+            "embeddings instead of token ids."
+        )
+    return module
