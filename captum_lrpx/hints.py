@@ -151,7 +151,7 @@ HINTS: Final[tuple[Hint, ...]] = (
     Hint(
         "Inkling2SoftcappedSwiGLU",
         "signal",
-        "the soft cap of the second branch limits the signal: the branch with the sigmoid is the gate",
+        "the branch with the sigmoid is the gate; the soft cap of the other only limits it",
         child="up_softcap",
     ),
     Hint(

@@ -35,18 +35,29 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     own = _token_weight(model)
 
-    def after(module: Any, args: tuple[Any, ...], output: Any) -> Tensor | None:
+    def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple) and output:
+            first = after(module, args, output[0])
+            return None if first is None else (first, *output[1:])
         if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
             return None
         index = args[0]
         of_tokens = own is not None and getattr(module, "weight", None) is own
         for given, leaves in zip(ids, found, strict=True):
-            if isinstance(index, Tensor) and _same(index, given, equal=of_tokens and not leaves):
+            if not isinstance(index, Tensor):
+                continue
+            if _same(index, given, equal=of_tokens and not leaves):
                 if leaves and not of_tokens:
                     return None
                 leaf = output.detach().requires_grad_()
                 leaves.append(leaf)
                 return leaf.clone()
+            start = _start_in(index, given) if of_tokens and not leaves else None
+            if start is not None:
+                rest = index.shape[1] - start - given.shape[1]
+                parts = output.detach().split([start, given.shape[1], rest], dim=1)
+                leaves.append(parts[1].clone().requires_grad_())
+                return torch.cat([parts[0], leaves[-1], parts[2]], dim=1)
         return None
 
     embedding = _input_embeddings(model)
@@ -58,6 +69,19 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _start_in(index: Tensor, given: Tensor) -> int | None:
+    """Where ids begin in longer ones: a model that adds a prompt or padding at one end of them."""
+    if index.is_floating_point() or (index.ndim, given.ndim) != (2, 2) or len(index) != len(given):
+        return None
+    length, longer = given.shape[1], index.shape[1]
+    if longer <= length:
+        return None
+    wide = given.to(index)
+    ends = (0, longer - length)
+    starts = [start for start in ends if torch.equal(index[:, start : start + length], wide)]
+    return starts[0] if len(starts) == 1 else None
 
 
 def _same(index: Tensor, given: Tensor, *, equal: bool) -> bool:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from captum_lrpx.conservation.tally import Kind, wide
+from captum_lrpx.graph_rules import is_homogeneous
 from captum_lrpx.recipes import Recipe
 from captum_lrpx.rules import ConstantWeights, Identity, NormGradient, ProductGradient
-from captum_lrpx.graph_rules import is_homogeneous
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ class Flow:
         alone = None in edges or len(edges) < 2
         if name == "Rsub" or (name in (_ADDING | _FILLING) and alone):
             return "bias"
-        weights = self.structure.roles[number].weights
-        return "absorbed" if weights and isinstance(self.recipe.attention, ConstantWeights) else None
+        cut = isinstance(self.recipe.attention, ConstantWeights)
+        return "absorbed" if cut and self.structure.roles[number].weights else None
 
     @staticmethod
     def _conserves(rule: Any) -> bool:

@@ -94,7 +94,7 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
 
 
 def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The slope of ``g(z) - g(0)``: the constant belongs to no input, as that of ``1 + tanh(z)``."""
+    """The slope of ``g(z) - g(0)``: a constant belongs to no input, as in ``1 + tanh(z)``."""
     wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
 
     def from_zero(x: Tensor) -> Tensor:
