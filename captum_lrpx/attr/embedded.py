@@ -46,18 +46,14 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
         for given, leaves in zip(ids, found, strict=True):
             if not isinstance(index, Tensor):
                 continue
-            if _same(index, given, equal=of_tokens and not leaves):
-                if leaves and not of_tokens:
-                    return None
-                leaf = output.detach().requires_grad_()
-                leaves.append(leaf)
-                return leaf.clone()
-            start = _start_in(index, given) if of_tokens and not leaves else None
+            first = of_tokens and not leaves
+            if _same(index, given, equal=first):
+                return None if leaves and not of_tokens else _with_leaf(output, leaves)
+            start = _start_in(index, given) if first else None
             if start is not None:
-                rest = index.shape[1] - start - given.shape[1]
-                parts = output.detach().split([start, given.shape[1], rest], dim=1)
-                leaves.append(parts[1].clone().requires_grad_())
-                return torch.cat([parts[0], leaves[-1], parts[2]], dim=1)
+                end = start + given.shape[1]
+                inside = _with_leaf(output[:, start:end], leaves)
+                return torch.cat([output[:, :start], inside, output[:, end:]], dim=1)
         return None
 
     embedding = _input_embeddings(model)
@@ -69,6 +65,12 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_leaf(output: Tensor, leaves: list[Tensor]) -> Tensor:
+    """Embeddings as a function of a new leaf."""
+    leaves.append(output.detach().contiguous().requires_grad_())
+    return leaves[-1].clone()
 
 
 def _start_in(index: Tensor, given: Tensor) -> int | None:

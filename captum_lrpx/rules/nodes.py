@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import Node
 
-__all__ = ["HOMOGENEOUS", "NEED_INPUT", "contiguous", "frozen_norm", "has_secant", "scaled", "secant"]
+__all__ = [
+    "HOMOGENEOUS",
+    "NEED_INPUT",
+    "contiguous",
+    "frozen_norm",
+    "has_secant",
+    "scaled",
+    "secant",
+]
 
 Gradients = tuple["Tensor | None", ...]
 Hook = Callable[[Gradients, Gradients], "Gradients | None"]
@@ -100,13 +108,15 @@ def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor
     def from_zero(x: Tensor) -> Tensor:
         return function(x) - function(x.new_zeros(()))
 
-    return slopes.secant(wide, from_zero(wide), from_zero).to(z.dtype)
+    slope = slopes.secant(wide, from_zero(wide), from_zero)
+    return slope.to(z.dtype)
 
 
 def _bloom_gelu(z: Tensor) -> Tensor:
     closed = slopes.closed_form("BloomGelu")
     assert closed is not None  # noqa: S101 - it is in the table
     return z * closed(z)
+
 
 _CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor] | None]]] = {
     "Silu": lambda _: slopes.closed_form("silu"),

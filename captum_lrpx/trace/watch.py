@@ -119,21 +119,34 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Call the function and look at what it made."""
         name = getattr(func, "__name__", "")
-        writes = _writes(name)
-        if self._by_storage is not None and writes:
-            self._before_writing(args)
+        written = _written(name, args)
+        if self._by_storage is not None and written:
+            self._before_writing(written)
+        operand = self._operand(name, args)
         result = func(*args, **(kwargs or {}))
-        if self._by_storage is not None and writes:
-            self._after_writing(resolve_name(func) or name, args)
         if name not in _VALUE_INDEPENDENT:
-            made = list(_tensors(result))
+            made = _distinct([*_tensors(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, name, list(_tensors(seen)), made)
+                self._look(func, name, list(_tensors(seen)), made, written)
+                node = node_of(made[0])
+                if operand is not None and node is not None:
+                    self.inputs[node] = operand
         return result
 
+    def _operand(self, name: str, args: tuple[Any, ...]) -> Tensor | None:
+        """The operand that is to be kept, as it is before a function that may write over it."""
+        if name.rstrip("_") not in self._need_input or not args or not isinstance(args[0], Tensor):
+            return None
+        return args[0].detach().clone() if _writes(name) else args[0].detach()
+
     def _look(
-        self, func: Callable[..., Any], name: str, taken: list[Tensor], made: list[Tensor]
+        self,
+        func: Callable[..., Any],
+        name: str,
+        taken: list[Tensor],
+        made: list[Tensor],
+        written: list[Tensor],
     ) -> None:
         hidden = {self._hidden_kind(tensor) for tensor in taken if tensor in self._hidden}
         module = self._running[-1] if self._running else None
@@ -144,9 +157,7 @@ class Watch(TorchFunctionMode):
                 self.claim(tensor, resolve_name(func) or name, module)
                 if "value" in hidden and node is not None:
                     self.detached.add(node)
-                if name.rstrip("_") in self._need_input and node is not None and len(made) == 1:
-                    self.inputs[node] = taken[0].detach()
-            elif not any(tensor is each for each in taken):
+            elif _is_in(tensor, written) or not _is_in(tensor, taken):
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
                     self._hidden[tensor] = kind
@@ -188,24 +199,16 @@ class Watch(TorchFunctionMode):
         storage = tensor.untyped_storage().data_ptr()
         self._by_storage.setdefault(storage, []).append(key)
 
-    def _before_writing(self, args: tuple[Any, ...]) -> None:
+    def _before_writing(self, written: list[Tensor]) -> None:
         """Copy the values that a function is about to write over."""
         assert self._by_storage is not None  # noqa: S101 - for the type checker
-        for tensor in _tensors(args[:1]):
-            whole = tensor._base  # noqa: SLF001 - no public name
-            if whole is not None and whole.requires_grad:
-                self._keep(whole, node_of(whole))
+        for tensor in written:
+            if tensor.requires_grad:
+                node = node_of(tensor)
+                if (node, tensor.output_nr) not in self.values:
+                    self._keep(tensor, node)
             for key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
                 self.values[key] = self.values[key].clone()
-
-    def _after_writing(self, function: str, args: tuple[Any, ...]) -> None:
-        """Note what was written to, and the whole of which that is a part."""
-        module = self._running[-1] if self._running else None
-        for written in _tensors(args[:1]):
-            for tensor in (written, written._base):  # noqa: SLF001 - no public name
-                if tensor is not None and torch.is_grad_enabled() and tensor.requires_grad:
-                    self._keep(tensor, node_of(tensor))
-                    self.claim(tensor, function, module)
 
     # Modules ----------------------------------------------------------------------------------
 
@@ -229,6 +232,26 @@ class Watch(TorchFunctionMode):
         if not self._running:
             nodes = (node_of(tensor) for tensor in _tensors(output))
             self.outputs += [node for node in nodes if node is not None]
+
+
+def _written(name: str, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensor that a function writes into, and the whole of which that is a part."""
+    if not _writes(name) or not args or not isinstance(args[0], Tensor):
+        return []
+    whole = args[0]._base  # noqa: SLF001 - no public name
+    return [args[0]] if whole is None else [args[0], whole]
+
+
+def _is_in(tensor: Tensor, tensors: list[Tensor]) -> bool:
+    return any(tensor is each for each in tensors)
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if not _is_in(tensor, found):
+            found.append(tensor)
+    return found
 
 
 def _writes(name: str) -> bool:
