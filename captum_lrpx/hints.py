@@ -1,8 +1,8 @@
 """What no pass can tell, as data: which results are keys of a recurrence, which factor is a gate.
 
 The autograd graph shows a product of two things that are both linear in the stream, not what each
-is for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints give
-results a *nature* (see :mod:`captum_lrpx.trace.roles`), from which all else follows: a
+is for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints
+give results a *nature* (see :mod:`captum_lrpx.trace.roles`), from which all else follows: a
 ``"constant"`` is held constant in every recipe, an ``"activated"`` result is the gate of a gated
 product, a ``"gate"`` is like a router's weights.
 """

@@ -192,6 +192,26 @@ def test_a_threshold_by_the_spread_conserves(recipe: Recipe) -> None:
     assert found.sum() == pytest.approx(value, rel=1e-10)
 
 
+class _Hashing(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@BOTH
+def test_a_function_of_ones_own_is_refused_by_its_name(recipe: Recipe) -> None:
+    leaf = X.clone().requires_grad_()
+    model = _Function(lambda x: F.layer_norm(_Hashing.apply(x), (WIDTH,)))
+    with torch.enable_grad(), traced_rules(model, recipe, None) as rules:
+        rules.attach(model(leaf)[0, 0])
+    (refused,) = rules.coverage([leaf]).unruled
+    assert refused.function == "_Hashing"
+
+
 # Without a gradient -------------------------------------------------------------------------------
 
 

@@ -32,7 +32,9 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     """
     found: list[list[Tensor]] = [[] for _ in ids]
     thread = threading.get_ident()
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables: list[nn.Module] = [
+        module for module in model.modules() if isinstance(module, nn.Embedding)
+    ]
     own = _token_weight(model)
 
     def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:

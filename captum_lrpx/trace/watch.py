@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_lrpx.trace.graph import node_of
+from captum_lrpx.trace.graph import name_of, node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -129,8 +130,7 @@ class Watch(TorchFunctionMode):
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
                 self._look(func, name, list(_tensors(seen)), made, written)
-                node = node_of(made[0])
-                if operand is not None and node is not None:
+                if operand is not None and (node := made[0].grad_fn) is not None:
                     self.inputs[node] = operand
         return result
 
@@ -186,7 +186,9 @@ class Watch(TorchFunctionMode):
         while nodes:
             node = nodes.pop()
             if node is not None and node.next_functions and node not in self.calls:
-                self.calls[node] = call  # a leaf has been there before
+                # A leaf has been there before; a function of one's own is none that is called here.
+                own = isinstance(node, BackwardCFunction)
+                self.calls[node] = call._replace(function=name_of(node)) if own else call
                 nodes += [each for each, _ in node.next_functions]
 
     # Values -----------------------------------------------------------------------------------
@@ -203,10 +205,9 @@ class Watch(TorchFunctionMode):
         """Copy the values that a function is about to write over."""
         assert self._by_storage is not None  # noqa: S101 - for the type checker
         for tensor in written:
-            if tensor.requires_grad:
-                node = node_of(tensor)
-                if (node, tensor.output_nr) not in self.values:
-                    self._keep(tensor, node)
+            node = tensor.grad_fn
+            if node is not None and (node, tensor.output_nr) not in self.values:
+                self._keep(tensor, node)
             for key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
                 self.values[key] = self.values[key].clone()
 
