@@ -14,8 +14,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from captum_lrpx.binding import find_model
 from captum_lrpx.checkpointing import Checkpointed
 from captum_lrpx.compilation import without_compiler
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from captum_lrpx.rules.patches import Forward, Patch
     from captum_lrpx.sites import Sites

@@ -46,7 +46,7 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
             seen = isinstance(index, Tensor) and (of_tokens or _is_view(index, given))
             way = _way_to(index, given) if seen and (of_tokens or not leaves) else None
             if way is not None:
-                leaf = way.leaf(output).detach().requires_grad_()
+                leaf = way.leaf(output).detach().contiguous().requires_grad_()
                 leaves.append(leaf)
                 return way.back(leaf, output)
         return None
@@ -99,11 +99,11 @@ def _way_to(index: Tensor, given: Tensor) -> _Way | None:
 
 def _way_around(index: Tensor, given: Tensor) -> _Way | None:
     length, longer = given.shape[1], index.shape[1]
-    for start in {0, max(0, longer - length)}:  # padded behind, or with a prompt in front
-        here = slice(start, start + length)
-        if longer > length and torch.equal(index[:, here], given):
-            return _within(here)
-    return None
+    if longer <= length:
+        return None
+    ends = (slice(0, length), slice(longer - length, longer))  # padding behind, a prompt in front
+    found = [here for here in ends if torch.equal(index[:, here], given)]
+    return _within(found[0]) if len(found) == 1 else None
 
 
 def _within(here: slice) -> _Way:

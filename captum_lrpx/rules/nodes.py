@@ -109,7 +109,8 @@ def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor
     def from_zero(x: Tensor) -> Tensor:
         return function(x) - function(x.new_zeros(()))
 
-    return slopes.secant(wide, from_zero(wide), from_zero).to(z.dtype)
+    slope = slopes.secant(wide, from_zero(wide), from_zero)
+    return slope.to(z.dtype)
 
 
 def _bloom_gelu(z: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "node_of"]
+__all__ = ["Edge", "Graph", "name_of", "node_of"]
 
 
 class Edge(NamedTuple):
@@ -145,6 +145,11 @@ class Graph:
                 if edge is not None:
                     found[edge.node].append((number, place))
         return found
+
+
+def name_of(node: Node) -> str:
+    """The operator that a node belongs to, without prefix and number."""
+    return _SUFFIX.sub("", node.name().rpartition("::")[2])
 
 
 def node_of(tensor: Tensor) -> Node | None:

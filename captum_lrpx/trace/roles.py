@@ -170,51 +170,57 @@ class _Finder:
         hint = self.hints.get(edge)
         return self.found[edge.node].nature if hint is None else hint
 
-    def _operation(self, number: int, kind: Kind) -> Operation:  # noqa: PLR0911 - one for each kind
+    def _operation(self, number: int, kind: Kind) -> Operation:
         edges = self.graph.operands[number]
         places = [place for place, edge in enumerate(edges) if edge is not None]
         if not places:
             return Operation("input", "linear", "signal")
         natures = [self.nature(edge) for edge in edges if edge is not None]
-        name = self.graph.names[number]
         if kind == "linear":
-            nature = self._of_sum(number, natures)
-            if nature not in _SIGNALS:
-                return Operation(kind, "linear", nature)
-            constants, weights = (_where(each, natures, places) for each in ("constant", "weights"))
-            return Operation(kind, "linear", nature, tuple(constants), weights=tuple(weights))
-        if kind in ("projection", "solution"):
-            factors = [place for place in places if place or not has_summand(name)]
-            if len(factors) > 1:
-                return self._product(number, factors, element_wise=False)
-            if kind == "solution" and factors == [0]:
-                return Operation(kind, "constant factor", "gate", (0,))
-            nature = natures[-1] if natures[-1] in ("weights", "constant") else "signal"
-            return Operation(kind, "linear", nature)
-        if kind == "product":
-            factors = [place for place in places if place or not has_summand(name)]
-            if len(factors) > 1:
-                return self._product(number, factors, element_wise=True)
-            return Operation("linear", "linear", self._mixed(natures))
+            return self._sum(number, places, natures)
+        if kind in ("projection", "solution", "product"):
+            return self._of_factors(number, kind, places, natures)
         if kind == "quotient":
             return self._quotient(places, natures)
-        if kind == "activation":
-            if is_clamp(name) or natures[0] in ("weights", "gate", "scale", "constant"):
-                return Operation(kind, "activation", natures[0])
-            return Operation(kind, "activation", "activated")
-        if kind == "gate function":
-            return Operation(kind, "activation", _gate(natures))
-        if kind == "scale":
-            return Operation(kind, "activation" if is_length(name) else "unknown", "scale")
-        if kind == "norm":
-            return Operation(kind, "norm", "constant" if natures[0] == "constant" else "signal")
-        if kind == "softmax":
-            return Operation(kind, "softmax", "weights")
-        if kind == "kernel":
-            return Operation(kind, "kernel", "signal")
-        if kind == "rule":
-            return Operation(kind, "rule", self._mixed(natures))
-        return Operation(kind, "unknown", self._mixed(natures))
+        return self._of_one(self.graph.names[number], kind, natures)
+
+    def _sum(self, number: int, places: list[int], natures: list[Nature]) -> Operation:
+        nature = self._of_sum(number, natures)
+        if nature not in _SIGNALS:
+            return Operation("linear", "linear", nature)
+        constants, weights = (_where(each, natures, places) for each in ("constant", "weights"))
+        return Operation("linear", "linear", nature, tuple(constants), weights=tuple(weights))
+
+    def _of_factors(
+        self, number: int, kind: Kind, places: list[int], natures: list[Nature]
+    ) -> Operation:
+        """A product, if two of its factors depend on the input."""
+        summand = has_summand(self.graph.names[number])
+        factors = [place for place in places if place or not summand]
+        if len(factors) > 1:
+            return self._product(number, factors, element_wise=kind == "product")
+        if kind == "product":
+            return Operation("linear", "linear", self._mixed(natures))
+        if kind == "solution" and factors == [0]:
+            return Operation(kind, "constant factor", "gate", (0,))
+        nature = natures[-1] if natures[-1] in ("weights", "constant") else "signal"
+        return Operation(kind, "linear", nature)
+
+    def _of_one(self, name: str, kind: Kind, natures: list[Nature]) -> Operation:
+        """An operation on one tensor, or one that is ruled as a whole."""
+        first = natures[0]
+        kept = is_clamp(name) or first in ("weights", "gate", "scale", "constant")
+        by_kind: dict[Kind, tuple[Role, Nature]] = {
+            "activation": ("activation", first if kept else "activated"),
+            "gate function": ("activation", _gate(natures)),
+            "scale": ("activation" if is_length(name) else "unknown", "scale"),
+            "norm": ("norm", "constant" if first == "constant" else "signal"),
+            "softmax": ("softmax", "weights"),
+            "kernel": ("kernel", "signal"),
+            "rule": ("rule", self._mixed(natures)),
+        }
+        role, nature = by_kind.get(kind, ("unknown", self._mixed(natures)))
+        return Operation(kind, role, nature)
 
     @staticmethod
     def _mixed(natures: list[Nature]) -> Nature:
@@ -283,31 +289,40 @@ class _Finder:
         *,
         element_wise: bool,
     ) -> Operation:
-        both = tuple(factors)
-        if "weights" in natures:
-            place = natures.index("weights")
-            other = natures[1 - place]
-            weights, values = (factors[place],), (factors[1 - place],)
-            if element_wise:
-                return Operation("product", "constant factor", other, weights, values)
-            nature: Nature = "weights" if other == "weights" else "signal"
-            return Operation("product", "attention", nature, weights, values)
-        if "gate" in natures:
-            if natures == ("gate", "gate"):
-                return Operation("product", "composite", "gate", signal=both)
-            place = natures.index("gate")
-            gate, signal = (factors[place],), (factors[1 - place],)
-            nature = natures[1 - place] if element_wise else "signal"
-            return Operation("product", "constant factor", nature, gate, signal)
+        for nature in ("weights", "gate"):
+            if nature in natures:
+                return self._with_constant(nature, factors, natures, element_wise=element_wise)
         if element_wise and sorted(natures) == ["activated", "signal"]:
             place = natures.index("activated")
-            activated, other_branch = (factors[place],), (factors[1 - place],)
-            return Operation("product", "gated product", "signal", activated, other_branch)
+            activated, other = (factors[place],), (factors[1 - place],)
+            return Operation("product", "gated product", "signal", activated, other)
+        role: Role = "undecided"
         if self.is_score[number]:
-            return Operation("product", "scores", "signal", signal=both)
-        if self._are_of_two_inputs(number, factors):
-            return Operation("product", "similarity", "signal", signal=both)
-        return Operation("product", "undecided", "signal", signal=both)
+            role = "scores"
+        elif self._are_of_two_inputs(number, factors):
+            role = "similarity"
+        return Operation("product", role, "signal", signal=tuple(factors))
+
+    @staticmethod
+    def _with_constant(
+        nature: Nature,
+        factors: list[int],
+        natures: tuple[Nature, Nature],
+        *,
+        element_wise: bool,
+    ) -> Operation:
+        """A product with the weights of a softmax, or with a gate."""
+        place = natures.index(nature)
+        other = natures[1 - place]
+        constant, signal = (factors[place],), (factors[1 - place],)
+        if natures == ("gate", "gate"):
+            return Operation("product", "composite", "gate", signal=tuple(factors))
+        if element_wise:
+            return Operation("product", "constant factor", other, constant, signal)
+        if nature == "gate":
+            return Operation("product", "constant factor", "signal", constant, signal)
+        result: Nature = "weights" if other == "weights" else "signal"
+        return Operation("product", "attention", result, constant, signal)
 
     def _are_of_two_inputs(self, number: int, factors: list[int]) -> bool:
         edges = self.graph.operands[number]

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
-from captum_lrpx.trace.graph import node_of
+from captum_lrpx.trace.graph import name_of, node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -135,18 +136,16 @@ class Watch(TorchFunctionMode):
         if not self._names:
             return self._only_input(name, func, args, kwargs)
         needed = args[0] if args and name.rstrip("_") in self._need_input else None
-        writes = _writes(name, args, kwargs)
-        if writes:
-            self._before_writing(args)
+        written = _written(name, args, kwargs)
+        if written:
+            self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
         if name not in _VALUE_INDEPENDENT:
-            made = list(_tensors(result))
-            if writes:
-                made = _written(args[0]) or made
+            made = _distinct([*_tensors(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, list(_tensors(seen)), made)
+                self._look(func, list(_tensors(seen)), made, written)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
@@ -156,15 +155,22 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Keep an operand, and copy it before something else is written there."""
         needed = args[0] if args and name.rstrip("_") in self._need_input else None
-        if _writes(name, args, kwargs):
-            self._before_writing(args)
+        written = _written(name, args, kwargs)
+        if written:
+            self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
         if isinstance(needed, Tensor) and isinstance(result, Tensor):
             self._keep(self.inputs, node_of(result), needed)
         return result
 
-    def _look(self, func: Callable[..., Any], taken: list[Tensor], made: list[Tensor]) -> None:
+    def _look(
+        self,
+        func: Callable[..., Any],
+        taken: list[Tensor],
+        made: list[Tensor],
+        written: list[Tensor],
+    ) -> None:
         hidden = {self._hidden_kind(tensor) for tensor in taken if tensor in self._hidden}
         module = self._running[-1] if self._running else None
         for tensor in made:
@@ -175,7 +181,7 @@ class Watch(TorchFunctionMode):
                 self.claim(tensor, _full_name(func), module)
                 if "value" in hidden and node is not None:
                     self.detached.add(node)
-            elif not any(tensor is each for each in taken):
+            elif _is_in(tensor, written) or not _is_in(tensor, taken):
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
                     self._hidden[tensor] = kind
@@ -204,7 +210,9 @@ class Watch(TorchFunctionMode):
         while nodes:
             node = nodes.pop()
             if node is not None and node.next_functions and node not in self.calls:
-                self.calls[node] = call  # a leaf has been there before
+                # A leaf was there before; a function of somebody's own has a name of its own.
+                own = isinstance(node, BackwardCFunction)
+                self.calls[node] = call._replace(function=name_of(node)) if own else call
                 nodes += [each for each, _ in node.next_functions]
 
     # Values -----------------------------------------------------------------------------------
@@ -216,14 +224,14 @@ class Watch(TorchFunctionMode):
         storage = tensor.untyped_storage().data_ptr()
         self._by_storage.setdefault(storage, []).append((kept, key))
 
-    def _before_writing(self, args: tuple[Any, ...]) -> None:
+    def _before_writing(self, written: list[Tensor]) -> None:
         """Copy what is kept and a function is about to write over."""
-        for tensor in _tensors(args[:1]):
-            whole = tensor._base  # noqa: SLF001 - no public name
-            if self._keeps_values and whole is not None and whole.requires_grad:
-                self._keep(self.values, (node_of(whole), whole.output_nr), whole)
-            for kept, key in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
-                kept[key] = kept[key].clone()
+        for tensor in written:
+            key = tensor.grad_fn, tensor.output_nr
+            if self._keeps_values and tensor.grad_fn is not None and key not in self.values:
+                self._keep(self.values, key, tensor)
+            for kept, known in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
+                kept[known] = kept[known].clone()
 
     # Modules ----------------------------------------------------------------------------------
 
@@ -265,12 +273,24 @@ def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> 
     return name.endswith("_")
 
 
-def _written(tensor: Any) -> list[Tensor]:
-    """A tensor that has been written into, and the one that it is a view of."""
-    if not isinstance(tensor, Tensor):
+def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> list[Tensor]:
+    """The tensor that a function writes into, and the whole of which that is a part."""
+    if not args or not isinstance(args[0], Tensor) or not _writes(name, args, kwargs):
         return []
-    base = tensor._base  # noqa: SLF001 - no public name
-    return [tensor] if base is None else [base, tensor]
+    whole = args[0]._base  # noqa: SLF001 - no public name
+    return [args[0]] if whole is None else [whole, args[0]]
+
+
+def _is_in(tensor: Tensor, tensors: list[Tensor]) -> bool:
+    return any(tensor is each for each in tensors)
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if not _is_in(tensor, found):
+            found.append(tensor)
+    return found
 
 
 _MAY_WRITE: Final = _names(

@@ -1,0 +1,296 @@
+"""What each product, softmax and gate is for, as the graph shows it; and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+from captum_lrpx.trace.graph import Graph
+from captum_lrpx.trace.roles import roles_of
+from captum_lrpx.traced import traced_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WIDTH = 6
+BOTH = pytest.mark.parametrize("recipe", [LRP, ATTN_LRP], ids=lambda recipe: recipe.name)
+
+
+def _matrix(seed: int, rows: int = WIDTH) -> Tensor:
+    return torch.randn(
+        rows, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+X, IMAGE = _matrix(0, 4), _matrix(1, 4)
+A, B, C = (_matrix(seed) for seed in (2, 3, 4))
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def _roles(function: Callable[..., Tensor], *inputs: Tensor, operator: str) -> list[str]:
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    graph = Graph([function(*leaves)])
+    roles = roles_of(graph)
+    return [roles[number].role for number, name in enumerate(graph.names) if name == operator]
+
+
+def _explained(
+    function: Callable[..., Tensor], *inputs: Tensor, recipe: Recipe
+) -> tuple[float, list[Tensor]]:
+    """Value and relevances; a ``ValueError`` with the reasons of what has no rule."""
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    model = _Function(function)
+    with torch.enable_grad(), traced_rules(model, recipe, None) as rules:
+        value = model(*leaves).sum()
+        rules.attach(value)
+        unruled = rules.coverage(leaves).unruled
+        if unruled:
+            raise ValueError("; ".join(each.reason for each in unruled))
+        gradients = torch.autograd.grad(value, leaves)
+    found = [(leaf * each).detach() for leaf, each in zip(leaves, gradients, strict=True)]
+    return float(value.detach()), found
+
+
+# Roles --------------------------------------------------------------------------------------------
+
+
+def _fused_mlp(x: Tensor) -> Tensor:
+    gate, up = (x @ torch.cat([A, B], dim=1)).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def test_two_results_of_one_operator_are_two_tensors() -> None:
+    assert _roles(_fused_mlp, X, operator="Mul") == ["gated product"]
+
+
+def test_functions_of_one_tensor_are_one_activation() -> None:
+    assert _roles(lambda x: x * torch.sigmoid(x), X, operator="Mul") != ["gated product"]
+    assert _roles(lambda x: (x @ A) * (x @ B), X, operator="Mul") == ["undecided"]
+
+
+def _soft(scores: Tensor) -> Tensor:
+    return torch.softmax(scores, -1)
+
+
+def _through_a_projection(x: Tensor) -> Tensor:
+    return _soft(((x @ A) * (x @ B)) @ C) @ (x[:, :1].T.expand(WIDTH, -1) @ X)
+
+
+def _with_a_sink(x: Tensor) -> Tensor:
+    scores = (x @ A) @ (x @ B).T
+    return (_soft(scores) @ x) * torch.sigmoid(torch.logsumexp(scores, -1, keepdim=True))
+
+
+def _lightning(x: Tensor) -> Tensor:
+    return ((x @ A) @ (x @ B).T) @ x
+
+
+@pytest.mark.parametrize(
+    ("function", "operator", "role"),
+    [
+        (_through_a_projection, "Mul", "scores"),
+        (_with_a_sink, "Mm", "scores"),
+        (_lightning, "Mm", "undecided"),
+    ],
+)
+def test_a_product_is_a_score_if_all_that_it_leads_to_is_a_softmax_or_a_gate(
+    function: Callable[..., Tensor], operator: str, role: str
+) -> None:
+    assert role in _roles(function, X, operator=operator)
+
+
+def test_scores_that_are_also_added_to_the_stream_are_undecided() -> None:
+    def both(x: Tensor) -> Tensor:
+        scores = (x @ A) @ (x @ B).T
+        return _soft(scores) @ x + scores @ X
+
+    assert "undecided" in _roles(both, X, operator="Mm")
+
+
+def test_the_solution_of_equations_is_linear_in_their_right_hand_side() -> None:
+    def solved(x: Tensor, values: Tensor) -> Tensor:
+        system = torch.sigmoid(x @ A[:, :4])
+        return torch.linalg.solve_triangular(system, values, upper=False, unitriangular=True)
+
+    assert _roles(solved, X, IMAGE, operator="LinalgSolveTriangular") == ["constant factor"]
+    value, (values,) = _explained(lambda values: solved(X, values), IMAGE, recipe=ATTN_LRP)
+    assert values.sum() == pytest.approx(value, rel=1e-10)
+
+
+# Products of two inputs ---------------------------------------------------------------------------
+
+
+def _similarity(text: Tensor, image: Tensor) -> Tensor:
+    towers = (each / each.norm(dim=-1, keepdim=True) for each in (text @ A, image @ B))
+    first, second = towers
+    return first @ second.T
+
+
+@BOTH
+def test_two_towers_get_one_half_each(recipe: Recipe) -> None:
+    value, found = _explained(_similarity, X, IMAGE, recipe=recipe)
+    for each in found:
+        assert each.sum() == pytest.approx(value / 2, rel=1e-10)
+
+
+@BOTH
+def test_towers_of_one_input_are_undecided(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="multiplies two things"):
+        _explained(lambda x: _similarity(x, x), X, recipe=recipe)
+
+
+# Gates and weights that are added -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "gate", [torch.sigmoid, torch.exp, F.softplus, F.logsigmoid, F.hardsigmoid, torch.exp2]
+)
+@BOTH
+def test_an_added_gate_passes_on_what_it_is_beyond_its_constant(
+    gate: Callable[[Tensor], Tensor], recipe: Recipe
+) -> None:
+    value, (found,) = _explained(lambda x: x + gate(x @ A), X, recipe=recipe)
+    constant = float(gate(torch.zeros((), dtype=torch.float64))) * X.numel()
+    assert found.sum() == pytest.approx(value - constant, rel=1e-8)
+
+
+@BOTH
+def test_an_added_gate_is_bounded_where_its_input_is_small(recipe: Recipe) -> None:
+    _, (found,) = _explained(lambda x: x + torch.exp(1e-9 * x), X, recipe=recipe)
+    assert torch.allclose(found, X, rtol=0, atol=1e-7)
+
+
+def test_weights_of_constant_values_are_constant_under_lrp_only() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x + _soft(x @ A) @ B
+
+    _, (found,) = _explained(function, X, recipe=LRP)
+    assert torch.equal(found, X)
+    _, (found,) = _explained(function, X, recipe=ATTN_LRP)
+    assert not torch.allclose(found, X)
+
+
+@BOTH
+def test_a_threshold_by_the_spread_conserves(recipe: Recipe) -> None:
+    def sparse(x: Tensor) -> Tensor:
+        return F.relu(x - x.mean(-1, keepdim=True) - 0.3 * x.std(-1, keepdim=True))
+
+    value, (found,) = _explained(sparse, X, recipe=recipe)
+    assert found.sum() == pytest.approx(value, rel=1e-10)
+
+
+class _Hashing(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@BOTH
+def test_a_function_of_ones_own_is_refused_by_its_name(recipe: Recipe) -> None:
+    leaf = X.clone().requires_grad_()
+    model = _Function(lambda x: F.layer_norm(_Hashing.apply(x), (WIDTH,)))
+    with torch.enable_grad(), traced_rules(model, recipe, None) as rules:
+        rules.attach(model(leaf)[0, 0])
+    (refused,) = rules.coverage([leaf]).unruled
+    assert refused.function == "_Hashing"
+
+
+# Without a gradient -------------------------------------------------------------------------------
+
+
+def _without_gradient(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x @ A
+
+
+def _written(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:1] = (x @ A)[:1].detach()
+    return y
+
+
+def _written_in_a_part(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:1].copy_((x @ A)[:1].detach())
+    return y
+
+
+def _filled(x: Tensor) -> Tensor:
+    buffer = torch.zeros(len(X), WIDTH, dtype=torch.float64)
+    buffer[:1] = x[:1].detach()
+    return buffer
+
+
+HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "detached": lambda x: x + (x @ A).detach(),
+    "no_grad": lambda x: x + _without_gradient(x),
+    "beside": lambda x: torch.cat([x, (x @ A).detach()]),
+    "chosen": lambda x: torch.where(x > 0, x, (x @ A).detach()),
+    "written": _written,
+    "part": _written_in_a_part,
+    "buffer": lambda x: x + _filled(x),
+    "bias": lambda x: F.linear(x, A, x[0].detach()),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", HIDDEN)
+def test_what_is_added_without_a_gradient_is_refused(case: str, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="without a gradient"):
+        _explained(HIDDEN[case], X, recipe=recipe)
+
+
+def _soft_by_hand(x: Tensor) -> Tensor:
+    e = torch.exp(x - x.max(-1, keepdim=True).values.detach())
+    return e / e.sum(-1, keepdim=True)
+
+
+CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {
+    "factor": lambda x: x * (x @ A).detach(),
+    "denominator": lambda x: x / (x @ A).detach().abs().add(1),
+    "matrix": lambda x: x @ (x.T @ X).detach(),
+    "mask": lambda x: x.masked_fill(x < 0, 0),
+    "maximum": lambda x: _soft_by_hand(x @ A) @ (2 * x[:1].expand(WIDTH, -1)),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", CONSTANT)
+def test_what_multiplies_or_chooses_without_a_gradient_is_constant(
+    case: str, recipe: Recipe
+) -> None:
+    value, (found,) = _explained(CONSTANT[case], X, recipe=recipe)
+    assert found.sum() == pytest.approx(value, rel=1e-10)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "exp"])
+def test_a_function_written_over_its_operand_is_the_same(name: str, recipe: Recipe) -> None:
+    _, (expected,) = _explained(lambda x: x + getattr(x @ A, name)(), X, recipe=recipe)
+    _, (found,) = _explained(lambda x: x + getattr(x @ A, name + "_")(), X, recipe=recipe)
+    assert torch.equal(found, expected)
+
+
+def test_a_pass_leaves_the_values_alone() -> None:
+    x: Any = X.clone().requires_grad_()
+    with torch.enable_grad(), traced_rules(_Function(_fused_mlp), LRP, None) as rules:
+        value = _fused_mlp(x).sum()
+        rules.attach(value)
+    assert torch.equal(value, _fused_mlp(X.clone().requires_grad_()).sum())
