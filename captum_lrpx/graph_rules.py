@@ -45,7 +45,7 @@ class Action(NamedTuple):
     factors: tuple[float | None, ...] = ()
 
 
-Why = Literal["undecided", "unknown", "hidden", "in place", "unwatched"]
+Why = Literal["undecided", "unknown", "hidden", "in place", "added", "unwatched"]
 
 
 class Problem(NamedTuple):
@@ -129,10 +129,10 @@ def _act(
     name, edges = graph.names[number], graph.operands[number]
     plain: tuple[float | None, ...] = (1.0,) * len(edges)
     role = operation.role
-    if role == "undecided":
-        plan.problems.append(Problem(number, "undecided"))
-    elif role == "unknown":
-        plan.problems.append(Problem(number, "unknown"))
+    added = role == "softmax" and isinstance(recipe.attention, ConstantWeights)
+    why: Why | None = "added" if added else _WITHOUT_RULE.get(role)
+    if why is not None:
+        plan.problems.append(Problem(number, why))
     elif role == "activation":
         _act_on_activation(plan, graph, number, recipe, inputs)
     elif role == "norm":
@@ -151,11 +151,13 @@ def _act(
     return plain
 
 
+_WITHOUT_RULE: Final[dict[str, Why]] = {"undecided": "undecided", "unknown": "unknown"}
 _REASONS: Final[dict[Why, str]] = {
     "undecided": "it multiplies two things that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
     "hidden": "it hides what an activation inside of it is given",
     "in place": "it works in place on a view of another tensor, which hides what it does",
+    "added": "its weights weight nothing, and the rules hold weights constant",
     "unwatched": "the forward pass has taken a way here that it had not taken before",
 }
 
@@ -169,6 +171,10 @@ _REMEDIES: Final[dict[Why, str]] = {
         "(a recurrent layer written out in steps, say)."
     ),
     "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
+    "added": (
+        "Explain what goes into it (logits, say); if it is the end of the model, take it in the "
+        "forward function, outside of the model."
+    ),
     "unwatched": "Call it again: the next pass is watched.",
 }
 
