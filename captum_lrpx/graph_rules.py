@@ -45,7 +45,7 @@ class Action(NamedTuple):
     factors: tuple[float | None, ...] = ()
 
 
-Why = Literal["undecided", "unknown", "hidden", "in place", "added", "unwatched"]
+Why = Literal["undecided", "unknown", "hidden", "in place", "unwatched"]
 
 
 class Problem(NamedTuple):
@@ -129,10 +129,8 @@ def _act(
     name, edges = graph.names[number], graph.operands[number]
     plain: tuple[float | None, ...] = (1.0,) * len(edges)
     role = operation.role
-    added = role == "softmax" and isinstance(recipe.attention, ConstantWeights)
-    why: Why | None = "added" if added else _WITHOUT_RULE.get(role)
-    if why is not None:
-        plan.problems.append(Problem(number, why))
+    if role in _WITHOUT_RULE:
+        plan.problems.append(Problem(number, _WITHOUT_RULE[role]))
     elif role == "activation":
         _act_on_activation(plan, graph, number, recipe, inputs)
     elif role == "norm":
@@ -157,7 +155,6 @@ _REASONS: Final[dict[Why, str]] = {
     "unknown": "it is not linear and has no rule",
     "hidden": "it hides what an activation inside of it is given",
     "in place": "it works in place on a view of another tensor, which hides what it does",
-    "added": "its weights weight nothing, and the rules hold weights constant",
     "unwatched": "the forward pass has taken a way here that it had not taken before",
 }
 
@@ -171,10 +168,6 @@ _REMEDIES: Final[dict[Why, str]] = {
         "(a recurrent layer written out in steps, say)."
     ),
     "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
-    "added": (
-        "Explain what goes into it (logits, say); if it is the end of the model, take it in the "
-        "forward function, outside of the model."
-    ),
     "unwatched": "Call it again: the next pass is watched.",
 }
 
