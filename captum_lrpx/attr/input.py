@@ -261,8 +261,7 @@ class LRPx(LRPRules, GradientAttribution):
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
         with forward_pass(self, forward, inputs, additional_forward_args) as passed:
-            selected = _captum.select_targets(passed.output, target)
-            require_one_output(selected)
+            selected = passed.select(target)
             require_graph(selected)
             passed.explain(selected)
             found = torch.autograd.grad(

@@ -177,8 +177,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             ) as passed:
                 values, scales = passed.layers, [1.0] * len(layers)
                 _require_values(layers, values)
-                explained = _captum.select_targets(passed.output, target)
-                require_one_output(explained)
+                explained = passed.select(target)
                 passed.explain(explained, [each for layer in layers for each in values[layer]])
                 gradients = self._gradients(
                     explained, [values[layer] for layer in layers], grad_kwargs

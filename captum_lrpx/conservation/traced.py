@@ -13,7 +13,6 @@ from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.attr.protocol import (
     require_gradients,
     require_graph,
-    require_one_output,
     tensors_of,
 )
 from captum_lrpx.conservation.book import Entry, Ledger
@@ -51,8 +50,7 @@ def traced_ledger(
     with forward_pass(
         attribution, forward, tensors, additional_forward_args, values=True
     ) as passed:
-        selected = _captum.select_targets(passed.output, target)
-        require_one_output(selected)
+        selected = passed.select(target)
         require_graph(selected)
         selected = selected.reshape(-1)
         passed.explain(selected)
