@@ -286,22 +286,6 @@ def test_a_config_of_its_own_does_not_make_a_module_a_declared_one():
     assert relevance.shape == (3, WIDTH)
 
 
-@pytest.mark.parametrize("output", [lambda x: (x, x), lambda x: {"a": x}, lambda _: None])
-def test_an_output_that_is_no_tensor_is_named(output):
-    class Returning(nn.Module):
-        def forward(self, x):
-            return output(x)
-
-    for explain in (
-        LRPx(Returning()).attribute,
-        LRPx(Returning()).attribute_targets,
-        LRPx(Returning()).coverage,
-        lambda *args: ledger(LRPx(Returning()), *args),
-    ):
-        with pytest.raises(TypeError, match="The forward function returns a"):
-            explain(torch.ones(2, 3))
-
-
 def test_an_error_in_the_forward_pass_leaves_nothing():
     module = PLAIN["encoder"].module()
     before = snapshot(module)

@@ -17,7 +17,6 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.embedded import embedded_ids
 from captum_lrpx.attr.forward import RecordedForward, with_gradients
-from captum_lrpx.attr.protocol import require_one_output, require_tensor
 from captum_lrpx.attr.strictness import form_of, require
 from captum_lrpx.traced import TracedPass
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
 
 __all__ = ["Passed", "forward_pass"]
@@ -59,21 +57,6 @@ class Passed:
         self.rules = rules
         self._of_ids = of_ids
         self._strict = strict
-
-    def select(self, target: TargetType) -> Tensor:
-        """The explained output of each example, as Captum selects it.
-
-        Args:
-            target: In any form that Captum takes.
-
-        Raises:
-            AssertionError: If it does not leave one number for each example.
-            TypeError: If the forward function has returned no tensor.
-        """
-        require_tensor(self.output)
-        selected: Tensor = _captum.select_targets(self.output, target)
-        require_one_output(selected)
-        return selected
 
     def explain(self, value: Tensor, sources: Sequence[Tensor] | None = None) -> None:
         """Put the rules on everything between sources and a value.

@@ -261,7 +261,8 @@ class LRPx(LRPRules, GradientAttribution):
         additional_forward_args: object | None,
     ) -> tuple[Tensor, ...]:
         with forward_pass(self, forward, inputs, additional_forward_args) as passed:
-            selected = passed.select(target)
+            selected = _captum.select_targets(passed.output, target)
+            require_one_output(selected)
             require_graph(selected)
             passed.explain(selected)
             found = torch.autograd.grad(

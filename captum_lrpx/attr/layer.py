@@ -177,7 +177,8 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             ) as passed:
                 values, scales = passed.layers, [1.0] * len(layers)
                 _require_values(layers, values)
-                explained = passed.select(target)
+                explained = _captum.select_targets(passed.output, target)
+                require_one_output(explained)
                 passed.explain(explained, [each for layer in layers for each in values[layer]])
                 gradients = self._gradients(
                     explained, [values[layer] for layer in layers], grad_kwargs

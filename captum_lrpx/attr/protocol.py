@@ -30,7 +30,6 @@ __all__ = [
     "only_input",
     "require_gradients",
     "require_one_output",
-    "require_tensor",
     "tensors_of",
     "warn_if_not_finite",
 ]
@@ -228,29 +227,13 @@ def traced_coverage(
         return passed.rules.coverage(passed.sources)
 
 
-def require_tensor(output: object) -> None:
-    """Refuse an output that is no tensor.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The forward function returns a {type(output).__name__}, and a tensor can be "
-            "explained: give a function that returns one of its tensors, with the module as "
-            "`model=`."
-        )
-
-
 def require_graph(output: object) -> None:
     """Refuse an output without a gradient.
 
     Raises:
-        TypeError: If it is no tensor.
         ValueError: If it has none.
     """
-    require_tensor(output)
-    if not output.requires_grad:  # type: ignore[attr-defined]
+    if not isinstance(output, Tensor) or not output.requires_grad:
         raise ValueError(
             "The forward function returns nothing that has a gradient (does it run the model "
             "under torch.no_grad?), so there is nothing between inputs and output to explain."

@@ -13,6 +13,7 @@ from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.attr.protocol import (
     require_gradients,
     require_graph,
+    require_one_output,
     tensors_of,
 )
 from captum_lrpx.conservation.book import Entry, Ledger
@@ -50,7 +51,8 @@ def traced_ledger(
     with forward_pass(
         attribution, forward, tensors, additional_forward_args, values=True
     ) as passed:
-        selected = passed.select(target)
+        selected = _captum.select_targets(passed.output, target)
+        require_one_output(selected)
         require_graph(selected)
         selected = selected.reshape(-1)
         passed.explain(selected)
