@@ -109,9 +109,15 @@ def architecture_of(model: nn.Module) -> Architecture:
     """The declaration that fits a transformers model.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or it is no transformers model.
     """
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        raise ValueError(
+            f"{type(model).__name__} is no transformers model, so nothing says where it keeps its "
+            "blocks: use LRPx, AttnLRPx or their classes for layers and neurons, which need not "
+            "know."
+        )
     return architecture_for(config.model_type, config)
 
 

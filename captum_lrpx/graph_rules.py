@@ -287,8 +287,7 @@ def is_homogeneous(name: str) -> bool:
 
 # Words --------------------------------------------------------------------------------------------
 
-_HIDDEN: Final = "it adds what depends on the input through something without a gradient"
-_REASONS: Final[dict[str, str]] = {
+_REASONS: Final[dict[Why, str]] = {
     "undecided": "it multiplies two things that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
     "detached": "it adds what depends on the input through something without a gradient",

@@ -59,7 +59,7 @@ def experts(x, block, *, up_only):
     for t in range(len(x)):
         odds = torch.exp(block.gate.weight @ x[t])
         odds = odds / odds.sum()
-        best = sorted(range(EXPERTS), key=lambda e: -odds[e])[:2]  # noqa: B023 - used at once
+        best = sorted(range(EXPERTS), key=lambda e: -odds[e])[:2]
         parts = []
         for expert in best:
             gate, of_gate = linear(x[t : t + 1], weights.gate_up_proj[expert][:6])

@@ -6,7 +6,7 @@ from captum.attr import GradientAttribution, InputXGradient, NoiseTunnel
 from models import FAMILIES, tiny, token_ids
 from torch import nn
 
-from captum_lrpx import ATTN_LRP, AttnLRPx, LRPx, propagation
+from captum_lrpx import ATTN_LRP, ALTILogit, AttnLRPx, LRPx, propagation
 
 METHODS = [LRPx, AttnLRPx]
 FAMILY_AND_METHOD = [(family, method) for family in FAMILIES for method in METHODS]
@@ -188,9 +188,9 @@ def test_a_bound_method_knows_its_model():
     assert LRPx(model.forward).model is model
 
 
-def test_a_module_without_a_transformers_model_is_refused():
-    with pytest.raises(ValueError, match="no transformers model"):
-        LRPx(nn.Linear(2, 2))
+def test_a_module_without_a_transformers_model_is_explained_itself():
+    linear = nn.Linear(2, 2)
+    assert LRPx(linear).model is linear
 
 
 def test_two_models_in_one_module_need_a_choice():
@@ -200,12 +200,14 @@ def test_two_models_in_one_module_need_a_choice():
     assert LRPx(pair, model=pair["a"]).model is pair["a"]
 
 
-def test_an_undeclared_architecture_is_refused():
+def test_an_undeclared_architecture_is_explained_from_its_graph():
     import transformers
 
     config = transformers.T5Config(d_model=8, d_kv=4, num_heads=2, num_layers=1, vocab_size=19)
+    model = transformers.T5ForConditionalGeneration(config)
+    assert not LRPx(model).fast
     with pytest.raises(ValueError, match="No architecture is declared for models of type 't5'"):
-        LRPx(transformers.T5ForConditionalGeneration(config))
+        ALTILogit(model)
 
 
 def test_inference_mode_is_refused():

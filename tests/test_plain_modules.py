@@ -7,7 +7,7 @@ from state import snapshot
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx import AttnLRPx, LayerLRPx, LRPx, ledger
+from captum_lrpx import AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, ledger
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -245,3 +245,50 @@ def test_a_vision_transformer_of_torchvision():
             value = module(pixels)[:, 1].detach()
             torch.testing.assert_close(relevance.flatten(1).sum(1), value, **EXACT)
         assert ledger(AttnLRPx(module), pixels, 1).closes(1e-10)
+
+
+# Around a module ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder", "nano-gpt-swiglu", "sentence-cnn", "resnet", "mlp-glu"]
+)
+def test_many_targets_are_each_of_them(name):
+    plain = PLAIN[name]
+    module, inputs = plain.module(), plain.batch()
+    targets = [0, 1] if isinstance(plain.target, int) else [(0, 1), (-1, 2), (-2, 0)]
+    found = AttnLRPx(module).attribute_targets(inputs, targets)
+    each = torch.stack([AttnLRPx(module).attribute(inputs, target) for target in targets])
+    torch.testing.assert_close(found, each, **EXACT)
+
+
+def test_layers_and_neurons_of_an_encoder():
+    plain = PLAIN["encoder"]
+    module, inputs = plain.module(zero_biases=True), plain.batch()
+    value = module(inputs)[:, 0, 3].detach()
+    for relevance in LayerLRPx(module, list(module.layers)).attribute(inputs, plain.target):
+        torch.testing.assert_close(relevance.flatten(1).sum(1), value, **EXACT)
+    inner = module.layers[0].linear1
+    with torch.no_grad():
+        seen = {}
+        handle = inner.register_forward_hook(lambda *call: seen.update(out=call[-1]))
+        LRPx(module).attribute(inputs, plain.target)
+        handle.remove()
+    neuron = NeuronLRPx(module, inner).attribute(inputs, (0, 5))
+    torch.testing.assert_close(neuron.flatten(1).sum(1), seen["out"][:, 0, 5], **EXACT)
+
+
+def test_a_config_of_its_own_does_not_make_a_module_a_declared_one():
+    class Configured(nn.Linear):
+        config = type("Config", (), {"width": WIDTH})()
+
+    relevance = LRPx(Configured(WIDTH, 2)).attribute(torch.randn(3, WIDTH), 1)
+    assert relevance.shape == (3, WIDTH)
+
+
+def test_an_error_in_the_forward_pass_leaves_nothing():
+    module = PLAIN["encoder"].module()
+    before = snapshot(module)
+    with pytest.raises(AssertionError, match="embedding dimension"):
+        LRPx(module).attribute(torch.ones(2, LENGTH, WIDTH + 1, dtype=torch.float64), (0, 1))
+    assert snapshot(module) == before

@@ -70,7 +70,7 @@ class LRPx(LRPRules, GradientAttribution):
             forward_func (Callable): The forward function of the model or any modification of it: a
                 Hugging Face model (its ``logits`` are explained), a module that contains one, or a
                 function, which needs ``model``.
-            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules, see :mod:`captum_lrpx.recipes`.
                 Default: the recipe of the class.

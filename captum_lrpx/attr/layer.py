@@ -58,8 +58,9 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         model: nn.Module | None = None,
         recipe: Recipe | None = None,
         strict: bool = True,
+        fast: bool = True,
     ) -> None:
-        r"""Find the model and check that its architecture is declared.
+        r"""Find the model.
 
         Args:
             forward_func (Callable): The forward function of the model or any modification of it,
@@ -68,19 +69,20 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             device_ids (list[int], optional): As in Captum. Default: None
             multiply_by_inputs (bool, optional): Whether to multiply the gradient by the value of
                 the layer, which makes it a relevance. Default: True
-            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: the recipe of the class.
             strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
                 rule on the way from the layers to the output. Default: True
+            fast (bool, optional): As for :class:`LRPx`. Default: True
 
         Raises:
-            ValueError: If no model is found, or its architecture is not declared.
+            ValueError: If no model is found.
         """
         LayerGradientXActivation.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs=multiply_by_inputs
         )
-        self.set_rules(forward_func, model, recipe, strict=strict)
+        self.set_rules(forward_func, model, recipe, strict=strict, fast=fast)
         check_layers(self.model, layer)
 
     def passage(self, *, at_input: bool = False) -> Passage:

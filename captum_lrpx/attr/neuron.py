@@ -43,26 +43,28 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         model: nn.Module | None = None,
         recipe: Recipe | None = None,
         strict: bool = True,
+        fast: bool = True,
     ) -> None:
-        r"""Find the model and check that its architecture is declared.
+        r"""Find the model.
 
         Args:
             forward_func (Callable): The forward function of the model or any modification of it,
                 as for :class:`LRPx`.
             layer (torch.nn.Module): The layer that the neuron belongs to.
             device_ids (list[int], optional): As in Captum. Default: None
-            model (torch.nn.Module, optional): The Hugging Face model that ``forward_func`` runs.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: the recipe of the class.
             strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
                 rule on the way from the inputs to the layer. Default: True
+            fast (bool, optional): As for :class:`LRPx`. Default: True
 
         Raises:
-            ValueError: If no model is found, or its architecture is not declared.
+            ValueError: If no model is found.
         """
         NeuronAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
-        self.set_rules(forward_func, model, recipe, strict=strict)
+        self.set_rules(forward_func, model, recipe, strict=strict, fast=fast)
         check_layers(self.model, [layer])
 
     def passage(self, *, at_input: bool = False) -> Passage:
