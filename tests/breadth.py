@@ -32,6 +32,10 @@ TITLES = {
     "IMAGE_CLASSIFICATION": "image classification",
     "IMAGE_TEXT_TO_TEXT": "image and text to text",
 }
+REFUSED = (
+    "A refusal is an error that names the operation. [Any module](any_module.md) says what to do "
+    "about one."
+)
 CLOSED = 1e-4
 """What a ledger in float32 may leave open, of its largest entry."""
 
@@ -235,14 +239,20 @@ def page(table: dict[tuple[str, str], dict[str, Found]]) -> str:
         else:
             by_mapping[mapping].append(kind)
     explained = sum(map(len, by_mapping.values()))
+    version = transformers.__version__
+    checked = (
+        "For each of them the forward pass under the rules was the model's own bit by bit, a second "
+        "pass gave the same relevances, nothing was left behind, and the ledger closed to 1e-4 of "
+        "its largest entry in float32."
+    )
+    counted = (
+        f"`LRPx` and `AttnLRPx` explain {explained} of the {len(table)} pairs of a task and a "
+        f"model type that transformers {version} can build and run at a small size."
+    )
     lines = [
         "# Supported models",
         "",
-        f"`LRPx` and `AttnLRPx` explain {explained} of the {len(table)} pairs of a task and a model "
-        f"type that transformers {transformers.__version__} can build and run at a small size. "
-        "For each of them the forward pass under the rules was the model's own bit by bit, two "
-        "passes gave the same relevances, nothing was left behind, and the ledger closed to 1e-4 "
-        "of its largest entry in float32. This page is written by",
+        f"{counted} {checked} This page is written by",
         "`python tests/breadth.py --write docs/supported-models.md`.",
         "",
     ]
@@ -252,8 +262,7 @@ def page(table: dict[tuple[str, str], dict[str, Found]]) -> str:
     lines += [
         f"## Refused ({len(refusals)})",
         "",
-        "A refusal is an error that names the operation. [Any module](any_module.md) says what to "
-        "do about one.",
+        REFUSED,
         "",
         "| model type | task | operation |",
         "|---|---|---|",

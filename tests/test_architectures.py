@@ -89,11 +89,13 @@ def test_registering_a_type(registered):
     model = tiny("llama")
     model.config.model_type = "my_llama"
     with pytest.raises(ValueError, match="my_llama"):
-        LRPx(model)
+        bind(model)
+    on_the_graph = LRPx(model).attribute(token_ids(), target=TARGET)
     registered(replace(LLAMA, model_types=("my_llama",)))
     assert "my_llama" in model_types()
     expected = LRPx(tiny("llama")).attribute(token_ids(), target=TARGET)
     assert torch.equal(LRPx(model).attribute(token_ids(), target=TARGET), expected)
+    torch.testing.assert_close(on_the_graph, expected)
 
 
 def test_a_registered_declaration_precedes_the_built_in_one(registered):
@@ -134,14 +136,15 @@ def test_a_declaration_that_does_not_fit_is_refused(registered):
     model = tiny("gpt2")
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"no modules 'transformer\.layers\.\*'"):
-        LRPx(model)
+        bind(model)
+    LRPx(model).attribute(token_ids(), target=TARGET)  # from the graph, which needs none
     assert snapshot(model) == before
 
 
 def test_a_missing_module_is_named(registered):
     registered(replace(GPT2, norms=replace(GPT2.norms, mlp="ln_3")))
     with pytest.raises(ValueError, match=r"transformer\.h\.0\.ln_3"):
-        LRPx(tiny("gpt2"))
+        bind(tiny("gpt2"))
 
 
 @pytest.mark.parametrize("added", [nn.GELU(), nn.LayerNorm(8), nn.Tanh()], ids=str)
@@ -149,11 +152,11 @@ def test_an_activation_or_norm_that_is_not_declared_is_refused(added):
     model = tiny("gpt2")
     model.transformer.h[1].mlp.extra = added
     with pytest.raises(ValueError, match=r"transformer\.h\.1\.mlp\.extra"):
-        LRPx(model)
+        bind(model)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_cross_attention_is_refused(family):
     model = tiny(family, add_cross_attention=True, is_decoder=True)
     with pytest.raises(ValueError, match="crossattention"):
-        LRPx(model)
+        bind(model)
