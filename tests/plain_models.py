@@ -259,6 +259,62 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Mixer(nn.Module):
+    """An MLP along the positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(LENGTH, 6), nn.GELU(), nn.Linear(6, LENGTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it beside a residual connection."""
+        return x + self.mlp(self.norm(x).transpose(1, 2)).transpose(1, 2)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels gated by what all pixels say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2, 2)
+        self.gate = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4), nn.Sigmoid())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Channels ``[B, 4]``."""
+        x = self.conv(pixels)
+        return (x * self.gate(x.mean((2, 3)))[..., None, None]).amax((2, 3))
+
+
+class AdditiveAttention(nn.Module):
+    """Scores by a tanh, as before transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(WIDTH, 6), nn.Linear(WIDTH, 6), nn.Linear(6, 1)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from ``[B, T, D]`` to itself."""
+        scores = self.v(torch.tanh(self.q(x)[:, :, None] + self.k(x)[:, None])).squeeze(-1)
+        return self.out(scores.softmax(-1) @ x)
+
+
+class LinearAttention(nn.Module):
+    """Attention without a softmax: features of queries and keys, normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from ``[B, T, D]`` to itself."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        mixed = torch.einsum("btd,bde->bte", q, torch.einsum("bsd,bse->bde", k, v))
+        return self.out(mixed / torch.einsum("btd,bd->bt", q, k.sum(1))[..., None])
+
+
 class Recurrent(nn.Module):
     """A recurrent cell, step by step."""
 
@@ -303,6 +359,11 @@ PLAIN: Final[dict[str, Plain]] = {
     "encoder-padded-pre-norm": Plain(
         lambda: encoder(norm_first=True), target=(0, 3), arguments=(None, PADDING)
     ),
+    "encoder-of-two": Plain(lambda: nn.TransformerEncoder(encoder().layers[0], 2)),
+    "mixer": Plain(Mixer),
+    "squeeze-excitation": Plain(SqueezeExcitation, "pixels", 1),
+    "additive-attention": Plain(AdditiveAttention),
+    "linear-attention": Plain(LinearAttention),
     "attention": Plain(lambda: SelfAttention(need_weights=False)),
     "attention-weights": Plain(lambda: SelfAttention(need_weights=True)),
     "attention-padded": Plain(

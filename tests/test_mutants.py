@@ -7,7 +7,7 @@ from plain_models import Mlp, Normed, SelfAttention, randomize
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx import LRPx, ledger, traced
+from captum_lrpx import AttnLRPx, LRPx, ledger, traced
 from captum_lrpx.rules import nodes
 from captum_lrpx.trace import operations, roles, watch
 
@@ -176,3 +176,43 @@ def test_what_is_refused_would_not_decompose_the_value(name, monkeypatch):
     assert verdict(lambda: Applied(function)) == "refused"
     mutate(monkeypatch)
     assert verdict(lambda: Applied(function)) == "open"
+
+
+def all_written(scores):
+    odds = torch.empty_like(scores)
+    for n in range(3):
+        odds[..., n] = scores.softmax(-1)[..., n]
+    return odds
+
+
+def scattered(scores):
+    values, indices = scores.softmax(-1).sort()
+    return torch.zeros_like(scores).scatter(-1, indices, values)
+
+
+def renormalised(odds):
+    values, indices = odds.topk(3)
+    values /= values.sum(-1, keepdim=True)
+    return torch.zeros_like(odds).scatter_add(-1, indices, values)
+
+
+HANDED_ON = {
+    "written into zeros": all_written,
+    "sorted and scattered": scattered,
+    "chosen and renormalised": lambda z: renormalised(z.softmax(-1)),
+    "through views": lambda z: z.softmax(-1).flatten(0, 1).t().contiguous().t().view_as(z),
+    "through a mask": lambda z: z.softmax(-1).masked_fill(z.isnan(), 0.0),
+    "times a number, in place": lambda z: (2.0 * z.softmax(-1)).mul_(3.0).div_(6.0),
+}
+
+
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+@pytest.mark.parametrize("way", HANDED_ON)
+def test_odds_are_constant_however_they_are_handed_on(way, method):
+    found = []
+    for odds in (lambda z: z.softmax(-1), HANDED_ON[way]):
+        module = Routed(odds)
+        randomize(module, zero_biases=True)
+        module.double().eval()
+        found.append(method(module).attribute(EMBEDDED, (1, 2)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
