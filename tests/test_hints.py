@@ -134,7 +134,8 @@ def test_both_towers_of_clip_get_relevance(recipe: Recipe) -> None:
         coverage = rules.coverage(leaves)
         gradients = torch.autograd.grad(value, leaves)
     assert coverage.complete, coverage
-    assert any(each.rule == "similarity" for each in coverage.operations)
+    assert rules.structure is not None
+    assert any(each.role == "similarity" for each in rules.structure.roles)
     text, image = ((leaf * each).detach() for leaf, each in zip(leaves, gradients, strict=True))
     assert text[1].any()
     assert not text[0].any()  # the other text
