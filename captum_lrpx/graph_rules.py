@@ -274,9 +274,11 @@ def _of_kernel(edges: tuple[object, ...], rule: Rule[Any]) -> Factors:
         return (query, key, value, *(None for _ in edges[3:]))
     if isinstance(rule, AttentionGradient):
         return (1.0,) * len(edges)
+    if None in edges[:2]:  # weights of a pool: what they are computed from is held constant
+        return (None, None, 1.0, *(None for _ in edges[3:]))
     # A product with a constant is linear: the other factor gets all.
     of_weights = UNIFORM_SHARE if edges[2] is not None else 1.0
-    of_scores = of_weights * (UNIFORM_SHARE if None not in edges[:2] else 1.0)
+    of_scores = of_weights * UNIFORM_SHARE
     return (of_scores, of_scores, UNIFORM_SHARE, *(of_weights for _ in edges[3:]))
 
 

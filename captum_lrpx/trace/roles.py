@@ -125,6 +125,8 @@ class _Finder:
         self.inputs: list[int] = []
         # Node -> the tensors that it is an element-wise function of -> whether it is 0 at their 0.
         self.functions: list[dict[Edge, bool]] = []
+        # Node -> whether it comes from the product of a query and a key.
+        self.scored: list[bool] = []
 
     # Backward ---------------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class _Finder:
             inputs |= 0 if edge is None else self.inputs[edge.node]
         self.inputs.append(inputs if any(edges) else 1 << number)
         self.found.append(self._operation(number, kind))
+        self.scored.append(self._is_scored(number, kind))
 
     def nature(self, edge: Edge) -> Nature:
         """What an operand is."""
@@ -183,6 +186,13 @@ class _Finder:
         if kind == "quotient":
             return self._quotient(places, natures)
         return self._of_one(self.graph.names[number], kind, natures)
+
+    def _is_scored(self, number: int, kind: Kind) -> bool:
+        if self.found[number].role == "scores":
+            return True
+        edges = self.graph.operands[number]
+        passes = kind in ("linear", "activation", "product", "quotient", "projection", "softmax")
+        return passes and any(edge is not None and self.scored[edge.node] for edge in edges)
 
     def _sum(self, number: int, places: list[int], natures: list[Nature]) -> Operation:
         nature = self._of_sum(number, natures)
@@ -215,8 +225,8 @@ class _Finder:
             "gate function": ("activation", _gate(natures)),
             "scale": ("activation" if is_length(name) else "unknown", "scale"),
             "norm": ("norm", "constant" if first == "constant" else "signal"),
-            "softmax": ("softmax", "weights"),
             "kernel": ("kernel", "signal"),
+            "softmax": ("softmax", "weights"),
             "rule": ("rule", self._mixed(natures)),
         }
         role, nature = by_kind.get(kind, ("unknown", self._mixed(natures)))
@@ -291,7 +301,9 @@ class _Finder:
     ) -> Operation:
         for nature in ("weights", "gate"):
             if nature in natures:
-                return self._with_constant(nature, factors, natures, element_wise=element_wise)
+                return self._with_constant(
+                    number, nature, factors, natures, element_wise=element_wise
+                )
         if element_wise and sorted(natures) == ["activated", "signal"]:
             place = natures.index("activated")
             activated, other = (factors[place],), (factors[1 - place],)
@@ -303,8 +315,9 @@ class _Finder:
             role = "similarity"
         return Operation("product", role, "signal", signal=tuple(factors))
 
-    @staticmethod
     def _with_constant(
+        self,
+        number: int,
         nature: Nature,
         factors: list[int],
         natures: tuple[Nature, Nature],
@@ -319,7 +332,9 @@ class _Finder:
             return Operation("product", "composite", "gate", signal=tuple(factors))
         if element_wise:
             return Operation("product", "constant factor", other, constant, signal)
-        if nature == "gate":
+        edge = self.graph.operands[number][factors[place]]
+        attends = nature == "weights" and edge is not None and self.scored[edge.node]
+        if not attends:  # a gate, a router, the weights of a pool
             return Operation("product", "constant factor", "signal", constant, signal)
         result: Nature = "weights" if other == "weights" else "signal"
         return Operation("product", "attention", result, constant, signal)

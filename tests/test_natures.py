@@ -1,4 +1,4 @@
-"""What each product, softmax and gate is for, as the graph shows it; and what is refused."""
+"""The natures and roles that a graph shows: scores, gates, weights, and what has no gradient."""
 
 from __future__ import annotations
 
