@@ -8,6 +8,7 @@ needs the terminal (``-s``, ``--pdb``), run in this one; ``-n`` and ``-p no:xdis
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -64,6 +65,11 @@ def pytest_runtest_setup():
 
     torch.set_num_threads(1)
     torch.manual_seed(0)  # whatever ran before in this process
+
+
+def pytest_runtest_teardown(nextitem):
+    if nextitem is None:  # errors in finalizers: the end of a process of xdist reports none
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
