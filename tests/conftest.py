@@ -72,7 +72,7 @@ def pytest_runtest_teardown(nextitem):
         gc.collect()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def loaded():
     """The embedded models with their tokenizers, by name."""
     from captum_lrpx import zoo
