@@ -54,7 +54,7 @@ class Case:
         for sample in self.samples:
             mask = tokenizer.mask_token
             text = sample.prefix if mask is None else sample.masked(mask)
-            target = Target(sample.verb, contrast=sample.foil)
+            target = Target(f" {sample.verb}", contrast=f" {sample.foil}")  # a blank comes first
             for draw in range(contender.draws):
                 seed = {"seed": draw} if contender.draws > 1 else {}
                 one = explain(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.standing import Standing
     from captum_lrpx.targets.target import Choice
 
 __all__ = ["explain"]
@@ -90,6 +91,10 @@ def explain(
     question = target.ask(model, tokenizer, encoding)
     parameter = next(hugging_face.parameters())
     subject = Subject(hugging_face, tokenizer, question, inputs_of(hugging_face, encoding)[0])
+    places: tuple[Standing, ...] = ()
+    if question.terms is not None:
+        # First: without a gradient bitsandbytes packs its weights, and the rules unpack them.
+        places = standings(model, target.outputs(model), encoding, question.terms)
     found = attribute(method, subject, recipe, options)
     config: Any = hugging_face.config
     explanation = Explanation(
@@ -111,8 +116,6 @@ def explain(
         options=options_of(method) | options,
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
         template=encoding.template,
-        standings=()
-        if question.terms is None
-        else standings(model, target.outputs(model), encoding, question.terms),
+        standings=places,
     )
     return certified(explanation, subject, recipe) if certify else explanation

@@ -8,6 +8,7 @@ needs the terminal (``-s``, ``--pdb``), run in this one; ``-n`` and ``-p no:xdis
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -66,7 +67,12 @@ def pytest_runtest_setup():
     torch.manual_seed(0)  # whatever ran before in this process
 
 
-@pytest.fixture(scope="module")
+def pytest_runtest_teardown(nextitem):
+    if nextitem is None:  # errors in finalizers: the end of a process of xdist reports none
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
 def loaded():
     """The embedded models with their tokenizers, by name."""
     from captum_lrpx import zoo

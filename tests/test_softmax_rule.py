@@ -12,6 +12,7 @@ import math
 
 import pytest
 import torch
+from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_cases import attached, attention_site, identity_projections, tensors
@@ -84,6 +85,7 @@ def added(x, visible):
 @pytest.mark.proof("D.6")
 @pytest.mark.parametrize("masked", [filled, added])
 @pytest.mark.parametrize("softmax", [torch.softmax, F.softmax, torch.Tensor.softmax])
+@examples(50)
 @given(case=rows())
 def test_the_gradient_of_softmax_times_its_input_is_the_rule(softmax, masked, case):
     x, visible, grad = case

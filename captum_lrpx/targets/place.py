@@ -36,7 +36,7 @@ __all__ = [
     "word_ids",
 ]
 
-_CLOSING = frozenset(".,;:!?%\N{HORIZONTAL ELLIPSIS}")
+_CLOSING = frozenset(".,;:!?%>\N{HORIZONTAL ELLIPSIS}")
 _WITHOUT_BLANKS = (
     "CJK",
     "IDEOGRAPHIC",
