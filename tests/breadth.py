@@ -241,9 +241,9 @@ def page(table: dict[tuple[str, str], dict[str, Found]]) -> str:
     explained = sum(map(len, by_mapping.values()))
     version = transformers.__version__
     checked = (
-        "For each of them the forward pass under the rules was the model's own bit by bit, a "
-        "second pass gave the same relevances, nothing was left behind, and the ledger closed to 1e-4 of "
-        "its largest entry in float32."
+        "For each of them the forward pass under the rules was the model's own bit by bit, "
+        "a second pass gave the same relevances, nothing was left behind, and the ledger closed "
+        "to 1e-4 of its largest entry in float32."
     )
     counted = (
         f"`LRPx` and `AttnLRPx` explain {explained} of the {len(table)} pairs of a task and a "
