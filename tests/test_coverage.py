@@ -27,7 +27,6 @@ from captum_lrpx.architectures.bert import BERT
 from captum_lrpx.architectures.gpt2 import GPT2
 from captum_lrpx.architectures.llama import LLAMA
 from captum_lrpx.architectures.registry import unregister
-from captum_lrpx.coverage import coverage_without_rules
 from captum_lrpx.coverage.judge import judge
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, NAMED_RECIPES
@@ -228,11 +227,12 @@ def test_a_rule_that_is_chosen_counts_even_if_it_is_the_gradient():
     assert "ActivationGradient" in {each.rule for each in coverage.operations}
 
 
-def test_an_undeclared_model_is_listed_without_rules():
-    coverage = coverage_without_rules(tiny("llama", layers=1), token_ids())
-    found = {(each.module, each.function.rpartition(".")[2]) for each in coverage.unruled}
-    assert ("model.layers.0.mlp", "mul") in found
-    assert ("model.layers.0.self_attn", "softmax") in found
+def test_without_fast_forms_each_operation_is_listed():
+    model = tiny("llama", layers=1)
+    coverage = AttnLRPx(model, fast=False).coverage(token_ids())
+    found = {(each.module, each.rule) for each in coverage.operations if each.kind == "ruled"}
+    assert ("model.layers.0.mlp", "Uniform") in found
+    assert ("model.layers.0.self_attn", "UniformAttention") in found
     assert any(module == "model.norm" for module, _ in found)
 
 

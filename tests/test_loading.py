@@ -132,6 +132,8 @@ def test_an_undeclared_model_is_refused_before_its_weights_are_read(
     for path, kind in [(write_gguf("gemma2"), "gemma2"), (tmp_path / "folder", "gpt_neox")]:
         with pytest.raises(ValueError, match=f"models of type '{kind}'"):
             load_model(str(path))
+        with pytest.raises(ValueError, match="tokenizer"):  # what needs no declaration reads on
+            load_model(str(path), declared=False)
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, -100])

@@ -58,16 +58,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _coverage(loaded: LoadedModel, options: argparse.Namespace) -> Coverage:
-    from rich.text import Text  # noqa: PLC0415
-
     from captum_lrpx.attr import LRPx  # noqa: PLC0415
-    from captum_lrpx.coverage import coverage_without_rules  # noqa: PLC0415
     from captum_lrpx.recipes import NAMED_RECIPES  # noqa: PLC0415
 
     ids = loaded.tokenizer(options.text, return_tensors="pt").input_ids
-    try:
-        method = LRPx(loaded.model, recipe=NAMED_RECIPES[options.recipe])
-    except ValueError as error:
-        print_all(Text(f"{error} Without rules, this is what a declaration would have to name:\n"))
-        return coverage_without_rules(loaded.model, ids)
-    return method.coverage(ids)
+    return LRPx(loaded.model, recipe=NAMED_RECIPES[options.recipe]).coverage(ids)

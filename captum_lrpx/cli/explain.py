@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "options_by_method", "run"]
 
+OF_DECLARED = frozenset({"altilogit", "attention_rollout", "deep_lift"})
+"""Methods that have to know where an architecture keeps its parts."""
+
 DEFAULT_METHOD = "attnlrpx"
 
 
@@ -93,7 +96,8 @@ def run(options: argparse.Namespace) -> None:
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)
     silence_transformers()
-    loaded = load_model(options.model or zoo.DEFAULT)
+    needs_declaration = not set(methods).isdisjoint(OF_DECLARED)
+    loaded = load_model(options.model or zoo.DEFAULT, declared=needs_declaration)
     explanations = [
         explain(
             loaded.model,

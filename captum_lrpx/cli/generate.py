@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
 
     check_writable(options.html, options.json)
     silence_transformers()
-    loaded = load_model(options.model)
+    loaded = load_model(options.model, declared=False)
     method = {"lrpx": LRPx, "attnlrpx": AttnLRPx}[options.method](loaded.model)
     llm = LLMRelevance(method, loaded.tokenizer, options.quantity, model_name=loaded.name)
     generate = {"max_new_tokens": options.tokens, "do_sample": False}

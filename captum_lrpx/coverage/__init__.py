@@ -7,6 +7,5 @@ every operation on the way is named with its module and judged, and what no rule
 from captum_lrpx.coverage.operations import Coverage, Operation
 from captum_lrpx.coverage.strict import Inquiry
 from captum_lrpx.coverage.trace import Run, Traced, trace
-from captum_lrpx.coverage.undeclared import coverage_without_rules
 
-__all__ = ["Coverage", "Inquiry", "Operation", "Run", "Traced", "coverage_without_rules", "trace"]
+__all__ = ["Coverage", "Inquiry", "Operation", "Run", "Traced", "trace"]
