@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "node_of"]
+__all__ = ["Edge", "Graph", "name_of", "node_of"]
 
 
 class Edge(NamedTuple):

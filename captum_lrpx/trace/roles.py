@@ -168,48 +168,51 @@ class _Finder:
         hint = self.hints.get(edge)
         return self.found[edge.node].nature if hint is None else hint
 
-    def _operation(self, number: int, kind: Kind) -> Operation:
+    def _operation(self, number: int, kind: Kind) -> Operation:  # noqa: PLR0911 - one for each kind
         edges = self.graph.operands[number]
         places = [place for place, edge in enumerate(edges) if edge is not None]
         if not places:
             return Operation("input", "linear", "signal")
         natures = [self.nature(edge) for edge in edges if edge is not None]
+        name = self.graph.names[number]
         if kind == "linear":
-            return self._sum(number, places, natures)
-        if kind in ("projection", "solution", "product"):
-            return self._linear_or_product(number, kind, places, natures)
+            nature = self._of_sum(number, natures)
+            if nature not in _SIGNALS:
+                return Operation(kind, "linear", nature)
+            constants, weights = (_where(each, natures, places) for each in ("constant", "weights"))
+            return Operation(kind, "linear", nature, tuple(constants), weights=tuple(weights))
+        if kind in ("projection", "solution"):
+            factors = [place for place in places if place or not has_summand(name)]
+            if len(factors) > 1:
+                return self._product(number, factors, element_wise=False)
+            if kind == "solution" and factors == [0]:
+                return Operation(kind, "constant factor", "gate", (0,))
+            nature = natures[-1] if natures[-1] in ("weights", "constant") else "signal"
+            return Operation(kind, "linear", nature)
+        if kind == "product":
+            factors = [place for place in places if place or not has_summand(name)]
+            if len(factors) > 1:
+                return self._product(number, factors, element_wise=True)
+            return Operation("linear", "linear", self._mixed(natures))
         if kind == "quotient":
             return self._quotient(places, natures)
-        if kind in ("activation", "gate function", "scale"):
-            return _function(kind, self.graph.names[number], natures[0])
+        if kind == "activation":
+            if is_clamp(name) or natures[0] in ("weights", "gate", "scale", "constant"):
+                return Operation(kind, "activation", natures[0])
+            return Operation(kind, "activation", "activated")
+        if kind == "gate function":
+            return Operation(kind, "activation", _gate(natures))
+        if kind == "scale":
+            return Operation(kind, "activation" if is_length(name) else "unknown", "scale")
         if kind == "norm":
             return Operation(kind, "norm", "constant" if natures[0] == "constant" else "signal")
         if kind == "softmax":
             return Operation(kind, "softmax", "weights")
         if kind == "kernel":
             return Operation(kind, "kernel", "signal")
-        return Operation(kind, "rule" if kind == "rule" else "unknown", self._mixed(natures))
-
-    def _sum(self, number: int, places: list[int], natures: list[Nature]) -> Operation:
-        nature = self._of_sum(number, natures)
-        if nature not in _SIGNALS:
-            return Operation("linear", "linear", nature)
-        constants, weights = (_where(each, natures, places) for each in ("constant", "weights"))
-        return Operation("linear", "linear", nature, tuple(constants), weights=tuple(weights))
-
-    def _linear_or_product(
-        self, number: int, kind: Kind, places: list[int], natures: list[Nature]
-    ) -> Operation:
-        summand = has_summand(self.graph.names[number])
-        factors = [place for place in places if place or not summand]
-        if len(factors) > 1:
-            return self._product(number, factors, element_wise=kind == "product")
-        if kind == "solution" and factors == [0]:
-            return Operation(kind, "constant factor", "gate", (0,))
-        if kind == "product":
-            return Operation("linear", "linear", self._mixed(natures))
-        kept = natures[-1] in ("weights", "constant")
-        return Operation(kind, "linear", natures[-1] if kept else "signal")
+        if kind == "rule":
+            return Operation(kind, "rule", self._mixed(natures))
+        return Operation(kind, "unknown", self._mixed(natures))
 
     @staticmethod
     def _mixed(natures: list[Nature]) -> Nature:
@@ -344,16 +347,6 @@ class _Finder:
 
 def _dependent(edges: tuple[Edge | None, ...]) -> int:
     return sum(edge is not None for edge in edges)
-
-
-def _function(kind: Kind, name: str, of: Nature) -> Operation:
-    """A function of one tensor."""
-    if kind == "scale":
-        return Operation(kind, "activation" if is_length(name) else "unknown", "scale")
-    if kind == "gate function":
-        return Operation(kind, "activation", _gate([of]))
-    same = is_clamp(name) or of in ("weights", "gate", "scale", "constant")
-    return Operation(kind, "activation", of if same else "activated")
 
 
 def _where(nature: Nature, natures: Sequence[Nature], places: Sequence[int]) -> list[int]:

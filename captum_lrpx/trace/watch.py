@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_lrpx.trace.graph import node_of
+from captum_lrpx.trace.graph import name_of, node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -186,8 +187,8 @@ class Watch(TorchFunctionMode):
             node = nodes.pop()
             if node is not None and node.next_functions and node not in self.calls:
                 # A leaf has been there before; a function of one's own is none that is called here.
-                own = getattr(node, "_forward_cls", None)
-                self.calls[node] = call if own is None else call._replace(function=own.__name__)
+                own = isinstance(node, BackwardCFunction)
+                self.calls[node] = call._replace(function=name_of(node)) if own else call
                 nodes += [each for each, _ in node.next_functions]
 
     # Values -----------------------------------------------------------------------------------
