@@ -27,6 +27,7 @@ from captum_lrpx.architectures.bert import BERT
 from captum_lrpx.architectures.gpt2 import GPT2
 from captum_lrpx.architectures.llama import LLAMA
 from captum_lrpx.architectures.registry import unregister
+from captum_lrpx.binding import bind
 from captum_lrpx.coverage.judge import judge
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, NAMED_RECIPES
@@ -125,7 +126,7 @@ def test_with_a_declaration_it_is_explained_and_the_account_closes(modify):
         assert_ledgers_close(model)
 
 
-def test_renamed_projections_need_and_take_a_declaration():
+def test_renamed_projections_take_a_declaration_and_need_none():
     model = tiny("llama", layers=1)
     attention = model.model.layers[0].self_attn
     attention.query = attention.q_proj
@@ -138,7 +139,8 @@ def test_renamed_projections_need_and_take_a_declaration():
 
     rewritten(attention, forward)
     with pytest.raises(ValueError, match=r"has no module 'model.layers.0.self_attn.q_proj'"):
-        LRPx(model)
+        bind(model)
+    assert AttnLRPx(model).coverage(token_ids()).complete  # from the graph
     renamed = replace(LLAMA, attention=replace(LLAMA.attention, query="self_attn.query"))
     with declared(model, renamed):
         assert AttnLRPx(model).coverage(token_ids()).complete

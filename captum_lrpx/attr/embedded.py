@@ -37,7 +37,10 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     ]
     own = _token_weight(model)
 
-    def after(module: Any, args: tuple[Any, ...], output: Any) -> Tensor | None:
+    def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple) and output:  # embeddings, and the factor of quantized ones
+            first = after(module, args, output[0])
+            return None if first is None else (first, *output[1:])
         if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
             return None
         index = args[0]

@@ -195,7 +195,8 @@ class HeadForward(ModelForward):
         head = LanguageModelHead(self.model)
         if not head.chain and _keeps_positions(head.model, at):
             extra = {} if types is None else {"token_type_ids": types}
-            kept = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra).logits
+            output = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra)
+            kept = output_of(output, "logits")
             return kept if tokens is None else _chosen(kept, tokens)
         with only_positions(head.model, at, x.shape[1]) if head.chain else nullcontext():
             states = head.states(x, mask, types)[rows, at].flatten(0, 1)
