@@ -1,8 +1,7 @@
 """From kinds and provenance to roles: what each product, softmax and gate is for.
 
-Two passes over the graph, no module and no name of a family in sight. Forward, each tensor gets a
-*nature*: the kind of thing that it is. Backward, it is found out what ends in the scores of a
-softmax. With these the role of a product follows from its two factors.
+Two passes over the graph. Forward, each tensor gets a *nature*, the kind of thing that it is;
+backward, it is found out what ends in scores. The role of a product follows from its factors.
 """
 
 from __future__ import annotations
