@@ -27,7 +27,6 @@ from captum_lrpx.training import warn_if_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -121,7 +120,7 @@ def plain_propagation(
 def _checkpointed(model: nn.Module, plan: Plan) -> Plan:
     # The backward pass begins in the last block: to compute it once more would save nothing.
     blocks = [block.module for block in sites_of(model).blocks[:-1]]
-    again = [Attachment(block, Checkpointed(_these_rules)) for block in blocks]
+    again = [Attachment(block, Checkpointed(_TheseRules)) for block in blocks]
     return Plan(plan.modules, [*plan.attachments, *again])
 
 
@@ -227,19 +226,19 @@ def innermost(module: nn.Module) -> Active | None:
     return None
 
 
-def _these_rules() -> AbstractContextManager[None]:
-    """A context with the rules of now, for a block that runs again in whichever thread."""
-    return _with_stack(list(_stack()))
+class _TheseRules:
+    """A context with the rules of now, for a block that runs again and again in any thread."""
 
+    def __init__(self) -> None:
+        self._stack = list(_stack())
+        self._before: list[list[Active]] = []
 
-@contextmanager
-def _with_stack(stack: list[Active]) -> Iterator[None]:
-    before = _stack()
-    _thread.stack = stack
-    try:
-        yield
-    finally:
-        _thread.stack = before
+    def __enter__(self) -> None:
+        self._before.append(_stack())
+        _thread.stack = self._stack
+
+    def __exit__(self, *_: object) -> None:
+        _thread.stack = self._before.pop()
 
 
 class _Dispatcher:

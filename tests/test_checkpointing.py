@@ -139,3 +139,11 @@ def test_a_continuation_from_checkpointed_blocks():
         for checkpointing in (False, True)
     )
     assert torch.equal(saving.context_attr, plain.context_attr)
+
+
+def test_several_targets_at_all_positions():
+    model, ids = tiny("gpt2"), token_ids()
+    targets = [(-1, 3), (-2, 4)]
+    plain = LRPx(model).attribute_targets(ids, targets)
+    again = LRPx(model, checkpointing=True).attribute_targets(ids, targets)
+    torch.testing.assert_close(again, plain)
