@@ -137,15 +137,6 @@ class Graph:
         ]
         return tuple(self._shape), tuple(self.roots), repr(details)
 
-    def consumers(self) -> list[list[tuple[int, int]]]:
-        """For each node the nodes that take its results, with the place among their operands."""
-        found: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
-        for number, edges in enumerate(self.operands):
-            for place, edge in enumerate(edges):
-                if edge is not None:
-                    found[edge.node].append((number, place))
-        return found
-
 
 def name_of(node: Node) -> str:
     """The operator that a node belongs to, without prefix and number."""
