@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.alti.recording import Recording
+
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.strictness import Passage, coverage_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.coverage.operations import Coverage, Operation
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
@@ -26,7 +26,7 @@ from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.autograd.graph import Node
@@ -52,6 +52,7 @@ class Structure:
         calls: Index of a node -> the function and module that made it, where a pass was watched.
         detached: Indices of nodes that use a detached number.
         modules: Index of a node -> path and class of its module.
+        notes: What others have found out about such graphs.
     """
 
     roles: Roles
@@ -59,6 +60,7 @@ class Structure:
     plans: dict[Recipe, Plan] = field(default_factory=dict)
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     detached: frozenset[int] = frozenset()
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Form:
         watched: Whether each pass has to be watched, because hints or overrides speak of modules.
         needs_inputs: Whether the inputs of some functions have to be kept.
         seen: Whether a pass has been watched.
+        notes: What others have found out about such calls.
     """
 
     structures: dict[Hashable, Structure] = field(default_factory=dict)
@@ -78,6 +81,7 @@ class Form:
     watched: bool = False
     needs_inputs: bool = False
     seen: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.WeakKeyDictionary()
@@ -156,7 +160,16 @@ class TracedPass:
         """
         if not output.requires_grad:
             return
-        graph = self.graph = Graph([output])
+        graph, plan = self.read([output])
+        attach(graph, plan, self.inputs, self._done)
+
+    def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
+        """The graph of everything that some outputs depend on, and the rules for it.
+
+        Args:
+            outputs: Tensors with a graph.
+        """
+        graph = self.graph = Graph(outputs)
         structure = self._structure(graph)
         plan = structure.plans.get(self.recipe)
         if plan is None:
@@ -165,7 +178,12 @@ class TracedPass:
             self.form.needs_inputs |= plan.needs_inputs(graph)
             # Only a watched pass tells what was written into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
-        attach(graph, plan, self._inputs or {}, self._done)
+        return graph, plan
+
+    @property
+    def inputs(self) -> Mapping[Node, Tensor]:
+        """The inputs of functions that do not save them."""
+        return self._inputs or {}
 
     def _seen(self, graph: Graph, structure: Structure) -> Seen:
         """What the plan has to know beside the graph."""
@@ -227,11 +245,14 @@ class TracedPass:
         coverage = self.coverage(sources)
         return None if coverage.complete else coverage
 
-    def coverage(self, sources: Sequence[Tensor] = ()) -> Coverage:
+    def coverage(
+        self, sources: Sequence[Tensor] = (), within: Collection[int] | None = None
+    ) -> Coverage:
         """The operations between sources and the output that the rules were put on.
 
         Args:
             sources: Tensors of the graph; all leaves if there are none.
+            within: Indices of the nodes that are asked about; default: all.
         """
         graph, structure = self.graph, self.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018
@@ -240,7 +261,7 @@ class TracedPass:
         problems = {problem.number: reason_and_remedy(problem.why) for problem in plan.problems}
         operations = []
         for number in sorted(wanted):
-            if graph.names[number] == "AccumulateGrad":
+            if graph.names[number] == "AccumulateGrad" or not (within is None or number in within):
                 continue
             operations.append(self._operation(number, *problems.get(number, ("", ""))))
         return Coverage(type(self.model).__name__, self.recipe.name, tuple(operations))

@@ -1,17 +1,20 @@
-"""The blocks of a recorded model, from the last to the first, as ALTI-Logit needs them."""
+"""The attentions of a pass, from the last to the first, as ALTI-Logit needs them.
+
+The positions of all inputs lie side by side on one axis of ``T`` positions, so that an attention to
+another stream is a block beside the diagonal.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from captum_lrpx.alti import functional
-from captum_lrpx.alti.directions import wide
-from captum_lrpx.alti.linear import linear_map
-from captum_lrpx.alti.recording import select_features, tolerance
-from captum_lrpx.rules.patches import norm_epsilon
+from captum_lrpx.alti.directions import product_with
+from captum_lrpx.alti.parts import wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,9 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captum_lrpx.alti.directions import Directions
-    from captum_lrpx.alti.recording import Recording
-    from captum_lrpx.alti.records import BlockRecord
-    from captum_lrpx.sites import NormSite
+    from captum_lrpx.alti.layout import Attention, Layout
+    from captum_lrpx.alti.parts import Part, Reader
 
 __all__ = ["Blocks"]
 
@@ -30,210 +32,289 @@ _TEMPORARIES: Final = 3  # weights of some rows, their scores, and a copy in ano
 
 @dataclass(eq=False)
 class Blocks:
-    """Computes logit updates and ALTI matrices once, and lets go of each record behind it.
+    """Computes logit updates and ALTI matrices, one attention at a time.
 
     Attributes:
-        recording: A complete recording.
+        reader: Reads the parts of the pass.
+        layout: Its layout.
         targets: The directions of each explained value.
+        tokens: Positions of each input.
         memory_budget: Bytes that temporary tensors may take.
         value_bias: Whether the bias part of the values belongs to the tokens.
-        keep_alti: Whether the ALTI matrix of every block is wanted, whole.
+        keep_alti: Whether the ALTI matrix of every attention is wanted, whole.
         per_head: Whether updates are kept per head.
-        alti: The ALTI matrices so far, last block first, each ``[B, T, T]``.
-        value_biases: What the bias part of the values contributes, per block (first to last once
-            all have run) and target ``[B]``.
+        alti: The ALTI matrices so far, last attention first, each ``[B, T, T]``.
+        sinks: Attention that went to no token, likewise, each ``[B, T]``.
+        value_biases: What the bias part of the values contributes, by path, of each target ``[B]``.
     """
 
-    recording: Recording
+    reader: Reader
+    layout: Layout
     targets: Sequence[Directions]
+    tokens: Sequence[int]
     memory_budget: int
     value_bias: bool = True
     keep_alti: bool = False
     per_head: bool = False
     alti: list[Tensor] = field(default_factory=list)
+    sinks: list[Tensor] = field(default_factory=list)
     value_biases: list[dict[str, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.value_biases = [{} for _ in self.targets]
-        batch, tokens, _ = self.recording.blocks[0].residual.shape
+        self.batch = len(self.targets[0].value)
+        self.offsets = [0, *accumulate(self.tokens)]
         # Positions that the explained value is known to read from, first and last + 1.
-        self._reached = [(tokens, 0)] * batch
+        self._reached = [
+            {place: (count, 0) for place, count in enumerate(self.tokens)}
+            for _ in range(self.batch)
+        ]
+
+    def positions(self, place: int) -> slice:
+        """The positions of an input on the axis of all."""
+        return slice(self.offsets[place], self.offsets[place + 1])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Update ``[B, K (H), T]`` and ALTI matrix ``[B, T, T]`` of each block, the last first."""
-        records = self.recording.blocks
-        count = len(records)
+        """Update ``[B, K (H), T]`` and ALTI matrix ``[B, T, T]`` of each attention, last first."""
+        attentions = self.layout.attentions
         home = self.targets[0].value.device  # blocks may be spread over devices
-        while records:
-            record = records.pop()
-            index = len(records)
-            carries = self.keep_alti or index < count - 1
-            output_weight = wide(linear_map(record.block.attention.output)).t()
-            matrices, updates = [], []
-            for example in range(len(self._reached)):
-                part = _Part(record, example, output_weight, self.memory_budget, whole=carries)
-                if self.recording.strict:
-                    part.check_weights()
-                matrix = self._matrix(part, example) if carries else None
+        for index in range(len(attentions) - 1, -1, -1):
+            attention = attentions[index]
+            carries = self.keep_alti or index < len(attentions) - 1
+            part = self.reader.part(
+                attention,
+                self.batch,
+                self.tokens[attention.stream],
+                self.tokens[attention.source],
+            )
+            found = [self._found(part, target) for target in self.targets]
+            matrices, updates, sinks = [], [], []
+            for example in range(self.batch):
+                one = _Example(part, example, self.memory_budget, whole=carries)
+                update = self._update(one, found)
+                matrix = self._matrix(one) if carries else None
                 if matrix is not None:
-                    matrices.append(matrix)
-                update = self._update(part, example, index)
-                updates.append(update)
-                self._extend_reach(example, update, matrix)
+                    matrices.append(self._on_axis(matrix, attention))
+                updates.append(self._placed(update, attention))
+                self._extend_reach(example, attention, update, matrix)
+                if self.keep_alti:
+                    sinks.append(one.sink())
             stacked = torch.stack(matrices).to(home) if matrices else None
             if self.keep_alti and stacked is not None:
                 self.alti.append(stacked)
+                self.sinks.append(torch.stack(sinks).to(home))
             yield torch.stack(updates).to(home), stacked
 
-    def _matrix(self, part: _Part, example: int) -> Tensor:
-        first, stop = (0, part.tokens) if self.keep_alti else self._reached[example]
-        return part.alti_matrix(first, stop)
+    # Logit updates ----------------------------------------------------------------------------
 
-    def _update(self, part: _Part, example: int, index: int) -> Tensor:
-        """Updates of all targets ``[K (H), T]``; what belongs to the values' bias is put aside."""
-        updates = []
-        values = part.values
-        bias = None if self.value_bias else part.value_bias(self.recording.sites.placement)
-        for target, biases in zip(self.targets, self.value_biases, strict=True):
-            rows, directions = target.of(example, index)
-            if bias is not None:
-                apart = part.logit_update(rows, directions, bias.expand_as(values))
-                name = f"{part.attention.path}.value_bias"
-                known = biases.setdefault(name, apart.new_zeros(len(self._reached)))
-                known[example] = apart.sum()
-                values = part.values - bias
-            update = part.logit_update(rows, directions, values)
+    @staticmethod
+    def _found(part: Part, target: Directions) -> Tensor | None:
+        gradient = target.found.get(part.attention.mixing)
+        return None if gradient is None else part.found(gradient)
+
+    def _update(self, one: _Example, found: list[Tensor | None]) -> Tensor:
+        """Updates of all targets ``[K (H), S]``; what belongs to the values' bias is put aside."""
+        part, updates = one.part, []
+        bias = None if self.value_bias else self._bias_of_values(part)
+        for gradient, biases in zip(found, self.value_biases, strict=True):
+            values = one.values
+            if gradient is None:
+                update = values.new_zeros(part.heads, values.shape[-2])
+            else:
+                rows, directions = one.directions(gradient)
+                if bias is not None:
+                    apart = one.logit_update(rows, directions, bias.expand_as(values))
+                    known = biases.setdefault(
+                        f"{part.path}.value_bias", apart.new_zeros(self.batch)
+                    )
+                    known[one.example] = apart.sum()
+                    values = values - bias
+                update = one.logit_update(rows, directions, values)
             updates.append(update if self.per_head else update.sum(0, keepdim=True))
         return torch.cat(updates)
 
-    def _extend_reach(self, example: int, update: Tensor, matrix: Tensor | None) -> None:
-        read = (update != 0).any(0)
-        if matrix is not None:
-            read |= (matrix != 0).any(0)
-        where = read.nonzero().squeeze(1).tolist()
-        if where:
-            first, stop = self._reached[example]
-            self._reached[example] = (min(first, where[0]), max(stop, where[-1] + 1))
+    def _bias_of_values(self, part: Part) -> Tensor:
+        """What of the values does not depend on the input ``[G, 1, z]``.
 
+        Unit vectors are pulled back through the way of the values, one at each position, and meet
+        the constants that are added there.
+        """
+        attention, reader = part.attention, self.reader
+        _, groups, tokens, size = part.values.shape
+        rows = self.batch * tokens
+        bias = part.values.new_zeros(groups * size)
 
-class _Part:
-    """One example of one recorded block."""
+        def meet(number: int, gradient: Tensor) -> None:
+            for constant, sign in reader.recording.constants.get(reader.graph.nodes[number], ()):
+                if isinstance(constant, torch.Tensor) and constant.ndim > 1:
+                    reader.refuse(number, "adds something of its own to values at each position")
+                amounts = sign * product_with(gradient, constant, rows)
+                bias[start : start + count] += amounts[:count].to(bias)
 
-    def __init__(
-        self,
-        record: BlockRecord,
-        example: int,
-        output_weight: Tensor,
-        memory_budget: int,
-        *,
-        whole: bool,
+        for start in range(0, groups * size, rows):
+            count = min(rows, groups * size - start)
+            unit = part.values.new_zeros(self.batch, groups, tokens, size)
+            each = torch.arange(count, device=unit.device)
+            feature = start + each
+            unit[each // tokens, feature // size, each % tokens, feature % size] = 1.0
+            seed = reader.like(attention.value, unit)
+            reader.pull.back(attention.value_region, {attention.value: seed}, (), meet)
+        return bias.view(groups, 1, size)
+
+    # ALTI matrices ----------------------------------------------------------------------------
+
+    def _matrix(self, one: _Example) -> Tensor:
+        """The rows of the matrix that are needed, the others 0 ``[T, T or T + S]``."""
+        attention = one.part.attention
+        count = self.tokens[attention.stream]
+        first, stop = (0, count) if self.keep_alti else self._reached[one.example][attention.stream]
+        return one.alti_matrix(first, stop)
+
+    def _on_axis(self, matrix: Tensor, attention: Attention) -> Tensor:
+        """A matrix on the axis of all positions; those of other streams stay where they are."""
+        if len(self.tokens) == 1:
+            return matrix
+        whole = torch.eye(self.offsets[-1], dtype=matrix.dtype, device=matrix.device)
+        rows, columns = self.positions(attention.stream), self.positions(attention.source)
+        count = self.tokens[attention.stream]
+        whole[rows, rows] = matrix[:, :count]
+        if matrix.shape[1] > count:
+            whole[rows, columns] = matrix[:, count:]
+        return whole
+
+    def _placed(self, update: Tensor, attention: Attention) -> Tensor:
+        if len(self.tokens) == 1:
+            return update
+        whole = update.new_zeros(len(update), self.offsets[-1])
+        whole[:, self.positions(attention.source)] = update
+        return whole
+
+    def _extend_reach(
+        self, example: int, attention: Attention, update: Tensor, matrix: Tensor | None
     ) -> None:
-        self.record = record
+        reads = {attention.source: (update != 0).any(0)}
+        if matrix is not None:
+            count = self.tokens[attention.stream]
+            read = (matrix != 0).any(0)
+            for place, part in ((attention.stream, read[:count]), (attention.source, read[count:])):
+                if len(part):
+                    reads[place] = reads[place] | part if place in reads else part
+        reached = self._reached[example]
+        for place, read in reads.items():
+            where = read.nonzero().squeeze(1).tolist()
+            if where:
+                first, stop = reached[place]
+                reached[place] = min(first, where[0]), max(stop, where[-1] + 1)
+
+
+class _Example:
+    """One example of one attention."""
+
+    def __init__(self, part: Part, example: int, memory_budget: int, *, whole: bool) -> None:
+        self.part = part
         self.example = example
-        self.attention = record.block.attention
-        self.tokens = record.residual.shape[1]
         self.memory_budget = memory_budget
-        heads, size = self.attention.heads, self.attention.head_dim
-        self.values = self._by_head(record.values[example]).contiguous()  # [G, T, z]
-        self.output_weight = output_weight.view(heads, size, -1).to(self.values)
+        self.values = part.values[example].contiguous()  # [G, S, z]
+        self.output_weight = part.output_weight.to(self.values)
+        self.tokens = part.rows.shape[-1]
         # Rows whose attention weights may be held at a time.
         self.step = self._affordable_rows()
         self._whole: Tensor | None = None
         if whole and self.step >= self.tokens:
-            self._whole = record.weights.of(example, slice(0, self.tokens)).to(self.values)
-
-    def _by_head(self, values: Tensor) -> Tensor:
-        groups, size = self.attention.key_value_heads, self.attention.head_dim
-        return wide(values).reshape(-1, groups, size).transpose(0, 1)
+            self._whole = part.weights.of(example, slice(0, self.tokens)).to(self.values)
 
     def _affordable_rows(self) -> int:
-        row = self.attention.heads * self.tokens * self.values.element_size()
+        sources = self.values.shape[-2]
+        row = self.part.heads * sources * self.values.element_size()
         step = self.memory_budget // (_TEMPORARIES * row)
         if step < 1:
             raise ValueError(
-                f"The attention weights of one of {self.tokens} positions take "
+                f"The attention weights of one of {sources} positions take "
                 f"{_TEMPORARIES * row} bytes, more than memory_budget={self.memory_budget}: "
                 "give a larger budget, or a shorter text."
             )
         return step
 
     def weights(self, rows: slice | Tensor) -> Tensor:
-        """Attention weights of some rows ``[H, R, T]``."""
+        """Attention weights of some rows ``[H, R, S]``."""
         if self._whole is not None:
             return self._whole[:, rows]
-        return self.record.weights.of(self.example, rows).to(self.values)
+        return self.part.weights.of(self.example, rows).to(self.values)
 
-    def value_bias(self, placement: str) -> Tensor:
-        """What of the values does not depend on the input ``[G, 1, z]``."""
-        projection, norm = self.attention.value, self.record.block.attention_norm
-        like = self.record.residual
-        constant = like.new_zeros(1, like.shape[-1])
-        bias = getattr(norm.module, "bias", None)
-        if placement == "pre" and bias is not None:
-            constant = constant + bias.detach()
-        with torch.no_grad():
-            return self._by_head(select_features(projection.module(constant), projection))
+    def sink(self) -> Tensor:
+        """The share of attention that went to no token, over all heads ``[T]``."""
+        shares = [
+            1 - self.weights(slice(low, low + self.step)).sum(-1).mean(0)
+            for low in range(0, self.tokens, self.step)
+        ]
+        return torch.cat(shares)
+
+    def directions(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Explained rows ``[R]``, and directions of what each head has found there ``[H, R, z]``.
+
+        Args:
+            gradient: ``[B, H, T, z]``.
+        """
+        own = gradient[self.example]
+        rows = (own != 0).any(-1).any(0).nonzero().squeeze(1)
+        return rows, wide(own[:, rows]).to(self.values)
 
     def logit_update(self, rows: Tensor, directions: Tensor, values: Tensor) -> Tensor:
-        """Logit update of the explained rows ``[R]`` with directions ``[R, D]``: ``[H, T]``."""
-        total = values.new_zeros(self.attention.heads, self.tokens)
+        """Logit update of the explained rows ``[R]`` with directions ``[H, R, z]``: ``[H, S]``."""
+        total = values.new_zeros(self.part.heads, values.shape[-2])
         for start in range(0, rows.numel(), self.step):
             taken = slice(start, start + self.step)
             weights = self.weights(rows[taken].to(values.device))
-            seen = directions[taken].to(values)
-            total += functional.logit_update(weights, values, seen, self.output_weight)
+            total += functional.head_update(weights, values, directions[:, taken])
         return total
 
     def alti_matrix(self, first: int, stop: int) -> Tensor:
-        """ALTI matrix ``[T, T]`` with the rows ``first`` to ``stop``; the others are 0."""
-        record, values = self.record, self.values
-        matrix = values.new_zeros(self.tokens, self.tokens)
+        """ALTI matrix with the rows ``first`` to ``stop``; the others are 0.
+
+        Returns:
+            ``[T, T]``; ``[T, T + S]`` for an attention to another stream.
+        """
+        part, values = self.part, self.values
+        cross = part.attention.stream != part.attention.source
+        if cross:  # the tokens of the own stream stand in front, and are not read
+            own = values.new_zeros(values.shape[0], self.tokens, values.shape[-1])
+            values = torch.cat([own, values], 1)
+        matrix = values.new_zeros(self.tokens, values.shape[-2])
         for low in range(first, stop, self.step):
             rows = slice(low, min(low + self.step, stop))
-            weights, output_weight = self.weights(rows), self.output_weight
-            residual = record.residual[self.example, rows].to(values)
-            if record.norm_input is not None:
-                norm = record.block.attention_norm
-                weights, output_weight, residual = functional.fold_frozen_norm(
-                    weights,
-                    output_weight,
-                    residual,
-                    scale=_norm_scale(norm, record.norm_input[self.example, rows]),
-                    weight=_norm_weight(norm, record.norm_weight),
-                    centered=norm.centered,
-                )
+            weights, output_weight, residual = self._folded(rows)
+            if cross:
+                weights = torch.cat([weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2)
             matrix[rows] = functional.alti_matrix(
                 weights,
                 values,
                 output_weight,
                 residual,
-                record.resultant[self.example, rows].to(values),
+                part.resultant[self.example, rows].to(values),
                 first_row=low,
                 chunk=self._chunk(),
             )
         return matrix
 
-    def check_weights(self) -> None:
-        """Refuse an attention whose output is not ``A v``.
-
-        Raises:
-            ValueError: If the input of the output projection is something else.
-        """
-        record, attention = self.record, self.attention
-        weights = self.weights(record.checked.to(self.values.device))
-        values = self.values.repeat_interleave(attention.heads // attention.key_value_heads, 0)
-        mixed = record.mixed[self.example].to(values)
-        attends = (weights.sum((0, 2)) != 0).unsqueeze(1)  # else padding
-        difference = ((mixed - _mixed(weights, values)) * attends).norm()
-        # What averages out in the sum is rounded at the size of its terms.
-        rounding = 2 * torch.finfo(record.mixed.dtype).eps * _mixed(weights, values.abs())
-        allowed = tolerance(record.mixed) * (mixed * attends).norm() + (rounding * attends).norm()
-        if not difference <= allowed:
-            raise ValueError(
-                f"The output projection of {attention.path!r} does not get the values weighed by "
-                "the attention weights (a gate, or a norm of values?): ALTI-Logit does not know "
-                "what this model does there."
+    def _folded(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, output projection and residual of some rows, with norms and factors in them."""
+        part, weights, output_weight = self.part, self.weights(rows), self.output_weight
+        residual = part.residual[self.example, rows].to(self.values)
+        if part.by_head is not None:
+            weights = weights * part.by_head[self.example, :, rows].unsqueeze(-1).to(weights)
+        for scaling, nothing in ((part.scaled, True), (part.norm, False)):
+            if scaling is None:
+                continue
+            weights, output_weight, scaled = functional.fold_frozen_norm(
+                weights,
+                output_weight,
+                residual,
+                scale=scaling.scale[self.example, rows].to(weights),
+                weight=scaling.weight.to(weights),
+                centered=scaling.centered,
             )
+            residual = residual if nothing else scaled
+        return weights, output_weight, residual
 
     def _chunk(self) -> int:
         """Elements of transformed vectors that may be held at a time."""
@@ -241,22 +322,3 @@ class _Part:
         # A processor wants what fits into its cache, an accelerator wants large pieces.
         on_cpu = self.values.device.type == "cpu"
         return min(share, functional.CHUNK_ELEMENTS) if on_cpu else share
-
-
-def _mixed(weights: Tensor, values: Tensor) -> Tensor:
-    """``A v`` of all heads beside each other ``[R, H z]``."""
-    return (weights @ values).transpose(0, 1).flatten(1)
-
-
-def _norm_weight(norm: NormSite, weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else wide(weight) + norm.weight_offset
-
-
-def _norm_scale(norm: NormSite, x: Tensor) -> Tensor:
-    """``1 / std`` or ``1 / rms`` of a norm's input ``[R, D]``: ``[R, 1]``."""
-    x = wide(x)
-    if norm.centered:
-        square = x.var(-1, unbiased=False, keepdim=True)
-    else:
-        square = x.square().mean(-1, keepdim=True)
-    return torch.rsqrt(square + norm_epsilon(norm.module, x))

@@ -37,6 +37,8 @@ class ALTILogitDecomposition:
             for a log-probability the part that is not linear.
         alti: The ALTI matrix of each block ``[B, L, T, T]`` (row: position, column: token), if
             asked for.
+        attention_paths: Path of the module of each block.
+        mlp_paths: Path of the module that gave what each MLP adds.
     """
 
     value: Tensor
@@ -47,6 +49,8 @@ class ALTILogitDecomposition:
     biases: Mapping[str, Tensor]
     remainder: Tensor
     alti: Tensor | None = None
+    attention_paths: tuple[str, ...] = ()
+    mlp_paths: tuple[str, ...] = ()
 
     @property
     def layers(self) -> Tensor:

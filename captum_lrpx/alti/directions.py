@@ -1,18 +1,24 @@
-"""The direction in which each branch of a recorded model moves an explained value."""
+"""The direction in which each branch of a model moves an explained value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from captum_lrpx.alti.parts import wide
+from captum_lrpx.trace.graph import Edge, node_of
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch import Tensor
 
-    from captum_lrpx.alti.recording import Recording
+    from captum_lrpx.alti.layout import Layout
+    from captum_lrpx.alti.parts import Reader
 
-__all__ = ["Directions", "directions_of", "wide"]
+__all__ = ["Biases", "Directions", "directions_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,139 +27,110 @@ class Directions:
 
     Attributes:
         value: The explained values ``[B]``.
-        examples: The example of each explained row ``[N]``: of each position with a gradient.
-        rows: Its position ``[N]``.
-        attention: For each block, the gradient at the output of its attention ``[N, D]``.
-        start: ``<u, x>`` at the input of the first block, at the explained positions ``[B, T]``.
-        mlps: ``<u, m>`` of the output of each MLP ``[B, L]``.
-        biases: ``<u, b>`` of each bias that is added outside of the MLPs ``[B]``, by its path.
+        found: For each attention that the value depends on directly the gradient at its mixing
+            node, by the node.
+        start: ``<u, x>`` at the start of each stream ``[B, T]``, by the place of its input.
+        mlps: ``<u, m>`` of each branch that works on each position for itself ``[B, M]``.
+        biases: ``<u, b>`` of each constant that is added elsewhere ``[B]``, by its path.
     """
 
     value: Tensor
-    examples: Tensor
-    rows: Tensor
-    attention: list[Tensor]
-    start: Tensor
+    found: Mapping[int, Tensor]
+    start: dict[int, Tensor]
     mlps: Tensor
     biases: dict[str, Tensor]
 
-    def of(self, example: int, block: int) -> tuple[Tensor, Tensor]:
-        """Explained rows ``[R]`` of an example and their directions at a block ``[R, D]``."""
-        chosen = self.examples == example
-        return self.rows[chosen], self.attention[block][chosen]
 
-
-def wide(x: Tensor) -> Tensor:
-    """The tensor in float32, or wider if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def directions_of(recording: Recording, output: Tensor, *, retain_graph: bool) -> Directions:
-    """One backward pass through the residual stream.
+def directions_of(
+    reader: Reader, layout: Layout, output: Tensor, tokens: Sequence[int], name: Callable[[int, Any], str]
+) -> Directions:
+    """Pull an explained value back through head and streams.
 
     Args:
-        recording: A complete recording.
-        output: The explained values of the same forward pass ``[B]``.
-        retain_graph: Whether there will be another call.
-
-    Returns:
-        The directions.
+        reader: Reads tensors of the pass.
+        layout: Its parts.
+        output: The explained values ``[B]``.
+        tokens: Positions of each input.
+        name: Gives the name under which a constant that a node adds is reported.
 
     Raises:
-        ValueError: If there is not one value for each example, or if it does not depend on the
-            blocks of the model.
+        ValueError: If the value does not depend on the residual stream.
     """
-    batch = recording.blocks[0].residual.shape[0]
-    if output.numel() != batch:
-        raise ValueError(
-            f"The forward function gave {output.numel()} explained values for {batch} examples: "
-            "ALTI-Logit explains one value for each example."
-        )
-    if not output.requires_grad:
-        raise ValueError(
-            "The explained value does not depend on the model by a gradient: the forward function "
-            "must return what it computes from the model's output, not detached."
-        )
-    gradients = _Gradients(recording, output, retain_graph=retain_graph)
-    with torch.no_grad():
-        return _terms(recording, gradients, output.detach())
-
-
-def _terms(recording: Recording, gradients: _Gradients, output: Tensor) -> Directions:
-    first = recording.blocks[0].residual
-    batch, tokens, _ = first.shape
-    explained = gradients.explained()
-    examples, rows = explained // tokens, explained % tokens
-    zeros = wide(output).new_zeros(batch)
-
-    def by_example(terms: Tensor) -> Tensor:
-        return zeros.index_add(0, examples.to(zeros.device), terms.to(zeros))
-
-    def at_rows(x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        return wide(flat[explained.to(flat.device)])
-
-    attention = [at_rows(gradient).to(zeros) for gradient in gradients.attention]
-    mlps = [
-        (at_rows(gradient) * at_rows(record.mlp)).sum(-1)
-        for gradient, record in zip(gradients.mlps, recording.blocks, strict=True)
-    ]
-    start = zeros.new_zeros(batch * tokens)
-    start[explained.to(start.device)] = (
-        (at_rows(gradients.start) * at_rows(first)).sum(-1).to(start)
+    batch = len(output)
+    home = wide(output.detach())
+    starts = {place: stream.start for place, stream in layout.streams.items()}
+    operands = [each.operand for each in layout.positional]
+    mixings = [Edge(each.mixing, 0) for each in layout.attentions]
+    biases = Biases(reader, batch, name)
+    node = node_of(output)
+    assert node is not None  # noqa: S101 - it has a gradient
+    found = reader.pull.back(
+        layout.order,
+        {Edge(reader.graph.index[node], output.output_nr): torch.ones_like(output)},
+        {*starts.values(), *operands, *mixings},
+        biases,
     )
-    biases = {
-        record.bias_name: by_example(direction @ record.bias.to(direction))
-        for record, direction in zip(recording.blocks, attention, strict=True)
-        if record.bias is not None
+    start = {
+        place: _by_position(found.get(edge), reader, edge, batch, tokens[place]).to(home)
+        for place, edge in starts.items()
     }
-    for bias, gradient in zip(recording.biases, gradients.biases, strict=True):
-        total = wide(gradient).reshape(batch, -1, gradient.shape[-1]).sum(1)
-        biases[bias.name] = (total @ bias.bias.to(total)).to(zeros)
+    mlps = []
+    for branch in layout.positional:
+        gradient = found.get(branch.operand)
+        term = _by_position(
+            gradient, reader, branch.operand, batch, tokens[branch.stream]
+        ).sum(1).to(home)
+        if branch.constant:
+            biases.add(f"{reader.path(branch.operand.node)}.constant", term)
+        else:
+            mlps.append(term)
     return Directions(
-        value=wide(output).reshape(batch),
-        examples=examples,
-        rows=rows,
-        attention=attention,
-        start=start.view(batch, tokens),
-        mlps=torch.stack([by_example(terms) for terms in mlps], 1),
-        biases=biases,
+        value=home,
+        found={edge.node: found[edge] for edge in mixings if edge in found},
+        start=start,
+        mlps=torch.stack(mlps, 1) if mlps else home.new_zeros(batch, 0),
+        biases={each: amount.to(home) for each, amount in biases.amounts.items()},
     )
 
 
-class _Gradients:
-    """The gradient at every source and behind every bias of a recording."""
+def _by_position(
+    gradient: Tensor | None, reader: Reader, edge: Edge, batch: int, tokens: int
+) -> Tensor:
+    """``<u, x>`` at each position ``[B, T]``, where there is a gradient."""
+    x = reader.value(edge, batch, tokens).flatten(0, 1)
+    result = wide(x.new_zeros(batch * tokens))
+    if gradient is not None:
+        flat = gradient.reshape(batch * tokens, -1)
+        rows = (flat != 0).any(-1).nonzero().squeeze(1)
+        result[rows] = (wide(flat[rows]) * wide(x[rows.to(x.device)])).sum(-1).to(result)
+    return result.view(batch, tokens)
 
-    def __init__(self, recording: Recording, output: Tensor, *, retain_graph: bool) -> None:
-        blocks = recording.blocks
-        self.device = output.device
-        edges = [
-            recording.start_edge,
-            *(record.attention_edge for record in blocks),
-            *(record.mlp_edge for record in blocks),
-            *(record.edge for record in recording.biases),
-        ]
-        found = torch.autograd.grad(
-            torch.unbind(output),
-            edges,
-            allow_unused=True,
-            materialize_grads=False,
-            retain_graph=retain_graph,
-        )
-        shape = blocks[0].residual
-        count = len(blocks)
-        sources = [shape.new_zeros(shape.shape) if g is None else g for g in found[: 2 * count + 1]]
-        self.start: Tensor = sources[0]
-        self.attention: list[Tensor] = sources[1 : count + 1]
-        self.mlps: list[Tensor] = sources[count + 1 :]
-        self.biases: list[Tensor] = [
-            record.bias.new_zeros(shape.shape[0], record.bias.shape[-1]) if g is None else g
-            for g, record in zip(found[2 * count + 1 :], recording.biases, strict=True)
-        ]
 
-    def explained(self) -> Tensor:
-        """Flat indices of the positions at which any source has a gradient ``[N]``."""
-        # In a pre-norm model all sources have one and the same gradient.
-        distinct = {g.data_ptr(): g for g in (self.start, *self.attention, *self.mlps)}
-        seen = [(g != 0).any(-1).flatten().to(self.device) for g in distinct.values()]
-        return torch.stack(seen).any(0).nonzero().squeeze(1)
+class Biases:
+    """Adds up what constants contribute, while gradients are pulled through their nodes."""
+
+    def __init__(self, reader: Reader, batch: int, name: Callable[[int, Any], str]) -> None:
+        self.reader, self.batch, self.name = reader, batch, name
+        self.amounts: dict[str, Tensor] = {}
+
+    def __call__(self, number: int, gradient: Tensor) -> None:
+        """Note the constants of a node."""
+        node = self.reader.graph.nodes[number]
+        for constant, sign in self.reader.recording.constants.get(node, ()):
+            self.add(self.name(number, constant), sign * product_with(gradient, constant, self.batch))
+
+    def add(self, name: str, amount: Tensor) -> None:
+        """Add an amount ``[B]`` under a name."""
+        known = self.amounts.get(name)
+        self.amounts[name] = amount if known is None else known + amount.to(known)
+
+
+def product_with(gradient: Tensor, constant: Any, groups: int) -> Tensor:
+    """``<u, b>`` of a constant that has been broadcast to a gradient's shape, by groups of rows."""
+    u = wide(gradient)
+    if not isinstance(constant, torch.Tensor):
+        return u.reshape(groups, -1).sum(1) * constant
+    constant = constant.to(u)
+    if constant.ndim == 1:
+        return u.reshape(groups, -1, u.shape[-1]).sum(1) @ constant
+    return (u * constant).reshape(groups, -1).sum(1)

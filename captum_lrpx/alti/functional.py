@@ -31,6 +31,7 @@ __all__ = [
     "alti_matrix",
     "contributions",
     "fold_frozen_norm",
+    "head_update",
     "logit_update",
     "normalize",
     "rollout",
@@ -59,12 +60,25 @@ def logit_update(
     Returns:
         ``lambda`` ``[H, T]``, in units of the explained value.
     """
-    heads, rows, tokens = weights.shape
-    groups, _, size = values.shape
+    heads, size, _ = output_weight.shape
     seen = directions @ output_weight.flatten(0, 1).t()  # [R, H z]
-    by_group = seen.view(rows, heads, size).transpose(0, 1).reshape(groups, -1, size)
-    scores = by_group @ values.transpose(1, 2)
-    return (weights * scores.view(heads, rows, tokens)).sum(1)
+    return head_update(weights, values, seen.view(-1, heads, size).transpose(0, 1))
+
+
+def head_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
+    """The same with directions at what each head has found.
+
+    Args:
+        weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
+        values: Values ``v`` ``[G, T, z]``.
+        directions: Gradient of the explained value with respect to ``A v`` ``[H, R, z]``.
+
+    Returns:
+        ``lambda`` ``[H, T]``, in units of the explained value.
+    """
+    groups, _, size = values.shape
+    scores = directions.reshape(groups, -1, size) @ values.transpose(1, 2)
+    return (weights * scores.view(weights.shape)).sum(1)
 
 
 def alti_matrix(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -11,30 +10,26 @@ from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
 from captum_lrpx.alti import rollout, rollout_by_layer
-from captum_lrpx.alti.blocks import Blocks
-from captum_lrpx.alti.decomposition import ALTILogitDecomposition
-from captum_lrpx.alti.directions import Directions, directions_of
-from captum_lrpx.alti.recording import Recording
-from captum_lrpx.attr.checks import CheckedForward, check_inputs
-from captum_lrpx.attr.finite import Finite
-from captum_lrpx.attr.forward import model_of
+from captum_lrpx.attr.alti_pass import Explained, explained_pass
+from captum_lrpx.attr.forward import model_given, model_of
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     RelevanceProtocol,
     only_input,
     require_gradients,
+    tensors_of,
 )
 from captum_lrpx.attr.selection import check_targets
-from captum_lrpx.attr.strictness import Passage, check
-from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
+    from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 
 __all__ = ["ALTILogit"]
 
@@ -94,7 +89,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         self.value_bias = value_bias
         self.memory_budget = memory_budget
         self.strict = strict
-        sites_of(self.model)
+        self.recipe = LRP
 
     @typing.overload
     def attribute(
@@ -175,17 +170,17 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> are = tokenizer.convert_tokens_to_ids("are")
             >>> contributions = alti_logit.attribute(ids, target=(-1, are))
         """
-        tensor = only_input(inputs, "ALTI-Logit")
-        (tokens,), (directions,) = self._tokens(
-            tensor, [target], additional_forward_args, include_start=include_start
+        found, (value,) = self._tokens(
+            inputs, [target], additional_forward_args, include_start=include_start
         )
-        attributions = _in_shape_of(tensor, tokens) if return_input_shape else tokens
-        if torch.is_floating_point(tensor):
-            attributions = attributions.to(tensor.dtype)
-        formatted = _captum.format_output(_captum.is_tuple(inputs), (attributions,))
+        attributions = []
+        for tensor, (tokens,) in zip(tensors_of(inputs), found, strict=True):
+            shaped = _in_shape_of(tensor, tokens) if return_input_shape else tokens
+            attributions.append(shaped.to(tensor.dtype) if tensor.is_floating_point() else shaped)
+        formatted = _captum.format_output(_captum.is_tuple(inputs), tuple(attributions))
         if not return_convergence_delta:
             return cast("TensorOrTupleOfTensorsGeneric", formatted)
-        return formatted, self.compute_convergence_delta(attributions, directions.value)
+        return formatted, self.compute_convergence_delta(tuple(attributions), value)
 
     @entry_point
     def attribute_targets(
@@ -216,11 +211,10 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> by_token = ALTILogit(model).attribute_targets(ids, [(-1, are), (-1, is_)])
         """
         check_targets(targets)
-        tensor = only_input(inputs, "ALTI-Logit")
         tokens, _ = self._tokens(
-            tensor, targets, additional_forward_args, include_start=include_start
+            inputs, targets, additional_forward_args, include_start=include_start
         )
-        return tokens
+        return tokens[0] if len(tokens) == 1 else tokens
 
     def decompose(
         self,
@@ -288,86 +282,51 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> contrast = good.tokens() - bad.tokens()
         """
         check_targets(targets)
-        tensor = only_input(inputs, "ALTI-Logit")
-        recording, directions = self._record(tensor, targets, additional_forward_args)
-        heads = sites_of(self.model).attentions[0].heads
-        blocks = Blocks(
-            recording,
-            directions,
-            memory_budget=self.memory_budget,
-            value_bias=self.value_bias == "tokens",
-            keep_alti=return_alti,
-            per_head=True,
-        )
-        updates: list[Tensor] = []
+        with self._explained(inputs, targets, additional_forward_args) as found:
+            blocks = found.blocks(keep_alti=return_alti, per_head=True)
+            updates: list[Tensor] = []
 
-        def remembered() -> typing.Iterator[tuple[Tensor, Tensor | None]]:
-            for update, matrix in blocks:
-                updates.insert(0, update)
-                yield update, matrix
+            def remembered() -> typing.Iterator[tuple[Tensor, Tensor | None]]:
+                for update, matrix in blocks:
+                    updates.insert(0, update)
+                    yield update, matrix
 
-        carried = rollout_by_layer(remembered())  # [B, L, K H, T]
-        shape = (*carried.shape[:2], len(targets), heads, carried.shape[-1])
-        carried, raw = carried.view(shape), torch.stack(updates, 1).view(shape)
-        alti = torch.stack(blocks.alti[::-1], 1) if return_alti else None
-        return tuple(
-            _decomposition(
-                direction,
-                raw[:, :, index],
-                carried[:, :, index],
-                blocks.value_biases[index],
-                alti,
+            carried = rollout_by_layer(remembered())  # [B, L, K H, T]
+            shape = (*carried.shape[:2], len(targets), -1, carried.shape[-1])
+            carried, raw = carried.view(shape), torch.stack(updates, 1).view(shape)
+            return tuple(
+                found.decomposition(index, raw[:, :, index], carried[:, :, index], blocks)
+                for index in range(len(targets))
             )
-            for index, direction in enumerate(directions)
-        )
 
     def _tokens(
         self,
-        inputs: Tensor,
+        inputs: Tensor | tuple[Tensor, ...],
         targets: Sequence[TargetType],
         additional_forward_args: object | None,
         *,
         include_start: bool,
-    ) -> tuple[Tensor, list[Directions]]:
-        """Contributions of the tokens to each target ``[K, B, T]``, and the targets' directions."""
-        recording, directions = self._record(inputs, targets, additional_forward_args)
-        blocks = Blocks(
-            recording,
-            directions,
-            memory_budget=self.memory_budget,
-            value_bias=self.value_bias == "tokens",
-        )
-        tokens = rollout(blocks).transpose(0, 1)
-        if include_start:
-            tokens = tokens + torch.stack([direction.start for direction in directions])
-        return tokens.detach(), directions
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Contributions of each input's tokens to each target ``[K, B, T]``, and their values."""
+        with self._explained(inputs, targets, additional_forward_args) as found:
+            tokens = rollout(found.blocks()).transpose(0, 1)
+            if include_start:
+                tokens = tokens + torch.stack([found.start(each) for each in found.directions])
+            values = torch.stack([each.value for each in found.directions])
+            return found.split(tokens.detach()), values
 
-    def _record(
+    def _explained(
         self,
-        inputs: Tensor,
+        inputs: Tensor | tuple[Tensor, ...],
         targets: Sequence[TargetType],
         additional_forward_args: object | None,
-    ) -> tuple[Recording, list[Directions]]:
-        """One forward pass, and a small backward pass for each target."""
+    ) -> AbstractContextManager[Explained]:
+        """One forward pass, and the direction of each target."""
         require_gradients()
-        check_inputs(self.model, self.forward_func, (inputs,))
-        passage = Passage(self.model, LRP, self.forward_func, cut=True)
-        to_do = check(passage, inputs, additional_forward_args, strict=self.strict)
-        recording = Recording(self.model, sites_of(self.model), strict=not self.model.training)
-        finite = Finite(self.model, self.forward_func, (inputs,), additional_forward_args)
-        around = None if to_do is None else to_do.around(tuple)
-        forward = CheckedForward(self.forward_func, self.model, targets, around)
-        with torch.enable_grad(), attached(self.model, recording.attachments()):
-            output = _captum.run_forward(forward, inputs, None, additional_forward_args)
-            recording.seal(inputs)
-            selected = [_captum.select_targets(output, target) for target in targets]
-            for values in selected:
-                finite.require(values)
-            last = len(selected) - 1
-            return recording, [
-                directions_of(recording, values, retain_graph=index < last)
-                for index, values in enumerate(selected)
-            ]
+        tensors = tensors_of(inputs)
+        if model_given(self.forward_func, self.model):
+            only_input(inputs, "ALTI-Logit")  # a model takes masks as its second argument
+        return explained_pass(self, tensors, targets, additional_forward_args)
 
 
 def _in_shape_of(inputs: Tensor, tokens: Tensor) -> Tensor:
@@ -376,24 +335,3 @@ def _in_shape_of(inputs: Tensor, tokens: Tensor) -> Tensor:
         return tokens
     spread = (tokens / inputs.shape[-1]).unsqueeze(-1)
     return spread.expand(inputs.shape).contiguous()
-
-
-def _decomposition(
-    directions: Directions,
-    updates: Tensor,
-    heads: Tensor,
-    value_biases: dict[str, Tensor],
-    alti: Tensor | None,
-) -> ALTILogitDecomposition:
-    value = directions.value
-    known = ALTILogitDecomposition(
-        value=value,
-        updates=updates,
-        heads=heads,
-        start=directions.start,
-        mlps=directions.mlps,
-        biases={**directions.biases, **value_biases},
-        remainder=torch.zeros_like(value),
-        alti=alti,
-    )
-    return replace(known, remainder=value - known.total())

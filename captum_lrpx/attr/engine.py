@@ -7,7 +7,7 @@ and at which tensors.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,8 @@ from captum_lrpx.attr.strictness import form_of, require
 from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -103,6 +104,7 @@ def forward_pass(
     at_input: bool = False,
     watched: bool = False,
     values: bool = False,
+    beside: Callable[[TracedPass], AbstractContextManager[object]] | None = None,
 ) -> Iterator[Passed]:
     """Run a forward function once.
 
@@ -115,6 +117,7 @@ def forward_pass(
         at_input: Whether what the layers take is captured instead of what they give.
         watched: Whether the names of functions and modules are asked for.
         values: Whether to keep the result of each function, for a ledger.
+        beside: Gives something that is open while the forward function runs.
 
     Yields:
         The pass.
@@ -138,7 +141,8 @@ def forward_pass(
         captured(layers, at_input=at_input) as caught,
     ):
         try:
-            output = _captum.run_forward(forward, aliases, None, args)
+            with nullcontext() if beside is None else beside(rules):
+                output = _captum.run_forward(forward, aliases, None, args)
         except ValueError as error:
             if not all(embedded):  # which is why the output may have no gradient
                 raise _not_embedded() from error

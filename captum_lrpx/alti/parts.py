@@ -1,0 +1,418 @@
+"""What each attention of a forward pass is made of, as numbers: weights, values, linear maps.
+
+The linear end of an attention, from what it found to what is added to the stream, is measured and
+not looked up: gradients of known numbers that are pulled through it say which head and position lie
+where, and by what features and positions are scaled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+
+from captum_lrpx.alti.attention_weights import (
+    AttentionWeights,
+    MaterializedWeights,
+    ScoredWeights,
+)
+from captum_lrpx.trace.graph import Edge
+from captum_lrpx.trace.operations import PROJECTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from captum_lrpx.alti.layout import Attention
+    from captum_lrpx.alti.pull import Pull
+    from captum_lrpx.alti.recording import Recording
+    from captum_lrpx.trace.graph import Graph
+
+__all__ = ["Part", "Reader", "Scaling", "wide"]
+
+_VIEWS: Final = frozenset(
+    "View UnsafeView ReshapeAlias Reshape Transpose T Permute Clone ToCopy Unsqueeze Squeeze "
+    "Alias NativeDropout".split()
+)
+"""Nodes that change no number; dropout changes them in training only."""
+_SAME: Final = 1e-3
+"""How far numbers may be apart that are the same in theory, relatively."""
+
+
+class Scaling(NamedTuple):
+    """A norm or a factor with a frozen scale: ``x -> scale * center(x * weight)`` transposed.
+
+    Attributes:
+        scale: Of each position ``[B, T, 1]``.
+        weight: Of each feature ``[D]``.
+        centered: Whether the mean is subtracted.
+    """
+
+    scale: Tensor
+    weight: Tensor
+    centered: bool
+
+
+@dataclass(eq=False)
+class Part:
+    """One attention in numbers.
+
+    Attributes:
+        attention: Where it is in the graph.
+        path: Path of its module.
+        weights: Attention weights.
+        values: ``[B, G, S, z]``.
+        rows: For each example, head and position its row among those of the mixing node
+            ``[B, H, T]``.
+        output_weight: From what each head found to the stream ``[H, z, D]``, before ``scaled``.
+        by_head: Factor of what each head found ``[B, H, T]``, or None.
+        scaled: The norm or factor between output projection and stream.
+        norm: The norm after the addition.
+        residual: What is added to ``[B, T, D]``.
+        resultant: What comes of it, after the norm ``[B, T, D]``.
+    """
+
+    attention: Attention
+    path: str
+    weights: AttentionWeights
+    values: Tensor
+    rows: Tensor
+    output_weight: Tensor
+    by_head: Tensor | None
+    scaled: Scaling | None
+    norm: Scaling | None
+    residual: Tensor
+    resultant: Tensor
+
+    @property
+    def heads(self) -> int:
+        """The number of heads."""
+        return self.rows.shape[1]
+
+    def found(self, gradient: Tensor) -> Tensor:
+        """A gradient at the mixing node by heads ``[B, H, T, z]``."""
+        return gradient.reshape(-1, gradient.shape[-1])[self.rows]
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in float32, or wider if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Reader:
+    """Reads the parts of a pass.
+
+    Args:
+        graph: Its graph.
+        pull: Calls its nodes.
+        recording: What was noted of it.
+        where: Describes the place of a node.
+        path: Gives the path of the module of a node.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        pull: Pull,
+        recording: Recording,
+        where: Callable[[int], str],
+        path: Callable[[int], str],
+    ) -> None:
+        self.graph, self.pull, self.recording = graph, pull, recording
+        self.where, self.path = where, path
+
+    # Values of tensors ------------------------------------------------------------------------
+
+    def value(self, edge: Edge, batch: int, tokens: int) -> Tensor:
+        """A tensor of a stream ``[B, T, D]``."""
+        place = edge
+        while (known := self.recording.value(self.graph.nodes[place.node], place.output)) is None:
+            edges = self.graph.operands[place.node]
+            if self.graph.names[place.node] not in _VIEWS or not edges or edges[0] is None:
+                self.refuse(edge.node, "is part of a residual stream in a way that is not seen")
+            place = edges[0]
+        shape = tuple(known.shape)
+        if shape[:-1] not in ((batch, tokens), (batch * tokens,)):
+            self.refuse(
+                edge.node,
+                f"works on a residual stream of shape {list(shape)} where {batch} examples of "
+                f"{tokens} tokens are explained",
+            )
+        return known.reshape(batch, tokens, shape[-1])
+
+    # Attentions -------------------------------------------------------------------------------
+
+    def part(self, attention: Attention, batch: int, tokens: int, sources: int) -> Part:
+        """The numbers of an attention.
+
+        Args:
+            attention: The attention.
+            batch: Examples.
+            tokens: Positions of the stream that it is added to.
+            sources: Positions of the stream that it reads.
+        """
+        before, at, after = self._projection(attention)
+        rows, by_head, by_feature = self._rows(attention, before, at[0], batch, tokens)
+        weights, values = self._mixed(attention.mixing, rows, batch, sources)
+        weight = self._weight(at, batch * tokens)
+        weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
+        if by_feature is not None:
+            weight = weight * by_feature.unsqueeze(1)
+        heads, size = rows.shape[1], values.shape[-1]
+        if weight.shape[0] != heads * size:
+            self.refuse(attention.mixing, "finds something of another width than it projects")
+        residual = self.value(attention.residual, batch, tokens)
+        added = self.value(attention.operand, batch, tokens)
+        if self.graph.names[attention.addition] == "Sub":
+            second = self.graph.operands[attention.addition][1] == attention.operand
+            added, residual = (-added, residual) if second else (added, -residual)
+        resultant = residual + added
+        norm = None
+        if attention.norms:
+            end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
+            resultant = self.value(end, batch, tokens)
+            norm = self._scaling(attention.norms, end, start, batch, tokens)
+        scaled = None
+        order = (attention.addition, *after)
+        plain = self.graph.names[attention.addition] == "Add"
+        if not plain or any(self.graph.names[each] not in _VIEWS for each in after):
+            scaled = self._scaling(order, Edge(attention.addition, 0), at[1], batch, tokens)
+        return Part(
+            attention,
+            self.path(attention.mixing),
+            weights,
+            values,
+            rows,
+            weight.view(heads, size, -1),
+            by_head,
+            scaled,
+            norm,
+            residual,
+            resultant,
+        )
+
+    def _projection(
+        self, attention: Attention
+    ) -> tuple[tuple[int, ...], tuple[Edge, Edge, tuple[int, ...]], tuple[int, ...]]:
+        """Nodes before the output projection, its ends and nodes, and nodes after it."""
+        region, found = attention.region, Edge(attention.mixing, 0)
+        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS]
+        if not matrices:
+            return region, (attention.operand, attention.operand, ()), ()
+        first, last = matrices[-1], matrices[0]
+        inside, begin, end = {attention.mixing}, found, Edge(last, 0)
+        open_edges = self._uses(attention.mixing, region)
+        for number in reversed(region):
+            inside.add(number)
+            open_edges -= sum(
+                edge is not None and edge.node in inside for edge in self.graph.operands[number]
+            )
+            if not open_edges and number < first:
+                begin = Edge(number, 0)
+            if not open_edges and number >= last:
+                end = Edge(number, 0)
+                break
+            open_edges += self._uses(number, region)
+        between = tuple(each for each in region if begin.node < each <= end.node)
+        return (
+            tuple(each for each in region if each <= begin.node),
+            (begin, end, between),
+            tuple(each for each in region if each > end.node),
+        )
+
+    def _uses(self, number: int, region: Sequence[int]) -> int:
+        return sum(
+            edge is not None and edge.node == number
+            for each in region
+            for edge in self.graph.operands[each]
+        )
+
+    def _seed(self, edge: Edge) -> Tensor:
+        """Zeros of the shape of a tensor, in float32 or wider."""
+        metadata: Any = self.graph.nodes[edge.node]
+        metadata = metadata._input_metadata[edge.output]  # noqa: SLF001
+        return wide(torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device))
+
+    def like(self, edge: Edge, numbers: Tensor) -> Tensor:
+        """Numbers in the form of a tensor of the graph."""
+        return numbers.reshape(self._seed(edge).shape)
+
+    def _pulled(self, order: Sequence[int], end: Edge, gradient: Tensor, start: Edge) -> Tensor:
+        if end == start:
+            return gradient
+        found = self.pull.back(order, {end: gradient}, (start,))
+        return found[start]
+
+    # Which head and position is where ---------------------------------------------------------
+
+    def _rows(
+        self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Row of each head and position, and factors by head and position, and by feature."""
+        found, seed = Edge(attention.mixing, 0), self._seed(at)
+        width = seed.shape[-1]
+        if seed.numel() != batch * tokens * width:
+            self.refuse(attention.mixing, "does not find something for each token")
+        count = torch.arange(seed.numel(), device=seed.device).to(seed)
+        index = self._pulled(before, at, count.view_as(seed), found)
+        factor = None
+        if any(self.graph.names[each] not in _VIEWS for each in before):
+            factor = self._pulled(before, at, torch.ones_like(seed), found)
+            index = index / factor
+        index = index.round().long()
+        size = index.shape[-1]
+        flat = index.reshape(-1, size)
+        place, feature = flat // width, flat % width
+        rows = torch.full((batch * tokens, width // size), -1, device=flat.device)
+        head = feature[:, 0] // size
+        straight = (flat - flat[:, :1] == torch.arange(size, device=flat.device)).all()
+        if not straight or width % size or bool((feature[:, 0] % size).any()):
+            self.refuse(attention.mixing, "puts its heads into another order than one by one")
+        if flat.numel() != seed.numel() or int(flat.min()) < 0 or int(flat.max()) >= seed.numel():
+            self.refuse(attention.mixing, "does not find one vector for each token and head")
+        rows[place[:, 0], head] = torch.arange(len(flat), device=flat.device)
+        rows = rows.view(batch, tokens, -1).transpose(1, 2)
+        if factor is None:
+            return rows, None, None
+        factor = factor.reshape(-1, size)[rows]  # [B, H, T, z]
+        if torch.allclose(factor, factor[..., :1], rtol=_SAME):
+            return rows, factor[..., 0], None
+        scale, weight = self._rank_one(factor.transpose(1, 2).reshape(batch * tokens, width))
+        if scale is None or weight is None:
+            self.refuse(
+                attention.mixing, "is followed by a gate for each feature and position"
+            )
+        by_head = scale.view(batch, 1, tokens).expand(-1, rows.shape[1], -1)
+        return rows, by_head, weight
+
+    @staticmethod
+    def _rank_one(factors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Factors ``[N, F]`` as one of each row ``[N, 1]`` times one of each feature ``[F]``."""
+        weight = factors[factors.norm(dim=-1).argmax()]
+        scale = (factors @ weight / (weight @ weight).clamp(min=1e-30)).unsqueeze(-1)
+        difference = (factors - scale * weight).norm()
+        if not difference <= _SAME * factors.norm():
+            return None, None
+        return scale, weight
+
+    # Weights and values -----------------------------------------------------------------------
+
+    def _mixed(
+        self, mixing: int, rows: Tensor, batch: int, sources: int
+    ) -> tuple[AttentionWeights, Tensor]:
+        node: Any = self.graph.nodes[mixing]
+        name = self.graph.names[mixing]
+        if name in ("Bmm", "Mm"):
+            weights, values = node._saved_self, node._saved_mat2  # noqa: SLF001
+            if name == "Mm":
+                weights, values = weights.unsqueeze(0), values.unsqueeze(0)
+            if self.pull.graph.operands[mixing][1] is None or values.shape[-2] != sources:
+                self.refuse(mixing, "mixes something else than the tokens that are explained")
+            values = self._values(values, rows, weights.shape[-2], batch)
+            return MaterializedWeights(_gathered(weights, rows)), values
+        if not all(hasattr(node, f"_saved_{each}") for each in ("query", "key", "value")):
+            raise ValueError(
+                f"The attention weights of {self.where(mixing)} cannot be had: {name} does not "
+                'show what it computes. Load the model with attn_implementation="sdpa" or "eager".'
+            )
+        query, key, values = node._saved_query, node._saved_key, node._saved_value  # noqa: SLF001
+        if values.shape[-2] != sources or query.ndim != 4:
+            self.refuse(mixing, "mixes something else than the tokens that are explained")
+        mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
+        if mask is not None:
+            mask = mask.detach()[(None,) * (4 - mask.ndim)]
+            if not _in_order(rows):
+                whole = mask.expand(*query.shape[:3], key.shape[-2])
+                mask = _gathered(whole.reshape(-1, *whole.shape[-2:]), rows)
+        scale = getattr(node, "_saved_scale", None)
+        flat = query.detach().reshape(-1, *query.shape[-2:])
+        weights = ScoredWeights(
+            _gathered(flat, rows),
+            key.detach(),
+            mask,
+            bool(getattr(node, "_saved_is_causal", False)),
+            query.shape[-1] ** -0.5 if scale is None else scale,
+        )
+        return weights, self._values(values, rows, query.shape[-2], batch)
+
+    @staticmethod
+    def _values(values: Tensor, rows: Tensor, queries: int, batch: int) -> Tensor:
+        """Values by groups of heads ``[B, G, S, z]``."""
+        flat = wide(values.detach()).reshape(-1, *values.shape[-2:])
+        groups, heads = len(flat) // batch, rows.shape[1]
+        grouped = flat.view(batch, groups, *flat.shape[-2:])
+        if _in_order(rows) or groups in (1, heads):
+            return grouped
+        of_head = rows[:, :, 0] // queries
+        return flat[of_head] if int(of_head.max()) < len(flat) else grouped
+
+    # Linear maps ------------------------------------------------------------------------------
+
+    def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
+        """The matrix of the output projection ``[H z, D]``."""
+        begin, end, between = at
+        width = self._seed(begin).shape[-1]
+        if not between:
+            return torch.eye(width, device=self._seed(begin).device)
+        *views, first = [each for each in between if self.graph.names[each] not in _VIEWS] or [0]
+        node: Any = self.graph.nodes[first]
+        if not views and self.graph.names[first] in ("Mm", "Addmm"):
+            factor = getattr(node, "_saved_alpha", 1)
+            found: Tensor = node._saved_mat2 if factor == 1 else node._saved_mat2 * factor  # noqa: SLF001
+            return wide(found.detach())
+        seed = self._seed(end)
+        columns = seed.shape[-1]
+        result = seed.new_zeros(columns, width)
+        for start in range(0, columns, rows):
+            count = min(rows, columns - start)
+            unit = torch.zeros_like(seed)
+            each = torch.arange(count, device=seed.device)
+            unit.view(rows, columns)[each, start + each] = 1.0
+            metadata: Any = self.graph.nodes[end.node]
+            metadata = metadata._input_metadata[end.output]  # noqa: SLF001
+            pulled = self._pulled(between, end, unit.to(metadata.dtype), begin)
+            result[start : start + count] = pulled.reshape(rows, width)[:count]
+        return result.t().contiguous()
+
+    def _scaling(
+        self, order: Sequence[int], end: Edge, start: Edge, batch: int, tokens: int
+    ) -> Scaling:
+        """The norm or factor that lies between two tensors of a stream's width."""
+        seed = self._seed(end)
+        width = seed.shape[-1]
+        signs = torch.where(torch.arange(width, device=seed.device) % 2 == 0, 1.0, -1.0).to(seed)
+        noise = torch.linspace(-1, 2, width, device=seed.device).to(seed).sin() + 0.1
+        plain, signed, noisy = (
+            wide(self._pulled(order, end, (seed + each).contiguous(), start)).reshape(-1, width)
+            for each in (torch.ones_like(signs), signs, noise)
+        )
+        # A mean that is subtracted differs between even and odd features by what it is.
+        difference = plain - signs * signed
+        even, odd = (difference[:, first::2].mean(-1, keepdim=True) for first in (0, 1))
+        for centered in (False, True):
+            factors = plain - (even + odd) / 2 if centered else plain
+            expected = factors * noise
+            if centered:
+                expected = expected - expected.mean(-1, keepdim=True)
+            if (noisy - expected).norm() <= _SAME * noisy.norm():
+                scale, weight = self._rank_one(factors)
+                if scale is not None and weight is not None:
+                    return Scaling(scale.view(batch, tokens, 1), weight, centered)
+        self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
+
+    def refuse(self, number: int, what: str) -> Any:
+        """Say what is not covered."""
+        raise ValueError(f"{self.where(number)} {what}, which ALTI-Logit does not cover.")
+
+
+def _in_order(rows: Tensor) -> bool:
+    """Whether the rows of a mixing node are examples, heads and positions in this order."""
+    return bool((rows.flatten() == torch.arange(rows.numel(), device=rows.device)).all())
+
+
+def _gathered(rows_of: Tensor, rows: Tensor) -> Tensor:
+    """``[N, R, ...]`` by examples, heads and positions ``[B, H, T, ...]``."""
+    flat = rows_of.detach().reshape(-1, rows_of.shape[-1])
+    return flat.view(*rows.shape, -1) if _in_order(rows) else flat[rows]

@@ -1,0 +1,113 @@
+"""Whether anything but attention mixes tokens: found out by a gradient, on the first pass.
+
+A graph says which operation is a convolution, a recurrence or a product, but hardly along which
+axis. The gradient of one position of what a branch adds says it exactly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.graph import GradientEdge
+
+from captum_lrpx.trace.graph import Edge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from captum_lrpx.alti.layout import Layout
+    from captum_lrpx.alti.parts import Reader
+    from captum_lrpx.trace.graph import Graph
+
+__all__ = ["probe"]
+
+
+def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> None:
+    """Refuse a model in which something else than attention mixes tokens.
+
+    Args:
+        reader: Reads the pass, all of whose tensors are still there.
+        layout: Its parts.
+        batch: Examples.
+        tokens: Positions of each input.
+
+    Raises:
+        ValueError: If a branch reads other positions than its own, or values do.
+    """
+    graph = reader.graph
+    for branch in layout.positional:
+        if branch.constant:
+            continue
+        shape = (batch, tokens[branch.stream])
+        if not _is_positional(graph, layout, branch.operand, shape, -1):
+            reader.refuse(branch.operand.node, "mixes tokens by something else than a softmax")
+    for attention in layout.attentions:
+        shape = (batch, tokens[attention.source])
+        if not _is_positional(graph, layout, attention.value, shape, -2):
+            reader.refuse(
+                attention.value.node, "computes values from several positions, without a softmax"
+            )
+
+
+def _is_positional(
+    graph: Graph, layout: Layout, edge: Edge, shape: tuple[int, int], axis: int
+) -> bool:
+    """Whether a tensor depends at each position on the stream at this position only.
+
+    Args:
+        graph: The graph.
+        layout: Its layout.
+        edge: The tensor: of shape ``[B, T, D]`` or ``[B T, D]``, or else values ``[..., T, z]``.
+        shape: Examples and positions of the stream.
+        axis: -1 for the first kind, -2 for values.
+    """
+    batch, tokens = shape
+    entries = _entries(graph, layout, edge)
+    if not entries or tokens < 2:
+        return True
+    node: Any = graph.nodes[edge.node]
+    metadata = node._input_metadata[edge.output]  # noqa: SLF001 - no public name
+    seed = torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+    position = tokens // 2
+    if axis == -2:
+        if seed.shape[-2] != tokens:
+            return False
+        seed[..., position, :] = 1.0
+        rows = {example * tokens + position for example in range(batch)}
+    else:
+        if seed.numel() % (batch * tokens):
+            return False
+        seed.view(batch * tokens, -1)[position] = 1.0
+        rows = {position}
+    nodes = graph.nodes
+    found = torch.autograd.grad(
+        [GradientEdge(nodes[edge.node], edge.output)],
+        [GradientEdge(nodes[each.node], each.output) for each in entries],
+        [seed],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return all(_touched(each, batch * tokens) <= rows for each in found if each is not None)
+
+
+def _touched(gradient: Tensor, rows: int) -> set[int]:
+    if gradient.numel() % rows:
+        return {-1}
+    return set((gradient.reshape(rows, -1) != 0).any(-1).nonzero().flatten().tolist())
+
+
+def _entries(graph: Graph, layout: Layout, edge: Edge) -> list[Edge]:
+    """Where a branch reads the streams, by whatever way."""
+    entries: dict[Edge, None] = {}
+    done, stack = set(), [edge]
+    while stack:
+        each = stack.pop()
+        if each.node in layout.kept:
+            entries[each] = None
+        elif each.node not in done:
+            done.add(each.node)
+            stack += [operand for operand in graph.operands[each.node] if operand is not None]
+    return list(entries)

@@ -1,0 +1,147 @@
+"""Gradients pulled back through chosen nodes of a graph, with what LRP holds constant.
+
+PyTorch's engine would walk through every branch on the way; here only the nodes of the streams, the
+head and the linear end of each attention are called, one by one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx.rules import nodes
+from captum_lrpx.rules.sparse import product_of_sparse
+from captum_lrpx.trace.graph import Edge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from torch import Tensor
+    from torch.autograd.graph import Node
+
+    from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.trace.graph import Graph
+
+__all__ = ["Pull"]
+
+Gradients = tuple["Tensor | None", ...]
+
+
+class Pull:
+    """Calls the nodes of a graph.
+
+    Args:
+        graph: A graph whose forward pass is over.
+        plan: The rules of LRP on it.
+        inputs: The inputs of functions that do not save them.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor]) -> None:
+        self.graph = graph
+        self.actions = {action.number: action for action in plan.actions}
+        self.inputs = inputs
+
+    @torch.no_grad()
+    def back(
+        self,
+        order: Sequence[int],
+        gradients: dict[Edge, Tensor],
+        stops: Collection[Edge],
+        seen: Callable[[int, Tensor], None] | None = None,
+    ) -> dict[Edge, Tensor]:
+        """The gradients at some edges.
+
+        Args:
+            order: The nodes on the way, operands last.
+            gradients: Gradients to begin with.
+            stops: The edges.
+            seen: Called with each node and the gradient of its first result.
+
+        Returns:
+            The gradient at each edge that one arrives at.
+        """
+        waiting, found = dict(gradients), {}
+        for number in order:
+            taken = tuple(
+                waiting.pop(Edge(number, output), None)
+                for output in range(self.graph.results(number))
+            )
+            if all(each is None for each in taken):
+                continue
+            if seen is not None and taken[0] is not None:
+                seen(number, taken[0])
+            given = self.through(number, taken)
+            for edge, gradient in zip(self.graph.operands[number], given, strict=True):
+                if edge is None or gradient is None:
+                    continue
+                target = found if edge in stops else waiting
+                target[edge] = target[edge] + gradient if edge in target else gradient
+        return found
+
+    def through(self, number: int, taken: Gradients) -> Gradients:
+        """The gradients of a node's operands."""
+        node: Any = self.graph.nodes[number]
+        name, action = self.graph.names[number], self.actions.get(number)
+        rule = None if action is None else action.rule
+        edges = self.graph.operands[number]
+        given: Any
+        if rule == "norm":
+            given = nodes.frozen_norm(node, name)(taken, taken)
+        elif rule == "secant":
+            given = nodes.secant(node, name, self.inputs.get(node))((taken[0],), taken)
+        elif rule == "gated":
+            given = nodes.gated(node)((taken[0],), taken)
+        elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, taken)) is not None:
+            given = alone
+        elif name in ("Mm", "Addmm") and edges[-1] is None:
+            weight = node._saved_mat2  # noqa: SLF001
+            product = product_of_sparse(_required(taken[0]), weight.t())
+            if name == "Addmm":
+                product = product if node._saved_alpha == 1 else product * node._saved_alpha  # noqa: SLF001
+                given = (None if edges[0] is None else taken[0], product, None)
+            else:
+                given = (product, None)
+        elif name == "ToCopy":
+            given = (self._as_operand(edges[0], _required(taken[0])),)
+        else:
+            given = node(*taken) if callable(node) else node.apply(*taken)
+            given = given if isinstance(given, tuple) else (given,)
+        given = (*given, *(None for _ in range(len(edges) - len(given))))
+        if action is not None and rule == "factors":
+            given = nodes.scaled(action.factors)(given, taken) or given
+        return tuple(given)
+
+    def _of_one_factor(self, number: int, taken: Gradients) -> Gradients | None:
+        """What the one operand of a product or quotient gets that is not held constant."""
+        action, edges = self.actions.get(number), self.graph.operands[number]
+        live = [
+            place
+            for place, edge in enumerate(edges)
+            if edge is not None
+            and (action is None or not action.factors or action.factors[place] is not None)
+        ]
+        if len(live) != 1 or (place := live[0]) and self.graph.names[number] == "Div":
+            return None
+        edge = edges[place]
+        assert edge is not None  # noqa: S101 - for the type checker
+        node: Any = self.graph.nodes[number]
+        gradient = _required(taken[0])
+        other = node._saved_self if place else node._saved_other  # noqa: SLF001
+        product = gradient / other if self.graph.names[number] == "Div" else gradient * other
+        product = self._as_operand(edge, product)
+        return tuple(product if each == place else None for each in range(len(edges)))
+
+
+    def _as_operand(self, edge: Edge | None, gradient: Tensor) -> Tensor:
+        """A gradient in the shape of an operand, on its device, and as precise as it is."""
+        assert edge is not None  # noqa: S101 - for the type checker
+        node: Any = self.graph.nodes[edge.node]
+        metadata = node._input_metadata[edge.output]  # noqa: SLF001
+        dtype = torch.promote_types(metadata.dtype, gradient.dtype)
+        return gradient.sum_to_size(tuple(metadata.shape)).to(metadata.device, dtype)
+
+
+def _required(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None  # noqa: S101 - a node with one result is called with its gradient
+    return gradient

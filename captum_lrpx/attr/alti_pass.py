@@ -1,0 +1,264 @@
+"""One forward pass as ALTI-Logit explains it: read as streams and branches, with directions."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lrpx import _captum
+from captum_lrpx.alti.blocks import Blocks
+from captum_lrpx.alti.decomposition import ALTILogitDecomposition
+from captum_lrpx.alti.directions import Directions, directions_of
+from captum_lrpx.alti.layout import Layout, layout_of
+from captum_lrpx.alti.parts import Reader
+from captum_lrpx.alti.probe import probe
+from captum_lrpx.alti.pull import Pull
+from captum_lrpx.alti.recording import Recording
+from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.strictness import require
+from captum_lrpx.trace.graph import node_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+    from captum_lrpx._captum import TargetType
+    from captum_lrpx.attr.alti_logit import ALTILogit
+    from captum_lrpx.attr.engine import Passed
+    from captum_lrpx.traced import TracedPass
+
+__all__ = ["Explained", "explained_pass"]
+
+
+@contextmanager
+def explained_pass(
+    attribution: ALTILogit,
+    inputs: tuple[Tensor, ...],
+    targets: Sequence[TargetType],
+    arguments: object | None,
+) -> Iterator[Explained]:
+    """Run a forward function once, and take the direction of each target.
+
+    Args:
+        attribution: Forward function, model and options.
+        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, one for each stream.
+        targets: What is explained.
+        arguments: What the forward function takes after the inputs.
+
+    Yields:
+        The pass.
+
+    Raises:
+        ValueError: If the model is not one that the method covers, or does not run once.
+        RuntimeError: If the forward function runs it without gradients.
+    """
+    recordings: list[Recording] = []
+
+    def beside(rules: TracedPass) -> Recording:
+        recordings.append(Recording(rules.form.notes.get("width")))
+        return recordings[0]
+
+    with (
+        _runs_once(attribution.model),
+        forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed,
+    ):
+        values = [_captum.select_targets(passed.output, target) for target in targets]
+        yield Explained(attribution, passed, recordings[0], values, inputs)
+
+
+class Explained:
+    """A pass that has been read.
+
+    Attributes:
+        directions: Of each explained value.
+        layout: The parts of the graph.
+        tokens: Positions of each input.
+        coverage: The operations of streams, heads and the linear ends of attentions.
+    """
+
+    def __init__(
+        self,
+        attribution: ALTILogit,
+        passed: Passed,
+        recording: Recording,
+        values: list[Tensor],
+        inputs: tuple[Tensor, ...],
+    ) -> None:
+        batch = len(inputs[0])
+        for each in values:
+            _check(each, batch)
+        self.attribution = attribution
+        self.tokens = [each.shape[1] for each in inputs]
+        rules = passed.rules
+        graph, plan = rules.read(values)
+        structure = rules.structure
+        assert structure is not None  # noqa: S101 - the graph has been read
+        self._places = structure.places
+        nodes = (node_of(source) for source in passed.sources)
+        sources = [None if node is None else graph.index.get(node) for node in nodes]
+        known: Layout | None = structure.notes.get("layout")
+        if known is None:
+            known = layout_of(graph, structure.roles, plan, sources, self._where)
+            structure.notes["layout"] = known
+        self.layout = known
+        self.coverage = rules.coverage((), self.layout.order)
+        require(self.coverage, strict=attribution.strict)
+        self.reader = Reader(
+            graph, Pull(graph, plan, rules.inputs), recording, self._where, self._path
+        )
+        notes = rules.form.notes
+        if "width" not in notes:
+            probe(self.reader, self.layout, batch, self.tokens)
+            if min(self.tokens) > 1:  # one position cannot be mixed with others
+                notes["width"] = self._width(batch)
+        self.directions = [
+            directions_of(self.reader, self.layout, each, self.tokens, self._name)
+            for each in values
+        ]
+
+    def blocks(self, *, keep_alti: bool = False, per_head: bool = False) -> Blocks:
+        """The attentions, to be computed.
+
+        Args:
+            keep_alti: Whether to keep all matrices.
+            per_head: Whether updates are kept per head.
+        """
+        return Blocks(
+            self.reader,
+            self.layout,
+            self.directions,
+            self.tokens,
+            memory_budget=self.attribution.memory_budget,
+            value_bias=self.attribution.value_bias == "tokens",
+            keep_alti=keep_alti,
+            per_head=per_head,
+        )
+
+    def start(self, directions: Directions) -> Tensor:
+        """The start terms of all inputs side by side ``[B, T]``."""
+        zeros = directions.value.new_zeros(len(directions.value), 1)
+        starts = [
+            directions.start.get(place, zeros.expand(-1, count))
+            for place, count in enumerate(self.tokens)
+        ]
+        return torch.cat(starts, 1)
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Something of all positions by inputs."""
+        return tokens.split(self.tokens, -1)
+
+    def decomposition(
+        self, index: int, updates: Tensor, heads: Tensor, blocks: Blocks
+    ) -> ALTILogitDecomposition:
+        """What one explained value is made of.
+
+        Args:
+            index: Which value.
+            updates: ``[B, L, H, T]``.
+            heads: The same, carried back.
+            blocks: The attentions, computed.
+        """
+        directions = self.directions[index]
+        value = directions.value
+        parts: dict[str, Any] = {
+            "value": value,
+            "updates": updates,
+            "heads": heads,
+            "start": self.start(directions),
+            "mlps": directions.mlps,
+            "biases": {**directions.biases, **blocks.value_biases[index]},
+            "alti": torch.stack(blocks.alti[::-1], 1) if blocks.keep_alti else None,
+            "attention_paths": tuple(self._path(each.mixing) for each in self.layout.attentions),
+            "mlp_paths": tuple(
+                self._path(each.operand.node)
+                for each in self.layout.positional
+                if not each.constant
+            ),
+        }
+        known = ALTILogitDecomposition(**parts, remainder=torch.zeros_like(value))
+        return ALTILogitDecomposition(**parts, remainder=value - known.total())
+
+    # Words ------------------------------------------------------------------------------------
+
+    def _path(self, number: int) -> str:
+        return self._places.get(number, ("", "", ""))[0]
+
+    def _where(self, number: int) -> str:
+        path, kind, function = self._places.get(number, ("", "", ""))
+        kind = kind or type(self.attribution.model).__name__
+        inside = f" ({function.rpartition('.')[2]})" if function else ""
+        return f"{kind} {path!r}{inside}" if path else f"{kind}{inside}"
+
+    @cached_property
+    def _parameters(self) -> dict[int, str]:
+        return {
+            each.data_ptr(): name
+            for name, each in self.attribution.model.named_parameters(remove_duplicate=False)
+        }
+
+    def _name(self, number: int, constant: Any) -> str:
+        """The name of something that is added."""
+        path = self._path(number)
+        model: nn.Module = self.attribution.model
+        if path and getattr(model.get_submodule(path), "bias", None) is not None:
+            return f"{path}.bias"
+        if isinstance(constant, Tensor) and constant.data_ptr() in self._parameters:
+            return self._parameters[constant.data_ptr()]
+        return f"{path}.constant" if path else "constant"
+
+    def _width(self, batch: int) -> int:
+        attention = self.layout.attentions[0]
+        tokens = self.tokens[attention.stream]
+        return self.reader.value(attention.residual, batch, tokens).shape[-1]
+
+
+@contextmanager
+def _runs_once(model: nn.Module) -> Iterator[None]:
+    """Refuse a forward function that runs a model more than once, not at all, or without gradients."""
+    runs = 0
+
+    def before(_module: nn.Module, _args: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "The forward function runs the model without gradients (torch.no_grad), which the "
+                "direction of the explained value needs: let it run with them."
+            )
+        if runs > 1:
+            raise ValueError(
+                "The forward function runs the model more than once, so there is no one "
+                "decomposition: let it run the model once, or explain each run for itself."
+            )
+
+    handle = model.register_forward_pre_hook(before)
+    try:
+        yield
+    except ValueError as error:
+        if not runs:
+            raise ValueError(
+                f"The forward function did not run {type(model).__name__}, so there is nothing to "
+                "decompose: give the model that it runs as `model`."
+            ) from error
+        raise
+    finally:
+        handle.remove()
+
+
+def _check(output: Tensor, batch: int) -> None:
+    if output.numel() != batch:
+        raise ValueError(
+            f"The forward function gave {output.numel()} explained values for {batch} examples: "
+            "ALTI-Logit explains one value for each example."
+        )
+    if not output.requires_grad:
+        raise ValueError(
+            "The explained value does not depend on the model by a gradient: the forward function "
+            "must return what it computes from the model's output, not detached."
+        )
