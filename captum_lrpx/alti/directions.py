@@ -42,7 +42,7 @@ class Directions:
 
 
 def directions_of(
-    reader: Reader, layout: Layout, output: Tensor, tokens: Sequence[int], name: Callable[[int, Any], str]
+    reader: Reader, layout: Layout, output: Tensor, tokens: Sequence[int], name: Callable[[int, Any], str | None],
 ) -> Directions:
     """Pull an explained value back through head and streams.
 
@@ -51,7 +51,8 @@ def directions_of(
         layout: Its parts.
         output: The explained values ``[B]``.
         tokens: Positions of each input.
-        name: Gives the name under which a constant that a node adds is reported.
+        name: Gives the name under which a constant that a node adds is reported,
+            None if it is not.
 
     Raises:
         ValueError: If the value does not depend on the residual stream.
@@ -89,7 +90,7 @@ def directions_of(
         found={edge.node: found[edge] for edge in mixings if edge in found},
         start=start,
         mlps=torch.stack(mlps, 1) if mlps else home.new_zeros(batch, 0),
-        biases={each: amount.to(home) for each, amount in biases.amounts.items()},
+        biases={each: biases.amounts[each].to(home) for each in reversed(biases.amounts)},
     )
 
 
@@ -109,7 +110,9 @@ def _by_position(
 class Biases:
     """Adds up what constants contribute, while gradients are pulled through their nodes."""
 
-    def __init__(self, reader: Reader, batch: int, name: Callable[[int, Any], str]) -> None:
+    def __init__(
+        self, reader: Reader, batch: int, name: Callable[[int, Any], str | None]
+    ) -> None:
         self.reader, self.batch, self.name = reader, batch, name
         self.amounts: dict[str, Tensor] = {}
 
@@ -117,7 +120,9 @@ class Biases:
         """Note the constants of a node."""
         node = self.reader.graph.nodes[number]
         for constant, sign in self.reader.recording.constants.get(node, ()):
-            self.add(self.name(number, constant), sign * product_with(gradient, constant, self.batch))
+            name = self.name(number, constant)
+            if name is not None:
+                self.add(name, sign * product_with(gradient, constant, self.batch))
 
     def add(self, name: str, amount: Tensor) -> None:
         """Add an amount ``[B]`` under a name."""

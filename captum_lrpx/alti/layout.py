@@ -84,9 +84,11 @@ class Stream:
     """A residual stream.
 
     Attributes:
+        source: The embeddings of its input.
         start: Its first tensor.
     """
 
+    source: Edge
     start: Edge
 
 
@@ -98,7 +100,7 @@ class Layout:
         streams: The streams by the places of their inputs.
         attentions: In an order in which each comes after all that it reads from.
         positional: Branches that work on each position for itself, and constant ones.
-        kept: Nodes that hold nothing but a stream.
+        kept: Nodes of the streams.
         order: All nodes that the explained values depend on along streams, heads and attentions,
             operands last.
     """
@@ -164,14 +166,14 @@ class _Reader:
     def read(self, sources: list[int | None]) -> Layout:
         if not self.mixing:
             raise ValueError(
-                "The attention weights of this model cannot be had: its graph has no softmax and "
-                "no scaled_dot_product_attention whose result leads to the explained value. (A "
-                "kernel that hides them? Load the model with attn_implementation=\"sdpa\" or "
-                '"eager".)'
+                "The attention weights of this model cannot be had: nothing in it mixes tokens by "
+                "a softmax or scaled_dot_product_attention. ALTI-Logit does not cover recurrent "
+                "mixers; if a kernel hides the attention, load the model with "
+                'attn_implementation="sdpa" or "eager".'
             )
         for place, source in enumerate(sources):
             if source in self.live:
-                self.streams[place] = Stream(self._start(source))
+                self.streams[place] = Stream(Edge(source, 0), self._start(source))
         starts = [stream.start for stream in self.streams.values()]
         if len(set(starts)) < len(starts):
             raise ValueError(
@@ -184,7 +186,7 @@ class _Reader:
         layout = Layout(self.streams)
         self._branches(layout)
         self._check_states(layout)
-        layout.kept = frozenset(self.of_streams)
+        layout.kept = frozenset(self.chain)
         layout.attentions = [
             replace(each, value_region=self._until_chain(each)) for each in layout.attentions
         ]

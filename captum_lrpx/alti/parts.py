@@ -37,8 +37,12 @@ _VIEWS: Final = frozenset(
     "Alias NativeDropout".split()
 )
 """Nodes that change no number; dropout changes them in training only."""
-_SAME: Final = 1e-3
-"""How far numbers may be apart that are the same in theory, relatively."""
+
+
+def _tolerance(graph: Graph, number: int) -> float:
+    """How far numbers may be apart that are the same in theory, in a precision, relatively."""
+    metadata: Any = graph.nodes[number]
+    return max(1e-3, 4 * torch.finfo(metadata._input_metadata[0].dtype).eps)  # noqa: SLF001
 
 
 class Scaling(NamedTuple):
@@ -133,6 +137,12 @@ class Reader:
             if self.graph.names[place.node] not in _VIEWS or not edges or edges[0] is None:
                 self.refuse(edge.node, "is part of a residual stream in a way that is not seen")
             place = edges[0]
+        if known.isnan().any():
+            raise ValueError(
+                f"The residual stream is not finite at {self.where(edge.node)}. (With padding on "
+                "the left, eager attention of some families gives NaN in float64: use sdpa, or "
+                "float32.)"
+            )
         shape = tuple(known.shape)
         if shape[:-1] not in ((batch, tokens), (batch * tokens,)):
             self.refuse(
@@ -277,9 +287,11 @@ class Reader:
         if factor is None:
             return rows, None, None
         factor = factor.reshape(-1, size)[rows]  # [B, H, T, z]
-        if torch.allclose(factor, factor[..., :1], rtol=_SAME):
+        same = _tolerance(self.graph, attention.mixing)
+        if torch.allclose(factor, factor[..., :1], rtol=same):
             return rows, factor[..., 0], None
-        scale, weight = self._rank_one(factor.transpose(1, 2).reshape(batch * tokens, width))
+        by_feature = factor.transpose(1, 2).reshape(batch * tokens, width)
+        scale, weight = self._rank_one(by_feature, same)
         if scale is None or weight is None:
             self.refuse(
                 attention.mixing, "is followed by a gate for each feature and position"
@@ -288,12 +300,12 @@ class Reader:
         return rows, by_head, weight
 
     @staticmethod
-    def _rank_one(factors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _rank_one(factors: Tensor, same: float) -> tuple[Tensor | None, Tensor | None]:
         """Factors ``[N, F]`` as one of each row ``[N, 1]`` times one of each feature ``[F]``."""
         weight = factors[factors.norm(dim=-1).argmax()]
         scale = (factors @ weight / (weight @ weight).clamp(min=1e-30)).unsqueeze(-1)
         difference = (factors - scale * weight).norm()
-        if not difference <= _SAME * factors.norm():
+        if not difference <= same * factors.norm():
             return None, None
         return scale, weight
 
@@ -388,6 +400,7 @@ class Reader:
             wide(self._pulled(order, end, (seed + each).contiguous(), start)).reshape(-1, width)
             for each in (torch.ones_like(signs), signs, noise)
         )
+        same = _tolerance(self.graph, start.node)
         # A mean that is subtracted differs between even and odd features by what it is.
         difference = plain - signs * signed
         even, odd = (difference[:, first::2].mean(-1, keepdim=True) for first in (0, 1))
@@ -396,8 +409,8 @@ class Reader:
             expected = factors * noise
             if centered:
                 expected = expected - expected.mean(-1, keepdim=True)
-            if (noisy - expected).norm() <= _SAME * noisy.norm():
-                scale, weight = self._rank_one(factors)
+            if (noisy - expected).norm() <= same * noisy.norm():
+                scale, weight = self._rank_one(factors, same)
                 if scale is not None and weight is not None:
                     return Scaling(scale.view(batch, tokens, 1), weight, centered)
         self.refuse(order[0], "is neither a norm nor a factor for each feature or position")

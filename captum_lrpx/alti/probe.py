@@ -9,18 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd.graph import GradientEdge
 
-from captum_lrpx.trace.graph import Edge
+from captum_lrpx.alti.pull import Pull
+from captum_lrpx.graph_rules import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import Tensor
 
     from captum_lrpx.alti.layout import Layout
     from captum_lrpx.alti.parts import Reader
-    from captum_lrpx.trace.graph import Graph
+    from captum_lrpx.trace.graph import Edge, Graph
 
 __all__ = ["probe"]
 
@@ -38,35 +38,40 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
         ValueError: If a branch reads other positions than its own, or values do.
     """
     graph = reader.graph
+    for place, stream in layout.streams.items():
+        shape = (batch, tokens[place])
+        if not _is_positional(graph, {stream.source.node}, stream.start, shape, -1):
+            reader.refuse(
+                stream.start.node, "lies behind something that mixes tokens without a softmax"
+            )
     for branch in layout.positional:
         if branch.constant:
             continue
         shape = (batch, tokens[branch.stream])
-        if not _is_positional(graph, layout, branch.operand, shape, -1):
+        if not _is_positional(graph, layout.kept, branch.operand, shape, -1):
             reader.refuse(branch.operand.node, "mixes tokens by something else than a softmax")
     for attention in layout.attentions:
         shape = (batch, tokens[attention.source])
-        if not _is_positional(graph, layout, attention.value, shape, -2):
+        if not _is_positional(graph, layout.kept, attention.value, shape, -2):
             reader.refuse(
                 attention.value.node, "computes values from several positions, without a softmax"
             )
 
 
 def _is_positional(
-    graph: Graph, layout: Layout, edge: Edge, shape: tuple[int, int], axis: int
+    graph: Graph, ends: Collection[int], edge: Edge, shape: tuple[int, int], axis: int
 ) -> bool:
-    """Whether a tensor depends at each position on the stream at this position only.
+    """Whether a tensor depends at each position on others at this position only.
 
     Args:
         graph: The graph.
-        layout: Its layout.
+        ends: The nodes of the others.
         edge: The tensor: of shape ``[B, T, D]`` or ``[B T, D]``, or else values ``[..., T, z]``.
         shape: Examples and positions of the stream.
         axis: -1 for the first kind, -2 for values.
     """
     batch, tokens = shape
-    entries = _entries(graph, layout, edge)
-    if not entries or tokens < 2:
+    if tokens < 2 or edge.node in ends:
         return True
     node: Any = graph.nodes[edge.node]
     metadata = node._input_metadata[edge.output]  # noqa: SLF001 - no public name
@@ -83,31 +88,27 @@ def _is_positional(
         seed.view(batch * tokens, -1)[position] = 1.0
         rows = {position}
     nodes = graph.nodes
-    found = torch.autograd.grad(
-        [GradientEdge(nodes[edge.node], edge.output)],
-        [GradientEdge(nodes[each.node], each.output) for each in entries],
-        [seed],
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return all(_touched(each, batch * tokens) <= rows for each in found if each is not None)
+    entries, order = _way(graph, ends, edge)
+    found = Pull(graph, Plan(), {}).back(order, {edge: seed}, entries)
+    return all(_touched(each, batch * tokens) <= rows for each in found.values())
 
 
 def _touched(gradient: Tensor, rows: int) -> set[int]:
     if gradient.numel() % rows:
         return {-1}
-    return set((gradient.reshape(rows, -1) != 0).any(-1).nonzero().flatten().tolist())
+    return set((gradient.reshape(rows, -1).nan_to_num() != 0).any(-1).nonzero().flatten().tolist())
 
 
-def _entries(graph: Graph, layout: Layout, edge: Edge) -> list[Edge]:
-    """Where a branch reads the streams, by whatever way."""
-    entries: dict[Edge, None] = {}
-    done, stack = set(), [edge]
+def _way(graph: Graph, ends: Collection[int], edge: Edge) -> tuple[set[Edge], list[int]]:
+    """The results of some nodes that a tensor is computed from, and what lies between."""
+    entries: set[Edge] = set()
+    between: set[int] = set()
+    stack = [edge]
     while stack:
         each = stack.pop()
-        if each.node in layout.kept:
-            entries[each] = None
-        elif each.node not in done:
-            done.add(each.node)
+        if each.node in ends:
+            entries.add(each)
+        elif each.node not in between:
+            between.add(each.node)
             stack += [operand for operand in graph.operands[each.node] if operand is not None]
-    return list(entries)
+    return entries, sorted(between, reverse=True)

@@ -75,6 +75,7 @@ class Pull:
             for edge, gradient in zip(self.graph.operands[number], given, strict=True):
                 if edge is None or gradient is None:
                     continue
+                gradient = self._as_operand(edge, gradient)
                 target = found if edge in stops else waiting
                 target[edge] = target[edge] + gradient if edge in target else gradient
         return found
@@ -103,7 +104,7 @@ class Pull:
             else:
                 given = (product, None)
         elif name == "ToCopy":
-            given = (self._as_operand(edges[0], _required(taken[0])),)
+            given = taken
         else:
             given = node(*taken) if callable(node) else node.apply(*taken)
             given = given if isinstance(given, tuple) else (given,)
@@ -123,23 +124,21 @@ class Pull:
         ]
         if len(live) != 1 or (place := live[0]) and self.graph.names[number] == "Div":
             return None
-        edge = edges[place]
-        assert edge is not None  # noqa: S101 - for the type checker
         node: Any = self.graph.nodes[number]
         gradient = _required(taken[0])
         other = node._saved_self if place else node._saved_other  # noqa: SLF001
         product = gradient / other if self.graph.names[number] == "Div" else gradient * other
-        product = self._as_operand(edge, product)
         return tuple(product if each == place else None for each in range(len(edges)))
 
 
-    def _as_operand(self, edge: Edge | None, gradient: Tensor) -> Tensor:
+    def _as_operand(self, edge: Edge, gradient: Tensor) -> Tensor:
         """A gradient in the shape of an operand, on its device, and as precise as it is."""
-        assert edge is not None  # noqa: S101 - for the type checker
         node: Any = self.graph.nodes[edge.node]
         metadata = node._input_metadata[edge.output]  # noqa: SLF001
+        if gradient.shape != metadata.shape:
+            gradient = gradient.sum_to_size(tuple(metadata.shape))
         dtype = torch.promote_types(metadata.dtype, gradient.dtype)
-        return gradient.sum_to_size(tuple(metadata.shape)).to(metadata.device, dtype)
+        return gradient.to(metadata.device, dtype)
 
 
 def _required(gradient: Tensor | None) -> Tensor:

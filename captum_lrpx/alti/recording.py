@@ -97,6 +97,13 @@ class Recording(TorchFunctionMode):
         if self._width is not None:
             self._hooks.__exit__(*error)
 
+    def know(self, tensor: Tensor) -> None:
+        """Note a tensor that is known from elsewhere."""
+        node = node_of(tensor)
+        if node is not None:
+            kept = tensor.detach()
+            self._values.setdefault((node, tensor.output_nr), (kept, kept._version))  # noqa: SLF001
+
     def value(self, node: Node, output: int) -> Tensor | None:
         """A tensor that was added to another, or the sum; None if it was not."""
         known = self._values.get((node, output))

@@ -99,7 +99,9 @@ class Explained:
         graph, plan = rules.read(values)
         structure = rules.structure
         assert structure is not None  # noqa: S101 - the graph has been read
-        self._places = structure.places
+        self._places, self._explained = structure.places, structure.explained
+        for source in passed.sources:
+            recording.know(source)
         nodes = (node_of(source) for source in passed.sources)
         sources = [None if node is None else graph.index.get(node) for node in nodes]
         known: Layout | None = structure.notes.get("layout")
@@ -202,8 +204,10 @@ class Explained:
             for name, each in self.attribution.model.named_parameters(remove_duplicate=False)
         }
 
-    def _name(self, number: int, constant: Any) -> str:
-        """The name of something that is added."""
+    def _name(self, number: int, constant: Any) -> str | None:
+        """The name of something that is added; None outside of the model."""
+        if number in self._explained:
+            return None
         path = self._path(number)
         model: nn.Module = self.attribution.model
         if path and getattr(model.get_submodule(path), "bias", None) is not None:
