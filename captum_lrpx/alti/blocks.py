@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.layout import Attention, Layout
     from captum_lrpx.alti.parts import Part, Reader
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "Example"]
 
 _TEMPORARIES: Final = 3  # weights of some rows, their scores, and a copy in another order
 
@@ -90,7 +90,7 @@ class Blocks:
             found = [self._found(part, target) for target in self.targets]
             matrices, updates, sinks = [], [], []
             for example in range(self.batch):
-                one = _Example(part, example, self.memory_budget, whole=carries)
+                one = Example(part, example, self.memory_budget, whole=carries)
                 update = self._update(one, found)
                 matrix = self._matrix(one) if carries else None
                 if matrix is not None:
@@ -112,7 +112,7 @@ class Blocks:
         gradient = target.found.get(part.attention.mixing)
         return None if gradient is None else part.found(gradient)
 
-    def _update(self, one: _Example, found: list[Tensor | None]) -> Tensor:
+    def _update(self, one: Example, found: list[Tensor | None]) -> Tensor:
         """Updates of all targets ``[K (H), S]``; what belongs to the values' bias is put aside."""
         part, updates = one.part, []
         bias = None if self.value_bias else self._bias_of_values(part)
@@ -163,7 +163,7 @@ class Blocks:
 
     # ALTI matrices ----------------------------------------------------------------------------
 
-    def _matrix(self, one: _Example) -> Tensor:
+    def _matrix(self, one: Example) -> Tensor:
         """The rows of the matrix that are needed, the others 0 ``[T, T or T + S]``."""
         attention = one.part.attention
         count = self.tokens[attention.stream]
@@ -207,7 +207,7 @@ class Blocks:
                 reached[place] = min(first, where[0]), max(stop, where[-1] + 1)
 
 
-class _Example:
+class Example:
     """One example of one attention."""
 
     def __init__(self, part: Part, example: int, memory_budget: int, *, whole: bool) -> None:
@@ -282,7 +282,7 @@ class _Example:
         matrix = values.new_zeros(self.tokens, values.shape[-2])
         for low in range(first, stop, self.step):
             rows = slice(low, min(low + self.step, stop))
-            weights, output_weight, residual = self._folded(rows)
+            weights, output_weight, residual = self.folded(rows)
             if cross:
                 weights = torch.cat([weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2)
             matrix[rows] = functional.alti_matrix(
@@ -296,7 +296,7 @@ class _Example:
             )
         return matrix
 
-    def _folded(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def folded(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, output projection and residual of some rows, with norms and factors in them."""
         part, weights, output_weight = self.part, self.weights(rows), self.output_weight
         residual = part.residual[self.example, rows].to(self.values)

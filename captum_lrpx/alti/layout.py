@@ -58,6 +58,7 @@ class Attention(Branch):
     """An attention whose result is added to a stream.
 
     Attributes:
+        leaf: What of the operand comes from the attention alone, without MLPs beside it.
         mixing: The node that mixes tokens.
         region: Nodes between it and the operand, operands last.
         value: The values that are mixed.
@@ -69,6 +70,7 @@ class Attention(Branch):
         norms: Nodes of the norm after the addition, before the stream is read again; operands last.
     """
 
+    leaf: Edge = Edge(-1, 0)
     mixing: int = -1
     region: tuple[int, ...] = ()
     value: Edge = Edge(-1, 0)
@@ -158,6 +160,11 @@ class _Reader:
         for number in self.alive:
             for edge in self.live[number]:
                 self.users[edge.node].add(number)
+        self.all_users: dict[int, set[int]] = defaultdict(set)
+        for number, edges in enumerate(graph.operands):
+            for edge in edges:
+                if edge is not None:
+                    self.all_users[edge.node].add(number)
         self.streams: dict[int, Stream] = {}
         self.of_streams: dict[int, int] = {}  # node -> the streams that it keeps, one bit for each
         self.chain: dict[int, list[Edge]] = {}  # node of a stream -> what is added there
@@ -292,7 +299,7 @@ class _Reader:
         if operand.node not in self.mixes:
             layout.positional.append(Branch(operand, addition, stream))
             return
-        region, mixings = self._region(layout, addition, stream, operand)
+        leaf, region, mixings = self._region(layout, addition, stream, operand)
         if len(mixings) != 1:
             self._refuse(operand.node, "adds the sum of several attentions")
         (mixing,) = mixings
@@ -307,6 +314,7 @@ class _Reader:
                 operand,
                 addition,
                 stream,
+                leaf=leaf,
                 mixing=mixing,
                 region=region,
                 value=value,
@@ -319,10 +327,11 @@ class _Reader:
 
     def _region(
         self, layout: Layout, addition: int, stream: int, operand: Edge
-    ) -> tuple[tuple[int, ...], set[int]]:
+    ) -> tuple[Edge, tuple[int, ...], set[int]]:
         """What lies between a branch's result and the mixing of tokens, which must be linear."""
         mixings: set[int] = set()
         region: set[int] = set()
+        leaf = operand
         stack = [operand.node]
         while stack:
             number = stack.pop()
@@ -339,9 +348,10 @@ class _Reader:
                     stack.append(edge.node)
                 elif self.graph.names[number] in ADDITIONS:
                     layout.positional.append(Branch(edge, addition, stream))
+                    (leaf,) = [each for each in self.live[number] if each.node in self.mixes]
                 else:
                     self._refuse(number, "joins something to what an attention found")
-        return tuple(sorted(region, reverse=True)), mixings
+        return leaf, tuple(sorted(region, reverse=True)), mixings
 
     def _until_stream(self, mixing: int, value: Edge) -> tuple[Edge, ...]:
         """Where values leave a stream."""
@@ -445,9 +455,20 @@ class _Reader:
 
     def _forks(self, number: int) -> bool:
         """Whether a stream is read there by a branch, or by what adds a branch."""
-        return any(user not in self.chain or self.chain[user] for user in self.users[number]) and (
-            len(self.users[number]) > 1
-        )
+        users = self.all_users[number]
+        return len(users) > 1 and any(self._leads_on(user) for user in users)
+
+    def _leads_on(self, number: int) -> bool:
+        """Whether a node is part of a branch, or adds one; what computes a scale is neither."""
+        done, stack = set(), [number]
+        while stack:
+            each = stack.pop()
+            if each in self.mixing or self.chain.get(each):
+                return True
+            if each not in self.chain and each not in done:
+                done.add(each)
+                stack += self.all_users[each]
+        return False
 
     # States -----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from captum_lrpx.alti.attention_weights import (
     MaterializedWeights,
     ScoredWeights,
 )
+from captum_lrpx.alti.layout import ADDITIONS
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import PROJECTIONS
 
@@ -174,7 +175,7 @@ class Reader:
         if weight.shape[0] != heads * size:
             self.refuse(attention.mixing, "finds something of another width than it projects")
         residual = self.value(attention.residual, batch, tokens)
-        added = self.value(attention.operand, batch, tokens)
+        added = self._added(attention, batch, tokens)
         if self.graph.names[attention.addition] == "Sub":
             second = self.graph.operands[attention.addition][1] == attention.operand
             added, residual = (-added, residual) if second else (added, -residual)
@@ -202,6 +203,17 @@ class Reader:
             residual,
             resultant,
         )
+
+    def _added(self, attention: Attention, batch: int, tokens: int) -> Tensor:
+        """What an attention adds to the stream, without MLPs beside it."""
+        leaf = attention.leaf
+        added = self.value(leaf, batch, tokens)
+        beside = [each for each in attention.region if each > leaf.node]
+        if all(self.graph.names[each] in _VIEWS | ADDITIONS for each in beside):
+            return added
+        scaling = self._scaling(beside, attention.operand, leaf, batch, tokens)
+        centered = added - added.mean(-1, keepdim=True) if scaling.centered else added
+        return centered * scaling.weight * scaling.scale
 
     def _projection(
         self, attention: Attention

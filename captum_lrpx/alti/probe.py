@@ -6,23 +6,30 @@ axis. The gradient of one position of what a branch adds says it exactly.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from captum_lrpx.alti.blocks import Example
+from captum_lrpx.alti.directions import Biases
+from captum_lrpx.alti.parts import wide
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.graph_rules import Plan
+from captum_lrpx.trace.graph import Edge
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from torch import Tensor
 
-    from captum_lrpx.alti.layout import Layout
+    from captum_lrpx.alti.layout import Attention, Layout
     from captum_lrpx.alti.parts import Reader
-    from captum_lrpx.trace.graph import Edge, Graph
+    from captum_lrpx.trace.graph import Graph
 
 __all__ = ["probe"]
+
+_CHECKED: Final = 8
+"""Positions at which the parts of an attention are compared."""
 
 
 def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> None:
@@ -56,6 +63,56 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
             reader.refuse(
                 attention.value.node, "computes values from several positions, without a softmax"
             )
+        _check(reader, attention, batch, tokens)
+
+
+def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[int]) -> None:
+    """Refuse an attention whose measured parts are not what the graph computes.
+
+    In some direction at some positions, what it adds up to must be the same in three ways: as the
+    model has it, by the gradients of its parts, and by the transformed vectors.
+    """
+    count = tokens[attention.stream]
+    part = reader.part(attention, batch, count, tokens[attention.source])
+    end = Edge(attention.norms[0] if attention.norms else attention.addition, 0)
+    (stream,) = [
+        edge
+        for edge in reader.graph.operands[attention.addition]
+        if edge is not None and edge != attention.operand
+    ]
+    rows = min(count, _CHECKED)
+    direction = torch.zeros_like(wide(part.resultant))
+    noise = torch.arange(direction[0, :rows].numel(), device=direction.device).sin()
+    direction[0, :rows] = noise.view_as(direction[0, :rows]).to(direction)
+    biases = Biases(reader, batch, lambda *_: "")
+    found = reader.pull.back(
+        (*attention.norms, attention.addition, *attention.region),
+        {end: reader.like(end, direction)},
+        {stream, Edge(attention.mixing, 0)},
+        biases,
+    )
+    one = Example(part, 0, 1 << 62, whole=False)
+    gradient = part.found(found[Edge(attention.mixing, 0)])[0, :, :rows]
+    at_stream = found[stream].reshape(batch, count, -1)[0, :rows]
+    by_value = one.values.repeat_interleave(part.heads // len(one.values), 0)
+    weights = one.weights(slice(0, rows))
+    of_tokens = (gradient * (weights @ by_value)).sum()
+    of_stream = (at_stream * wide(part.residual[0, :rows])).sum()
+    folded, output, residual = one.folded(slice(0, rows))
+    vectors = torch.einsum("hij,hjz,hzd->id", folded, by_value, output) + residual
+    seen = direction[0, :rows]
+    ways = torch.stack(
+        [
+            (seen * wide(part.resultant[0, :rows])).sum(),
+            of_tokens + of_stream + sum(amount[0] for amount in biases.amounts.values()),
+        ]
+    ), torch.stack([(seen * vectors).sum(), of_tokens + of_stream])
+    size = (seen.abs() * wide(part.resultant[0, :rows]).abs()).sum()
+    allowed = max(1e-4, 8 * torch.finfo(part.resultant.dtype).eps) * size
+    if any((one - other).abs() > allowed for one, other in ways):
+        reader.refuse(
+            attention.mixing, "is not what its values, weights and output projection say"
+        )
 
 
 def _is_positional(

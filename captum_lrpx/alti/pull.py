@@ -106,7 +106,11 @@ class Pull:
         elif name == "ToCopy":
             given = taken
         else:
-            given = node(*taken) if callable(node) else node.apply(*taken)
+            own = [
+                None if each is None else each.to(metadata.dtype)
+                for each, metadata in zip(taken, node._input_metadata, strict=True)  # noqa: SLF001
+            ]
+            given = node(*own) if callable(node) else node.apply(*own)
             given = given if isinstance(given, tuple) else (given,)
         given = (*given, *(None for _ in range(len(edges) - len(given))))
         if action is not None and rule == "factors":
