@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from captum_lrpx import _captum
-
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
-from captum_lrpx.attr.strictness import Passage, coverage_of
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
 from captum_lrpx.propagation import attached, sites_of
-from captum_lrpx.recipes import LRP
 from captum_lrpx.structure import is_declared, token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.traced import traced_rules
@@ -104,12 +101,9 @@ def _attribution(
 
 def _rules(attribution: LRPx | ALTILogit) -> AbstractContextManager[object]:
     """What an attribution attaches to its model."""
-    if isinstance(attribution, LRPx):
-        if attribution.fast:
-            return attribution.rules()
-        return traced_rules(attribution.model, attribution.recipe, None)
-    model = attribution.model
-    return attached(model, Recording(model, sites_of(model), strict=False).attachments())
+    if isinstance(attribution, LRPx) and attribution.fast:
+        return attribution.rules()
+    return traced_rules(attribution.model, attribution.recipe, None)
 
 
 # The three checks ---------------------------------------------------------------------------------
@@ -173,11 +167,8 @@ def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
     arguments = subject.question.additional_forward_args
     if isinstance(attribution, LRPx):
         return attribution.coverage(subject.ids, arguments)
-    passage = Passage(attribution.model, LRP, attribution.forward_func, cut=True)
-    found = coverage_of(passage, subject.ids, arguments, attach=lambda: _rules(attribution))
-    if found is None:  # the attribution would have been refused
-        raise ValueError("The explained value has no gradient.")
-    return found
+    target = subject.question.target
+    return attribution.coverage(subject.ids, target, arguments)
 
 
 def _ledger_residual(

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from captum_lrpx import (
-    ALTILogit,
     AttnLRPx,
     LayerLRPx,
     LRPx,
@@ -59,13 +58,12 @@ AS_LLAMA = replace(LLAMA, model_types=("gemma",))
         lambda model: LRPx(model).attribute(token_ids(), TARGET),
         lambda model: AttnLRPx(TokenLogits(model)).attribute(token_ids(), 7),
         lambda model: LRPx(model, strict=False).attribute(token_ids(), TARGET),
-        lambda model: ALTILogit(model).attribute(token_ids(), TARGET),
         lambda model: LayerLRPx(model, model.model.layers[0]).attribute(token_ids(), TARGET),
         lambda model: NeuronLRPx(model, model.model.norm).attribute(token_ids(), (0, 1)),
         lambda model: LRPx(TokenLogits(model)).attribute_targets(token_ids(), [7]),
         lambda model: ledger(LRPx(model), token_ids(), TARGET),
     ],
-    ids=["lrp", "attnlrp", "not strict", "alti", "layer", "neuron", "targets", "ledger"],
+    ids=["lrp", "attnlrp", "not strict", "layer", "neuron", "targets", "ledger"],
 )
 def test_a_norm_that_is_another_one_than_declared_is_refused_by_name(attribute):
     model = gemma()

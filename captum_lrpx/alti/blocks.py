@@ -284,7 +284,9 @@ class Example:
             rows = slice(low, min(low + self.step, stop))
             weights, output_weight, residual = self.folded(rows)
             if cross:
-                weights = torch.cat([weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2)
+                weights = torch.cat(
+                    [weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2
+                )
             matrix[rows] = functional.alti_matrix(
                 weights,
                 values,

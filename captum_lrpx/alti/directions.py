@@ -42,7 +42,11 @@ class Directions:
 
 
 def directions_of(
-    reader: Reader, layout: Layout, output: Tensor, tokens: Sequence[int], name: Callable[[int, Any], str | None],
+    reader: Reader,
+    layout: Layout,
+    output: Tensor,
+    tokens: Sequence[int],
+    name: Callable[[int, Any], str | None],
 ) -> Directions:
     """Pull an explained value back through head and streams.
 
@@ -78,9 +82,11 @@ def directions_of(
     mlps = []
     for branch in layout.positional:
         gradient = found.get(branch.operand)
-        term = _by_position(
-            gradient, reader, branch.operand, batch, tokens[branch.stream]
-        ).sum(1).to(home)
+        term = (
+            _by_position(gradient, reader, branch.operand, batch, tokens[branch.stream])
+            .sum(1)
+            .to(home)
+        )
         if branch.constant:
             biases.add(f"{reader.path(branch.operand.node)}.constant", term)
         else:
@@ -110,9 +116,7 @@ def _by_position(
 class Biases:
     """Adds up what constants contribute, while gradients are pulled through their nodes."""
 
-    def __init__(
-        self, reader: Reader, batch: int, name: Callable[[int, Any], str | None]
-    ) -> None:
+    def __init__(self, reader: Reader, batch: int, name: Callable[[int, Any], str | None]) -> None:
         self.reader, self.batch, self.name = reader, batch, name
         self.amounts: dict[str, Tensor] = {}
 
@@ -133,9 +137,8 @@ class Biases:
 def product_with(gradient: Tensor, constant: Any, groups: int) -> Tensor:
     """``<u, b>`` of a constant that has been broadcast to a gradient's shape, by groups of rows."""
     u = wide(gradient)
-    if not isinstance(constant, torch.Tensor):
-        return u.reshape(groups, -1).sum(1) * constant
-    constant = constant.to(u)
-    if constant.ndim == 1:
-        return u.reshape(groups, -1, u.shape[-1]).sum(1) @ constant
-    return (u * constant).reshape(groups, -1).sum(1)
+    if isinstance(constant, torch.Tensor) and constant.ndim == 1:
+        of_features: Tensor = u.reshape(groups, -1, u.shape[-1]).sum(1) @ constant.to(u)
+        return of_features
+    product: Tensor = u * (constant.to(u) if isinstance(constant, torch.Tensor) else constant)
+    return product.reshape(groups, -1).sum(1)

@@ -1,19 +1,20 @@
 """The parts of a model that ALTI-Logit speaks of, found in the graph of one forward pass.
 
 A *stream* begins where the last tensor lies that everything passes which is computed from an input
-before tokens are mixed (the embedding, behind its norm where it has one), and goes on by what keeps
+before tokens are mixed (the embedding, after its norm where it has one), and goes on by what leaves
 it what it is: additions, norms, views, constant factors. What else is added to it is a *branch*: an
-attention, if tokens are mixed in it by a softmax and all that follows is linear; else something that
-works on each position for itself (an MLP, experts). Nothing here looks at names of modules.
+attention, if tokens are mixed in it by a softmax and all that follows is linear; else something
+that works on each position for itself (an MLP, experts). Nothing here looks at names of modules.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from captum_lrpx.trace.graph import Edge
+from captum_lrpx.trace.operations import ADDITIONS, STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,16 +23,9 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["ADDITIONS", "Attention", "Branch", "Layout", "Stream", "layout_of"]
+__all__ = ["Attention", "Branch", "Layout", "Stream", "layout_of"]
 
-ADDITIONS: Final = frozenset({"Add", "Sub"})
-_STREAM: Final = ADDITIONS | frozenset(
-    "Rsub Neg Mul Div View UnsafeView ReshapeAlias Reshape Transpose T Permute Expand Unsqueeze "
-    "Squeeze Clone ToCopy Copy Alias Slice Select Index IndexSelect Gather MaskedFill Where "
-    "NativeDropout FusedDropout NativeLayerNorm FusedRmsNorm Mean Sum Cat Split SplitWithSizes "
-    "Unbind Identity Positive BackwardHookFunction".split()
-)
-"""What leaves a residual stream what it is."""
+_NONE: Final = Edge(-1, 0)
 _KEEPING: Final = frozenset({"linear", "norm", "constant factor"})
 """Roles of operations that are linear with what is held constant."""
 
@@ -70,12 +64,12 @@ class Attention(Branch):
         norms: Nodes of the norm after the addition, before the stream is read again; operands last.
     """
 
-    leaf: Edge = Edge(-1, 0)
+    leaf: Edge = _NONE
     mixing: int = -1
     region: tuple[int, ...] = ()
-    value: Edge = Edge(-1, 0)
+    value: Edge = _NONE
     value_region: tuple[int, ...] = ()
-    residual: Edge = Edge(-1, 0)
+    residual: Edge = _NONE
     source: int = 0
     entries: tuple[Edge, ...] = ()
     norms: tuple[int, ...] = ()
@@ -140,9 +134,7 @@ def layout_of(
 
 
 class _Reader:
-    def __init__(
-        self, graph: Graph, roles: Roles, plan: Plan, where: Callable[[int], str]
-    ) -> None:
+    def __init__(self, graph: Graph, roles: Roles, plan: Plan, where: Callable[[int], str]) -> None:
         self.graph, self.roles, self.where = graph, roles, where
         factors = {action.number: action.factors for action in plan.actions if action.factors}
         self.alive = sorted(plan.alive)
@@ -179,7 +171,7 @@ class _Reader:
                 'attn_implementation="sdpa" or "eager".'
             )
         for place, source in enumerate(sources):
-            if source in self.live:
+            if source is not None and source in self.live:
                 self.streams[place] = Stream(Edge(source, 0), self._start(source))
         starts = [stream.start for stream in self.streams.values()]
         if len(set(starts)) < len(starts):
@@ -227,9 +219,7 @@ class _Reader:
 
     def _uses(self, number: int) -> int:
         """How often the result of a node is used; that of a root once more."""
-        times = sum(
-            edge.node == number for user in self.users[number] for edge in self.live[user]
-        )
+        times = sum(edge.node == number for user in self.users[number] for edge in self.live[user])
         return times + (number in self.graph.roots)
 
     def _follow_streams(self) -> None:
@@ -243,7 +233,7 @@ class _Reader:
                 self.of_streams[number] = kept
 
     def _keeps(self, number: int) -> bool:
-        return self.graph.names[number] in _STREAM and self.roles[number].role in _KEEPING
+        return self.graph.names[number] in STREAM and self.roles[number].role in _KEEPING
 
     def _is_start(self, number: int) -> bool:
         return any(stream.start.node == number for stream in self.streams.values())
@@ -272,7 +262,9 @@ class _Reader:
                 elif self.graph.names[number] in ADDITIONS:
                     self.chain[number].append(edge)
                 else:
-                    self._refuse(number, "joins a branch to the residual stream, but does not add it")
+                    self._refuse(
+                        number, "joins a branch to the residual stream, but does not add it"
+                    )
 
     # Branches ---------------------------------------------------------------------------------
 
@@ -387,9 +379,7 @@ class _Reader:
             bits |= self.of_streams[edge.node]
         if bits & (bits - 1) or not bits:
             self._refuse(mixing, "reads values from several residual streams, or from none")
-        self._walk(
-            edge.node for edge in entries if not self._anchors(edge.node)
-        )
+        self._walk(edge.node for edge in entries if not self._anchors(edge.node))
         return bits.bit_length() - 1
 
     def _anchors(self, number: int) -> set[int]:
@@ -409,13 +399,9 @@ class _Reader:
             self._refuse(number, "joins several residual streams")
         return bits.bit_length() - 1
 
-    def _residual(
-        self, addition: int, stream: int, source: int, entries: tuple[Edge, ...]
-    ) -> Edge:
+    def _residual(self, addition: int, stream: int, source: int, entries: tuple[Edge, ...]) -> Edge:
         """What an attention is added to, without MLPs that stand beside it."""
-        (operand, *others) = [
-            edge for edge in self.live[addition] if edge.node in self.of_streams
-        ]
+        (operand, *others) = [edge for edge in self.live[addition] if edge.node in self.of_streams]
         if others:
             self._refuse(addition, "joins several residual streams")
         if stream != source:
@@ -441,7 +427,7 @@ class _Reader:
             into = sum(edge.node in inside for edge in self.live[number])
             if not into:
                 continue
-            if self.chain.get(number, [Edge(-1, 0)]) or number in self.graph.roots:
+            if self.chain.get(number, [_NONE]) or number in self.graph.roots:
                 return ()
             inside.add(number)
             open_edges -= into
@@ -497,16 +483,14 @@ class _Reader:
         for attention, state in reads:
             expected = state if attention.source == attention.stream else last[attention.source]
             read = {
-                states[anchor]
-                for edge in attention.entries
-                for anchor in self._anchors(edge.node)
+                states[anchor] for edge in attention.entries for anchor in self._anchors(edge.node)
             }
             if read != {expected}:
                 self._refuse(
                     attention.mixing, "reads values from a residual stream as it was elsewhere"
                 )
 
-    def _refuse(self, number: int, what: str) -> None:
+    def _refuse(self, number: int, what: str) -> NoReturn:
         raise ValueError(
             f"{self.where(number)} {what}, which ALTI-Logit does not cover. It explains models in "
             "which attentions by softmax and branches that work on each position for itself are "

@@ -8,7 +8,7 @@ where, and by what features and positions are scaled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
@@ -17,9 +17,8 @@ from captum_lrpx.alti.attention_weights import (
     MaterializedWeights,
     ScoredWeights,
 )
-from captum_lrpx.alti.layout import ADDITIONS
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.trace.operations import PROJECTIONS
+from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
 
 __all__ = ["Part", "Reader", "Scaling", "wide"]
-
-_VIEWS: Final = frozenset(
-    "View UnsafeView ReshapeAlias Reshape Transpose T Permute Clone ToCopy Unsqueeze Squeeze "
-    "Alias NativeDropout".split()
-)
-"""Nodes that change no number; dropout changes them in training only."""
 
 
 def _tolerance(graph: Graph, number: int) -> float:
@@ -135,7 +128,7 @@ class Reader:
         place = edge
         while (known := self.recording.value(self.graph.nodes[place.node], place.output)) is None:
             edges = self.graph.operands[place.node]
-            if self.graph.names[place.node] not in _VIEWS or not edges or edges[0] is None:
+            if self.graph.names[place.node] not in VIEWS or not edges or edges[0] is None:
                 self.refuse(edge.node, "is part of a residual stream in a way that is not seen")
             place = edges[0]
         if known.isnan().any():
@@ -188,7 +181,7 @@ class Reader:
         scaled = None
         order = (attention.addition, *after)
         plain = self.graph.names[attention.addition] == "Add"
-        if not plain or any(self.graph.names[each] not in _VIEWS for each in after):
+        if not plain or any(self.graph.names[each] not in VIEWS for each in after):
             scaled = self._scaling(order, Edge(attention.addition, 0), at[1], batch, tokens)
         return Part(
             attention,
@@ -209,7 +202,7 @@ class Reader:
         leaf = attention.leaf
         added = self.value(leaf, batch, tokens)
         beside = [each for each in attention.region if each > leaf.node]
-        if all(self.graph.names[each] in _VIEWS | ADDITIONS for each in beside):
+        if all(self.graph.names[each] in VIEWS | ADDITIONS for each in beside):
             return added
         scaling = self._scaling(beside, attention.operand, leaf, batch, tokens)
         centered = added - added.mean(-1, keepdim=True) if scaling.centered else added
@@ -255,7 +248,9 @@ class Reader:
         """Zeros of the shape of a tensor, in float32 or wider."""
         metadata: Any = self.graph.nodes[edge.node]
         metadata = metadata._input_metadata[edge.output]  # noqa: SLF001
-        return wide(torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device))
+        return wide(
+            torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+        )
 
     def like(self, edge: Edge, numbers: Tensor) -> Tensor:
         """Numbers in the form of a tensor of the graph."""
@@ -280,7 +275,7 @@ class Reader:
         count = torch.arange(seed.numel(), device=seed.device).to(seed)
         index = self._pulled(before, at, count.view_as(seed), found)
         factor = None
-        if any(self.graph.names[each] not in _VIEWS for each in before):
+        if any(self.graph.names[each] not in VIEWS for each in before):
             factor = self._pulled(before, at, torch.ones_like(seed), found)
             index = index / factor
         index = index.round().long()
@@ -305,9 +300,7 @@ class Reader:
         by_feature = factor.transpose(1, 2).reshape(batch * tokens, width)
         scale, weight = self._rank_one(by_feature, same)
         if scale is None or weight is None:
-            self.refuse(
-                attention.mixing, "is followed by a gate for each feature and position"
-            )
+            self.refuse(attention.mixing, "is followed by a gate for each feature and position")
         by_head = scale.view(batch, 1, tokens).expand(-1, rows.shape[1], -1)
         return rows, by_head, weight
 
@@ -380,7 +373,7 @@ class Reader:
         width = self._seed(begin).shape[-1]
         if not between:
             return torch.eye(width, device=self._seed(begin).device)
-        *views, first = [each for each in between if self.graph.names[each] not in _VIEWS] or [0]
+        *views, first = [each for each in between if self.graph.names[each] not in VIEWS] or [0]
         node: Any = self.graph.nodes[first]
         if not views and self.graph.names[first] in ("Mm", "Addmm"):
             factor = getattr(node, "_saved_alpha", 1)
@@ -427,7 +420,7 @@ class Reader:
                     return Scaling(scale.view(batch, tokens, 1), weight, centered)
         self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
 
-    def refuse(self, number: int, what: str) -> Any:
+    def refuse(self, number: int, what: str) -> NoReturn:
         """Say what is not covered."""
         raise ValueError(f"{self.where(number)} {what}, which ALTI-Logit does not cover.")
 

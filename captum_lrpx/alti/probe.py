@@ -101,18 +101,19 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     folded, output, residual = one.folded(slice(0, rows))
     vectors = torch.einsum("hij,hjz,hzd->id", folded, by_value, output) + residual
     seen = direction[0, :rows]
-    ways = torch.stack(
-        [
-            (seen * wide(part.resultant[0, :rows])).sum(),
-            of_tokens + of_stream + sum(amount[0] for amount in biases.amounts.values()),
-        ]
-    ), torch.stack([(seen * vectors).sum(), of_tokens + of_stream])
+    ways = (
+        torch.stack(
+            [
+                (seen * wide(part.resultant[0, :rows])).sum(),
+                of_tokens + of_stream + sum(amount[0] for amount in biases.amounts.values()),
+            ]
+        ),
+        torch.stack([(seen * vectors).sum(), of_tokens + of_stream]),
+    )
     size = (seen.abs() * wide(part.resultant[0, :rows]).abs()).sum()
     allowed = max(1e-4, 8 * torch.finfo(part.resultant.dtype).eps) * size
     if any((one - other).abs() > allowed for one, other in ways):
-        reader.refuse(
-            attention.mixing, "is not what its values, weights and output projection say"
-        )
+        reader.refuse(attention.mixing, "is not what its values, weights and output projection say")
 
 
 def _is_positional(
@@ -144,7 +145,6 @@ def _is_positional(
             return False
         seed.view(batch * tokens, -1)[position] = 1.0
         rows = {position}
-    nodes = graph.nodes
     entries, order = _way(graph, ends, edge)
     found = Pull(graph, Plan(), {}).back(order, {edge: seed}, entries)
     return all(_touched(each, batch * tokens) <= rows for each in found.values())

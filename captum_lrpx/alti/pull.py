@@ -61,7 +61,8 @@ class Pull:
         Returns:
             The gradient at each edge that one arrives at.
         """
-        waiting, found = dict(gradients), {}
+        waiting = dict(gradients)
+        found: dict[Edge, Tensor] = {}
         for number in order:
             taken = tuple(
                 waiting.pop(Edge(number, output), None)
@@ -75,9 +76,9 @@ class Pull:
             for edge, gradient in zip(self.graph.operands[number], given, strict=True):
                 if edge is None or gradient is None:
                     continue
-                gradient = self._as_operand(edge, gradient)
+                own = self._as_operand(edge, gradient)
                 target = found if edge in stops else waiting
-                target[edge] = target[edge] + gradient if edge in target else gradient
+                target[edge] = target[edge] + own if edge in target else own
         return found
 
     def through(self, number: int, taken: Gradients) -> Gradients:
@@ -126,14 +127,13 @@ class Pull:
             if edge is not None
             and (action is None or not action.factors or action.factors[place] is not None)
         ]
-        if len(live) != 1 or (place := live[0]) and self.graph.names[number] == "Div":
+        if len(live) != 1 or ((place := live[0]) and self.graph.names[number] == "Div"):
             return None
         node: Any = self.graph.nodes[number]
         gradient = _required(taken[0])
         other = node._saved_self if place else node._saved_other  # noqa: SLF001
         product = gradient / other if self.graph.names[number] == "Div" else gradient * other
         return tuple(product if each == place else None for each in range(len(edges)))
-
 
     def _as_operand(self, edge: Edge, gradient: Tensor) -> Tensor:
         """A gradient in the shape of an operand, on its device, and as precise as it is."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
     from captum_lrpx.alti.decomposition import ALTILogitDecomposition
+    from captum_lrpx.coverage import Coverage
 
 __all__ = ["ALTILogit"]
 
@@ -190,7 +191,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         additional_forward_args: object | None = None,
         *,
         include_start: bool = True,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         r"""Contributions of the input tokens to several outputs of one forward pass.
 
         Args:
@@ -200,7 +201,8 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             include_start (bool, optional): As for :meth:`attribute`. Default: True
 
         Returns:
-            *Tensor* of **attributions**: one row of tokens per target and example ``[K, B, T]``.
+            *Tensor* of **attributions**: one row of tokens per target and example ``[K, B, T]``;
+            for several inputs a tuple.
 
         Raises:
             AssertionError: As :meth:`attribute`.
@@ -299,6 +301,36 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
                 for index in range(len(targets))
             )
 
+    def coverage(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+    ) -> Coverage:
+        r"""The operations that the directions of an explained output go through.
+
+        They are those of the residual streams, the head, and the way from attention to stream.
+
+        Args:
+            inputs (Tensor or tuple[Tensor]): As for :meth:`attribute`.
+            target (int, tuple, Tensor, or list, optional): As for :meth:`attribute`.
+                Default: None
+            additional_forward_args (Any, optional): As for :meth:`attribute`. Default: None
+
+        Returns:
+            *Coverage*: The operations with their rules.
+
+        Raises:
+            AssertionError: As :meth:`attribute`.
+            ValueError: As :meth:`attribute`.
+
+        Examples::
+
+            >>> print(ALTILogit(model).coverage(ids, target=(-1, are)))
+        """
+        with self._explained(inputs, [target], additional_forward_args) as found:
+            return found.coverage
+
     def _tokens(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -325,7 +357,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         require_gradients()
         tensors = tensors_of(inputs)
         if model_given(self.forward_func, self.model):
-            only_input(inputs, "ALTI-Logit")  # a model takes masks as its second argument
+            only_input(inputs, "ALTI-Logit")  # its second argument is a mask
         return explained_pass(self, tensors, targets, additional_forward_args)
 
 

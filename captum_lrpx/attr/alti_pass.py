@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -153,7 +152,7 @@ class Explained:
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Something of all positions by inputs."""
-        return tokens.split(self.tokens, -1)
+        return torch.split(tokens, self.tokens, -1)
 
     def decomposition(
         self, index: int, updates: Tensor, heads: Tensor, blocks: Blocks
@@ -224,7 +223,7 @@ class Explained:
 
 @contextmanager
 def _runs_once(model: nn.Module) -> Iterator[None]:
-    """Refuse a forward function that runs a model more than once, not at all, or without gradients."""
+    """Refuse a forward function that does not run a model exactly once, with gradients."""
     runs = 0
 
     def before(_module: nn.Module, _args: Any) -> None:

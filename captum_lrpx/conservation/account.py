@@ -13,11 +13,10 @@ from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
-from captum_lrpx.conservation.lines import layer_of
 from captum_lrpx.conservation.observer import Observer
 from captum_lrpx.conservation.tally import Line, Tally, wide
-from captum_lrpx.conservation.traced import traced_ledger
-from captum_lrpx.propagation import observed, sites_of
+from captum_lrpx.conservation.traced import layer_in, traced_ledger
+from captum_lrpx.propagation import observed
 from captum_lrpx.wrappers import has_virtual_tokens
 
 if TYPE_CHECKING:
@@ -182,23 +181,22 @@ def _of_alti_logit(
     parts = attribution.decompose(
         cast("Tensor | tuple[Tensor]", inputs), target, additional_forward_args
     )
-    sites = sites_of(attribution.model)
-    paths = {module: path for path, module in attribution.model.named_modules()}
     value = wide(parts.value.detach())
 
-    def entry(kind: Kind, path: str, layer: int | None, amount: Tensor) -> Entry:
-        return Entry(kind, path, layer, wide(amount.detach()).to(value))
+    def entry(kind: Kind, path: str, amount: Tensor) -> Entry:
+        return Entry(kind, path, layer_in(path), wide(amount.detach()).to(value))
 
-    entries = [entry("tokens", paths[sites.token_embedding], None, parts.start.sum(1))]
-    for layer, block in enumerate(sites.blocks):
-        attention = parts.heads[:, layer].sum((1, 2))
-        entries.append(entry("tokens", block.attention.path, layer, attention))
-        entries.append(entry("mlp", paths[block.mlp_output], layer, parts.mlps[:, layer]))
-    for path, amount in parts.biases.items():
-        entries.append(entry("bias", path, layer_of(path, sites), amount))
+    entries = [entry("tokens", "inputs", parts.start.sum(1))]
+    for index, path in enumerate(parts.attention_paths):
+        entries.append(entry("tokens", path, parts.heads[:, index].sum((1, 2))))
+    for index, path in enumerate(parts.mlp_paths):
+        entries.append(entry("mlp", path, parts.mlps[:, index]))
+    entries += [entry("bias", path, amount) for path, amount in parts.biases.items()]
+    widths = [each.shape[1] for each in tensors_of(inputs)]
+    attributions = torch.split(parts.tokens().detach(), widths, 1)
     return Ledger(
         method=attribution.get_name(),
         value=value,
         entries=tuple(entries),
-        attributions=_captum.format_output(_captum.is_tuple(inputs), (parts.tokens().detach(),)),
+        attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
     )

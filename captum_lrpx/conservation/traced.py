@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from captum_lrpx.attr import LRPx
     from captum_lrpx.conservation.tally import Kind
 
-__all__ = ["traced_ledger"]
+__all__ = ["layer_in", "traced_ledger"]
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?=\.|$)")
 _Place = tuple["Kind", str]
@@ -90,11 +90,12 @@ def _entries(flow: Flow, rows: int) -> list[Entry]:
                 known = amounts.setdefault(place, [torch.zeros_like(leak.amount)] * rows)
                 known[row] = known[row] + leak.amount
     return [
-        Entry(kind, path, _layer_of(path), torch.stack(each))
+        Entry(kind, path, layer_in(path), torch.stack(each))
         for (kind, path), each in amounts.items()
     ]
 
 
-def _layer_of(path: str) -> int | None:
+def layer_in(path: str) -> int | None:
+    """The number of the block that a module's path leads through."""
     match = _LAYER.search(path)
     return None if match is None else int(match[1])

@@ -9,8 +9,11 @@ import re
 from typing import Any, Final, Literal
 
 __all__ = [
+    "ADDITIONS",
     "ELEMENTWISE",
     "PROJECTIONS",
+    "STREAM",
+    "VIEWS",
     "Kind",
     "is_kernel",
     "is_length",
@@ -107,6 +110,25 @@ _SOLUTIONS: Final = _names("LinalgSolveTriangular")
 _SOFTMAX: Final = _names("Softmax SafeSoftmax")
 _BATCH_NORMS: Final = _names("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNormImplIndex")
 _KERNEL: Final = re.compile(r"ScaledDotProduct\w*Attention|FlashAttention|EfficientAttention")
+
+VIEWS: Final = _names(
+    "View UnsafeView ReshapeAlias Reshape Transpose T Permute Clone ToCopy Unsqueeze Squeeze Alias "
+    "NativeDropout"
+)
+"""Operators that change no number; dropout does so in training only."""
+
+ADDITIONS: Final = _names("Add Sub")
+
+STREAM: Final = (
+    VIEWS
+    | ADDITIONS
+    | _names(
+        "Rsub Neg Mul Div Expand Copy Slice Select Index IndexSelect Gather MaskedFill Where "
+        "FusedDropout NativeLayerNorm FusedRmsNorm Mean Sum Cat Split SplitWithSizes Unbind "
+        "Identity Positive BackwardHookFunction"
+    )
+)
+"""Operators that leave a residual stream what it is, or select of it."""
 
 ELEMENTWISE: Final = (
     _names("Add Sub Rsub Neg Mul Div Clone Alias ToCopy Copy Where MaskedFill NativeDropout")
