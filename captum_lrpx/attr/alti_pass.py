@@ -19,6 +19,7 @@ from captum_lrpx.alti.probe import probe
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.strictness import require
 from captum_lrpx.trace.graph import node_of
 
@@ -58,16 +59,19 @@ def explained_pass(
         RuntimeError: If the forward function runs it without gradients.
     """
     recordings: list[Recording] = []
+    model = attribution.model
 
-    def beside(rules: TracedPass) -> Recording:
+    @contextmanager
+    def beside(rules: TracedPass) -> Iterator[None]:
         recordings.append(Recording(rules.form.notes.get("width")))
-        return recordings[0]
+        with _runs_once(model), recordings[0]:
+            yield
 
-    with (
-        _runs_once(attribution.model),
-        forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed,
-    ):
+    with forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed:
         values = [_captum.select_targets(passed.output, target) for target in targets]
+        finite = Finite(model, attribution.forward_func, inputs, arguments)
+        for each in values:
+            finite.require(each)
         yield Explained(attribution, passed, recordings[0], values, inputs)
 
 
@@ -243,13 +247,11 @@ def _runs_once(model: nn.Module) -> Iterator[None]:
     handle = model.register_forward_pre_hook(before)
     try:
         yield
-    except ValueError as error:
         if not runs:
             raise ValueError(
                 f"The forward function did not run {type(model).__name__}, so there is nothing to "
                 "decompose: give the model that it runs as `model`."
-            ) from error
-        raise
+            )
     finally:
         handle.remove()
 
