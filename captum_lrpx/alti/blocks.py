@@ -109,8 +109,8 @@ class Blocks:
 
     @staticmethod
     def _found(part: Part, target: Directions) -> Tensor | None:
-        gradient = target.found.get(part.attention.mixing)
-        return None if gradient is None else part.found(gradient)
+        rows = target.found.get(part.attention.mixing)
+        return None if rows is None else part.found(rows.whole(part.rows.numel()))
 
     def _update(self, one: Example, found: list[Tensor | None]) -> Tensor:
         """Updates of all targets ``[K (H), S]``; what belongs to the values' bias is put aside."""

@@ -21,6 +21,27 @@ if TYPE_CHECKING:
 __all__ = ["Biases", "Directions", "directions_of"]
 
 
+class Rows:
+    """The rows of a gradient that are not zero: few, if one position is explained."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, gradient: Tensor) -> None:
+        """Add a part of the gradient ``[..., z]``."""
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        rows = (flat != 0).any(-1).nonzero().squeeze(1)
+        self.parts.append((rows, flat[rows]))
+
+    def whole(self, count: int) -> Tensor:
+        """The gradient ``[N, z]``."""
+        first = self.parts[0][1]
+        total = first.new_zeros(count, first.shape[-1])
+        for rows, values in self.parts:
+            total.index_add_(0, rows, values.to(total))
+        return total
+
+
 @dataclass(frozen=True, eq=False)
 class Directions:
     """Gradients of one explained value per example, and the terms that follow from them alone.
@@ -35,7 +56,7 @@ class Directions:
     """
 
     value: Tensor
-    found: Mapping[int, Tensor]
+    found: Mapping[int, Rows]
     start: dict[int, Tensor]
     mlps: Tensor
     biases: dict[str, Tensor]
@@ -65,7 +86,7 @@ def directions_of(
     home = wide(output.detach())
     starts = {place: stream.start for place, stream in layout.streams.items()}
     operands = [each.operand for each in layout.positional]
-    mixings = [Edge(each.mixing, 0) for each in layout.attentions]
+    mixings = {Edge(each.mixing, 0): Rows() for each in layout.attentions}
     biases = Biases(reader, batch, name)
     node = node_of(output)
     assert node is not None  # noqa: S101 - it has a gradient
@@ -74,6 +95,7 @@ def directions_of(
         {Edge(reader.graph.index[node], output.output_nr): torch.ones_like(output)},
         {*starts.values(), *operands, *mixings},
         biases,
+        {edge: rows.add for edge, rows in mixings.items()},
     )
     start = {
         place: _by_position(found.get(edge), reader, edge, batch, tokens[place]).to(home)
@@ -93,7 +115,7 @@ def directions_of(
             mlps.append(term)
     return Directions(
         value=home,
-        found={edge.node: found[edge] for edge in mixings if edge in found},
+        found={edge.node: rows for edge, rows in mixings.items() if rows.parts},
         start=start,
         mlps=torch.stack(mlps, 1) if mlps else home.new_zeros(batch, 0),
         biases={each: biases.amounts[each].to(home) for each in reversed(biases.amounts)},

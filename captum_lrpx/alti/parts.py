@@ -278,18 +278,15 @@ class Reader:
         if any(self.graph.names[each] not in VIEWS for each in before):
             factor = self._pulled(before, at, torch.ones_like(seed), found)
             index = index / factor
-        index = index.round().long()
         size = index.shape[-1]
-        flat = index.reshape(-1, size)
-        place, feature = flat // width, flat % width
-        rows = torch.full((batch * tokens, width // size), -1, device=flat.device)
-        head = feature[:, 0] // size
-        straight = (flat - flat[:, :1] == torch.arange(size, device=flat.device)).all()
-        if not straight or width % size or bool((feature[:, 0] % size).any()):
+        first, last = (index[..., each].flatten().round().long() for each in (0, -1))
+        place, feature = first // width, first % width
+        if width % size or (last - first != size - 1).any() or (feature % size).any():
             self.refuse(attention.mixing, "puts its heads into another order than one by one")
-        if flat.numel() != seed.numel() or int(flat.min()) < 0 or int(flat.max()) >= seed.numel():
+        if index.numel() != seed.numel() or int(first.min()) < 0 or int(last.max()) >= seed.numel():
             self.refuse(attention.mixing, "does not find one vector for each token and head")
-        rows[place[:, 0], head] = torch.arange(len(flat), device=flat.device)
+        rows = torch.full((batch * tokens, width // size), -1, device=first.device)
+        rows[place, feature // size] = torch.arange(len(first), device=first.device)
         rows = rows.view(batch, tokens, -1).transpose(1, 2)
         if factor is None:
             return rows, None, None

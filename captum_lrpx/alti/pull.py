@@ -49,6 +49,7 @@ class Pull:
         gradients: dict[Edge, Tensor],
         stops: Collection[Edge],
         seen: Callable[[int, Tensor], None] | None = None,
+        kept: Mapping[Edge, Callable[[Tensor], None]] | None = None,
     ) -> dict[Edge, Tensor]:
         """The gradients at some edges.
 
@@ -57,6 +58,7 @@ class Pull:
             gradients: Gradients to begin with.
             stops: The edges.
             seen: Called with each node and the gradient of its first result.
+            kept: For some of the edges what takes each part of their gradient instead.
 
         Returns:
             The gradient at each edge that one arrives at.
@@ -79,6 +81,8 @@ class Pull:
                 own = self._as_operand(edge, gradient)
                 target = found if edge in stops else waiting
                 target[edge] = target[edge] + own if edge in target else own
+                if kept is not None and edge in kept:
+                    kept[edge](target.pop(edge))
         return found
 
     def through(self, number: int, taken: Gradients) -> Gradients:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from torch.autograd.graph import Node
     from typing_extensions import Self
@@ -44,7 +44,11 @@ _SUMS: Final = {
 """Functions that add or subtract -> the signs of their operands."""
 _IN_PLACE: Final = frozenset({"__iadd__", "add_", "__isub__", "sub_"})
 _SOFTMAX: Final = frozenset({F.softmax, torch.softmax, torch.Tensor.softmax})
+_ATTENTION: Final = frozenset({"softmax", "scaled_dot_product_attention"})
 _MATRIX_PRODUCTS: Final = frozenset({"matmul", "__matmul__", "bmm", "einsum"})
+
+
+_Key = tuple["Node", int]
 
 
 class _Saved:
@@ -70,16 +74,20 @@ class Recording(TorchFunctionMode):
     Args:
         width: Width of the residual stream. If it is known, what branches of this width have saved
             is let go of; if it is None, everything is kept.
+        widths: Widths of tensors on the way that directions are pulled back; what is of another
+            width is not kept in the first place, except by attention.
 
     Attributes:
         constants: For each node of a function that adds constants: these, and their signs.
     """
 
-    def __init__(self, width: int | None) -> None:
+    def __init__(self, width: int | None, widths: Collection[int] = ()) -> None:
         super().__init__()
         self.constants: dict[Node, list[tuple[Any, int]]] = {}
-        self._values: dict[tuple[Node, int], tuple[Tensor, int]] = {}
-        self._width = width
+        self._values: dict[_Key, tuple[Tensor, int]] = {}
+        self._sums: dict[_Key, tuple[_Key, _Key, int]] = {}
+        self._width, self._widths = width, widths
+        self._in_attention = False
         self._open: list[_Saved] = []
         self._after_softmax = False
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _Saved.get)
@@ -108,7 +116,7 @@ class Recording(TorchFunctionMode):
         """A tensor that was added to another, or the sum; None if it was not."""
         known = self._values.get((node, output))
         if known is None:
-            return None
+            return self._computed((node, output))
         tensor, version = known
         if tensor._version != version:  # noqa: SLF001 - no public name
             raise ValueError(
@@ -116,6 +124,16 @@ class Recording(TorchFunctionMode):
                 "ALTI-Logit does not cover: let it return new tensors."
             )
         return tensor
+
+    def _computed(self, key: _Key) -> Tensor | None:
+        """A sum of two tensors that are known."""
+        parts = self._sums.get(key)
+        if parts is None:
+            return None
+        one, other = self.value(*parts[0]), self.value(*parts[1])
+        if one is None or other is None:
+            return None
+        return one + other if parts[2] > 0 else one - other
 
     # Functions --------------------------------------------------------------------------------
 
@@ -131,7 +149,9 @@ class Recording(TorchFunctionMode):
         if name in _SUMS and len(args) > 1:
             return self._sum(name, func, args, kwargs or {})
         before = len(self._open)
+        self._in_attention = name in _MATRIX_PRODUCTS or name in _ATTENTION
         result = func(*args, **(kwargs or {}))
+        self._in_attention = False
         place = _BIAS_AT.get(name)
         if place is not None:
             bias = args[place] if len(args) > place else (kwargs or {}).get("bias")
@@ -150,17 +170,22 @@ class Recording(TorchFunctionMode):
                 if not depends and any(dependent):
                     self._add_constant(result, each, sign)
             return result
+        keys: list[_Key] = []
         for each in operands:
-            kept = each.detach()
-            if name in _IN_PLACE and each is operands[0]:
-                kept = kept.clone()
-            self._values.setdefault(
-                (node_of(each), each.output_nr),  # type: ignore[arg-type]
-                (kept, kept._version),  # noqa: SLF001 - no public name
-            )
+            key: Any = node_of(each), each.output_nr
+            keys.append(key)
+            if key not in self._values and key not in self._sums:
+                kept = each.detach()
+                if name in _IN_PLACE and each is operands[0]:
+                    kept = kept.clone()
+                self._values[key] = kept, kept._version  # noqa: SLF001 - no public name
         result = func(*args, **kwargs)
-        kept = result.detach()
-        self._values[node_of(result), result.output_nr] = kept, kept._version  # type: ignore[index] # noqa: SLF001
+        key = node_of(result), result.output_nr
+        if all(each in self._values for each in keys) and not kwargs and signs[0] > 0:
+            self._sums[key] = keys[0], keys[1], signs[1]  # not held: it can be computed again
+        else:
+            kept = result.detach()
+            self._values[key] = kept, kept._version  # noqa: SLF001
         for saved in self._open:
             saved.tensor = None
         self._open.clear()
@@ -182,7 +207,10 @@ class Recording(TorchFunctionMode):
     def _pack(self, tensor: Tensor) -> _Saved:
         saved = _Saved(tensor.detach())
         if tensor.requires_grad and tensor.ndim > 1 and tensor.shape[-1] > 1:
-            self._open.append(saved)
+            if self._in_attention or tensor.shape[-1] in self._widths:
+                self._open.append(saved)
+            else:
+                saved.tensor = None
         return saved
 
     def _keep(self, func: Any, name: str, before: int, result: Any) -> None:

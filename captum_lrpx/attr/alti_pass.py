@@ -63,7 +63,7 @@ def explained_pass(
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
-        recordings.append(Recording(rules.form.notes.get("width")))
+        recordings.append(Recording(*rules.form.notes.get("widths", (None,))))
         with _runs_once(model), recordings[0]:
             yield
 
@@ -118,10 +118,10 @@ class Explained:
             graph, Pull(graph, plan, rules.inputs), recording, self._where, self._path
         )
         notes = rules.form.notes
-        if "width" not in notes:
+        if "widths" not in notes:
             probe(self.reader, self.layout, batch, self.tokens)
             if min(self.tokens) > 1:  # one position cannot be mixed with others
-                notes["width"] = self._width(batch)
+                notes["widths"] = self._widths(batch)
         self.directions = [
             directions_of(self.reader, self.layout, each, self.tokens, self._name)
             for each in values
@@ -219,10 +219,18 @@ class Explained:
             return self._parameters[constant.data_ptr()]
         return f"{path}.constant" if path else "constant"
 
-    def _width(self, batch: int) -> int:
+    def _widths(self, batch: int) -> tuple[int, frozenset[int]]:
+        """Width of the stream, and of all tensors on the way of the directions."""
         attention = self.layout.attentions[0]
         tokens = self.tokens[attention.stream]
-        return self.reader.value(attention.residual, batch, tokens).shape[-1]
+        width = self.reader.value(attention.residual, batch, tokens).shape[-1]
+        nodes: list[Any] = self.reader.graph.nodes
+        shapes = (
+            metadata.shape
+            for number in self.layout.order
+            for metadata in nodes[number]._input_metadata  # noqa: SLF001 - no public name
+        )
+        return width, frozenset(shape[-1] for shape in shapes if len(shape))
 
 
 @contextmanager
