@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from alti_logit_cases import TARGET, close, every_family, some_families
+from alti_logit_cases import TARGET, assert_identity, close, every_family, some_families
 from models import tiny, token_ids
 from state import snapshot
+from tiny_models import build
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from captum_lrpx import ATTN_LRP, LRP, ALTILogit, LRPx, propagation
@@ -124,7 +125,7 @@ def test_inputs_that_do_not_fit():
         ALTILogit(model, value_bias="nowhere")
     with pytest.raises(ValueError, match="model="):
         ALTILogit(lambda ids: model(ids).logits)
-    with pytest.raises(ValueError, match="ran the model on"):
+    with pytest.raises(ValueError, match="embeds no token ids that it was given"):
         ALTILogit(lambda ids: model(ids.repeat(1, 2)).logits[:, -1], model=model).attribute(
             token_ids(), 5
         )
@@ -135,7 +136,7 @@ def test_inputs_that_do_not_fit():
     [
         (lambda model, ids: model(ids).logits[:, -1].detach(), ValueError, "by a gradient"),
         (lambda model, ids: model(ids).logits[:, -1].sum(0, True), ValueError, "2 examples"),
-        (lambda _, ids: torch.ones(len(ids), 9, requires_grad=True), ValueError, "did not run"),
+        (lambda _, ids: torch.ones(len(ids), 9, requires_grad=True), ValueError, "no token ids"),
     ],
 )
 def test_forward_functions_that_do_not_fit(explained, error, message):
@@ -166,33 +167,90 @@ def test_attention_whose_weights_cannot_be_had(monkeypatch):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize(
-    ("part", "hook", "message"),
-    [
-        ("o_proj", lambda _m, _args, output: 2 * output, "not simply added"),
-        ("v_proj", lambda _m, _args, output: output.sigmoid(), "do not fit|weighed by"),
-    ],
-)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_blocks_that_do_something_else(part, hook, message, attn):
-    model = tiny("llama", attn=attn)
-    getattr(model.model.layers[1].self_attn, part).register_forward_hook(hook)
-    with pytest.raises(ValueError, match=message):
-        ALTILogit(model).attribute(token_ids(), TARGET)
+@pytest.mark.parametrize("part", ["o_proj", "v_proj"])
+def test_a_factor_is_part_of_the_linear_map(part, attn):
+    """After the output projection or the values, it is as if it were in their weights."""
+    model, merged = tiny("llama", attn=attn), tiny("llama", attn=attn)
+    for each, factored in zip(merged.model.layers, model.model.layers, strict=True):
+        projection = getattr(each.self_attn, part)
+        with torch.no_grad():
+            projection.weight *= 2
+            projection.bias *= 2
+        getattr(factored.self_attn, part).register_forward_hook(
+            lambda _m, _args, output: 2 * output
+        )
+    found, expected = (
+        ALTILogit(each).decompose(token_ids(), TARGET, return_alti=True) for each in (model, merged)
+    )
+    close(found.heads, expected.heads)
+    close(found.alti, expected.alti)
 
 
-def test_a_gated_attention_output():
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_a_gate_of_each_head_scales_its_weights(attn):
+    """A factor of each head and position is one of its attention weights."""
+    model, plain = tiny("llama", attn=attn), tiny("llama", attn=attn)
+
+    def gate(_module, args):
+        heads = args[0].unflatten(-1, (2, -1))
+        return ((heads * torch.tensor([[0.5], [1.0]])).flatten(-2),)
+
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(gate)
+    with torch.no_grad():
+        for layer in plain.model.layers:
+            layer.self_attn.o_proj.weight[:, :4] *= 0.5
+    found, expected = (
+        ALTILogit(each).decompose(token_ids(), TARGET, return_alti=True) for each in (model, plain)
+    )
+    close(found.heads, expected.heads)
+    close(found.alti, expected.alti)
+
+
+def test_a_gate_of_each_feature_and_position_is_refused_by_name():
     model = tiny("llama")
-    gate = lambda _m, args: (args[0] * 0.5,)  # noqa: E731
+    gate = lambda _m, args: (args[0] * args[0].sigmoid().detach(),)  # noqa: E731
     model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(gate)
-    with pytest.raises(ValueError, match="weighed by"):
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn.*gate for each feature"):
         ALTILogit(model).attribute(token_ids(), TARGET)
+    assert snapshot(model) == before
+
+
+class Neighbours(torch.nn.Module):
+    """Adds to each position what stands before it."""
+
+    def forward(self, x):
+        return x + x.roll(1, 1)
+
+
+@pytest.mark.parametrize("part", ["mlp.down_proj", "self_attn.v_proj"])
+def test_whatever_else_mixes_tokens_is_refused_by_name(part):
+    model = tiny("llama")
+    module = model.model.layers[1].get_submodule(part)
+    module.register_forward_hook(lambda _m, _args, output: Neighbours()(output))
+    message = "mixes tokens by something else|computes values from several positions"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            ALTILogit(model).attribute(token_ids(), TARGET)
 
 
 @pytest.mark.parametrize(
     "config",
     [{"apply_residual_connection_post_layernorm": True}, {"slow_but_exact": True}],
 )
-def test_variants_of_bloom_that_are_not_declared(config):
-    with pytest.raises(ValueError, match="supported only with"):
-        ALTILogit(tiny("bloom", **config))
+def test_variants_of_bloom(config):
+    assert_identity(ALTILogit(tiny("bloom", **config)).decompose(token_ids(), TARGET), 1e-10)
+
+
+@pytest.mark.parametrize("value_bias", ["tokens", "apart"])
+def test_sinks_are_reported(value_bias):
+    model = build("gpt_oss", "CAUSAL_LM", attention="eager")
+    method = ALTILogit(model, value_bias=value_bias)
+    parts = method.decompose(token_ids(), TARGET, return_alti=True)
+    assert_identity(parts, 1e-5)
+    assert parts.sinks.shape == (2, 2, 5)
+    assert ((parts.sinks > 0.01) & (parts.sinks < 1)).all()
+    plain = ALTILogit(tiny("llama")).decompose(token_ids(), TARGET, return_alti=True)
+    close(plain.sinks, torch.zeros_like(plain.sinks), 1e-6)

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["AttentionWeights", "MaterializedWeights", "ScoredWeights", "WeightCapture"]
+__all__ = [
+    "AttentionWeights",
+    "MaterializedWeights",
+    "ScoredWeights",
+    "WeightCapture",
+    "attention_of",
+    "in_order",
+]
 
 _SDPA = F.scaled_dot_product_attention
 _SOFTMAX = frozenset({F.softmax, torch.softmax, torch.Tensor.softmax})
@@ -92,6 +99,51 @@ class ScoredWeights(AttentionWeights):
             return None
         position = torch.arange(self.key.shape[-2], device=self.key.device)
         return (position[rows].unsqueeze(1) >= position).unsqueeze(0)
+
+
+def attention_of(node: Any, name: str, rows: Tensor) -> tuple[AttentionWeights, Tensor] | None:
+    """The weights and values that a node of a graph has mixed.
+
+    Args:
+        node: The node of a matrix product or of an attention kernel.
+        name: Its operator.
+        rows: For each example, head and position its row among those of the node ``[B, H, T]``.
+
+    Returns:
+        The weights, and values ``[..., T, z]``; None if the node does not show them.
+    """
+    if name in ("Bmm", "Mm"):
+        weights, values = node._saved_self, node._saved_mat2  # noqa: SLF001 - no public names
+        return MaterializedWeights(_gathered(weights, rows)), values
+    if not all(hasattr(node, f"_saved_{each}") for each in ("query", "key", "value")):
+        return None
+    query, key, values = node._saved_query, node._saved_key, node._saved_value  # noqa: SLF001
+    mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
+    if mask is not None:
+        mask = mask.detach()[(None,) * (4 - mask.ndim)]
+        if not in_order(rows):
+            whole = mask.expand(*query.shape[:3], key.shape[-2])
+            mask = _gathered(whole, rows)
+    scale = getattr(node, "_saved_scale", None)
+    weights = ScoredWeights(
+        _gathered(query, rows),
+        key.detach(),
+        mask,
+        bool(getattr(node, "_saved_is_causal", False)),
+        query.shape[-1] ** -0.5 if scale is None else scale,
+    )
+    return weights, values
+
+
+def in_order(rows: Tensor) -> bool:
+    """Whether the rows of a node are examples, heads and positions in this order."""
+    return bool((rows.flatten() == torch.arange(rows.numel(), device=rows.device)).all())
+
+
+def _gathered(rows_of: Tensor, rows: Tensor) -> Tensor:
+    """``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
+    flat = rows_of.detach().reshape(-1, rows_of.shape[-1])
+    return flat.view(*rows.shape, -1) if in_order(rows) else flat[rows]
 
 
 class WeightCapture(TorchFunctionMode):

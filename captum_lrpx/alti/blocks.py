@@ -98,7 +98,7 @@ class Blocks:
                 updates.append(self._placed(update, attention))
                 self._extend_reach(example, attention, update, matrix)
                 if self.keep_alti:
-                    sinks.append(one.sink())
+                    sinks.append(self._of_stream(one.sink(), attention))
             stacked = torch.stack(matrices).to(home) if matrices else None
             if self.keep_alti and stacked is not None:
                 self.alti.append(stacked)
@@ -187,6 +187,12 @@ class Blocks:
             return update
         whole = update.new_zeros(len(update), self.offsets[-1])
         whole[:, self.positions(attention.source)] = update
+        return whole
+
+    def _of_stream(self, numbers: Tensor, attention: Attention) -> Tensor:
+        """Numbers of the positions of a stream on the axis of all."""
+        whole = numbers.new_zeros(self.offsets[-1])
+        whole[self.positions(attention.stream)] = numbers
         return whole
 
     def _extend_reach(

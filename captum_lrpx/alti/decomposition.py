@@ -37,6 +37,8 @@ class ALTILogitDecomposition:
             for a log-probability the part that is not linear.
         alti: The ALTI matrix of each block ``[B, L, T, T]`` (row: position, column: token), if
             asked for.
+        sinks: Share of the attention of each position that went to no token, in the mean over the
+            heads ``[B, L, T]``, if the matrices were asked for. It carries no value.
         attention_paths: Path of the module of each block.
         mlp_paths: Path of the module that gave what each MLP adds.
     """
@@ -49,6 +51,7 @@ class ALTILogitDecomposition:
     biases: Mapping[str, Tensor]
     remainder: Tensor
     alti: Tensor | None = None
+    sinks: Tensor | None = None
     attention_paths: tuple[str, ...] = ()
     mlp_paths: tuple[str, ...] = ()
 

@@ -1,20 +1,18 @@
 """The parts of a model that ALTI-Logit speaks of, found in the graph of one forward pass.
 
-A *stream* begins where the last tensor lies that everything passes which is computed from an input
-before tokens are mixed (the embedding, after its norm where it has one), and goes on by what leaves
-it what it is: additions, norms, views, constant factors. What else is added to it is a *branch*: an
-attention, if tokens are mixed in it by a softmax and all that follows is linear; else something
-that works on each position for itself (an MLP, experts). Nothing here looks at names of modules.
+What is added to a residual stream is a *branch*: an attention, if tokens are mixed in it by a
+softmax and all that follows is linear; else something that works on each position for itself (an
+MLP, experts). Nothing here looks at names of modules.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING
 
+from captum_lrpx.alti.streams import KEEPING, NOWHERE, Stream, Streams
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.trace.operations import ADDITIONS, STREAM
+from captum_lrpx.trace.operations import ADDITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.roles import Roles
 
 __all__ = ["Attention", "Branch", "Layout", "Stream", "layout_of"]
-
-_NONE: Final = Edge(-1, 0)
-_KEEPING: Final = frozenset({"linear", "norm", "constant factor"})
-"""Roles of operations that are linear with what is held constant."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +58,15 @@ class Attention(Branch):
         norms: Nodes of the norm after the addition, before the stream is read again; operands last.
     """
 
-    leaf: Edge = _NONE
+    leaf: Edge = NOWHERE
     mixing: int = -1
     region: tuple[int, ...] = ()
-    value: Edge = _NONE
+    value: Edge = NOWHERE
     value_region: tuple[int, ...] = ()
-    residual: Edge = _NONE
+    residual: Edge = NOWHERE
     source: int = 0
     entries: tuple[Edge, ...] = ()
     norms: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A residual stream.
-
-    Attributes:
-        source: The embeddings of its input.
-        start: Its first tensor.
-    """
-
-    source: Edge
-    start: Edge
 
 
 @dataclass
@@ -133,35 +114,7 @@ def layout_of(
     return _Reader(graph, roles, plan, where).read(list(sources))
 
 
-class _Reader:
-    def __init__(self, graph: Graph, roles: Roles, plan: Plan, where: Callable[[int], str]) -> None:
-        self.graph, self.roles, self.where = graph, roles, where
-        factors = {action.number: action.factors for action in plan.actions if action.factors}
-        self.alive = sorted(plan.alive)
-        self.live: dict[int, list[Edge]] = {
-            number: [
-                edge
-                for place, edge in enumerate(graph.operands[number])
-                if edge is not None
-                and (number not in factors or factors[number][place] is not None)
-            ]
-            for number in self.alive
-        }
-        self.mixing = {n for n in self.alive if roles[n].role in ("kernel", "attention")}
-        self.users: dict[int, set[int]] = defaultdict(set)
-        for number in self.alive:
-            for edge in self.live[number]:
-                self.users[edge.node].add(number)
-        self.all_users: dict[int, set[int]] = defaultdict(set)
-        for number, edges in enumerate(graph.operands):
-            for edge in edges:
-                if edge is not None:
-                    self.all_users[edge.node].add(number)
-        self.streams: dict[int, Stream] = {}
-        self.of_streams: dict[int, int] = {}  # node -> the streams that it keeps, one bit for each
-        self.chain: dict[int, list[Edge]] = {}  # node of a stream -> what is added there
-        self.head: set[int] = set()
-
+class _Reader(Streams):
     def read(self, sources: list[int | None]) -> Layout:
         if not self.mixing:
             raise ValueError(
@@ -195,76 +148,6 @@ class _Reader:
         order.update(*(each.region for each in layout.attentions))
         layout.order = tuple(sorted(order, reverse=True))
         return layout
-
-    # Streams ----------------------------------------------------------------------------------
-
-    def _start(self, source: int) -> Edge:
-        """The last node before any mixing that all paths from a source pass."""
-        mixed, passed = set(self.mixing), {source}
-        open_edges, start = 0, source
-        for number in self.alive:
-            if number < source:
-                continue
-            into = sum(edge.node in passed for edge in self.live[number])
-            if number != source and not into:
-                continue
-            if number in self.mixing or any(edge.node in mixed for edge in self.live[number]):
-                mixed.add(number)
-            passed.add(number)
-            open_edges -= into
-            if not open_edges and number not in mixed:
-                start = number
-            open_edges += self._uses(number)
-        return Edge(start, 0)
-
-    def _uses(self, number: int) -> int:
-        """How often the result of a node is used; that of a root once more."""
-        times = sum(edge.node == number for user in self.users[number] for edge in self.live[user])
-        return times + (number in self.graph.roots)
-
-    def _follow_streams(self) -> None:
-        bits = {stream.start.node: 1 << place for place, stream in self.streams.items()}
-        for number in self.alive:
-            kept = bits.get(number, 0)
-            if not kept and self._keeps(number):
-                for edge in self.live[number]:
-                    kept |= self.of_streams.get(edge.node, 0)
-            if kept:
-                self.of_streams[number] = kept
-
-    def _keeps(self, number: int) -> bool:
-        return self.graph.names[number] in STREAM and self.roles[number].role in _KEEPING
-
-    def _is_start(self, number: int) -> bool:
-        return any(stream.start.node == number for stream in self.streams.values())
-
-    def _walk(self, ends: Iterable[int]) -> None:
-        """Follow streams from where they are read, and what reads them, back to their starts."""
-        stack = list(ends)
-        while stack:
-            number = stack.pop()
-            if number in self.chain or number in self.head:
-                continue
-            if number not in self.of_streams:
-                if number in self.mixing:
-                    self._refuse(
-                        number, "mixes tokens without adding the result to a residual stream"
-                    )
-                self.head.add(number)
-                stack += [edge.node for edge in self.live[number]]
-                continue
-            self.chain[number] = []
-            if self._is_start(number):
-                continue
-            for edge in self.live[number]:
-                if edge.node in self.of_streams:
-                    stack.append(edge.node)
-                elif self.graph.names[number] in ADDITIONS:
-                    self.chain[number].append(edge)
-                else:
-                    self._refuse(
-                        number, "joins a branch to the residual stream, but does not add it"
-                    )
 
     # Branches ---------------------------------------------------------------------------------
 
@@ -332,7 +215,7 @@ class _Reader:
             if number in self.mixing:
                 mixings.add(number)
                 continue
-            if self.roles[number].role not in _KEEPING:
+            if self.roles[number].role not in KEEPING:
                 self._refuse(number, "is not linear in what an attention found")
             region.add(number)
             for edge in self.live[number]:
@@ -382,23 +265,6 @@ class _Reader:
         self._walk(edge.node for edge in entries if not self._anchors(edge.node))
         return bits.bit_length() - 1
 
-    def _anchors(self, number: int) -> set[int]:
-        """The nodes of a known stream that a norm before a branch reads."""
-        found, stack = set(), [number]
-        while stack:
-            each = stack.pop()
-            if each in self.chain:
-                found.add(each)
-            elif not self._is_start(each) and each in self.of_streams:
-                stack += [edge.node for edge in self.live[each]]
-        return found
-
-    def _stream_of(self, number: int) -> int:
-        bits = self.of_streams[number]
-        if bits & (bits - 1):
-            self._refuse(number, "joins several residual streams")
-        return bits.bit_length() - 1
-
     def _residual(self, addition: int, stream: int, source: int, entries: tuple[Edge, ...]) -> Edge:
         """What an attention is added to, without MLPs that stand beside it."""
         (operand, *others) = [edge for edge in self.live[addition] if edge.node in self.of_streams]
@@ -412,49 +278,6 @@ class _Reader:
             beside |= bool(self.chain.get(edge.node))
             edge = kept[0]
         return edge if beside and edge.node in read else operand
-
-    def _kept(self, number: int) -> list[Edge]:
-        if self._is_start(number):
-            return []
-        return [edge for edge in self.live[number] if edge.node in self.of_streams]
-
-    def _norms(self, addition: int) -> tuple[int, ...]:
-        """The nodes from an addition to where its stream is read twice, if a norm lies there."""
-        inside, open_edges, last = {addition}, self._uses(addition), addition
-        if self._forks(addition):
-            return ()
-        for number in self.alive[self.alive.index(addition) + 1 :]:
-            into = sum(edge.node in inside for edge in self.live[number])
-            if not into:
-                continue
-            if self.chain.get(number, [_NONE]) or number in self.graph.roots:
-                return ()
-            inside.add(number)
-            open_edges -= into
-            if not open_edges and self._forks(number):
-                last = number
-                break
-            open_edges += self._uses(number)
-        if last == addition:
-            return ()
-        return tuple(sorted(inside - {addition}, reverse=True))
-
-    def _forks(self, number: int) -> bool:
-        """Whether a stream is read there by a branch, or by what adds a branch."""
-        users = self.all_users[number]
-        return len(users) > 1 and any(self._leads_on(user) for user in users)
-
-    def _leads_on(self, number: int) -> bool:
-        """Whether a node is part of a branch, or adds one; what computes a scale is neither."""
-        done, stack = set(), [number]
-        while stack:
-            each = stack.pop()
-            if each in self.mixing or self.chain.get(each):
-                return True
-            if each not in self.chain and each not in done:
-                done.add(each)
-                stack += self.all_users[each]
-        return False
 
     # States -----------------------------------------------------------------------------------
 
@@ -489,10 +312,3 @@ class _Reader:
                 self._refuse(
                     attention.mixing, "reads values from a residual stream as it was elsewhere"
                 )
-
-    def _refuse(self, number: int, what: str) -> NoReturn:
-        raise ValueError(
-            f"{self.where(number)} {what}, which ALTI-Logit does not cover. It explains models in "
-            "which attentions by softmax and branches that work on each position for itself are "
-            "added to one residual stream: use LRPx or AttnLRPx for this one."
-        )

@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
-from captum_lrpx.alti.attention_weights import (
-    AttentionWeights,
-    MaterializedWeights,
-    ScoredWeights,
-)
+from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
@@ -316,51 +312,26 @@ class Reader:
     def _mixed(
         self, mixing: int, rows: Tensor, batch: int, sources: int
     ) -> tuple[AttentionWeights, Tensor]:
-        node: Any = self.graph.nodes[mixing]
         name = self.graph.names[mixing]
-        if name in ("Bmm", "Mm"):
-            weights, values = node._saved_self, node._saved_mat2  # noqa: SLF001
-            if name == "Mm":
-                weights, values = weights.unsqueeze(0), values.unsqueeze(0)
-            if self.pull.graph.operands[mixing][1] is None or values.shape[-2] != sources:
-                self.refuse(mixing, "mixes something else than the tokens that are explained")
-            values = self._values(values, rows, weights.shape[-2], batch)
-            return MaterializedWeights(_gathered(weights, rows)), values
-        if not all(hasattr(node, f"_saved_{each}") for each in ("query", "key", "value")):
+        found = attention_of(self.graph.nodes[mixing], name, rows)
+        if found is None:
             raise ValueError(
                 f"The attention weights of {self.where(mixing)} cannot be had: {name} does not "
                 'show what it computes. Load the model with attn_implementation="sdpa" or "eager".'
             )
-        query, key, values = node._saved_query, node._saved_key, node._saved_value  # noqa: SLF001
-        if values.shape[-2] != sources or query.ndim != 4:
+        weights, values = found
+        if values.shape[-2] != sources or (
+            self.graph.operands[mixing][-1] is None and (name in ("Bmm", "Mm"))
+        ):
             self.refuse(mixing, "mixes something else than the tokens that are explained")
-        mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
-        if mask is not None:
-            mask = mask.detach()[(None,) * (4 - mask.ndim)]
-            if not _in_order(rows):
-                whole = mask.expand(*query.shape[:3], key.shape[-2])
-                mask = _gathered(whole.reshape(-1, *whole.shape[-2:]), rows)
-        scale = getattr(node, "_saved_scale", None)
-        flat = query.detach().reshape(-1, *query.shape[-2:])
-        weights = ScoredWeights(
-            _gathered(flat, rows),
-            key.detach(),
-            mask,
-            bool(getattr(node, "_saved_is_causal", False)),
-            query.shape[-1] ** -0.5 if scale is None else scale,
-        )
-        return weights, self._values(values, rows, query.shape[-2], batch)
-
-    @staticmethod
-    def _values(values: Tensor, rows: Tensor, queries: int, batch: int) -> Tensor:
-        """Values by groups of heads ``[B, G, S, z]``."""
         flat = wide(values.detach()).reshape(-1, *values.shape[-2:])
         groups, heads = len(flat) // batch, rows.shape[1]
         grouped = flat.view(batch, groups, *flat.shape[-2:])
-        if _in_order(rows) or groups in (1, heads):
-            return grouped
+        queries = rows.numel() // len(flat)
+        if in_order(rows) or groups in (1, heads):
+            return weights, grouped
         of_head = rows[:, :, 0] // queries
-        return flat[of_head] if int(of_head.max()) < len(flat) else grouped
+        return weights, flat[of_head]
 
     # Linear maps ------------------------------------------------------------------------------
 
@@ -415,19 +386,8 @@ class Reader:
                 scale, weight = self._rank_one(factors, same)
                 if scale is not None and weight is not None:
                     return Scaling(scale.view(batch, tokens, 1), weight, centered)
-        self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
+        return self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
 
     def refuse(self, number: int, what: str) -> NoReturn:
         """Say what is not covered."""
         raise ValueError(f"{self.where(number)} {what}, which ALTI-Logit does not cover.")
-
-
-def _in_order(rows: Tensor) -> bool:
-    """Whether the rows of a mixing node are examples, heads and positions in this order."""
-    return bool((rows.flatten() == torch.arange(rows.numel(), device=rows.device)).all())
-
-
-def _gathered(rows_of: Tensor, rows: Tensor) -> Tensor:
-    """``[N, R, ...]`` by examples, heads and positions ``[B, H, T, ...]``."""
-    flat = rows_of.detach().reshape(-1, rows_of.shape[-1])
-    return flat.view(*rows.shape, -1) if _in_order(rows) else flat[rows]

@@ -179,6 +179,7 @@ class Explained:
             "mlps": directions.mlps,
             "biases": {**directions.biases, **blocks.value_biases[index]},
             "alti": torch.stack(blocks.alti[::-1], 1) if blocks.keep_alti else None,
+            "sinks": torch.stack(blocks.sinks[::-1], 1) if blocks.keep_alti else None,
             "attention_paths": tuple(self._path(each.mixing) for each in self.layout.attentions),
             "mlp_paths": tuple(
                 self._path(each.operand.node)

@@ -1,0 +1,227 @@
+"""Residual streams in the graph of a forward pass, and what is added to them.
+
+A *stream* begins where the last tensor lies that everything passes which is computed from an input
+before tokens are mixed (the embedding, after its norm where it has one), and goes on by what leaves
+it what it is: additions, norms, views, constant factors.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from captum_lrpx.trace.graph import Edge
+from captum_lrpx.trace.operations import ADDITIONS, STREAM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.trace.graph import Graph
+    from captum_lrpx.trace.roles import Roles
+
+__all__ = ["KEEPING", "NOWHERE", "Stream", "Streams"]
+
+NOWHERE: Final = Edge(-1, 0)
+KEEPING: Final = frozenset({"linear", "norm", "constant factor"})
+"""Roles of operations that are linear with what is held constant."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A residual stream.
+
+    Attributes:
+        source: The embeddings of its input.
+        start: Its first tensor.
+    """
+
+    source: Edge
+    start: Edge
+
+
+class Streams:
+    """The streams of a graph.
+
+    Args:
+        graph: The graph of the explained values.
+        roles: The roles of its nodes.
+        plan: The rules of LRP, which hold weights of attention, gates and scales constant.
+        where: Describes the place of a node.
+
+    Attributes:
+        live: For each node that the values depend on the operands that are not held constant.
+        mixing: Nodes that mix tokens by a softmax.
+        streams: The streams by the places of their inputs.
+        of_streams: For each node that is of streams which, one bit for each.
+        chain: For each node between the ends and the starts of streams what is added there.
+        head: The nodes between the values and the ends of streams.
+    """
+
+    def __init__(self, graph: Graph, roles: Roles, plan: Plan, where: Callable[[int], str]) -> None:
+        self.graph, self.roles, self.where = graph, roles, where
+        factors = {action.number: action.factors for action in plan.actions if action.factors}
+        self.alive = sorted(plan.alive)
+        self.live: dict[int, list[Edge]] = {
+            number: [
+                edge
+                for place, edge in enumerate(graph.operands[number])
+                if edge is not None
+                and (number not in factors or factors[number][place] is not None)
+            ]
+            for number in self.alive
+        }
+        self.mixing = {n for n in self.alive if roles[n].role in ("kernel", "attention")}
+        self.users: dict[int, set[int]] = defaultdict(set)
+        for number in self.alive:
+            for edge in self.live[number]:
+                self.users[edge.node].add(number)
+        self.all_users: dict[int, set[int]] = defaultdict(set)
+        for number, operands in enumerate(graph.operands):
+            for operand in operands:
+                if operand is not None:
+                    self.all_users[operand.node].add(number)
+        self.streams: dict[int, Stream] = {}
+        self.of_streams: dict[int, int] = {}  # node -> the streams that it keeps, one bit for each
+        self.chain: dict[int, list[Edge]] = {}  # node of a stream -> what is added there
+        self.head: set[int] = set()
+
+    # Streams ----------------------------------------------------------------------------------
+
+    def _start(self, source: int) -> Edge:
+        """The last node before any mixing that all paths from a source pass."""
+        mixed, passed = set(self.mixing), {source}
+        open_edges, start = 0, source
+        for number in self.alive:
+            if number < source:
+                continue
+            into = sum(edge.node in passed for edge in self.live[number])
+            if number != source and not into:
+                continue
+            if number in self.mixing or any(edge.node in mixed for edge in self.live[number]):
+                mixed.add(number)
+            passed.add(number)
+            open_edges -= into
+            if not open_edges and number not in mixed:
+                start = number
+            open_edges += self._uses(number)
+        return Edge(start, 0)
+
+    def _uses(self, number: int) -> int:
+        """How often the result of a node is used; that of a root once more."""
+        times = sum(edge.node == number for user in self.users[number] for edge in self.live[user])
+        return times + (number in self.graph.roots)
+
+    def _follow_streams(self) -> None:
+        bits = {stream.start.node: 1 << place for place, stream in self.streams.items()}
+        for number in self.alive:
+            kept = bits.get(number, 0)
+            if not kept and self._keeps(number):
+                for edge in self.live[number]:
+                    kept |= self.of_streams.get(edge.node, 0)
+            if kept:
+                self.of_streams[number] = kept
+
+    def _keeps(self, number: int) -> bool:
+        return self.graph.names[number] in STREAM and self.roles[number].role in KEEPING
+
+    def _is_start(self, number: int) -> bool:
+        return any(stream.start.node == number for stream in self.streams.values())
+
+    def _walk(self, ends: Iterable[int]) -> None:
+        """Follow streams from where they are read, and what reads them, back to their starts."""
+        stack = list(ends)
+        while stack:
+            number = stack.pop()
+            if number in self.chain or number in self.head:
+                continue
+            if number not in self.of_streams:
+                if number in self.mixing:
+                    self._refuse(
+                        number, "mixes tokens without adding the result to a residual stream"
+                    )
+                self.head.add(number)
+                stack += [edge.node for edge in self.live[number]]
+                continue
+            self.chain[number] = []
+            if self._is_start(number):
+                continue
+            for edge in self.live[number]:
+                if edge.node in self.of_streams:
+                    stack.append(edge.node)
+                elif self.graph.names[number] in ADDITIONS:
+                    self.chain[number].append(edge)
+                else:
+                    self._refuse(
+                        number, "joins a branch to the residual stream, but does not add it"
+                    )
+
+    # Ways along a stream --------------------------------------------------------------------
+
+    def _anchors(self, number: int) -> set[int]:
+        """The nodes of a known stream that a norm before a branch reads."""
+        found, stack = set(), [number]
+        while stack:
+            each = stack.pop()
+            if each in self.chain:
+                found.add(each)
+            elif not self._is_start(each) and each in self.of_streams:
+                stack += [edge.node for edge in self.live[each]]
+        return found
+
+    def _stream_of(self, number: int) -> int:
+        bits = self.of_streams[number]
+        if bits & (bits - 1):
+            self._refuse(number, "joins several residual streams")
+        return bits.bit_length() - 1
+
+    def _kept(self, number: int) -> list[Edge]:
+        if self._is_start(number):
+            return []
+        return [edge for edge in self.live[number] if edge.node in self.of_streams]
+
+    def _norms(self, addition: int) -> tuple[int, ...]:
+        """The nodes from an addition to where its stream is read twice, if a norm lies there."""
+        inside, open_edges, last = {addition}, self._uses(addition), addition
+        if self._forks(addition):
+            return ()
+        for number in self.alive[self.alive.index(addition) + 1 :]:
+            into = sum(edge.node in inside for edge in self.live[number])
+            if not into:
+                continue
+            if self.chain.get(number, [NOWHERE]) or number in self.graph.roots:
+                return ()
+            inside.add(number)
+            open_edges -= into
+            if not open_edges and self._forks(number):
+                last = number
+                break
+            open_edges += self._uses(number)
+        if last == addition:
+            return ()
+        return tuple(sorted(inside - {addition}, reverse=True))
+
+    def _forks(self, number: int) -> bool:
+        """Whether a stream is read there by a branch, or by what adds a branch."""
+        users = self.all_users[number]
+        return len(users) > 1 and any(self._leads_on(user) for user in users)
+
+    def _leads_on(self, number: int) -> bool:
+        """Whether a node is part of a branch, or adds one; what computes a scale is neither."""
+        done, stack = set(), [number]
+        while stack:
+            each = stack.pop()
+            if each in self.mixing or self.chain.get(each):
+                return True
+            if each not in self.chain and each not in done:
+                done.add(each)
+                stack += self.all_users[each]
+        return False
+
+    def _refuse(self, number: int, what: str) -> NoReturn:
+        raise ValueError(
+            f"{self.where(number)} {what}, which ALTI-Logit does not cover. It explains models in "
+            "which attentions by softmax and branches that work on each position for itself are "
+            "added to one residual stream: use LRPx or AttnLRPx for this one."
+        )
