@@ -132,7 +132,7 @@ def has_secant(node: Node, name: str) -> bool:
     """Whether the secant slope of an activation can be computed from what its node has saved."""
     if name == "GeLUFunction":
         return True
-    return name in _FUNCTIONS and (name in NEED_INPUT or hasattr(node, "_saved_self"))
+    return name in _FUNCTIONS and (name in NEED_INPUT or hasattr(type(node), "_saved_self"))
 
 
 def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
