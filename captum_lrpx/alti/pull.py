@@ -117,6 +117,9 @@ class Pull:
             ]
             given = node(*own) if callable(node) else node.apply(*own)
             given = given if isinstance(given, tuple) else (given,)
+            if len(given) > len(edges):  # of a torch.autograd.Function: one for each argument
+                tensors = iter([each for each in given if each is not None])
+                given = [None if edge is None else next(tensors, None) for edge in edges]
         given = (*given, *(None for _ in range(len(edges) - len(given))))
         if action is not None and rule == "factors":
             given = nodes.scaled(action.factors)(given, taken) or given

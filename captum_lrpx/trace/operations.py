@@ -80,7 +80,8 @@ _LINEAR: Final = _names(
 PROJECTIONS: Final = _names(
     "Mm Bmm Matmul Mv Dot Vdot Ger Outer Linear MkldnnLinear Convolution ConvolutionOverrideable "
     "MkldnnConvolution CudnnConvolution Trilinear GroupedMm ScaledMm Addmm Baddbmm Addbmm Addmv "
-    "Addr Embedding EmbeddingBag SparseMm Kron"
+    "Addr Embedding EmbeddingBag SparseMm Kron "
+    "MatMul4Bit MatMul8bitLt"  # of bitsandbytes
 )
 _WITH_SUMMAND: Final = _names("Addmm Baddbmm Addbmm Addmv Addr Addcmul")
 _PRODUCTS: Final = _names("Mul Addcmul")
