@@ -24,6 +24,7 @@ from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
+from captum_lrpx.training import warn_if_training
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -130,6 +131,7 @@ class TracedPass:
     def opened(self) -> Iterator[TracedPass]:
         """The pass, to be run inside of a ``with`` block."""
         modules = modules_of(self.model)
+        warn_if_training(modules)
         rules = Active(
             self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe))
         )

@@ -213,11 +213,14 @@ def test_what_follows_the_model_is_what_is_explained_and_what_precedes_it_is_not
 
 
 def test_alti_logit_refuses_what_its_directions_would_miss():
-    model, *_ = soft_cap_on_logits()
-    with pytest.raises(ValueError, match="tanh in LlamaForCausalLM"):
+    model = tiny("llama")
+    model.lm_head.register_forward_hook(lambda _m, _args, output: torch.lgamma(output))
+    with pytest.raises(ValueError, match="lgamma in LlamaForCausalLM"):
         ALTILogit(model).attribute(token_ids(), TARGET)
-    with pytest.warns(UserWarning, match="tanh"):
+    with pytest.warns(UserWarning, match="lgamma"):
         ALTILogit(model, strict=False).attribute(token_ids(), TARGET)
+    capped, *_ = soft_cap_on_logits()
+    ALTILogit(capped).attribute(token_ids(), TARGET)
     inside_of_a_branch, *_ = inline_gelu()
     ALTILogit(inside_of_a_branch).attribute(token_ids(), TARGET)
 

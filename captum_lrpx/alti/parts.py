@@ -104,6 +104,7 @@ class Reader:
         recording: What was noted of it.
         where: Describes the place of a node.
         path: Gives the path of the module of a node.
+        dropout: Whether dropout may be active, which hides what scales a stream.
     """
 
     def __init__(
@@ -113,9 +114,11 @@ class Reader:
         recording: Recording,
         where: Callable[[int], str],
         path: Callable[[int], str],
+        *,
+        dropout: bool,
     ) -> None:
         self.graph, self.pull, self.recording = graph, pull, recording
-        self.where, self.path = where, path
+        self.where, self.path, self.dropout = where, path, dropout
 
     # Values of tensors ------------------------------------------------------------------------
 
@@ -201,6 +204,8 @@ class Reader:
         if all(self.graph.names[each] in VIEWS | ADDITIONS for each in beside):
             return added
         scaling = self._scaling(beside, attention.operand, leaf, batch, tokens)
+        if scaling is None:
+            return added
         centered = added - added.mean(-1, keepdim=True) if scaling.centered else added
         return centered * scaling.weight * scaling.scale
 
@@ -363,7 +368,7 @@ class Reader:
 
     def _scaling(
         self, order: Sequence[int], end: Edge, start: Edge, batch: int, tokens: int
-    ) -> Scaling:
+    ) -> Scaling | None:
         """The norm or factor that lies between two tensors of a stream's width."""
         seed = self._seed(end)
         width = seed.shape[-1]
@@ -386,6 +391,8 @@ class Reader:
                 scale, weight = self._rank_one(factors, same)
                 if scale is not None and weight is not None:
                     return Scaling(scale.view(batch, tokens, 1), weight, centered)
+        if self.dropout:  # in the mean over what is dropped it is one
+            return None
         return self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
 
     def refuse(self, number: int, what: str) -> NoReturn:

@@ -13,6 +13,7 @@ import torch
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.sparse import product_of_sparse
 from captum_lrpx.trace.graph import Edge
+from captum_lrpx.trace.operations import VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -112,7 +113,7 @@ class Pull:
             given = taken
         else:
             own = [
-                None if each is None else each.to(metadata.dtype)
+                each if each is None or name in VIEWS else each.to(metadata.dtype)
                 for each, metadata in zip(taken, node._input_metadata, strict=True)  # noqa: SLF001
             ]
             given = node(*own) if callable(node) else node.apply(*own)

@@ -115,7 +115,12 @@ class Explained:
         self.coverage = rules.coverage((), self.layout.order)
         require(self.coverage, strict=attribution.strict)
         self.reader = Reader(
-            graph, Pull(graph, plan, rules.inputs), recording, self._where, self._path
+            graph,
+            Pull(graph, plan, rules.inputs),
+            recording,
+            self._where,
+            self._path,
+            dropout=attribution.model.training,
         )
         notes = rules.form.notes
         if "widths" not in notes:

@@ -56,7 +56,8 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
 
     embedding = _input_embeddings(model)
     if embedding is not None and embedding not in tables:
-        tables.append(embedding)
+        inside = set(embedding.modules())  # of a table with an adapter
+        tables = [*(table for table in tables if table not in inside), embedding]
     handles = [table.register_forward_hook(after) for table in tables]
     try:
         yield found
