@@ -2,7 +2,7 @@
 
 The autograd graph shows a product of two things that are both linear in the stream, not what each
 is for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints
-give results a *nature* (see :mod:`captum_lrpx.trace.roles`), from which all else follows: a
+give results a *nature* (see :mod:`captum_lrpx.trace.natures`), from which all else follows: a
 ``"constant"`` is held constant in every recipe, an ``"activated"`` result is the gate of a gated
 product, a ``"gate"`` is like a router's weights.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from captum_lrpx.trace.graph import Graph
-    from captum_lrpx.trace.roles import Nature
+    from captum_lrpx.trace.natures import Nature
 
 __all__ = ["HINTS", "Hint", "has_hints", "natures_of"]
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from captum_lrpx.coverage.operations import Kind
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.trace.graph import Edge
-    from captum_lrpx.trace.roles import Nature, Roles
+    from captum_lrpx.trace.natures import Nature
+    from captum_lrpx.trace.roles import Roles
 
 __all__ = ["TracedPass", "traced_rules"]
 

@@ -40,6 +40,7 @@ _WITH_BIAS: Final = frozenset(
     {
         "Convolution",
         "ConvolutionOverrideable",
+        "CudnnBatchNorm",
         "CudnnConvolution",
         "Linear",
         "MkldnnConvolution",
