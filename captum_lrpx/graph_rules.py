@@ -18,10 +18,11 @@ from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from torch import Tensor
     from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules import Rule
@@ -351,8 +352,12 @@ def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
 # Attaching ----------------------------------------------------------------------------------------
 
 
-def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]) -> None:
-    """Put the hooks on the nodes.
+def attach(
+    graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]
+) -> Iterator[RemovableHandle]:
+    """Put the hooks on the nodes, and give a handle for each.
+
+    A hook knows its node, so as long as it is there nothing of the graph is freed.
 
     Args:
         graph: The graph.
@@ -366,14 +371,14 @@ def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[No
             continue
         done.add(node)
         if rule == "factors":
-            node.register_hook(nodes.scaled(factors))
+            yield node.register_hook(nodes.scaled(factors))
         elif rule == "secant":
             name = graph.names[number]
             z = inputs[node] if name in nodes.NEED_INPUT else None
-            node.register_hook(nodes.secant(node, name, z))
+            yield node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
-            node.register_hook(nodes.frozen_norm(node, graph.names[number]))
+            yield node.register_hook(nodes.frozen_norm(node, graph.names[number]))
         elif rule == "gated":
-            node.register_hook(nodes.gated(node))
+            yield node.register_hook(nodes.gated(node))
         else:
-            node.register_prehook(nodes.contiguous)
+            yield node.register_prehook(nodes.contiguous)

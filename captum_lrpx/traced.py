@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
     from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.coverage.operations import Kind
     from captum_lrpx.recipes import Recipe
@@ -87,6 +88,9 @@ _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.Wea
 class TracedPass:
     """One forward pass and the rules on its graph.
 
+    Attributes:
+        handles: Of the hooks on nodes, which are taken off when the pass is over.
+
     Args:
         model: The module whose parameters are frozen, and inside of which rules hold.
         recipe: The rules.
@@ -122,6 +126,7 @@ class TracedPass:
         self._outputs: list[Node] = []
         self._inputs: Mapping[Node, Tensor] | None = None
         self._done: set[Node] = set()
+        self.handles: list[RemovableHandle] = []
 
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:
@@ -131,6 +136,7 @@ class TracedPass:
             self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe))
         )
         with ExitStack() as stack:
+            stack.callback(self._release)
             stack.callback(rules.detach)
             rules.attach(freeze_parameters=True)
             if self.form.seen and not self.form.watched and not self._watched:
@@ -146,6 +152,12 @@ class TracedPass:
                 )
                 self._inputs = self.watch.inputs
             yield self
+
+    def _release(self) -> None:
+        """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
 
     # Rules ------------------------------------------------------------------------------------
 
@@ -166,7 +178,7 @@ class TracedPass:
             self.form.needs_inputs |= plan.needs_inputs(graph)
             # Only a watched pass tells what was written into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
-        attach(graph, plan, self._inputs or {}, self._done)
+        self.handles += attach(graph, plan, self._inputs or {}, self._done)
 
     def _seen(self, graph: Graph, structure: Structure) -> Seen:
         """What the plan has to know beside the graph."""

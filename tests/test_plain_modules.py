@@ -1,5 +1,8 @@
 """Modules that nothing declares and no library knows are explained as they are."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from plain_models import LENGTH, PADDING, PLAIN, REFUSED, VOCABULARY, WIDTH, encoder, randomize
@@ -297,6 +300,34 @@ def test_a_forward_function_may_write_into_its_input(scale, method):
     found = method(lambda y: module(scale(y, 3.0)), module).attribute(x, target=1)
     assert torch.equal(x, kept)
     torch.testing.assert_close(found, method(module).attribute(3 * x, target=1), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "explained",
+    [
+        lambda module, ids: LRPx(module).attribute(ids, (0, 1)),
+        lambda module, ids: AttnLRPx(module).attribute_targets(ids, [(0, 1), (0, 2)]),
+        lambda module, ids: LRPx(module).coverage(ids),
+        lambda module, ids: ledger(AttnLRPx(module), ids, (0, 1)),
+        lambda module, ids: LayerLRPx(module, module.blocks[0]).attribute(ids, (0, 1)),
+        lambda module, ids: NeuronLRPx(module, module.blocks[0]).attribute(ids, (0, 2)),
+    ],
+    ids=["attribute", "targets", "coverage", "ledger", "layer", "neuron"],
+)
+def test_nothing_keeps_an_explained_module_or_its_graph_alive(explained):
+    plain = PLAIN["nano-gpt-swiglu"]
+    module, inputs = plain.module(), plain.batch()
+    outputs = []
+    handle = module.register_forward_hook(lambda *call: outputs.append(weakref.ref(call[2])))
+    kept = explained(module, inputs)
+    handle.remove()
+    assert kept is not None
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+    assert outputs
+    assert all(output() is None for output in outputs)
 
 
 def test_an_error_in_the_forward_pass_leaves_nothing():
