@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,6 +16,8 @@ from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.strictness import Passage, coverage_of
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
+from captum_lrpx.frozen import FrozenParameters
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.recipes import LRP
 from captum_lrpx.structure import is_declared, token_embedding_of
@@ -24,9 +26,10 @@ from captum_lrpx.traced import traced_rules
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from captum_lrpx.conservation import Ledger
     from captum_lrpx.coverage import Coverage
@@ -122,7 +125,7 @@ def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
     explained, up to the rounding of a product with all rows of the head instead of some.
     """
     declared = is_declared(subject.model)
-    plain = _outputs(subject, attached(subject.model, ()) if declared else nullcontext())
+    plain = _outputs(subject, attached(subject.model, ()) if declared else _frozen(subject.model))
     ruled = _outputs(subject, _rules(attribution))
     if len(plain) != len(ruled) or not all(map(_same_bits, plain, ruled)):
         return False
@@ -132,6 +135,17 @@ def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
         own = _value(subject).detach()
     scale = max(float(each.abs().max()) for each in (own, *plain[2:]))
     return float((own - plain[0]).abs().max()) <= _ROUNDING[own.dtype] * scale
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """A model whose parameters need no gradient, which may decide about the kernel of attention."""
+    frozen = FrozenParameters()
+    frozen.freeze(modules_of(model))
+    try:
+        yield
+    finally:
+        frozen.thaw()
 
 
 def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Tensor]:
@@ -156,7 +170,7 @@ def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Te
 def _value(subject: Subject) -> Tensor:
     question = subject.question
     value: Tensor = _captum.run_forward(
-        question.forward, subject.ids, question.target, question.additional_forward_args
+        question.forward, subject.inputs, question.target, question.additional_forward_args
     )
     return value
 
@@ -172,9 +186,9 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
     arguments = subject.question.additional_forward_args
     if isinstance(attribution, LRPx):
-        return attribution.coverage(subject.ids, arguments)
+        return attribution.coverage(subject.inputs, arguments)
     passage = Passage(attribution.model, LRP, attribution.forward_func, cut=True)
-    found = coverage_of(passage, subject.ids, arguments, attach=lambda: _rules(attribution))
+    found = coverage_of(passage, subject.inputs, arguments, attach=lambda: _rules(attribution))
     if found is None:  # the attribution would have been refused
         raise ValueError("The explained value has no gradient.")
     return found
@@ -185,7 +199,7 @@ def _ledger_residual(
 ) -> tuple[float | None, str | None, tuple[tuple[str, float], ...] | None]:
     """What the ledger leaves open, relatively; or why there is none; what it has by kind."""
     try:
-        book = ledger(attribution, subject.ids, **subject.arguments)
+        book = ledger(attribution, subject.inputs, **subject.arguments)
     except ValueError as error:
         return None, str(error), None
     except (MemoryError, torch.OutOfMemoryError):

@@ -11,9 +11,13 @@ from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.methods import Option, Subject, attribute, options_of
 from captum_lrpx.targets import Target, encode
+from captum_lrpx.targets.decoder import is_encoder_decoder
+from captum_lrpx.targets.scene import sequence_scene
 from captum_lrpx.targets.standing import inputs_of, standings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from captum_lrpx.recipes import Recipe
@@ -36,6 +40,7 @@ def explain(
     truncate: bool | int = False,
     model_name: str | None = None,
     certify: bool = True,
+    written: str | Sequence[int] | int | None = None,
     **options: Option,
 ) -> Explanation:
     """Explain what a Hugging Face model predicts for a text.
@@ -64,6 +69,10 @@ def explain(
         certify: Whether to check the forward pass, the coverage and the ledger and to record the
             findings in :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit;
             the others have nothing of the kind. A check that fails is a warning, not an error.
+        written: For an encoder-decoder, what it has written so far and goes on from: a text, token
+            ids without the start token, or a number of tokens that it generates first, greedily.
+            Default: nothing, so the first token is explained. Both the text and this get relevance,
+            by ``lrpx`` and ``attnlrpx``.
         **options: Options of the method (``n_steps=100``), the keyword arguments of its function in
             :mod:`captum_lrpx.methods.functions`.
 
@@ -87,14 +96,32 @@ def explain(
     if not isinstance(target, Target):
         target = Target(target)
     hugging_face = find_model(model)
-    encoding = encode(hugging_face, tokenizer, text, first_token, truncate=truncate)
-    question = target.ask(model, tokenizer, encoding)
+    scene = None
+    if is_encoder_decoder(hugging_face):
+        if first_token is not None or truncate:
+            raise ValueError("`first_token` and `truncate` are for a single text.")
+        scene = sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
+    elif written is not None:
+        raise ValueError(
+            f"{type(hugging_face).__name__} is no encoder-decoder: what has been written so far is "
+            "the end of the text itself."
+        )
+    encoding = (
+        encode(hugging_face, tokenizer, text, first_token, truncate=truncate)
+        if scene is None
+        else scene.entries
+    )
+    question = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
     parameter = next(hugging_face.parameters())
-    subject = Subject(hugging_face, tokenizer, question, inputs_of(hugging_face, encoding)[0])
+    ids = inputs_of(hugging_face, encoding)[0]
+    subject = Subject(hugging_face, tokenizer, question, ids, scene=scene)
     places: tuple[Standing, ...] = ()
     if question.terms is not None:
         # First: without a gradient bitsandbytes packs its weights, and the rules unpack them.
-        places = standings(model, target.outputs(model), encoding, question.terms)
+        if scene is None:
+            places = standings(model, target.outputs(model), encoding, question.terms)
+        else:
+            places = scene.standings(question.terms)
     found = attribute(method, subject, recipe, options)
     config: Any = hugging_face.config
     explanation = Explanation(
@@ -117,5 +144,6 @@ def explain(
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
         template=encoding.template,
         standings=places,
+        parts=None if scene is None else scene.parts,
     )
     return certified(explanation, subject, recipe) if certify else explanation

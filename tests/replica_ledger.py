@@ -44,13 +44,14 @@ class Exact(TorchFunctionMode):
         self.softmaxes: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is Tensor.float:
-            func = Tensor.double
-        args = tuple(torch.float64 if each is torch.float32 else each for each in args)
-        kwargs = {
-            name: torch.float64 if each is torch.float32 else each
-            for name, each in (kwargs or {}).items()
-        }
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            func = Tensor.double if func is Tensor.float else func
+            args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+            kwargs = {
+                name: torch.float64 if each is torch.float32 else each
+                for name, each in kwargs.items()
+            }
         result = func(*args, **kwargs)
         if func is F.softmax and result.requires_grad:
             self.softmaxes.append((args[0], result))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
 
+    from captum_lrpx.targets.scene import Part
+
 __all__ = ["Explanation", "TokenRelevance"]
 
 _RANKINGS: dict[str, Callable[[float], float]] = {
@@ -84,6 +86,7 @@ class Explanation:
         standings: Rank and probability of each explained output, of the target first and then of
             its contrast; empty for a function of the outputs. None in a record of an older version,
             and for sums and differences of explanations.
+        parts: Which entries belong to which of several inputs; None where there is a single text.
 
     Explanations are equal if everything in them is. Their hash leaves out ``versions`` and
     ``options``, which are dictionaries.
@@ -109,6 +112,7 @@ class Explanation:
     certificate: Certificate | None = None
     template: tuple[bool, ...] | None = None
     standings: tuple[Standing, ...] | None = None
+    parts: tuple[Part, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = {
@@ -128,6 +132,14 @@ class Explanation:
     def delta(self) -> float:
         """Convergence delta, the explained value minus the sum of the relevances."""
         return self.value - self.sum
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """The sum of the relevances of each input, by its name; empty for a single text."""
+        return {
+            part.name: arithmetic.total(self.relevances[part.first : part.stop])
+            for part in self.parts or ()
+        }
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -41,6 +41,9 @@ METHODS: dict[str, Callable[..., Attributed]] = {
 """Name -> function of a :class:`Subject`; its keyword arguments are the method's options."""
 
 
+_OF_SEVERAL_INPUTS = ("lrpx", "attnlrpx")
+
+
 def options_of(method: str) -> dict[str, Option]:
     """The options of a method and their defaults, without ``recipe``.
 
@@ -78,6 +81,12 @@ def attribute(
             have, or the explained value is infinite or NaN.
     """
     check_options(method, options)
+    if subject.scene is not None and method not in _OF_SEVERAL_INPUTS:
+        raise ValueError(
+            f"The method {method!r} explains one text. Several inputs, and images, are "
+            f"explained by {' and '.join(_OF_SEVERAL_INPUTS)}, or by Captum's classes with a "
+            "forward function."
+        )
     keywords: dict[str, Any] = dict(options)
     if recipe is not None:
         if "recipe" not in inspect.signature(METHODS[method]).parameters:
@@ -85,9 +94,8 @@ def attribute(
         keywords["recipe"] = recipe
     found = METHODS[method](subject, **keywords)
     question = subject.question
-    finite = Finite(
-        subject.model, question.forward, (subject.ids,), question.additional_forward_args
-    )
+    inputs = subject.inputs if isinstance(subject.inputs, tuple) else (subject.inputs,)
+    finite = Finite(subject.model, question.forward, inputs, question.additional_forward_args)
     finite.require(found.values)
     return found
 
