@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -133,7 +134,8 @@ def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
     # With a gradient, as for an explanation: quantized layers have another kernel without one.
     with read_whole(), torch.enable_grad(), embedding_with_gradients(embedding):
         own = _value(subject).detach()
-    scale = max(float(each.abs().max()) for each in (own, *plain[2:]))
+    outputs = plain[2:] if declared else plain[1:]
+    scale = max(float(each.abs().max()) for each in (own, *outputs))
     return float((own - plain[0]).abs().max()) <= _ROUNDING[own.dtype] * scale
 
 
@@ -149,21 +151,29 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Tensor]:
-    """What the last block, the layers of the head and the explained function give.
+    """What the explained function gives, and the last block and the head, or the model itself.
 
     With hooks on them, the last block computes all positions instead of the explained ones only,
     and the head the whole vocabulary instead of the explained tokens: without rules as with them.
     """
     if not is_declared(subject.model):
-        with torch.enable_grad(), rules:
-            return [_value(subject).detach()]
+        seen: list[Any] = []
+        hook = subject.model.register_forward_hook(lambda *call: seen.append(call[2]))
+        try:
+            with torch.enable_grad(), rules:
+                value = _value(subject)
+        finally:
+            hook.remove()
+        found = [each.values() if isinstance(each, Mapping) else (each,) for each in seen]
+        tensors = [each for output in found for each in output if isinstance(each, torch.Tensor)]
+        return [each.detach() for each in (value, *tensors)]
     sites = sites_of(subject.model)
     in_blocks = tuple(f"{block.path}." for block in sites.blocks)
     head = [site.module for site in sites.linear if not site.path.startswith(in_blocks)]
     watched = [sites.token_embedding, sites.blocks[-1].module, *head]
-    with torch.enable_grad(), rules, captured(watched) as found:
+    with torch.enable_grad(), rules, captured(watched) as layers:
         values = _value(subject)
-    caught = (tensor for layer in watched for tensor in found.get(layer, ()))
+    caught = (tensor for layer in watched for tensor in layers.get(layer, ()))
     return [each.detach() for each in (values, *caught)]
 
 

@@ -9,7 +9,7 @@ from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
-from captum_lrpx.methods import Option, Subject, attribute, options_of
+from captum_lrpx.methods import Option, Subject, attribute, check_several_inputs, options_of
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
 from captum_lrpx.targets.scene import sequence_scene
@@ -98,6 +98,7 @@ def explain(
     hugging_face = find_model(model)
     scene = None
     if is_encoder_decoder(hugging_face):
+        check_several_inputs(method)
         if first_token is not None or truncate:
             raise ValueError("`first_token` and `truncate` are for a single text.")
         scene = sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)

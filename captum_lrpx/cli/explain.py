@@ -64,6 +64,18 @@ def add_to(commands: Commands) -> None:
         metavar="NAME=VALUE",
         help="option of a method, as in n_steps=100; may be repeated",
     )
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument(
+        "--written",
+        metavar="TEXT",
+        help="what an encoder-decoder has written so far (default: nothing)",
+    )
+    written.add_argument(
+        "--write-first",
+        type=int,
+        metavar="N",
+        help="let an encoder-decoder write N tokens, and explain the next one",
+    )
     parser.add_argument("--words", action="store_true", help="show words instead of tokens")
     parser.add_argument(
         "--fold-special", action="store_true", help="one entry for all special tokens"
@@ -109,6 +121,7 @@ def run(options: argparse.Namespace) -> None:
             truncate=options.truncate,
             model_name=loaded.name,
             certify=not options.no_certificate,
+            written=options.write_first if options.written is None else options.written,
             **chosen[method],
         )
         for method in methods

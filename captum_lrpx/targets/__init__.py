@@ -2,6 +2,7 @@
 
 from captum_lrpx.targets.batch import BatchQuestion, ask_batch
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
+from captum_lrpx.targets.decoder import DecoderLogits
 from captum_lrpx.targets.encoding import Encoding, encode
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
 from captum_lrpx.targets.head import last_token
@@ -18,6 +19,7 @@ __all__ = [
     "BatchQuestion",
     "ClassDifference",
     "ClassLogits",
+    "DecoderLogits",
     "Encoding",
     "LogProbabilities",
     "LogitDifference",

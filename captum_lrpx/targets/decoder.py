@@ -71,12 +71,12 @@ class DecoderLogits(ModelForward):
             ``[B, V]``.
 
         Raises:
-            ValueError: If the numbers of rows differ.
+            AssertionError: If the numbers of rows differ.
             IndexError: If a position is out of range.
         """
         rows, length = written.shape[:2]
         if len(source) != rows:
-            raise ValueError(
+            raise AssertionError(
                 f"The source has {len(source)} rows and what has been written {rows}: give one of "
                 "each for every example."
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import scale_of, strengths, translucent
 from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, summary
+from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -219,7 +219,7 @@ def to_html(explanation: Drawable) -> str:
         A complete document.
     """
     name = unit(explanation)
-    heading = filter(None, (summary(explanation), explanation.standing))
+    heading = filter(None, (summary(explanation), inputs(explanation), explanation.standing))
     drawn = pieces(explanation)
     title = f"{len(explanation.relevances)} {name}s in numbers"
     heads = [("position", NUMBER), (name, LABEL), ("relevance", NUMBER)]

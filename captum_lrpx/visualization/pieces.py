@@ -53,6 +53,10 @@ class Drawable(Protocol):
         """Sum of the relevances."""
 
     @property
+    def sums(self) -> dict[str, float]:
+        """Sum of the relevances of each of several inputs."""
+
+    @property
     def delta(self) -> float:
         """The difference of the two."""
 

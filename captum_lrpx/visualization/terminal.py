@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "closing_lines",
     "heat_map",
+    "inputs",
     "legend",
     "plain",
     "plain_text",
@@ -112,6 +113,11 @@ def summary(explanation: Drawable) -> str:
     )
 
 
+def inputs(explanation: Drawable) -> str:
+    """The sum of the relevances of each of several inputs, in one line; empty for one text."""
+    return "   ".join(f"{readable(name)} {sum_:+.4f}" for name, sum_ in explanation.sums.items())
+
+
 def source(explanation: Drawable) -> str:
     """Method and model, in one line."""
     return readable(f"{explanation.method} on {explanation.model}")
@@ -121,6 +127,7 @@ def closing_lines(explanation: Drawable) -> tuple[str, ...]:
     """The lines below the relevances: summary, ranks, source, and the checks that were made."""
     lines = (
         summary(explanation),
+        inputs(explanation),
         readable(explanation.standing),
         source(explanation),
         readable(explanation.certification),
