@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -130,9 +130,13 @@ def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
     ruled = _outputs(subject, _rules(attribution))
     if len(plain) != len(ruled) or not all(map(_same_bits, plain, ruled)):
         return False
-    embedding = token_embedding_of(subject.model)
     # With a gradient, as for an explanation: quantized layers have another kernel without one.
-    with read_whole(), torch.enable_grad(), embedding_with_gradients(embedding):
+    gradients: AbstractContextManager[object] = (
+        embedding_with_gradients(token_embedding_of(subject.model))
+        if subject.scene is None
+        else nullcontext()
+    )
+    with read_whole(), torch.enable_grad(), gradients:
         own = _value(subject).detach()
     outputs = plain[2:] if declared else plain[1:]
     scale = max(float(each.abs().max()) for each in (own, *outputs))

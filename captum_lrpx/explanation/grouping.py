@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.scene import Part
     from captum_lrpx.words import Span
 
-__all__ = ["folded", "grouped"]
+__all__ = ["folded", "grouped", "patches"]
 
 FOLDED = "(special tokens)"
 """The name of the entry for all special tokens."""
@@ -59,6 +59,15 @@ def _part(part: Part, groups: Sequence[Sequence[int]]) -> Part:
     ]
     first = inside[0] if inside else 0
     return replace(part, first=first, stop=first + len(inside))
+
+
+def patches(explanation: Explanation) -> tuple[bool, ...]:
+    """Whether each entry is a patch of an image."""
+    images = [part for part in explanation.parts or () if part.grid is not None]
+    return tuple(
+        any(part.first <= index < part.stop for part in images)
+        for index in range(len(explanation.relevances))
+    )
 
 
 def folded(explanation: Explanation) -> Explanation:

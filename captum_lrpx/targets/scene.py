@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.target import Choice, Target
     from captum_lrpx.targets.task import Task
 
-__all__ = ["Part", "Scene", "part_of", "sequence_scene"]
+__all__ = ["Part", "Scene", "of_tokens", "part_of", "sequence_scene"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class _Chosen(nn.Module):
 
 
 def sequence_scene(
-    model: Any, tokenizer: Any, given: Given, written: str | Sequence[int] | int = ""
+    model: Any, tokenizer: Any, given: Given | None, written: str | Sequence[int] | int = ""
 ) -> Scene:
     """A source and what the decoder has written so far.
 
@@ -176,7 +176,7 @@ def sequence_scene(
     """
     embeddings = model.get_input_embeddings()
     check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
-    source = encode_for("sequence-classification", tokenizer, given, None, check)
+    source = encode_for("sequence-classification", tokenizer, given or "", None, check)
     check_length(model, len(source.ids))
     device = next(model.parameters()).device
     ids = torch.tensor([source.ids], device=device)
@@ -190,7 +190,7 @@ def sequence_scene(
         _joined(source, target),
         (Part("source", 0, length), Part("written", length, size)),
         lambda relevances: torch.cat(tuple(relevances), dim=1),
-        *_of_tokens(model, tokenizer, target),
+        *of_tokens(model, tokenizer, target),
         position=size - 1,
     )
 
@@ -214,7 +214,7 @@ def _joined(first: Encoding, second: Encoding) -> Encoding:
     )
 
 
-def _of_tokens(
+def of_tokens(
     model: Any, tokenizer: Any, text: Encoding
 ) -> tuple[Task, Callable[[Choice], int], Callable[[Sequence[int]], tuple[str, ...]]]:
     """How outputs of a language model are chosen and called, after a text."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import scale_of, strengths, translucent
+from captum_lrpx.visualization.pictures import picture_html, regions
 from captum_lrpx.visualization.pieces import pieces, unit
 from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, summary
 
@@ -173,9 +174,13 @@ def fragment(explanation: Drawable) -> str:
         One ``div`` with its own style, which leaves the page around it alone.
     """
     return (
-        f"<div>{heat_paragraph(explanation)}{color_legend(explanation)}"
+        f"<div>{_pictures(explanation)}{heat_paragraph(explanation)}{color_legend(explanation)}"
         f"<p>{'<br>'.join(map(escaped, closing_lines(explanation)))}</p></div>"
     )
+
+
+def _pictures(explanation: Drawable) -> str:
+    return "".join(picture_html(explanation, region) for region in regions(explanation))
 
 
 def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
@@ -221,7 +226,7 @@ def to_html(explanation: Drawable) -> str:
     name = unit(explanation)
     heading = filter(None, (summary(explanation), inputs(explanation), explanation.standing))
     drawn = pieces(explanation)
-    title = f"{len(explanation.relevances)} {name}s in numbers"
+    title = f"{sum(each.stop - each.first for each in drawn)} {name}s in numbers"
     heads = [("position", NUMBER), (name, LABEL), ("relevance", NUMBER)]
     rows = [
         [(piece.place, NUMBER), (piece.label, LABEL), (f"{piece.relevance:+.4f}", NUMBER)]
@@ -230,6 +235,7 @@ def to_html(explanation: Drawable) -> str:
     return document(
         explanation.target,
         f"<p>{'<br>'.join(map(escaped, heading))}</p>",
+        _pictures(explanation),
         heat_paragraph(explanation),
         color_legend(explanation),
         folded(title, table(heads, rows), is_open=len(rows) <= LONG),

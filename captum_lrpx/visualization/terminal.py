@@ -11,6 +11,7 @@ from rich.text import Text
 
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import paint, scale_of, strengths
+from captum_lrpx.visualization.pictures import picture_blocks, regions
 from captum_lrpx.visualization.pieces import pieces, unit
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def terminal(explanation: Drawable) -> Group:
         Something that ``rich`` prints.
     """
     lines = filter(None, (legend(explanation), *closing_lines(explanation)))
-    return Group(heat_map(explanation), *map(Text, lines))
+    pictures = (picture_blocks(explanation, region) for region in regions(explanation))
+    return Group(*pictures, heat_map(explanation), *map(Text, lines))
 
 
 def plain(explanation: Drawable) -> str:
