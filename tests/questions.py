@@ -72,6 +72,8 @@ class Asked:
             NotBuilt: If the model takes none.
         """
         ids = [each for each in self.inputs if not each.is_floating_point()]
+        if not ids:
+            raise NotBuilt("has no token ids")
         taken = inspect.signature(self.model.forward).parameters
         with embedded_ids(self.model, ids) as found, torch.enable_grad():
             self.logits(*self.inputs)

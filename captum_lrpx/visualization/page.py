@@ -236,8 +236,8 @@ def to_html(explanation: Drawable) -> str:
         explanation.target,
         f"<p>{'<br>'.join(map(escaped, heading))}</p>",
         _pictures(explanation),
-        heat_paragraph(explanation),
+        heat_paragraph(explanation) if drawn else "",
         color_legend(explanation),
-        folded(title, table(heads, rows), is_open=len(rows) <= LONG),
+        folded(title, table(heads, rows), is_open=len(rows) <= LONG) if drawn else "",
         f"<footer>{escaped(origin(explanation))}</footer>",
     )
