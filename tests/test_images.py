@@ -9,7 +9,7 @@ from byte_tokenizers import byte_level
 from state import snapshot
 from tiny_models import build, config_class, small_config
 
-from captum_lrpx import AttnLRPx, Explanation, LRPx, Target, explain, ledger
+from captum_lrpx import AttnLRPx, Explanation, LRPx, Target, compare, explain, ledger
 from captum_lrpx.cli import main
 from captum_lrpx.visualization import picture_png, regions
 
@@ -222,6 +222,21 @@ def test_a_page_has_the_image_and_a_title_for_each_patch(llava, path):
     assert "<b>" not in page
     assert "<script" not in page
     assert f"image {found.sums['image']:+.4f}   text" in page
+
+
+def test_methods_side_by_side_draw_the_image_for_each(vit, processor, path):
+    found = [
+        explain(vit, processor, None, 0, image=path, method=method, certify=False)
+        for method in ("lrpx", "attnlrpx")
+    ]
+    page = compare(found).to_html()
+    assert page.count("<svg ") == 4
+    assert "image 0,0" not in str(compare(found))  # sums and correlations are enough
+    other = explain(vit, processor, None, 0, image=Image.new("RGB", (9, 9)), certify=False)
+    with pytest.raises(ValueError, match="different images"):
+        compare([found[0], other])
+    with pytest.raises(ValueError, match="different images"):
+        found[0] - other
 
 
 def test_a_text_has_no_png(loaded, tmp_path):

@@ -23,6 +23,7 @@ __all__ = [
     "fragment",
     "heat_paragraph",
     "origin",
+    "pictures",
     "table",
     "to_html",
     "token_spans",
@@ -174,12 +175,13 @@ def fragment(explanation: Drawable) -> str:
         One ``div`` with its own style, which leaves the page around it alone.
     """
     return (
-        f"<div>{_pictures(explanation)}{heat_paragraph(explanation)}{color_legend(explanation)}"
+        f"<div>{pictures(explanation)}{heat_paragraph(explanation)}{color_legend(explanation)}"
         f"<p>{'<br>'.join(map(escaped, closing_lines(explanation)))}</p></div>"
     )
 
 
-def _pictures(explanation: Drawable) -> str:
+def pictures(explanation: Drawable) -> str:
+    """The images among the inputs with their heat maps, as HTML; empty without any."""
     return "".join(picture_html(explanation, region) for region in regions(explanation))
 
 
@@ -235,7 +237,7 @@ def to_html(explanation: Drawable) -> str:
     return document(
         explanation.target,
         f"<p>{'<br>'.join(map(escaped, heading))}</p>",
-        _pictures(explanation),
+        pictures(explanation),
         heat_paragraph(explanation) if drawn else "",
         color_legend(explanation),
         folded(title, table(heads, rows), is_open=len(rows) <= LONG) if drawn else "",
