@@ -10,6 +10,7 @@ from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, Output
 from captum_lrpx.targets.place import Token
 from captum_lrpx.targets.quantity import Quantity
 from captum_lrpx.targets.question import Question
+from captum_lrpx.targets.scene import Part
 from captum_lrpx.targets.standing import Standing
 from captum_lrpx.targets.target import Target
 from captum_lrpx.targets.task import Task, task_of
@@ -25,6 +26,7 @@ __all__ = [
     "LogitDifference",
     "OutputFunction",
     "OutputSum",
+    "Part",
     "Probabilities",
     "Quantity",
     "Question",
