@@ -194,7 +194,7 @@ def main() -> None:
     wrong = sum(any(all_wrong(rows)) for rows in built.values())
     print(f"{len(built)} run, {wrong} wrong, {len(table) - len(built)} do not run by themselves")
     if options.write is not None:
-        options.write.write_text(page(built, unchecked), encoding="utf-8")
+        options.write.write_text(page(built), encoding="utf-8")
         UNCHECKED.write_text(json.dumps(unchecked, indent=2) + "\n", encoding="utf-8")
     sys.exit(bool(wrong))
 
@@ -217,7 +217,7 @@ def report(mapping: str, kind: str, rows: Rows) -> None:
                 print(mapping, kind, check, method, found.wrong or found.refusal[:160], flush=True)
 
 
-def page(table: Table, unchecked: dict[str, dict[str, list[str]]]) -> str:
+def page(table: Table) -> str:
     """The table as Markdown."""
     import transformers
 
@@ -239,10 +239,14 @@ def page(table: Table, unchecked: dict[str, dict[str, list[str]]]) -> str:
         "to 1e-4 of its largest entry in float32."
     )
     made = {
-        check: len(table) - sum(map(len, reasons.values())) for check, reasons in unchecked.items()
+        check: sum(
+            check in rows and not any(found.refusal for found in rows[check].values())
+            for rows in table.values()
+        )
+        for check in CHECKS
     }
     more = (
-        f"In float64, with every cast to float32 lifted, {made['float64']} pairs run and their "
+        f"In float64, with every cast to float32 lifted, {made['float64']} of them run and their "
         f"ledgers close to 1e-10; {made['bfloat16']} run in bfloat16, with a forward pass that is "
         "the model's own. The relevances are the same from ids and from the embeddings of these "
         f"ids ({made['embeddings for ids']} pairs), and with eager attention and "

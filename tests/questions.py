@@ -99,6 +99,8 @@ class Asked:
         try:
             with torch.no_grad():
                 logits = self.logits(*(each.clone() for each in self.inputs))  # it may write
+        except NotImplementedError as error:
+            raise NotBuilt("takes no embeddings") from error
         except Exception as error:
             raise NotBuilt(f"{type(error).__name__}: {str(error)[:60]}") from error
         index = self.target if isinstance(self.target, tuple) else (self.target,)
@@ -137,7 +139,7 @@ def asked(model_type: str, mapping: str, **options: Any) -> Asked:
     except NotBuilt:
         raise
     except Exception as error:
-        raise NotBuilt(f"{type(error).__name__}: {str(error)[:60]}") from error
+        raise NotBuilt(f"{type(error).__name__}: {str(error)[:120]}") from error
 
 
 @functools.cache

@@ -1,5 +1,4 @@
-"""
-An image classifier
+"""An image classifier
 ===================
 
 A vision transformer that says which color a square has, among gray ones, and where it looks. The
@@ -10,20 +9,20 @@ processor: ``explain(model, processor, None, image="cat.png")``.
 # %%
 # Pictures of a colored square among gray ones, and a small model that learns to name its color.
 
-import numpy
+import numpy as np
 import torch
 import transformers
 from PIL import Image
 
-from captum_lrpx import explain
+from captum_lrpx import Target, explain
 
 COLORS = {"red": (220, 50, 40), "green": (40, 200, 70), "blue": (50, 90, 220)}
-generator = numpy.random.default_rng(0)
+generator = np.random.default_rng(0)
 
 
-def picture(color):
+def picture(color: tuple[int, int, int]) -> Image.Image:
     """One colored square among four gray ones."""
-    pixels = numpy.full((32, 32, 3), 10, dtype="uint8")
+    pixels = np.full((32, 32, 3), 10, dtype="uint8")
     for shade in [*[(gray,) * 3 for gray in generator.integers(90, 220, 4)], color]:
         top, left = generator.integers(0, 25, 2)
         pixels[top : top + 8, left : left + 8] = shade
@@ -74,7 +73,5 @@ print((100 * grid / grid.abs().sum()).round().int())
 
 # %%
 # Why green, and not red?
-
-from captum_lrpx import Target  # noqa: E402
 
 explain(model, processor, None, Target("green", contrast="red"), image=seen)

@@ -1,11 +1,10 @@
-"""
-A translation
+"""A translation
 =============
 
-An encoder-decoder writes one token after the other, from the source and from what it has written.
-Both get relevance. The German article depends on a noun that stands at the end of the English phrase:
-where does the model look for it? The model is trained here in a few seconds on phrases of four words;
-one of the hub is explained in the same way.
+An encoder-decoder writes one token after the other, from the source and from what it has
+written. Both get relevance. The German article depends on a noun that stands at the end of the
+English phrase: where does the model look for it? The model is trained here in a few seconds on
+phrases of four words; one of the hub is explained in the same way.
 """
 
 # %%
@@ -28,7 +27,7 @@ NOUNS = {
 WORDS = {"red": "rote", "old": "alte", "small": "kleine", "good": "gute"}
 
 
-def phrase(first, second, noun):
+def phrase(first: str, second: str, noun: str) -> tuple[str, str]:
     """The same in English and in German."""
     article, german = NOUNS[noun].split()
     return f"the {first} {second} {noun}", f"{article} {WORDS[first]} {WORDS[second]} {german}"
@@ -76,7 +75,7 @@ explain(model, tokenizer, text, method="lrpx")
 explain(model, tokenizer, text, Target("das", contrast="die"), method="lrpx")
 
 # %%
-# After three words. ``sums`` says how much comes from the source and how much from the words before.
+# After three words. ``sums`` says what comes from the source, and what from the words before.
 
 found = explain(model, tokenizer, text, written="das alte rote", method="lrpx")
 print(found.target, {name: round(amount, 2) for name, amount in found.sums.items()})
