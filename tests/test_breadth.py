@@ -103,7 +103,7 @@ def test_a_few_models_in_other_ways(pair, name):
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("pair", pairs(), ids="-".join)
 def test_all_models_in_all_ways(pair, name):
-    """Fifteen minutes on one core."""
+    """Eight minutes on one core."""
     try:
         check(pair, name)
     except NotBuilt as reason:
