@@ -174,9 +174,10 @@ def sequence_scene(
         ValueError: If a text is empty or too long, or ids are of another tokenizer.
         TypeError: If something else is given.
     """
+    text: Given = "" if given is None else given
     embeddings = model.get_input_embeddings()
     check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
-    source = encode_for("sequence-classification", tokenizer, given or "", None, check)
+    source = encode_for("sequence-classification", tokenizer, text, None, check)
     check_length(model, len(source.ids))
     device = next(model.parameters()).device
     ids = torch.tensor([source.ids], device=device)
