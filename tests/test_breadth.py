@@ -24,7 +24,7 @@ UNCHECKED = {
 }
 """For each check the pairs that it cannot be made for, with the reason."""
 MOST = {
-    "float64": 1,
+    "float64": 2,
     "bfloat16": 7,
     "embeddings for ids": 64,
     "eager and SDPA attention": 137,

@@ -180,6 +180,81 @@ def test_both_inputs_of_a_model_of_images_and_texts_close_the_ledger(llava, path
     assert ledger(method, (given["input_ids"], given["pixel_values"]), 7).closes(1e-4)
 
 
+class QwenProcessor:
+    """As Qwen2-VL's, which needs torchvision for its videos."""
+
+    def __init__(self, images, tokenizer):
+        self.image_processor, self.tokenizer = images, tokenizer
+        self.image_token = "<|image_pad|>"  # noqa: S105
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+
+    def __call__(self, images, text, return_tensors):
+        given = dict(self.image_processor(images=images, return_tensors=return_tensors))
+        count = int(given["image_grid_thw"].prod()) // self.image_processor.merge_size**2
+        text = text.replace(self.image_token, count * self.image_token)
+        given |= dict(self.tokenizer(text, return_tensors=return_tensors))
+        return given | {"mm_token_type_ids": (given["input_ids"] == self.image_token_id).int()}
+
+
+def test_rows_of_patches_are_put_back_into_the_image(path):
+    tokenizer = byte_level()
+    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(marks), strict=True))
+    text = type(build("qwen2_vl", "IMAGE_TEXT_TO_TEXT").config.text_config)
+    model = build(
+        "qwen2_vl",
+        "IMAGE_TEXT_TO_TEXT",
+        text_config=small_config(text, vocab_size=len(tokenizer), max_position_embeddings=128),
+        **ids,
+    )
+    vision = model.config.vision_config
+    images = transformers.Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        size={"shortest_edge": 256, "longest_edge": 4096},
+    )
+    processor = QwenProcessor(images, tokenizer)
+    prompt = "<|vision_start|><|image_pad|><|vision_end|>the keys to"
+    found = explain(model, processor, prompt, " are", image=path, method="lrpx")
+    assert found.certificate.holds
+    assert list(found.sums) == ["image", "text"]
+    assert found.labels[-3:] == ("the", "keys", "to")
+    (part, _) = found.parts
+    rows, columns = part.grid
+    seen = Image.open(io.BytesIO(base64.b64decode(part.picture)))
+    assert seen.size == (columns * vision.patch_size, rows * vision.patch_size)
+    assert seen.getpixel((seen.width * 60 // 80, seen.height * 20 // 60)) == (250, 220, 40)
+    assert seen.getpixel((3, seen.height - 3)) == (20, 30, 60)
+
+    given = processor(Image.open(path), prompt, "pt")
+    ids, pixels = given.pop("input_ids"), given.pop("pixel_values")
+    _, relevance = LRPx(
+        lambda ids, pixels: model(input_ids=ids, pixel_values=pixels, **given).logits[:, -1], model
+    ).attribute((ids, pixels), target=tokenizer.convert_tokens_to_ids("Ġare"))
+    order = [  # squares of two by two patches, row by row
+        (2 * row + inner // 2) * columns + 2 * column + inner % 2
+        for row in range(rows // 2)
+        for column in range(columns // 2)
+        for inner in range(4)
+    ]
+    by_patch = torch.tensor(found.relevances[: part.stop])[order]
+    torch.testing.assert_close(by_patch, relevance.sum(1), rtol=1e-3, atol=1e-5)
+
+
+def test_pixels_of_unknown_places_are_refused(vit, path):
+    class Flat:
+        model_input_names = ("pixel_values",)
+
+        def __call__(self, **_):
+            return {"pixel_values": torch.zeros(4, 12)}
+
+    with pytest.raises(ValueError, match="unknown where in the image"):
+        explain(vit, Flat(), None, image=path)
+
+
 # Views --------------------------------------------------------------------------------------------
 
 

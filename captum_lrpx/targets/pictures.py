@@ -21,7 +21,7 @@ from captum_lrpx.targets.scene import Part, Scene, of_tokens
 from captum_lrpx.targets.target import chosen_class
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from captum_lrpx.targets.inputs import Given
 
@@ -147,19 +147,21 @@ class _Outputs(nn.Module):
 
 def _scene(model: Any, processor: Any, part: Any, given: dict[str, Any]) -> Scene:
     pixels = given.pop(_PIXELS)
-    if pixels.ndim not in (4, 5) or len(pixels) != 1:
+    unfold = _unfolding(part, given, pixels)
+    seen = unfold(pixels)
+    if seen.ndim not in (4, 5) or len(seen) != 1:
         raise ValueError(
-            f"The processor makes pixels {tuple(pixels.shape)} of the image, and patches can be "
-            "told apart in [1, C, H, W] and [1, N, C, H, W] only: give LRPx a forward function of "
-            "the pixels."
+            f"The processor makes pixels {tuple(pixels.shape)} of the image, and it is unknown "
+            "where in the image they are: give LRPx a forward function of the pixels."
         )
-    size = _patch_size(model, *pixels.shape[-2:])
-    images = pixels.reshape(-1, *pixels.shape[-3:])
+    size = _patch_size(model, *seen.shape[-2:])
+    images = seen.reshape(-1, *seen.shape[-3:])
     grid = (math.ceil(images.shape[2] / size), math.ceil(images.shape[3] / size))
     cells = grid[0] * grid[1]
+    frames = part.temporal_patch_size if seen.shape != pixels.shape else 1
     names = ["image"] if len(images) == 1 else [f"image {1 + each}" for each in range(len(images))]
     parts = tuple(
-        Part(name, number * cells, (number + 1) * cells, grid, _picture(part, image))
+        Part(name, number * cells, (number + 1) * cells, grid, _picture(part, image / frames))
         for number, (name, image) in enumerate(zip(names, images, strict=True))
     )
     patches = _patches(names, grid)
@@ -169,7 +171,7 @@ def _scene(model: Any, processor: Any, part: Any, given: dict[str, Any]) -> Scen
             (pixels,),
             patches,
             parts,
-            lambda found: _sums(found[0], size),
+            lambda found: _sums(unfold(found[0]), size),
             "sequence-classification",
             partial(chosen_class, model),
             lambda numbers: tuple(str(model.config.id2label.get(each, each)) for each in numbers),
@@ -184,10 +186,32 @@ def _scene(model: Any, processor: Any, part: Any, given: dict[str, Any]) -> Scen
         (ids, pixels),
         _with_text(patches, text),
         (*parts, Part("text", first, first + len(kept))),
-        lambda found: torch.cat([_sums(found[1], size), found[0][:, kept]], dim=1),
+        lambda found: torch.cat([_sums(unfold(found[1]), size), found[0][:, kept]], dim=1),
         *of_tokens(model, processor.tokenizer, text),
         position=first + len(kept) - 1,
     )
+
+
+def _unfolding(part: Any, given: dict[str, Any], pixels: Tensor) -> Callable[[Tensor], Tensor]:
+    """From pixels, or their relevances, to images ``[1, C, H, W]`` or ``[1, N, C, H, W]``.
+
+    Qwen-VL's processors make rows of patches ``[P, C * frames * size * size]``, in squares of which
+    the model makes one token each; an image is repeated as frames, which are summed.
+    """
+    grid = given.get("image_grid_thw")
+    if pixels.ndim != 2 or grid is None or len(grid) != 1 or int(grid[0, 0]) != 1:
+        return lambda rows: rows
+    _, rows, columns = grid[0].tolist()
+    merged, size, frames = part.merge_size, part.patch_size, part.temporal_patch_size
+
+    def unfold(patches: Tensor) -> Tensor:
+        squares = patches.reshape(
+            rows // merged, columns // merged, merged, merged, -1, frames, size, size
+        ).sum(5)
+        image = squares.permute(4, 0, 2, 5, 1, 3, 6)
+        return image.reshape(1, -1, rows * size, columns * size)
+
+    return unfold
 
 
 def _patch_size(model: Any, height: int, width: int) -> int:
