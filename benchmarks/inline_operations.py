@@ -1,6 +1,6 @@
 """What operations without modules cost: Mixtral and Gemma 2 shapes beside the same shape with none.
 
-    OMP_NUM_THREADS=1 python benchmarks/inline_operations.py [--width 576] [--tokens 32 128]
+    OMP_NUM_THREADS=1 python benchmarks/inline_operations.py [--width 32 576] [--tokens 32 128]
 
 Each figure is the time of an attribution as a ratio to Captum's InputXGradient on the same model.
 ``plain`` is a Llama of that shape, whose rules have fast forms; ``plain, fast=False`` has its rules
@@ -11,6 +11,7 @@ on the graph, as every model without a declaration. ``mixtral`` has experts and 
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,8 +47,9 @@ def plain(width: int) -> Any:
 
 def mixtral(width: int) -> Any:
     """Eight experts of half the size, two of which take each token."""
+    inner = width * 4 // 3 // 8 * 8  # grouped products want rows of full vectors
     config = transformers.MixtralConfig(
-        intermediate_size=width * 4 // 3, num_local_experts=8, num_experts_per_tok=2, **sizes(width)
+        intermediate_size=inner, num_local_experts=8, num_experts_per_tok=2, **sizes(width)
     )
     return transformers.MixtralForCausalLM(config)
 
@@ -64,17 +66,17 @@ SHAPES: dict[str, Callable[[int], Any]] = {"plain": plain, "mixtral": mixtral, "
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--width", nargs="+", type=int, default=[32, 576])
     parser.add_argument("--tokens", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{machine()}\nwidth {options.width}, {options.clock} time\n")
-    print("| shape | tokens | LRPx | AttnLRPx |\n|---|---:|---:|---:|")
-    for name, make in SHAPES.items():
+    print(f"{machine()}\n{options.clock} time\n")
+    print("| shape | width | tokens | LRPx | AttnLRPx |\n|---|---:|---:|---:|---:|")
+    for width, (name, make) in itertools.product(options.width, SHAPES.items()):
         torch.manual_seed(0)
-        model = make(options.width).eval()
+        model = make(width).eval()
         for tokens in options.tokens:
             ways = {name: True, f"{name}, fast=False": False} if name == "plain" else {name: True}
             for label, fast in ways.items():
@@ -102,7 +104,7 @@ def row(model: Any, label: str, tokens: int, repetitions: int, clock: Clock, *, 
     cells = [
         f"{times[method].ratio(base):.2f} ± {times[method].spread(base):.2f}" for method in METHODS
     ]
-    print(f"| {label} | {tokens} | {' | '.join(cells)} |", flush=True)
+    print(f"| {label} | {model.config.hidden_size} | {tokens} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

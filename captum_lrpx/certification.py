@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -14,6 +15,8 @@ from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.conservation import ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
+from captum_lrpx.frozen import FrozenParameters
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.propagation import attached, sites_of
 from captum_lrpx.structure import is_declared, token_embedding_of
 from captum_lrpx.targets.head import read_whole
@@ -21,9 +24,10 @@ from captum_lrpx.traced import traced_rules
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from captum_lrpx.conservation import Ledger
     from captum_lrpx.coverage import Coverage
@@ -116,41 +120,65 @@ def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
     explained, up to the rounding of a product with all rows of the head instead of some.
     """
     declared = is_declared(subject.model)
-    plain = _outputs(subject, attached(subject.model, ()) if declared else nullcontext())
+    plain = _outputs(subject, attached(subject.model, ()) if declared else _frozen(subject.model))
     ruled = _outputs(subject, _rules(attribution))
     if len(plain) != len(ruled) or not all(map(_same_bits, plain, ruled)):
         return False
-    embedding = token_embedding_of(subject.model)
     # With a gradient, as for an explanation: quantized layers have another kernel without one.
-    with read_whole(), torch.enable_grad(), embedding_with_gradients(embedding):
+    gradients: AbstractContextManager[object] = (
+        embedding_with_gradients(token_embedding_of(subject.model))
+        if subject.scene is None
+        else nullcontext()
+    )
+    with read_whole(), torch.enable_grad(), gradients:
         own = _value(subject).detach()
-    scale = max(float(each.abs().max()) for each in (own, *plain[2:]))
+    outputs = plain[2:] if declared else plain[1:]
+    scale = max(float(each.abs().max()) for each in (own, *outputs))
     return float((own - plain[0]).abs().max()) <= _ROUNDING[own.dtype] * scale
 
 
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """A model whose parameters need no gradient, which may decide about the kernel of attention."""
+    frozen = FrozenParameters()
+    frozen.freeze(modules_of(model))
+    try:
+        yield
+    finally:
+        frozen.thaw()
+
+
 def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Tensor]:
-    """What the last block, the layers of the head and the explained function give.
+    """What the explained function gives, and the last block and the head, or the model itself.
 
     With hooks on them, the last block computes all positions instead of the explained ones only,
     and the head the whole vocabulary instead of the explained tokens: without rules as with them.
     """
     if not is_declared(subject.model):
-        with torch.enable_grad(), rules:
-            return [_value(subject).detach()]
+        seen: list[Any] = []
+        hook = subject.model.register_forward_hook(lambda *call: seen.append(call[2]))
+        try:
+            with torch.enable_grad(), rules:
+                value = _value(subject)
+        finally:
+            hook.remove()
+        found = [each.values() if isinstance(each, Mapping) else (each,) for each in seen]
+        tensors = [each for output in found for each in output if isinstance(each, torch.Tensor)]
+        return [each.detach() for each in (value, *tensors)]
     sites = sites_of(subject.model)
     in_blocks = tuple(f"{block.path}." for block in sites.blocks)
     head = [site.module for site in sites.linear if not site.path.startswith(in_blocks)]
     watched = [sites.token_embedding, sites.blocks[-1].module, *head]
-    with torch.enable_grad(), rules, captured(watched) as found:
+    with torch.enable_grad(), rules, captured(watched) as layers:
         values = _value(subject)
-    caught = (tensor for layer in watched for tensor in found.get(layer, ()))
+    caught = (tensor for layer in watched for tensor in layers.get(layer, ()))
     return [each.detach() for each in (values, *caught)]
 
 
 def _value(subject: Subject) -> Tensor:
     question = subject.question
     value: Tensor = _captum.run_forward(
-        question.forward, subject.ids, question.target, question.additional_forward_args
+        question.forward, subject.inputs, question.target, question.additional_forward_args
     )
     return value
 
@@ -166,9 +194,9 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
     arguments = subject.question.additional_forward_args
     if isinstance(attribution, LRPx):
-        return attribution.coverage(subject.ids, arguments)
+        return attribution.coverage(subject.inputs, arguments)
     target = subject.question.target
-    return attribution.coverage(subject.ids, target, arguments)
+    return attribution.coverage(subject.inputs, target, arguments)
 
 
 def _ledger_residual(
@@ -176,7 +204,7 @@ def _ledger_residual(
 ) -> tuple[float | None, str | None, tuple[tuple[str, float], ...] | None]:
     """What the ledger leaves open, relatively; or why there is none; what it has by kind."""
     try:
-        book = ledger(attribution, subject.ids, **subject.arguments)
+        book = ledger(attribution, subject.inputs, **subject.arguments)
     except ValueError as error:
         return None, str(error), None
     except (MemoryError, torch.OutOfMemoryError):

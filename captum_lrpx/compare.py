@@ -25,6 +25,7 @@ from captum_lrpx.visualization import (
     heat_paragraph,
     matrix_of,
     origin,
+    pictures,
     plain_text,
     readable,
     table,
@@ -187,7 +188,8 @@ class Comparison:
             A complete document.
         """
         maps = [
-            f"<h3>{html.escape(readable(name))}</h3>{heat_paragraph(each)}{color_legend(each)}"
+            f"<h3>{html.escape(readable(name))}</h3>"
+            f"{pictures(each)}{heat_paragraph(each)}{color_legend(each)}"
             for name, each in zip(self.names, self.explanations, strict=True)
         ]
         targets = html.escape(readable(self._targets()))

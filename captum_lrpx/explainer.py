@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import versions
-from captum_lrpx.attr.checks import check_model_and_tokenizer
+from captum_lrpx.attr.checks import check_model, check_model_and_tokenizer
 from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
-from captum_lrpx.methods import Option, Subject, attribute, options_of
+from captum_lrpx.methods import Option, Subject, attribute, check_several_inputs, options_of
 from captum_lrpx.targets import Target, encode
+from captum_lrpx.targets.decoder import is_encoder_decoder
+from captum_lrpx.targets.pictures import needs_image, picture_scene
+from captum_lrpx.targets.scene import sequence_scene
 from captum_lrpx.targets.standing import inputs_of, standings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
     from captum_lrpx.targets.target import Choice
 
@@ -27,7 +33,7 @@ __all__ = ["explain"]
 def explain(
     model: nn.Module,
     tokenizer: Any,
-    text: Given,
+    text: Given | None,
     target: Target | Choice | None = None,
     *,
     method: str = "attnlrpx",
@@ -36,21 +42,24 @@ def explain(
     truncate: bool | int = False,
     model_name: str | None = None,
     certify: bool = True,
+    written: str | Sequence[int] | int | None = None,
+    image: Any = None,
     **options: Option,
 ) -> Explanation:
     """Explain what a Hugging Face model predicts for a text.
 
     Args:
-        model: A model with a head: causal or masked language model, classifier, question answering.
+        model: A model with a head: causal or masked language model, classifier (of images as well),
+            question answering, encoder-decoder, language model that reads images.
             Of a module around one (an adapter, a prompt, a function of the logits) its own outputs
             are explained.
-        tokenizer: Its (fast) tokenizer.
+        tokenizer: Its (fast) tokenizer; for images its processor.
         text: A text; a pair of texts, as a tuple (question and context, premise and hypothesis);
             chat messages, a list of ``{"role": ..., "content": ...}``, which the tokenizer's
             template writes as one text, up to where the answer begins; token ids ``[T]`` or
             ``[1, T]``; or what the tokenizer returns for one text. A causal language model is
             explained at its end, a masked one at its mask token, which is appended if a text has
-            none. No start token is doubled.
+            none. No start token is doubled. None for a classifier of images.
         target: What is explained; a word, token or class stands for ``Target(word)``. Default: what
             the model predicts.
         method: A name in :data:`captum_lrpx.methods.METHODS`.
@@ -64,6 +73,12 @@ def explain(
         certify: Whether to check the forward pass, the coverage and the ledger and to record the
             findings in :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit;
             the others have nothing of the kind. A check that fails is a warning, not an error.
+        written: For an encoder-decoder, what it has written so far and goes on from: a text, token
+            ids without the start token, or a number of tokens that it generates first, greedily.
+            Default: nothing, so the first token is explained. Both the text and this get relevance,
+            by ``lrpx`` and ``attnlrpx``.
+        image: For a model that reads images, one: its path, an image of Pillow, or an array or
+            tensor ``[3, H, W]``. Its relevance, by ``lrpx`` and ``attnlrpx``, is that of patches.
         **options: Options of the method (``n_steps=100``), the keyword arguments of its function in
             :mod:`captum_lrpx.methods.functions`.
 
@@ -82,19 +97,29 @@ def explain(
         >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
         >>> explain(model, tokenizer, "the keys to the cabinet")  # whatever comes next
     """
-    check_model_and_tokenizer(model, tokenizer)
     options_of(method)  # refuses an unknown method before anything else happens
     if not isinstance(target, Target):
         target = Target(target)
+    scene = _scene(model, tokenizer, text, method, written, image)
+    if scene is not None and (first_token is not None or truncate):
+        raise ValueError("`first_token` and `truncate` are for a single text.")
     hugging_face = find_model(model)
-    encoding = encode(hugging_face, tokenizer, text, first_token, truncate=truncate)
-    question = target.ask(model, tokenizer, encoding)
+    encoding = (
+        encode(hugging_face, tokenizer, text, first_token, truncate=truncate)  # type: ignore[arg-type]
+        if scene is None
+        else scene.entries
+    )
+    question = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
     parameter = next(hugging_face.parameters())
-    subject = Subject(hugging_face, tokenizer, question, inputs_of(hugging_face, encoding)[0])
+    ids = inputs_of(hugging_face, encoding)[0]
+    subject = Subject(hugging_face, tokenizer, question, ids, scene=scene)
     places: tuple[Standing, ...] = ()
     if question.terms is not None:
         # First: without a gradient bitsandbytes packs its weights, and the rules unpack them.
-        places = standings(model, target.outputs(model), encoding, question.terms)
+        if scene is None:
+            places = standings(model, target.outputs(model), encoding, question.terms)
+        else:
+            places = scene.standings(question.terms)
     found = attribute(method, subject, recipe, options)
     config: Any = hugging_face.config
     explanation = Explanation(
@@ -117,5 +142,38 @@ def explain(
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
         template=encoding.template,
         standings=places,
+        parts=None if scene is None else scene.parts,
     )
     return certified(explanation, subject, recipe) if certify else explanation
+
+
+def _scene(
+    model: nn.Module,
+    tokenizer: Any,
+    text: Given | None,
+    method: str,
+    written: str | Sequence[int] | int | None,
+    image: Any,
+) -> Scene | None:
+    """The inputs of a model that reads several, or an image; None for a single text."""
+    if image is None:
+        check_model_and_tokenizer(model, tokenizer)
+    else:
+        check_model(model)
+    hugging_face = find_model(model)
+    if image is not None or needs_image(hugging_face):
+        if image is None:
+            raise ValueError(f"{type(hugging_face).__name__} reads an image: give it as `image`.")
+        if written is not None:
+            raise ValueError("`written` is for an encoder-decoder, which reads no image here.")
+        check_several_inputs(method)
+        return picture_scene(hugging_face, tokenizer, image, text)
+    if is_encoder_decoder(hugging_face):
+        check_several_inputs(method)
+        return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
+    if written is not None:
+        raise ValueError(
+            f"{type(hugging_face).__name__} is no encoder-decoder: what has been written so far is "
+            "the end of the text itself."
+        )
+    return None

@@ -15,18 +15,20 @@ from captum_lrpx.rules import (
     nodes,
 )
 from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
-from captum_lrpx.trace.operations import has_summand, is_length, kind_of
+from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from torch import Tensor
     from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules import Rule
-    from captum_lrpx.trace.graph import Graph
-    from captum_lrpx.trace.roles import Operation, Roles
+    from captum_lrpx.trace.graph import Edge, Graph
+    from captum_lrpx.trace.natures import Operation
+    from captum_lrpx.trace.roles import Roles
 
 __all__ = ["Plan", "Seen", "attach", "plan_of"]
 
@@ -121,6 +123,7 @@ def plan_of(
             for edge, factor in zip(graph.operands[number], planner.act(number), strict=True):
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
+                    planner.reached.add(edge)
     return planner.plan
 
 
@@ -143,6 +146,7 @@ class _Planner:
         self.recipe = recipe
         self.seen = seen
         self.plan = Plan()
+        self.reached: set[Edge] = set()  # results that relevance goes to
         self._in_norms: set[int] = set()  # what computes a scale that has its ordinary gradient
 
     def plain(self, number: int) -> Factors:
@@ -172,11 +176,15 @@ class _Planner:
         elif role == "norm":
             if not self._is("norm", number, NormGradient):
                 self.plan.actions.append(Action(number, "norm"))
-        elif role in ("undecided", "unknown"):
+        elif role in ("undecided", "unknown") and not self._is_mean(number):
             self._problem(number, role)
         else:
             return self._scaled(number)
         return self.plain(number)
+
+    def _is_mean(self, number: int) -> bool:
+        """Whether the mean is all that is taken of a variance with its mean."""
+        return is_mean(self.graph.names[number], 1) and (number, 0) not in self.reached
 
     def _rule(self, role: str, number: int) -> Rule[Any]:
         return self.recipe.rule_for(role, self.seen.paths.get(number, ""))
@@ -247,7 +255,7 @@ class _Planner:
 
 
 _ENDS_OF_SCALES: Final = frozenset(
-    {"Pow", "Mul", "Square", "LinalgVectorNorm", "Norm", "Std", "Var"}
+    {"Pow", "Mul", "Square", "LinalgVectorNorm", "Norm", "Std", "StdMean", "Var", "VarMean"}
 )
 
 
@@ -344,8 +352,12 @@ def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
 # Attaching ----------------------------------------------------------------------------------------
 
 
-def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]) -> None:
-    """Put the hooks on the nodes.
+def attach(
+    graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]
+) -> Iterator[RemovableHandle]:
+    """Put the hooks on the nodes, and give a handle for each.
+
+    A hook knows its node, so as long as it is there nothing of the graph is freed.
 
     Args:
         graph: The graph.
@@ -359,14 +371,14 @@ def attach(graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[No
             continue
         done.add(node)
         if rule == "factors":
-            node.register_hook(nodes.scaled(factors))
+            yield node.register_hook(nodes.scaled(factors))
         elif rule == "secant":
             name = graph.names[number]
             z = inputs[node] if name in nodes.NEED_INPUT else None
-            node.register_hook(nodes.secant(node, name, z))
+            yield node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
-            node.register_hook(nodes.frozen_norm(node, graph.names[number]))
+            yield node.register_hook(nodes.frozen_norm(node, graph.names[number]))
         elif rule == "gated":
-            node.register_hook(nodes.gated(node))
+            yield node.register_hook(nodes.gated(node))
         else:
-            node.register_prehook(nodes.contiguous)
+            yield node.register_prehook(nodes.contiguous)

@@ -2,7 +2,7 @@
 
 The autograd graph shows a product of two things that are both linear in the stream, not what each
 is for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints
-give results a *nature* (see :mod:`captum_lrpx.trace.roles`), from which all else follows: a
+give results a *nature* (see :mod:`captum_lrpx.trace.natures`), from which all else follows: a
 ``"constant"`` is held constant in every recipe, an ``"activated"`` result is the gate of a gated
 product, a ``"gate"`` is like a router's weights.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from captum_lrpx.trace.graph import Graph
-    from captum_lrpx.trace.roles import Nature
+    from captum_lrpx.trace.natures import Nature
 
 __all__ = ["HINTS", "Hint", "has_hints", "natures_of"]
 
@@ -61,6 +61,8 @@ _SHORT_CONVOLUTION: Final = (
     "the code of LFM3's vision layers names the three parts input gate, output gate and input of "
     "the convolution"
 )
+
+_SEPARABLE: Final[dict[str, Nature]] = {"Expand": "activated", "Relu": "signal"}
 
 HINTS: Final[tuple[Hint, ...]] = (
     Hint(
@@ -128,8 +130,9 @@ HINTS: Final[tuple[Hint, ...]] = (
     Hint(
         "FocalNetModulation",
         "activated",
-        "the context is aggregated as values are, and the query only meets it (Yang et al. 2022, "
-        "arXiv 2203.11926, equation 4)",
+        "a judgement: modulation replaces self-attention (Yang et al. 2022, arXiv 2203.11926, "
+        "equations 1 to 4), in which what is aggregated of other places carries, and the query "
+        "says how; the paper calls the query what is modulated",
         operator="SplitWithSizes",
         outputs=(0,),
         of=3,
@@ -145,9 +148,20 @@ HINTS: Final[tuple[Hint, ...]] = (
     Hint(
         "SwiftFormerEfficientAdditiveAttention",
         "activated",
-        "the pooled query modulates each key, which carries what is at its place (Wu et al. 2021, "
-        "arXiv 2108.09084, section 3.2; Shaker et al. 2023, arXiv 2303.15446, equation 4)",
+        "the pooled query modulates each key, which carries what is at its place: keys and a "
+        "linear layer replace keys and values (Wu et al. 2021, arXiv 2108.09084, section 3.2; "
+        "Shaker et al. 2023, arXiv 2303.15446, equation 4)",
         operator="Repeat",
+    ),
+    *(
+        Hint(
+            "MobileViTV2LinearSelfAttention",
+            nature,
+            "the context vector, one for all places, takes the part of the attention matrix, and "
+            "it multiplies the values (Mehta and Rastegari 2022, arXiv 2206.02680, section 3.2)",
+            operator=operator,
+        )
+        for operator, nature in _SEPARABLE.items()
     ),
     Hint(
         "Inkling2SoftcappedSwiGLU",
@@ -159,8 +173,9 @@ HINTS: Final[tuple[Hint, ...]] = (
     Hint(
         "NeoMMEExclusiveSelfAttention",
         "constant",
-        "what attention found is projected on the direction of the own value, which is held as the "
-        "scale of a norm is",
+        "exclusive self-attention takes off what points where the own value points (Zhai 2026, "
+        "arXiv 2603.09078): linear in what attention has found once that direction, a normalized "
+        "vector, is held constant as the scale of a norm is",
         operator="Div",
     ),
 )

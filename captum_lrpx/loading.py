@@ -35,7 +35,7 @@ class LoadedModel:
 
     Attributes:
         model: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or its processor.
         name: The name it was asked for by.
     """
 
@@ -44,7 +44,7 @@ class LoadedModel:
     name: str
 
 
-def load_model(name: str, *, declared: bool = True) -> LoadedModel:
+def load_model(name: str, *, declared: bool = True, images: bool = False) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Weights are read from safetensors or GGUF files only, never unpickled, and no code that comes
@@ -55,6 +55,7 @@ def load_model(name: str, *, declared: bool = True) -> LoadedModel:
         name: An embedded model (:func:`captum_lrpx.zoo.names`), a directory, the path of a
             ``.gguf`` file, or a name of the Hugging Face hub.
         declared: Whether a model whose architecture is not declared is refused.
+        images: Whether the processor for images is loaded in place of the tokenizer.
 
     Returns:
         The model.
@@ -70,7 +71,7 @@ def load_model(name: str, *, declared: bool = True) -> LoadedModel:
     if name in zoo.names():
         model, tokenizer = zoo.load(name)
     else:
-        model, tokenizer = _from_folder(source, keywords, declared=declared)
+        model, tokenizer = _from_folder(source, keywords, declared=declared, images=images)
     return LoadedModel(model.eval(), tokenizer, name)
 
 
@@ -158,7 +159,9 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _from_folder(name: str, keywords: dict[str, Any], *, declared: bool) -> tuple[nn.Module, Any]:
+def _from_folder(
+    name: str, keywords: dict[str, Any], *, declared: bool, images: bool
+) -> tuple[nn.Module, Any]:
     """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415 - only when a model is loaded
@@ -169,8 +172,9 @@ def _from_folder(name: str, keywords: dict[str, Any], *, declared: bool) -> tupl
         config = transformers.AutoConfig.from_pretrained(name, **keywords)
     if declared:  # said before the weights are read, and those of a GGUF file made floats
         architecture_for(config.model_type, config)
-    with _reading(shown, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **keywords)
+    with _reading(shown, "processor" if images else "tokenizer"):
+        reader: Any = transformers.AutoProcessor if images else transformers.AutoTokenizer
+        tokenizer = reader.from_pretrained(name, **keywords)
     with _reading(shown, "weights"):
         classes = [getattr(transformers, each, None) for each in config.architectures or ()]
         kind = next((each for each in classes if each), transformers.AutoModelForCausalLM)

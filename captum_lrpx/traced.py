@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
     from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.coverage.operations import Kind
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.trace.graph import Edge
-    from captum_lrpx.trace.roles import Nature, Roles
+    from captum_lrpx.trace.natures import Nature
+    from captum_lrpx.trace.roles import Roles
 
 __all__ = ["TracedPass", "traced_rules"]
 
@@ -91,6 +93,9 @@ _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.Wea
 class TracedPass:
     """One forward pass and the rules on its graph.
 
+    Attributes:
+        handles: Of the hooks on nodes, which are taken off when the pass is over.
+
     Args:
         model: The module whose parameters are frozen, and inside of which rules hold.
         recipe: The rules.
@@ -126,6 +131,7 @@ class TracedPass:
         self._outputs: list[Node] = []
         self._inputs: Mapping[Node, Tensor] | None = None
         self._done: set[Node] = set()
+        self.handles: list[RemovableHandle] = []
 
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:
@@ -136,6 +142,7 @@ class TracedPass:
             self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe))
         )
         with ExitStack() as stack:
+            stack.callback(self._release)
             stack.callback(rules.detach)
             rules.attach(freeze_parameters=True)
             if self.form.seen and not self.form.watched and not self._watched:
@@ -152,6 +159,12 @@ class TracedPass:
                 self._inputs = self.watch.inputs
             yield self
 
+    def _release(self) -> None:
+        """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
     # Rules ------------------------------------------------------------------------------------
 
     def attach(self, output: Tensor) -> None:
@@ -163,7 +176,7 @@ class TracedPass:
         if not output.requires_grad:
             return
         graph, plan = self.read([output])
-        attach(graph, plan, self.inputs, self._done)
+        self.handles += attach(graph, plan, self.inputs, self._done)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
         """The graph of everything that some outputs depend on, and the rules for it.

@@ -38,6 +38,18 @@ def layer_norm_by_var_mean(x: Tensor) -> Tensor:
     return (x - mean) * (variance + 1e-5).rsqrt()
 
 
+def layer_norm_by_std_mean(x: Tensor) -> Tensor:
+    """The same with the standard deviation."""
+    deviation, mean = torch.std_mean(x, -1, unbiased=False, keepdim=True)
+    return (x - mean) / (deviation + 1e-6)
+
+
+def scaled_by_norm_of_mean(x: Tensor) -> Tensor:
+    """A mean beside its variance that is not taken off, but added."""
+    variance, mean = torch.var_mean(x, -1, keepdim=True)
+    return (x + mean) / torch.sqrt(variance + 1e-5)
+
+
 def rms_norm(x: Tensor) -> Tensor:
     """As LLaMA writes it."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -63,7 +75,8 @@ NORMS: Final = {
     **{
         norm.__name__: norm
         for norm in (
-            layer_norm, layer_norm_by_var, layer_norm_by_std, rms_norm, rms_norm_by_norm,
+            layer_norm, layer_norm_by_var, layer_norm_by_std, layer_norm_by_var_mean,
+            layer_norm_by_std_mean, scaled_by_norm_of_mean, rms_norm, rms_norm_by_norm,
             rms_norm_by_product, rms_norm_by_matmul,
         )
     },
@@ -71,6 +84,7 @@ NORMS: Final = {
     "F.normalize-l1": lambda x: F.normalize(x, p=1, dim=-1),
     "F.layer_norm": lambda x: F.layer_norm(x, (WIDTH,)),
     "F.rms_norm": lambda x: F.rms_norm(x, (WIDTH,)),
+    "F.instance_norm": lambda x: F.instance_norm(x.transpose(1, 2)).transpose(1, 2),
     "F.group_norm": lambda x: F.group_norm(x.transpose(1, 2), 2).transpose(1, 2),
 }  # fmt: skip
 
@@ -183,5 +197,7 @@ HIDING: Final = {
     ),
     "renorm": lambda z: torch.renorm(z, 2, 0, 0.1),
     "sin": lambda z: z + torch.sin(z),
+    "var_mean": lambda z: z + torch.var_mean(z, -1, keepdim=True)[0],
+    "batch_norm": lambda z: torch.batch_norm(z, None, None, None, None, True, 0.1, 1e-5, False),
 }
 """Functions that cannot be seen through, by the name that a refusal has."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from plain_functions import ACTIVATIONS, HIDING, NORMS, WIDTH, layer_norm_by_var_mean
+from plain_functions import ACTIVATIONS, HIDING, NORMS, WIDTH
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -259,6 +259,22 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class StyleNet(nn.Module):
+    """Convolutions with norms of single images, with weights and without, of rows and of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+        self.norms = nn.ModuleList([nn.InstanceNorm2d(4, affine=True), nn.InstanceNorm2d(4)])
+        self.kept = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Channels ``[B, 4]``."""
+        x = F.relu(self.norms[0](self.first(pixels)))
+        x = F.gelu(self.norms[1](self.second(x)))
+        return self.kept(x.flatten(2)).amax(-1)
+
+
 class Mixer(nn.Module):
     """An MLP along the positions."""
 
@@ -373,6 +389,7 @@ PLAIN: Final[dict[str, Plain]] = {
     "einsum-attention": Plain(EinsumAttention),
     "sentence-cnn": Plain(SentenceCnn, "ids", 1),
     "resnet": Plain(ResNet, "pixels", 2),
+    "instance-norms": Plain(StyleNet, "pixels", 2),
     "rnn-relu": Plain(lambda: Unrolled(nn.RNN, nonlinearity="relu")),
     **{
         f"nano-gpt-{name}": Plain(lambda name=name: NanoGpt(ACTIVATIONS[name]), "ids")
@@ -392,7 +409,6 @@ REFUSED: Final[dict[str, Plain]] = {
     "lstm": Plain(lambda: Unrolled(nn.LSTM)),
     "gru": Plain(lambda: Unrolled(nn.GRU)),
     "rnn_tanh": Plain(lambda: Unrolled(nn.RNN)),
-    "var_mean": Plain(lambda: Normed(layer_norm_by_var_mean)),
     **{name: Plain(lambda function=function: Mlp(function)) for name, function in HIDING.items()},
 }
 """What a refusal names -> a module that does it."""

@@ -33,7 +33,7 @@ MASS = 1e-13
 
 
 class Exact(TorchFunctionMode):
-    """Keeps float64 where transformers casts to float32, and records every softmax.
+    """Computes in float64 where transformers asks for float32, and records every softmax.
 
     The norms of Llama and its relatives, and their eager softmax, compute in float32 whatever the
     dtype of the model.
@@ -44,19 +44,18 @@ class Exact(TorchFunctionMode):
         self.softmaxes: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        wide = args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
-        narrow = torch.float32 in (*args[1:], kwargs.get("dtype"))
-        if wide and (func is Tensor.float or (func is Tensor.to and narrow)):
-            return args[0]
-        if func is not F.softmax:
-            return func(*args, **kwargs)
-        if wide:
-            kwargs.pop("dtype", None)
-        weights = func(*args, **kwargs)
-        if weights.requires_grad:
-            self.softmaxes.append((args[0], weights))
-        return weights
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            func = Tensor.double if func is Tensor.float else func
+            args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+            kwargs = {
+                name: torch.float64 if each is torch.float32 else each
+                for name, each in kwargs.items()
+            }
+        result = func(*args, **kwargs)
+        if func is F.softmax and result.requires_grad:
+            self.softmaxes.append((args[0], result))
+        return result
 
 
 @dataclass(frozen=True)

@@ -214,10 +214,16 @@ def edits(value):
 def test_every_edit_is_noticed(stored):
     record = json.loads(stored)
     assert Explanation.from_json(json.dumps(record, indent=3)).certificate.holds
-    for name in record.keys() - {"format", "certificate", "revision", "template", "standings"}:
+    others = {"format", "certificate", "revision", "template", "standings", "parts"}
+    for name in record.keys() - others:
         with pytest.raises(ValueError, match="not the one that was certified"):
             Explanation.from_json(json.dumps(record | {name: edits(record[name])}))
-    for change in ({"revision": "abc"}, {"template": [False] * len(record["tokens"])}):
+    part = {"name": "source", "first": 0, "stop": 1, "grid": None, "picture": None}
+    for change in (
+        {"revision": "abc"},
+        {"template": [False] * len(record["tokens"])},
+        {"parts": [part]},
+    ):
         with pytest.raises(ValueError, match="not the one that was certified"):
             Explanation.from_json(json.dumps(record | change))
 

@@ -43,13 +43,17 @@ TYPES = {
     ),
     "neomme": "MASKED_LM",
     "focalnet": "IMAGE_CLASSIFICATION",
+    "mobilevitv2": "IMAGE_CLASSIFICATION",
     "swiftformer": "IMAGE_CLASSIFICATION",
 }
 ELSEWHERE = {"Lfm3VlVisionShortConv", "Glm5NextTextLinearAttention", "ZambaMambaMixer"}
 """Classes of models that need an image, several GB, or a size that these do not have."""
 
-ADDING = {"focalnet", "neomme", "swiftformer"}
+ADDING = {"focalnet", "mobilevitv2", "neomme", "swiftformer"}
 """Families that add batch norms' biases, or other embeddings of the ids, to their values."""
+
+TURNED = {"mobilevitv2"}
+"""Families whose activated branch would be the gate: AttnLRP shares with it in either case."""
 
 FLOAT32 = 1e-4
 
@@ -89,7 +93,8 @@ def test_hints_decide_a_family(kind: str, recipe: Recipe, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(traced, "natures_of", lambda *_: {})
     without = _relevances(kind, recipe)
-    assert without is None or not torch.allclose(without[1], found, rtol=1e-3, atol=1e-5)
+    if recipe is LRP or kind not in TURNED:
+        assert without is None or not torch.allclose(without[1], found, rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

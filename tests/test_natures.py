@@ -112,6 +112,24 @@ def test_a_product_is_a_score_if_all_that_it_leads_to_is_a_softmax_or_a_gate(
     assert role in _roles(function, X, operator=operator)
 
 
+def _cross_attention(x: Tensor) -> Tensor:
+    mixed = _soft((x @ A) @ (x @ B).T) @ x
+    return _soft(A @ mixed.T) @ (mixed @ C)  # of queries that are constant
+
+
+def _experts(x: Tensor) -> Tensor:
+    mixed = _soft((x @ A) @ (x @ B).T) @ x
+    experts = torch.stack([mixed @ A, mixed @ B], -1)
+    return (experts @ _soft(mixed @ C[:, :2]).unsqueeze(-1)).squeeze(-1)
+
+
+@pytest.mark.parametrize(("function", "operator"), [(_cross_attention, "Mm"), (_experts, "Bmm")])
+def test_what_attention_has_mixed_is_a_value_and_no_score(
+    function: Callable[..., Tensor], operator: str
+) -> None:
+    assert _roles(function, X, operator=operator)[-1] == "constant factor"
+
+
 def test_scores_that_are_also_added_to_the_stream_are_undecided() -> None:
     def both(x: Tensor) -> Tensor:
         scores = (x @ A) @ (x @ B).T

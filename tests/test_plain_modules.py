@@ -1,5 +1,8 @@
 """Modules that nothing declares and no library knows are explained as they are."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from plain_models import LENGTH, PADDING, PLAIN, REFUSED, VOCABULARY, WIDTH, encoder, randomize
@@ -95,6 +98,8 @@ def test_what_cannot_be_seen_through_is_refused_by_name(name):
         ("norm-rms_norm", "norm-rms_norm_by_matmul"),
         ("norm-layer_norm", "norm-F.layer_norm"),
         ("norm-layer_norm", "norm-layer_norm_by_var"),
+        ("norm-layer_norm", "norm-layer_norm_by_var_mean"),
+        ("norm-layer_norm_by_var_mean", "norm-layer_norm_by_std_mean"),
     ],
 )
 def test_what_computes_the_same_is_explained_the_same(one, other, method):
@@ -284,6 +289,45 @@ def test_a_config_of_its_own_does_not_make_a_module_a_declared_one():
 
     relevance = LRPx(Configured(WIDTH, 2)).attribute(torch.randn(3, WIDTH), 1)
     assert relevance.shape == (3, WIDTH)
+
+
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+@pytest.mark.parametrize("scale", [torch.Tensor.mul_, torch.Tensor.__imul__])
+def test_a_forward_function_may_write_into_its_input(scale, method):
+    module = nn.Sequential(nn.LayerNorm(WIDTH), nn.GELU(), nn.Linear(WIDTH, 3)).double()
+    x = torch.randn(2, WIDTH, dtype=torch.float64)
+    kept = x.clone()
+    found = method(lambda y: module(scale(y, 3.0)), module).attribute(x, target=1)
+    assert torch.equal(x, kept)
+    torch.testing.assert_close(found, method(module).attribute(3 * x, target=1), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "explained",
+    [
+        lambda module, ids: LRPx(module).attribute(ids, (0, 1)),
+        lambda module, ids: AttnLRPx(module).attribute_targets(ids, [(0, 1), (0, 2)]),
+        lambda module, ids: LRPx(module).coverage(ids),
+        lambda module, ids: ledger(AttnLRPx(module), ids, (0, 1)),
+        lambda module, ids: LayerLRPx(module, module.blocks[0]).attribute(ids, (0, 1)),
+        lambda module, ids: NeuronLRPx(module, module.blocks[0]).attribute(ids, (0, 2)),
+    ],
+    ids=["attribute", "targets", "coverage", "ledger", "layer", "neuron"],
+)
+def test_nothing_keeps_an_explained_module_or_its_graph_alive(explained):
+    plain = PLAIN["nano-gpt-swiglu"]
+    module, inputs = plain.module(), plain.batch()
+    outputs = []
+    handle = module.register_forward_hook(lambda *call: outputs.append(weakref.ref(call[2])))
+    kept = explained(module, inputs)
+    handle.remove()
+    assert kept is not None
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+    assert outputs
+    assert all(output() is None for output in outputs)
 
 
 def test_an_error_in_the_forward_pass_leaves_nothing():

@@ -23,7 +23,7 @@ from captum_lrpx.traced import traced_rules
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captum_lrpx.trace.roles import Nature
+    from captum_lrpx.trace.natures import Nature
 
 MODELS: dict[str, tuple[dict[str, Any], Any]] = {
     "mamba": ({}, mamba),

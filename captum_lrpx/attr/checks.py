@@ -26,6 +26,7 @@ __all__ = [
     "CheckedForward",
     "check_inputs",
     "check_layers",
+    "check_model",
     "check_model_and_tokenizer",
     "check_values",
     "did_not_run",
@@ -48,8 +49,7 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
             f"The tokenizer is {type(tokenizer).__name__}, a model: the model comes first, then "
             "its tokenizer."
         )
-    if not isinstance(model, nn.Module):
-        raise not_a_model(model)
+    check_model(model)
     if isinstance(tokenizer, type) or not callable(
         getattr(tokenizer, "convert_ids_to_tokens", None)
     ):
@@ -57,6 +57,17 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
             f"The tokenizer must be a loaded one, not {_named(tokenizer)}: "
             "`AutoTokenizer.from_pretrained(name)` of transformers loads that of a model."
         )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model, and a model without values.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it is on the device "meta".
+    """
+    if not isinstance(model, nn.Module):
+        raise not_a_model(model)
     check_values(model)
 
 

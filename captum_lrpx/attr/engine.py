@@ -142,7 +142,7 @@ def forward_pass(
     ):
         try:
             with nullcontext() if beside is None else beside(rules):
-                output = _captum.run_forward(forward, aliases, None, args)
+                output = _captum.run_forward(forward, tuple(map(_writable, aliases)), None, args)
         except ValueError as error:
             if not all(embedded):  # which is why the output may have no gradient
                 raise _not_embedded() from error
@@ -154,6 +154,14 @@ def forward_pass(
         )
         kinds = tuple(not alias.is_floating_point() for alias in aliases)
         yield Passed(output, sources, caught, rules, kinds, strict=attribution.strict)
+
+
+def _writable(alias: Tensor) -> Tensor:
+    """An input that the forward function may write into, as some scale their embeddings."""
+    if not alias.is_floating_point():
+        return alias
+    own = alias.clone()
+    return own if own.stride() == alias.stride() else alias  # strides may decide about last bits
 
 
 def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:

@@ -35,7 +35,13 @@ def add_to(commands: Commands) -> None:
         description="Show how much each token of a text contributes to a logit of a model.",
         allow_abbrev=False,
     )
-    parser.add_argument("text", help="the text; a masked model gets a mask token if it has none")
+    parser.add_argument(
+        "text",
+        nargs="?",
+        help="the text; a masked model gets a mask token if it has none, a classifier of images "
+        "none at all",
+    )
+    parser.add_argument("--image", metavar="FILE", help="an image, for a model that reads one")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--pair", metavar="TEXT", help="second text of a pair (the context of a question)"
@@ -64,6 +70,18 @@ def add_to(commands: Commands) -> None:
         metavar="NAME=VALUE",
         help="option of a method, as in n_steps=100; may be repeated",
     )
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument(
+        "--written",
+        metavar="TEXT",
+        help="what an encoder-decoder has written so far (default: nothing)",
+    )
+    written.add_argument(
+        "--write-first",
+        type=int,
+        metavar="N",
+        help="let an encoder-decoder write N tokens, and explain the next one",
+    )
     parser.add_argument("--words", action="store_true", help="show words instead of tokens")
     parser.add_argument(
         "--fold-special", action="store_true", help="one entry for all special tokens"
@@ -78,6 +96,7 @@ def add_to(commands: Commands) -> None:
         help="do not check forward pass, coverage and ledger, which takes longer than the rest",
     )
     parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
+    parser.add_argument("--png", metavar="FILE", help="write the heat map over the image")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
     parser.set_defaults(run=run)
 
@@ -91,13 +110,18 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.targets import Target  # noqa: PLC0415
 
-    check_writable(options.html, options.json)
+    if options.text is None and options.image is None:
+        raise ValueError("There is nothing to explain: give a text, or --image.")
+    if options.png is not None and (options.image is None or options.compare):
+        raise ValueError("--png draws one explanation of an image: give --image and one --method.")
+    check_writable(options.html, options.json, options.png)
     target = Target(_choice(options, "target"), contrast=_choice(options, "contrast"))
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)
     silence_transformers()
     needs_declaration = not set(methods).isdisjoint(OF_DECLARED)
-    loaded = load_model(options.model or zoo.DEFAULT, declared=needs_declaration)
+    name = options.model or zoo.DEFAULT
+    loaded = load_model(name, declared=needs_declaration, images=options.image is not None)
     explanations = [
         explain(
             loaded.model,
@@ -109,6 +133,8 @@ def run(options: argparse.Namespace) -> None:
             truncate=options.truncate,
             model_name=loaded.name,
             certify=not options.no_certificate,
+            image=options.image,
+            written=options.write_first if options.written is None else options.written,
             **chosen[method],
         )
         for method in methods
@@ -121,6 +147,8 @@ def run(options: argparse.Namespace) -> None:
     _show(shown)
     if options.html:
         shown.to_html(options.html)
+    if options.png:
+        shown.to_png(options.png)  # type: ignore[union-attr]
     if options.json:
         shown.to_json(options.json)
 
@@ -148,9 +176,11 @@ def _choice(options: argparse.Namespace, name: str) -> Choice | None:
     return word if number is None else number
 
 
-def _given(options: argparse.Namespace) -> Given:
+def _given(options: argparse.Namespace) -> Given | None:
     if options.chat:
         return [{"role": "user", "content": options.text}]
+    if options.text is None:
+        return None
     return options.text if options.pair is None else (options.text, options.pair)
 
 
@@ -190,12 +220,16 @@ def _show(shown: Explanation | Comparison) -> None:
         closing_lines,
         heat_map,
         legend,
+        picture_blocks,
+        regions,
         relevance_table,
     )
 
     if isinstance(shown, Explanation):
         lines = map(Text, closing_lines(shown))
         scale = Text(legend(shown))
-        print_all(heat_map(shown), scale, Text(), relevance_table(shown), Text(), *lines)
+        pictures = [picture_blocks(shown, region) for region in regions(shown)]
+        text = (heat_map(shown), scale, Text(), relevance_table(shown), Text())
+        print_all(*pictures, *(text if shown.text else ()), *lines)
     else:
         print_all(shown)

@@ -40,6 +40,7 @@ _WITH_BIAS: Final = frozenset(
     {
         "Convolution",
         "ConvolutionOverrideable",
+        "CudnnBatchNorm",
         "CudnnConvolution",
         "Linear",
         "MkldnnConvolution",
@@ -139,7 +140,8 @@ class Flow:
         self._members: dict[int, list[int]] = {}
         for number in self.plan.alive:
             self._members.setdefault(self.group[number], []).append(number)
-            graph.nodes[number].register_hook(partial(self._flowed, number))
+            hook = graph.nodes[number].register_hook(partial(self._flowed, number))
+            passed.handles.append(hook)
 
     def start(self, values: Tensor, row: int) -> None:
         """Begin with one explained value, which the function that made it is given.

@@ -36,6 +36,11 @@ def require_same_tokens(explanations: Sequence[Explanation]) -> None:
                 f"The explanations are of different texts, {first.text!r} and {other.text!r}: "
                 "explain one text by both."
             )
+        if first.parts != other.parts:
+            raise ValueError(
+                "The explanations are of different images, or of other parts: explain the same "
+                "inputs by both."
+            )
         if (first.tokens, first.offsets) != (other.tokens, other.offsets):
             raise ValueError(
                 f"The explanations are of different tokens, {' '.join(first.tokens)!r} and "

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from captum_lrpx.explanation.record import Explanation
+    from captum_lrpx.targets.scene import Part
     from captum_lrpx.words import Span
 
-__all__ = ["folded", "grouped"]
+__all__ = ["folded", "grouped", "patches"]
 
 FOLDED = "(special tokens)"
 """The name of the entry for all special tokens."""
@@ -45,6 +46,27 @@ def grouped(explanation: Explanation, groups: Sequence[Sequence[int]]) -> Explan
             (place for place, group in enumerate(groups) if explanation.position in group), None
         ),
         certificate=None,
+        parts=explanation.parts and tuple(_part(part, groups) for part in explanation.parts),
+    )
+
+
+def _part(part: Part, groups: Sequence[Sequence[int]]) -> Part:
+    """The groups of a part; what was put together from several parts belongs to none."""
+    inside = [
+        place
+        for place, group in enumerate(groups)
+        if all(part.first <= index < part.stop for index in group)
+    ]
+    first = inside[0] if inside else 0
+    return replace(part, first=first, stop=first + len(inside))
+
+
+def patches(explanation: Explanation) -> tuple[bool, ...]:
+    """Whether each entry is a patch of an image."""
+    images = [part for part in explanation.parts or () if part.grid is not None]
+    return tuple(
+        any(part.first <= index < part.stop for part in images)
+        for index in range(len(explanation.relevances))
     )
 
 

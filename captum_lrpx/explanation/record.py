@@ -14,7 +14,7 @@ from captum.attr import visualization as captum_visualization
 from captum_lrpx import visualization
 from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
-from captum_lrpx.files import write_text
+from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
 from captum_lrpx.words import Span, token_runs, word_spans
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from rich.console import Group
+
+    from captum_lrpx.targets.scene import Part
 
 __all__ = ["Explanation", "TokenRelevance"]
 
@@ -84,6 +86,7 @@ class Explanation:
         standings: Rank and probability of each explained output, of the target first and then of
             its contrast; empty for a function of the outputs. None in a record of an older version,
             and for sums and differences of explanations.
+        parts: Which entries belong to which of several inputs; None where there is a single text.
 
     Explanations are equal if everything in them is. Their hash leaves out ``versions`` and
     ``options``, which are dictionaries.
@@ -109,6 +112,7 @@ class Explanation:
     certificate: Certificate | None = None
     template: tuple[bool, ...] | None = None
     standings: tuple[Standing, ...] | None = None
+    parts: tuple[Part, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = {
@@ -128,6 +132,14 @@ class Explanation:
     def delta(self) -> float:
         """Convergence delta, the explained value minus the sum of the relevances."""
         return self.value - self.sum
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """The sum of the relevances of each input, by its name; empty for a single text."""
+        return {
+            part.name: arithmetic.total(self.relevances[part.first : part.stop])
+            for part in self.parts or ()
+        }
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -178,7 +190,8 @@ class Explanation:
             ValueError: If the spans overlap, are not in order, or do not lie in the text.
         """
         spans = word_spans(self.text) if spans is None else spans
-        runs = token_runs(self.text, self.offsets, self.special, spans, self.template)
+        alone = tuple(map(bool.__or__, self.special, grouping.patches(self)))
+        runs = token_runs(self.text, self.offsets, alone, spans, self.template)
         return grouping.grouped(self, [list(range(*run)) for run in runs])
 
     def fold_special(self) -> Explanation:
@@ -294,6 +307,18 @@ class Explanation:
         if path is not None:
             write_text(path, page)
         return page
+
+    def to_png(self, path: str | os.PathLike[str], *, overlay: bool = True) -> None:
+        """The heat map of the first image among the inputs, over the image or by itself.
+
+        Raises:
+            ValueError: If there is no image.
+            ImportError: If Pillow is not installed.
+        """
+        found = visualization.regions(self)
+        if not found:
+            raise ValueError("The explanation has no image: to_html() draws a text.")
+        write_bytes(path, visualization.picture_png(self, found[0], overlay=overlay))
 
     def to_pandas(self) -> pd.DataFrame:
         """The explanation as a data frame with a row per token.

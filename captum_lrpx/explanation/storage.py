@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
 from captum_lrpx.targets import Standing
+from captum_lrpx.targets.scene import part_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ VERSION = 4
 """Of all formats, as in ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
-certificate; version 3 had no ranks and probabilities, and nothing about a chat template.
+certificate; version 3 had no ranks and probabilities, one text, and nothing about a chat template.
 """
 
 _FORMAT = re.compile(r"captum_lrpx\.(\w+)/(\d+)")
@@ -35,7 +36,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "revision"), (str, _NONE)),
     **dict.fromkeys(("tokens", "ids", "offsets", "special", "relevances"), (list, tuple)),
     **dict.fromkeys(("versions", "options"), (dict,)),
-    **dict.fromkeys(("template", "standings"), (list, tuple, _NONE)),
+    **dict.fromkeys(("template", "standings", "parts"), (list, tuple, _NONE)),
     "position": (int, _NONE),
     "convergence_delta": (int, float, _NONE),
 }
@@ -70,6 +71,8 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
         record["template"] = tuple(bool(item) for item in record["template"])
     if record.get("standings") is not None:
         record["standings"] = tuple(_standing_of(item) for item in record["standings"])
+    if record.get("parts") is not None:
+        record["parts"] = tuple(part_of(item) for item in record["parts"])
     record["value"] = float(record["value"])
     record["certificate"] = certificate_of(record.get("certificate"))
     return record

@@ -9,6 +9,7 @@ from captum_lrpx.methods.registry import (
     Option,
     attribute,
     check_options,
+    check_several_inputs,
     description,
     options_of,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Subject",
     "attribute",
     "check_options",
+    "check_several_inputs",
     "description",
     "options_of",
 ]

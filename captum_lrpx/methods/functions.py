@@ -67,7 +67,7 @@ def _with_rules(kind: type[LRPx], subject: Subject, recipe: Recipe | None) -> At
     forward = RecordedForward(subject.question.forward)
     method = kind(forward, subject.model, recipe=recipe)
     relevance, delta = method.attribute(
-        subject.ids, **subject.arguments, return_convergence_delta=True
+        subject.inputs, **subject.arguments, return_convergence_delta=True
     )
     return _decomposed(subject, forward, relevance, delta, method.recipe.name)
 
@@ -92,15 +92,13 @@ def altilogit(
 def _decomposed(
     subject: Subject,
     forward: RecordedForward,
-    relevance: Tensor,
+    relevance: Tensor | tuple[Tensor, ...],
     delta: Tensor,
     recipe: str | None = None,
 ) -> Attributed:
     # The forward pass under the rules gives the model's own values, so it need not run again.
     value = _captum.select_targets(forward.output, subject.question.target)
-    return Attributed(
-        subject.real(relevance.detach()), value.detach().reshape(-1), delta.detach(), recipe
-    )
+    return Attributed(subject.real(relevance), value.detach().reshape(-1), delta.detach(), recipe)
 
 
 def saliency_l1(subject: Subject) -> Attributed:

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from captum_lrpx.methods.subject import Attributed, Subject
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["METHODS", "Option", "attribute", "check_options", "description", "options_of"]
+__all__ = [
+    "METHODS",
+    "Option",
+    "attribute",
+    "check_options",
+    "check_several_inputs",
+    "description",
+    "options_of",
+]
 
 Option = int | float | str | bool | None
 """What an option of a method may be; an explanation stores them."""
@@ -39,6 +47,9 @@ METHODS: dict[str, Callable[..., Attributed]] = {
     )
 }
 """Name -> function of a :class:`Subject`; its keyword arguments are the method's options."""
+
+
+_OF_SEVERAL_INPUTS = ("lrpx", "attnlrpx")
 
 
 def options_of(method: str) -> dict[str, Option]:
@@ -85,11 +96,24 @@ def attribute(
         keywords["recipe"] = recipe
     found = METHODS[method](subject, **keywords)
     question = subject.question
-    finite = Finite(
-        subject.model, question.forward, (subject.ids,), question.additional_forward_args
-    )
+    inputs = subject.inputs if isinstance(subject.inputs, tuple) else (subject.inputs,)
+    finite = Finite(subject.model, question.forward, inputs, question.additional_forward_args)
     finite.require(found.values)
     return found
+
+
+def check_several_inputs(method: str) -> None:
+    """Refuse a method that explains a single text.
+
+    Raises:
+        ValueError: If it does, or there is no such method.
+    """
+    if method in METHODS and method not in _OF_SEVERAL_INPUTS:
+        raise ValueError(
+            f"The method {method!r} explains one text. Several inputs, and images, are explained "
+            f"by {' and '.join(_OF_SEVERAL_INPUTS)}, or by Captum's classes with a forward "
+            "function."
+        )
 
 
 def check_options(method: str, options: dict[str, Option]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.targets import Question
+    from captum_lrpx.targets.scene import Scene
 
 __all__ = ["Attributed", "Subject"]
 
@@ -32,6 +33,7 @@ class Subject:
             a ``mask``, that very tensor is among them.
         ids: Token ids ``[B, T]``, padded on the right.
         mask: 1 for tokens and 0 for padding, ``[B, T]``. Default: there is no padding.
+        scene: Several inputs that take the place of the ids, for a batch of one.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Subject:
     question: Question
     ids: Tensor
     mask: Tensor | None = None
+    scene: Scene | None = None
 
     def __post_init__(self) -> None:
         if self.mask is None:
@@ -59,6 +62,11 @@ class Subject:
                 "The mask is not among the arguments of the question, so the model would read the "
                 "padding: give the same tensor as `mask` and in `additional_forward_args`."
             )
+
+    @property
+    def inputs(self) -> Tensor | tuple[Tensor, ...]:
+        """What relevance is attributed to, as Captum takes it."""
+        return self.ids if self.scene is None else self.scene.inputs
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -131,8 +139,12 @@ class Subject:
             )
         return output.reshape(-1)
 
-    def real(self, relevances: Tensor) -> Tensor:
-        """Relevances ``[B, T]`` with zeros at the padding."""
+    def real(self, relevances: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Relevances of the inputs by entry ``[B, T]``, with zeros at the padding."""
+        if isinstance(relevances, tuple):
+            assert self.scene is not None  # noqa: S101 - for the type checker
+            return self.scene.gather([each.detach() for each in relevances])
+        relevances = relevances.detach()
         return relevances if self.mask is None else relevances.masked_fill(self.mask == 0, 0)
 
 

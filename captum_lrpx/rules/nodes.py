@@ -202,6 +202,8 @@ def frozen_norm(node: Any, name: str) -> Hook:
         "NativeLayerNorm": _layer_norm,
         "NativeGroupNorm": _group_norm,
         "FusedRmsNorm": _rms_norm,
+        "NativeBatchNorm": _norm_of_a_row,
+        "CudnnBatchNorm": _norm_of_a_row,
     }[name]
 
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
@@ -237,3 +239,12 @@ def _group_norm(node: Any, gradient: Tensor) -> Tensor:
     grouped = wide.reshape(gradient.shape[0], groups, -1) * scale.unsqueeze(-1)
     found: Tensor = grouped - grouped.mean(-1, keepdim=True)
     return found.view_as(gradient)
+
+
+def _norm_of_a_row(node: Any, gradient: Tensor) -> Tensor:
+    """An instance norm, which is a batch norm of one row with a channel for each of them."""
+    over = [dim for dim in range(gradient.ndim) if dim != 1]
+    weight, scale = node._saved_weight, node._saved_result2  # noqa: SLF001
+    by_channel = scale if weight is None else scale * weight
+    found: Tensor = gradient.to(scale.dtype) * by_channel.view(-1, *([1] * (gradient.ndim - 2)))
+    return found - found.mean(over, keepdim=True)

@@ -2,6 +2,7 @@
 
 from captum_lrpx.targets.batch import BatchQuestion, ask_batch
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
+from captum_lrpx.targets.decoder import DecoderLogits
 from captum_lrpx.targets.encoding import Encoding, encode
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
 from captum_lrpx.targets.head import last_token
@@ -9,6 +10,7 @@ from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, Output
 from captum_lrpx.targets.place import Token
 from captum_lrpx.targets.quantity import Quantity
 from captum_lrpx.targets.question import Question
+from captum_lrpx.targets.scene import Part
 from captum_lrpx.targets.standing import Standing
 from captum_lrpx.targets.target import Target
 from captum_lrpx.targets.task import Task, task_of
@@ -18,11 +20,13 @@ __all__ = [
     "BatchQuestion",
     "ClassDifference",
     "ClassLogits",
+    "DecoderLogits",
     "Encoding",
     "LogProbabilities",
     "LogitDifference",
     "OutputFunction",
     "OutputSum",
+    "Part",
     "Probabilities",
     "Quantity",
     "Question",

@@ -31,6 +31,7 @@ __all__ = [
     "context_length",
     "encode",
     "encode_for",
+    "encoding_of_ids",
     "vocabulary_size",
 ]
 
@@ -148,7 +149,7 @@ def encode_for(
         ids, types = of_row(given)  # type: ignore[arg-type]
         if check is not None:  # before they are decoded
             check(ids)
-        encoding = _of_ids(tokenizer, ids, types)
+        encoding = encoding_of_ids(tokenizer, ids, types)
     if first_token is not None:
         encoding = _with_first(tokenizer, encoding, first_token)
     if check is not None:
@@ -236,7 +237,14 @@ def _template(offsets: Sequence[Span], contents: Sequence[Span]) -> tuple[bool, 
     )
 
 
-def _of_ids(tokenizer: Any, ids: list[int], types: tuple[int, ...] | None) -> Encoding:
+def encoding_of_ids(
+    tokenizer: Any, ids: list[int], types: tuple[int, ...] | None = None
+) -> Encoding:
+    """Token ids as they are, with the text that they stand for.
+
+    Raises:
+        ValueError: If there are none.
+    """
     if not ids:
         raise ValueError("The text is empty: there is nothing to explain.")
     found = decoded(tokenizer, ids)

@@ -172,8 +172,8 @@ class Target:
             return self._of_span(model, tokenizer, encoding)
         place = self.place(model, tokenizer, encoding)
         find = _finder(model, tokenizer, encoding, place, self.end)
-        good = [find(choice) for choice in _several(self.token)]
-        bad = [find(choice) for choice in _several(self.contrast)]
+        good = [find(choice) for choice in several(self.token)]
+        bad = [find(choice) for choice in several(self.contrast)]
         if self.token is None:
             good = [self._predicted(model, encoding, place)]
         choices = (*good, *bad)
@@ -191,7 +191,11 @@ class Target:
             model: A Hugging Face model with a head.
             terms: What :meth:`terms` gives; None for a function of the outputs.
         """
-        task, name = task_of(model), NAMES[self.quantity]
+        return self.in_words(task_of(model), terms)
+
+    def in_words(self, task: Task, terms: Terms | None) -> str:
+        """As :meth:`describe`, for a model of a task."""
+        name = NAMES[self.quantity]
         if callable(self.token) or terms is None:
             return f"{getattr(self.token, '__name__', 'function')} of the logits"
         if self.span is not None:
@@ -272,7 +276,7 @@ def _types(model: nn.Module, encoding: Encoding) -> tuple[Tensor, ...]:
     return () if types is None else (types,)
 
 
-def _several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
+def several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
     if choices is None or callable(choices):
         return ()
     return (choices,) if isinstance(choices, (str, int, Token)) else choices
@@ -289,10 +293,10 @@ def _finder(
     model = find_model(model)
     task = task_of(model)
     if task in ("sequence-classification", "token-classification"):
-        return lambda choice: _class_id(model, choice)
+        return lambda choice: chosen_class(model, choice)
     if task == "question-answering":
         return lambda choice: _answer(encoding, choice, end)
-    return lambda choice: _token_id(model, tokenizer, encoding, choice, place)
+    return lambda choice: chosen_token(task, model, tokenizer, encoding, choice, place)
 
 
 def _index(position: int, length: int) -> int:
@@ -323,11 +327,17 @@ def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) ->
     return places[0]
 
 
-def _token_id(
-    model: nn.Module, tokenizer: Any, encoding: Encoding, token: Choice, place: int | None
+def chosen_token(
+    task: Task,
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    token: Choice,
+    place: int | None = None,
 ) -> int:
+    """The id of a token that a language model predicts; arguments as of :func:`word_id`."""
     if isinstance(token, str):
-        token = word_id(task_of(model), tokenizer, encoding, token, place)
+        token = word_id(task, tokenizer, encoding, token, place)
     elif isinstance(token, Token):
         token = token_id(tokenizer, token)
     size = vocabulary_size(model)
@@ -336,7 +346,8 @@ def _token_id(
     return token
 
 
-def _class_id(model: nn.Module, label: Choice) -> int:
+def chosen_class(model: nn.Module, label: Choice) -> int:
+    """The number of a class of a classifier."""
     config: Any = model.config
     if isinstance(label, Token):
         raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.autograd.graph import get_gradient_edge
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     from torch import Tensor
     from torch.autograd.graph import Node
@@ -42,11 +43,20 @@ _operators: list[str] = []
 _OUTPUTS: Final = 1 << 20
 _END: Final = -2
 
-_DETAILS: Final = {
-    "PowBackward0": "_saved_exponent",
-    "NativeBatchNormBackward0": "_saved_training",
-    "CudnnBatchNormBackward0": "_saved_training",
-    "ScatterReduceBackward0": "_saved_reduce",
+
+def _statistics(node: Any) -> str:
+    """What a batch norm normalizes with: ``"running"``, its one ``"row"``, or the ``"batch"``."""
+    if not node._saved_training:  # noqa: SLF001
+        return "running"
+    alone = node._saved_running_mean is None and len(node._saved_input) == 1  # noqa: SLF001
+    return "row" if alone else "batch"
+
+
+_DETAILS: Final[dict[str, Callable[[Any], Any]]] = {
+    "PowBackward0": attrgetter("_saved_exponent"),
+    "NativeBatchNormBackward0": _statistics,
+    "CudnnBatchNormBackward0": _statistics,
+    "ScatterReduceBackward0": attrgetter("_saved_reduce"),
 }
 """Nodes that are of different kinds, by an argument that they keep."""
 
@@ -120,8 +130,8 @@ class Graph:
     def detail(self, number: int) -> Any:
         """The argument that decides what kind of operation a node is; None if there is none."""
         node = self.nodes[number]
-        attribute = _DETAILS.get(node.name())
-        value = None if attribute is None else getattr(node, attribute, None)
+        detail = _DETAILS.get(node.name())
+        value = None if detail is None else detail(node)
         return value if isinstance(value, (bool, int, float, str)) else None
 
     def results(self, number: int) -> int:
@@ -131,7 +141,7 @@ class Graph:
     def key(self) -> Hashable:
         """Equal for graphs of the same operations in the same order."""
         details = [
-            getattr(node, _DETAILS[name], None)
+            _DETAILS[name](node)
             for node, name in ((node, node.name()) for node in self.nodes)
             if name in _DETAILS
         ]

@@ -18,6 +18,7 @@ __all__ = [
     "is_kernel",
     "is_length",
     "is_linear_write",
+    "is_mean",
     "kind_of",
 ]
 
@@ -96,7 +97,7 @@ _GATE_FUNCTIONS: Final = _names(
     "Reciprocal Cumprod Prod Erfc Cos Sin Logaddexp Logit Cosh Asin Acos"
 )
 _SCALES: Final = _names("Rsqrt Sqrt LinalgVectorNorm Norm Std Var VarMean StdMean Frobenius")
-_LENGTHS: Final = _names("LinalgVectorNorm Norm Std Frobenius")
+_LENGTHS: Final = _names("LinalgVectorNorm Norm Std StdMean Frobenius")
 """Scales that grow with their operand: where one is added, its own gradient conserves."""
 _LINEAR_WRITES: Final = _names(
     "__setitem__ copy_ fill_ zero_ add_ __iadd__ sub_ __isub__ neg_ masked_fill_ masked_scatter_ "
@@ -105,6 +106,7 @@ _LINEAR_WRITES: Final = _names(
 )
 _SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
 _RULES: Final = _names("_Relay _ScaleGradient _FrozenNorm _GatedProduct _SparseLinear")
+_WITH_MEAN: Final = _names("VarMean StdMean")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")
 _SOLUTIONS: Final = _names("LinalgSolveTriangular")
@@ -174,6 +176,11 @@ def is_length(name: str) -> bool:
     return name in _LENGTHS
 
 
+def is_mean(name: str, output: int) -> bool:
+    """Whether a result is the mean that an operator gives beside a scale."""
+    return output == 1 and name in _WITH_MEAN
+
+
 def is_linear_write(function: str, *, factors: bool) -> bool:
     """Whether the own gradient of a function that writes into a view is what its rule would be.
 
@@ -192,7 +199,8 @@ def kind_of(name: str, detail: Any = None) -> Kind:
         detail: The argument that decides, if there is one (see :meth:`Graph.detail`).
     """
     if name in _BATCH_NORMS:
-        return "linear" if detail is False else "unknown"
+        kinds: dict[object, Kind] = {"running": "linear", "row": "norm"}
+        return kinds.get(detail, "unknown")
     if name == "ScatterReduce":
         return "unknown" if detail == "prod" else "linear"
     if name == "Pow":

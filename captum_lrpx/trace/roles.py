@@ -6,15 +6,16 @@ backward, it is found out what ends in scores. The role of a product follows fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
 
+from captum_lrpx.trace.natures import PRIORITY, SIGNALS, Operation
 from captum_lrpx.trace.operations import (
     ELEMENTWISE,
     Kind,
     has_summand,
     is_clamp,
     is_length,
+    is_mean,
     kind_of,
 )
 
@@ -22,75 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from captum_lrpx.trace.graph import Edge, Graph
+    from captum_lrpx.trace.natures import Nature, Role
 
-__all__ = ["Nature", "Role", "Roles", "roles_of"]
-
-Nature = Literal["signal", "activated", "gate", "weights", "scale", "constant"]
-"""What a tensor is.
-
-- ``"signal"``: linear in the residual stream, or a product that has one;
-- ``"activated"``: a signal after an activation with g(0) = 0, or what a hint calls a gate that is
-  linear in the signal;
-- ``"gate"``: a function that is not 0 at 0 (sigmoid, exp, softplus, 1 + tanh);
-- ``"weights"``: a softmax;
-- ``"scale"``: what a norm divides by;
-- ``"constant"``: held constant by a hint (the key of a recurrence), and functions of such.
-"""
-
-Role = Literal[
-    "linear",
-    "activation",
-    "norm",
-    "softmax",
-    "attention",
-    "scores",
-    "gated product",
-    "similarity",
-    "composite",
-    "constant factor",
-    "kernel",
-    "rule",
-    "undecided",
-    "unknown",
-]
-"""What an operation is for.
-
-- ``"attention"``: weights times values; ``"scores"``: query times key;
-- ``"gated product"``: an activated branch times another;
-- ``"similarity"``: a product of two things each of which depends on an input that the other does
-  not depend on (an image and a text);
-- ``"composite"``: a product of functions of one tensor, part of an activation;
-- ``"constant factor"``: a product or quotient one side of which is held constant in every recipe:
-  gates, routers, scales of norms, denominators.
-"""
-
-_SIGNALS: Final[frozenset[Nature]] = frozenset({"signal", "activated"})
-_PRIORITY: Final[tuple[Nature, ...]] = ("weights", "gate", "activated", "scale", "constant")
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A node with its role.
-
-    Attributes:
-        kind: What the operator does.
-        role: What it is for.
-        nature: What its result is.
-        constant: Places of operands that the role holds constant (``"constant factor"``, and
-            constants that are added to a signal); the weights of ``"attention"``; the activated
-            branch of a ``"gated product"``.
-        signal: Places of the operands that get relevance beside those.
-        weights: Places of functions of a softmax (weights of constant values) that are added to a
-            signal: constant where the weights of attention are.
-    """
-
-    kind: Kind
-    role: Role
-    nature: Nature
-    constant: tuple[int, ...] = ()
-    signal: tuple[int, ...] = ()
-    weights: tuple[int, ...] = ()
-
+__all__ = ["Roles", "roles_of"]
 
 Roles = list[Operation]
 
@@ -170,6 +105,9 @@ class _Finder:
     def nature(self, edge: Edge) -> Nature:
         """What an operand is."""
         hint = self.hints.get(edge)
+        if hint is None and is_mean(self.graph.names[edge.node], edge.output):
+            (of,) = self.graph.operands[edge.node]
+            return "signal" if of is None else self.nature(of)
         return self.found[edge.node].nature if hint is None else hint
 
     def _operation(self, number: int, kind: Kind) -> Operation:
@@ -189,13 +127,19 @@ class _Finder:
     def _is_scored(self, number: int, kind: Kind) -> bool:
         if self.found[number].role == "scores":
             return True
-        edges = self.graph.operands[number]
-        passes = kind in ("linear", "activation", "product", "quotient", "projection", "softmax")
-        return passes and any(edge is not None and self.scored[edge.node] for edge in edges)
+        if kind not in ("linear", "activation", "product", "quotient", "projection", "softmax"):
+            return False
+        weighs = self.found[number].nature == "weights"
+        return any(  # what weights have weighed is a value again
+            edge is not None
+            and self.scored[edge.node]
+            and (weighs or self.nature(edge) != "weights")
+            for edge in self.graph.operands[number]
+        )
 
     def _sum(self, number: int, places: list[int], natures: list[Nature]) -> Operation:
         nature = self._of_sum(number, natures)
-        if nature not in _SIGNALS:
+        if nature not in SIGNALS:
             return Operation("linear", "linear", nature)
         constants, weights = (_where(each, natures, places) for each in ("constant", "weights"))
         return Operation("linear", "linear", nature, tuple(constants), weights=tuple(weights))
@@ -237,7 +181,7 @@ class _Finder:
             return natures[0]
         if "signal" in natures:
             return "signal"
-        return next(nature for nature in _PRIORITY if nature in natures)
+        return next(nature for nature in PRIORITY if nature in natures)
 
     def _of_sum(self, number: int, natures: list[Nature]) -> Nature:
         nature = self._mixed(natures)
@@ -256,7 +200,7 @@ class _Finder:
             edge for place in factors if (edge := self.graph.operands[number][place]) is not None
         ]
         natures = (self.nature(edges[0]), self.nature(edges[1]))
-        if "constant" in natures and not _SIGNALS.intersection(natures):
+        if "constant" in natures and not SIGNALS.intersection(natures):
             return Operation("product", "constant factor", "constant", tuple(factors))
         for nature in ("constant", "scale"):
             if nature in natures:

@@ -11,10 +11,12 @@ from captum_lrpx.visualization.page import (
     fragment,
     heat_paragraph,
     origin,
+    pictures,
     table,
     to_html,
     token_spans,
 )
+from captum_lrpx.visualization.pictures import picture_blocks, picture_png, regions
 from captum_lrpx.visualization.pieces import Drawable, Piece, character_runs, pieces, unit
 from captum_lrpx.visualization.terminal import (
     closing_lines,
@@ -46,10 +48,14 @@ __all__ = [
     "matrix_of",
     "origin",
     "paint",
+    "picture_blocks",
+    "picture_png",
+    "pictures",
     "pieces",
     "plain",
     "plain_text",
     "readable",
+    "regions",
     "relevance_table",
     "source",
     "summary",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.visualization.pieces import Drawable
 
-__all__ = ["colors", "paint", "scale_of", "strengths", "translucent"]
+__all__ = ["colors", "ink", "paint", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)
@@ -86,18 +86,18 @@ def colors(explanation: Drawable) -> list[str]:
 
 def translucent(strength: float) -> str:
     """A CSS color for light and dark paper: red at 1, blue at -1, nothing at 0."""
-    red, green, blue = _ink(strength)
+    red, green, blue = ink(strength)
     return f"rgba({red},{green},{blue},{_OPAQUE * min(abs(strength), 1.0):.3g})"
 
 
 def _opaque(strength: float) -> str:
     mix = min(abs(strength), 1.0)
     red, green, blue = (
-        round(paper + mix * (ink - paper))
-        for paper, ink in zip(_PAPER, _ink(strength), strict=True)
+        round(paper + mix * (ink - paper)) for paper, ink in zip(_PAPER, ink(strength), strict=True)
     )
     return f"rgb({red},{green},{blue})"
 
 
-def _ink(strength: float) -> tuple[int, int, int]:
+def ink(strength: float) -> tuple[int, int, int]:
+    """Red, green and blue of the full color of a sign."""
     return _POSITIVE if strength >= 0 else _NEGATIVE

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import scale_of, strengths, translucent
+from captum_lrpx.visualization.pictures import picture_html, regions
 from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, summary
+from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ __all__ = [
     "fragment",
     "heat_paragraph",
     "origin",
+    "pictures",
     "table",
     "to_html",
     "token_spans",
@@ -173,9 +175,14 @@ def fragment(explanation: Drawable) -> str:
         One ``div`` with its own style, which leaves the page around it alone.
     """
     return (
-        f"<div>{heat_paragraph(explanation)}{color_legend(explanation)}"
+        f"<div>{pictures(explanation)}{heat_paragraph(explanation)}{color_legend(explanation)}"
         f"<p>{'<br>'.join(map(escaped, closing_lines(explanation)))}</p></div>"
     )
+
+
+def pictures(explanation: Drawable) -> str:
+    """The images among the inputs with their heat maps, as HTML; empty without any."""
+    return "".join(picture_html(explanation, region) for region in regions(explanation))
 
 
 def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
@@ -219,9 +226,9 @@ def to_html(explanation: Drawable) -> str:
         A complete document.
     """
     name = unit(explanation)
-    heading = filter(None, (summary(explanation), explanation.standing))
+    heading = filter(None, (summary(explanation), inputs(explanation), explanation.standing))
     drawn = pieces(explanation)
-    title = f"{len(explanation.relevances)} {name}s in numbers"
+    title = f"{sum(each.stop - each.first for each in drawn)} {name}s in numbers"
     heads = [("position", NUMBER), (name, LABEL), ("relevance", NUMBER)]
     rows = [
         [(piece.place, NUMBER), (piece.label, LABEL), (f"{piece.relevance:+.4f}", NUMBER)]
@@ -230,8 +237,9 @@ def to_html(explanation: Drawable) -> str:
     return document(
         explanation.target,
         f"<p>{'<br>'.join(map(escaped, heading))}</p>",
-        heat_paragraph(explanation),
+        pictures(explanation),
+        heat_paragraph(explanation) if drawn else "",
         color_legend(explanation),
-        folded(title, table(heads, rows), is_open=len(rows) <= LONG),
+        folded(title, table(heads, rows), is_open=len(rows) <= LONG) if drawn else "",
         f"<footer>{escaped(origin(explanation))}</footer>",
     )

@@ -10,7 +10,31 @@ from captum_lrpx.visualization.characters import BLANK, NEWLINE, joined, readabl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Drawable", "Piece", "character_runs", "pieces", "unit"]
+__all__ = ["Drawable", "Piece", "Region", "character_runs", "pieces", "unit"]
+
+
+class Region(Protocol):
+    """Entries of one of several inputs; :class:`captum_lrpx.targets.scene.Part` describes them."""
+
+    @property
+    def name(self) -> str:
+        """Which input."""
+
+    @property
+    def first(self) -> int:
+        """Its first entry."""
+
+    @property
+    def stop(self) -> int:
+        """The entry after its last one."""
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches of an image."""
+
+    @property
+    def picture(self) -> str | None:
+        """The image as PNG, in base64."""
 
 
 class Drawable(Protocol):
@@ -51,6 +75,14 @@ class Drawable(Protocol):
     @property
     def sum(self) -> float:
         """Sum of the relevances."""
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """Sum of the relevances of each of several inputs."""
+
+    @property
+    def parts(self) -> tuple[Region, ...] | None:
+        """Which entries belong to which of several inputs."""
 
     @property
     def delta(self) -> float:
@@ -131,7 +163,7 @@ def pieces(explanation: Drawable) -> list[Piece]:
     """What is drawn of an explanation.
 
     A character may take several tokens (an emoji, a Chinese character, a letter and its accent);
-    they are one piece. Every token is in exactly one piece.
+    they are one piece. Every token is in exactly one piece; patches of an image are in none.
 
     Args:
         explanation: The explanation.
@@ -142,7 +174,10 @@ def pieces(explanation: Drawable) -> list[Piece]:
     text, offsets, labels = explanation.text, explanation.offsets, explanation.labels
     found: list[Piece] = []
     end = 0
+    patches = [(part.first, part.stop) for part in explanation.parts or () if part.grid]
     for first, stop in character_runs(text, offsets, explanation.special):
+        if any(start <= first < end for start, end in patches):
+            continue
         places = [offsets[index] for index in range(first, stop) if _in_text(offsets[index])]
         if places:
             start = min(place[0] for place in places)

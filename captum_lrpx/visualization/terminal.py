@@ -11,6 +11,7 @@ from rich.text import Text
 
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import paint, scale_of, strengths
+from captum_lrpx.visualization.pictures import picture_blocks, regions
 from captum_lrpx.visualization.pieces import pieces, unit
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "closing_lines",
     "heat_map",
+    "inputs",
     "legend",
     "plain",
     "plain_text",
@@ -112,6 +114,11 @@ def summary(explanation: Drawable) -> str:
     )
 
 
+def inputs(explanation: Drawable) -> str:
+    """The sum of the relevances of each of several inputs, in one line; empty for one text."""
+    return "   ".join(f"{readable(name)} {sum_:+.4f}" for name, sum_ in explanation.sums.items())
+
+
 def source(explanation: Drawable) -> str:
     """Method and model, in one line."""
     return readable(f"{explanation.method} on {explanation.model}")
@@ -121,6 +128,7 @@ def closing_lines(explanation: Drawable) -> tuple[str, ...]:
     """The lines below the relevances: summary, ranks, source, and the checks that were made."""
     lines = (
         summary(explanation),
+        inputs(explanation),
         readable(explanation.standing),
         source(explanation),
         readable(explanation.certification),
@@ -138,7 +146,8 @@ def terminal(explanation: Drawable) -> Group:
         Something that ``rich`` prints.
     """
     lines = filter(None, (legend(explanation), *closing_lines(explanation)))
-    return Group(heat_map(explanation), *map(Text, lines))
+    pictures = (picture_blocks(explanation, region) for region in regions(explanation))
+    return Group(*pictures, heat_map(explanation), *map(Text, lines))
 
 
 def plain(explanation: Drawable) -> str:

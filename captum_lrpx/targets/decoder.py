@@ -1,0 +1,163 @@
+"""Encoder-decoders: what is predicted after a source and what has been written so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx.binding import find_model
+from captum_lrpx.targets.head import ModelForward, output_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+__all__ = ["DecoderLogits", "is_encoder_decoder", "written_ids"]
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a model, or the one in a module around it, predicts the tokens of a decoder."""
+    config: Any = getattr(find_model(model), "config", None)
+    classifies = type(find_model(model)).__name__.endswith(("Classification", "QuestionAnswering"))
+    return bool(getattr(config, "is_encoder_decoder", False)) and not classifies
+
+
+class DecoderLogits(ModelForward):
+    """Logits of an encoder-decoder after what it has written so far: ``target`` is a token id.
+
+    Source and decoder tokens are both inputs, so relevance is attributed to both::
+
+        forward = DecoderLogits(model)
+        of_source, of_written = LRPx(forward).attribute((source_ids, decoder_ids), target=token)
+
+    Args:
+        model: An encoder-decoder with a head, or a module around one.
+
+    Raises:
+        ValueError: If the model has no decoder of its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if not is_encoder_decoder(model):
+            raise ValueError(
+                f"{type(find_model(model)).__name__} is no encoder-decoder that predicts tokens: "
+                "explain TokenLogits(model), or ClassLogits(model), with a single input."
+            )
+
+    def forward(
+        self,
+        source: Tensor,
+        written: Tensor,
+        source_mask: Tensor | None = None,
+        written_mask: Tensor | None = None,
+        position: int | Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the token that comes next.
+
+        Args:
+            source: What the encoder reads: token ids ``[B, S]``, embeddings ``[B, S, D]``, or, for
+                a model of speech or images, its features.
+            written: Token ids ``[B, T]`` that the decoder has written, its start token included, or
+                their embeddings ``[B, T, D]``.
+            source_mask: ``[B, S]``, padding on either side.
+            written_mask: ``[B, T]``, likewise.
+            position: Index of the decoder's token, or one per row ``[B]``. Default: the last real
+                one of each row.
+
+        Returns:
+            ``[B, V]``.
+
+        Raises:
+            AssertionError: If the numbers of rows differ.
+            IndexError: If a position is out of range.
+        """
+        rows, length = written.shape[:2]
+        if len(source) != rows:
+            raise AssertionError(
+                f"The source has {len(source)} rows and what has been written {rows}: give one of "
+                "each for every example."
+            )
+        main: str = find_model(self.model).main_input_name  # type: ignore[assignment]
+        kinds = {True: "inputs_embeds", False: "input_ids"}
+        reads_text = main == "input_ids"
+        keywords: dict[str, Any] = {
+            kinds[source.is_floating_point()] if reads_text else main: source,
+            f"decoder_{kinds[written.is_floating_point()]}": written,
+            "use_cache": False,
+        }
+        if source_mask is not None:
+            keywords["attention_mask"] = source_mask
+        if written_mask is not None:
+            keywords["decoder_attention_mask"] = written_mask
+        logits = output_of(self.model(**keywords), "logits")
+        at = _places(position, written_mask, rows, length).to(logits.device)
+        return logits[torch.arange(rows, device=logits.device), at]
+
+
+def _places(position: int | Tensor | None, mask: Tensor | None, rows: int, length: int) -> Tensor:
+    """One position per row ``[B]``."""
+    if position is None and mask is not None:
+        counted = torch.arange(1, length + 1, device=mask.device) * (mask != 0)
+        return counted.argmax(1)
+    at = torch.as_tensor(-1 if position is None else position).reshape(-1).expand(rows)
+    if bool(((at < -length) | (at >= length)).any()):
+        raise IndexError(
+            f"position {position} is out of range for a decoder input of {length} tokens."
+        )
+    return at % length
+
+
+def written_ids(
+    model: Any, tokenizer: Any, source: Tensor, written: str | Sequence[int] | int
+) -> tuple[int, ...]:
+    """The token ids that a decoder is given, its start token in front.
+
+    Args:
+        model: A Hugging Face encoder-decoder.
+        tokenizer: Its tokenizer.
+        source: Token ids of the source ``[1, S]``.
+        written: The text so far, its token ids without the start token, or a number: so many tokens
+            are generated, greedily.
+
+    Raises:
+        ValueError: If the number is negative, or the model has no start token.
+    """
+    if isinstance(written, int):
+        if written < 0:
+            raise ValueError(f"`written` is a text or a number of tokens, not {written}.")
+        if written:
+            with torch.no_grad():
+                made = model.generate(
+                    source,
+                    max_new_tokens=written,
+                    min_new_tokens=written,
+                    do_sample=False,
+                    num_beams=1,
+                )
+            return tuple(made[0].tolist())
+        written = ""
+    texts = isinstance(written, str)
+    labels = list(tokenizer(text_target=written)["input_ids"] if texts else map(int, written))
+    # The last one is left out when labels are shifted.
+    if not labels or labels[-1] not in tokenizer.all_special_ids:
+        labels.append(_end(model, tokenizer))
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None:
+        return tuple(shift(labels=torch.tensor([labels], device=source.device))[0].tolist())
+    start = getattr(model.generation_config, "decoder_start_token_id", None)
+    start = model.config.decoder_start_token_id if start is None else start
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} has no start token for its decoder: set "
+            "`config.decoder_start_token_id`."
+        )
+    return (int(start), *labels[:-1])
+
+
+def _end(model: Any, tokenizer: Any) -> int:
+    """What stands at the end of labels, and is left out of the decoder's input."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    return int(model.config.eos_token_id if end is None else end)

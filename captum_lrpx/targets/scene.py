@@ -1,0 +1,226 @@
+"""Several inputs as one question: a source and what has been written, an image, image and text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrpx.targets.decoder import DecoderLogits, written_ids
+from captum_lrpx.targets.encoding import Encoding, check_length, encode_for, encoding_of_ids
+from captum_lrpx.targets.inputs import check_known
+from captum_lrpx.targets.outputs import OutputFunction
+from captum_lrpx.targets.place import token_names
+from captum_lrpx.targets.quantity import in_quantity
+from captum_lrpx.targets.question import Question, Terms
+from captum_lrpx.targets.standing import Standing
+from captum_lrpx.targets.target import chosen_token, several
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.quantity import Quantity
+    from captum_lrpx.targets.target import Choice, Target
+    from captum_lrpx.targets.task import Task
+
+__all__ = ["Part", "Scene", "of_tokens", "part_of", "sequence_scene"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The entries of an explanation that belong to one input.
+
+    Attributes:
+        name: Which input: ``"source"`` and ``"written"`` of an encoder-decoder, ``"image"``,
+            ``"text"``.
+        first: Its first entry.
+        stop: The entry after its last one.
+        grid: Rows and columns, for an image whose entries are patches, row by row; None for a text.
+        picture: The image as PNG, in base64; None for a text.
+    """
+
+    name: str
+    first: int
+    stop: int
+    grid: tuple[int, int] | None = None
+    picture: str | None = None
+
+    def __post_init__(self) -> None:
+        size = self.stop - self.first
+        if size < 0 or (self.grid is not None and self.grid[0] * self.grid[1] != size):
+            raise ValueError(f"the part {self.name!r} has {size} entries, and the grid {self.grid}")
+
+
+def part_of(record: dict[str, Any]) -> Part:
+    """A part out of a record.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    grid = record["grid"]
+    part = Part(**{**record, "grid": None if grid is None else (int(grid[0]), int(grid[1]))})
+    for name, kind in (("name", str), ("first", int), ("stop", int)):
+        if type(getattr(part, name)) is not kind:
+            raise TypeError(f"a part has {name!r} as {type(getattr(part, name)).__name__}")
+    if not isinstance(part.picture, (str, type(None))):
+        raise TypeError(f"a part has a picture as {type(part.picture).__name__}")
+    return part
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Several inputs of a model, and the entries of a record that they become.
+
+    Attributes:
+        outputs: Forward module that gives outputs ``[B, C]`` for the inputs.
+        inputs: The inputs, in batches of one.
+        entries: All entries, as one text.
+        parts: Which entries belong to which input.
+        gather: From relevances of the inputs to those of the entries ``[1, N]``.
+        task: ``"causal-lm"`` if outputs are tokens, ``"sequence-classification"`` if classes.
+        number: From a word, token or class to the number of an output.
+        names: What outputs are called, by number.
+        position: The entry whose logits are read, if there is one.
+    """
+
+    outputs: nn.Module
+    inputs: tuple[Tensor, ...]
+    entries: Encoding
+    parts: tuple[Part, ...]
+    gather: Callable[[Sequence[Tensor]], Tensor]
+    task: Task
+    number: Callable[[Choice], int]
+    names: Callable[[Sequence[int]], tuple[str, ...]]
+    position: int | None = None
+
+    def ask(self, target: Target) -> Question:
+        """What Captum needs for a target, without arguments beside the inputs.
+
+        Raises:
+            ValueError: If the target is a span or has a position, or a word is unknown.
+            IndexError: If a token id or class is out of range.
+        """
+        if target.span is not None or target.position is not None:
+            raise ValueError(
+                "A span, and a position of one's own, are explained for a single text: with "
+                "several inputs the next token or a class is."
+            )
+        if callable(target.token):
+            function = OutputFunction(self.outputs, target.token)
+            return Question(function, None, (), self.position, target.in_words(self.task, None))
+        good = [self.number(each) for each in several(target.token)] or [int(self.row().argmax())]
+        bad = [self.number(each) for each in several(target.contrast)]
+        choices = (*good, *bad)
+        weights = (1.0,) * len(good) + (-1.0,) * len(bad)
+        terms = Terms(choices, weights, self.names(choices))
+        forward = _Chosen(self.outputs, terms, target.quantity)
+        words = target.in_words(self.task, terms)
+        return Question(forward, None, (), self.position, words, terms)
+
+    def row(self) -> Tensor:
+        """All outputs ``[C]``."""
+        with torch.no_grad():
+            row: Tensor = self.outputs(*self.inputs)[0]
+        return row
+
+    def standings(self, terms: Terms) -> tuple[Standing, ...]:
+        """Rank and probability of each term; none for a model with a single output."""
+        row = self.row()
+        if len(row) == 1:
+            return ()
+        shares = in_quantity(row, "prob")
+        return tuple(
+            Standing(name, index, 1 + int((row > row[index]).sum()), float(shares[index]))
+            for name, index in zip(terms.names, terms.choices, strict=True)
+        )
+
+
+class _Chosen(nn.Module):
+    """Weighted sum of some outputs of a forward module of several inputs. No ``target``."""
+
+    def __init__(self, outputs: nn.Module, terms: Terms, quantity: Quantity) -> None:
+        super().__init__()
+        self.inner = outputs
+        self.terms = terms
+        self.quantity = quantity
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The sum for each example, ``[B]``."""
+        outputs = in_quantity(self.inner(*inputs), self.quantity)
+        chosen = outputs[:, list(self.terms.choices)]
+        return (chosen * chosen.new_tensor(self.terms.weights)).sum(1)
+
+
+# Encoder-decoders ---------------------------------------------------------------------------------
+
+
+def sequence_scene(
+    model: Any, tokenizer: Any, given: Given | None, written: str | Sequence[int] | int = ""
+) -> Scene:
+    """A source and what the decoder has written so far.
+
+    Args:
+        model: A Hugging Face encoder-decoder.
+        tokenizer: Its tokenizer.
+        given: The source: a text, token ids, or what the tokenizer returns for it.
+        written: The text so far, its token ids without the start token, or a number of tokens to
+            generate, greedily.
+
+    Raises:
+        ValueError: If a text is empty or too long, or ids are of another tokenizer.
+        TypeError: If something else is given.
+    """
+    text: Given = "" if given is None else given
+    embeddings = model.get_input_embeddings()
+    check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
+    source = encode_for("sequence-classification", tokenizer, text, None, check)
+    check_length(model, len(source.ids))
+    device = next(model.parameters()).device
+    ids = torch.tensor([source.ids], device=device)
+    target = encoding_of_ids(tokenizer, list(written_ids(model, tokenizer, ids, written)))
+    check(target.ids)
+    check_length(model, len(target.ids))
+    length, size = len(source.ids), len(source.ids) + len(target.ids)
+    return Scene(
+        DecoderLogits(model),
+        (ids, torch.tensor([target.ids], device=device)),
+        _joined(source, target),
+        (Part("source", 0, length), Part("written", length, size)),
+        lambda relevances: torch.cat(tuple(relevances), dim=1),
+        *of_tokens(model, tokenizer, target),
+        position=size - 1,
+    )
+
+
+def _joined(first: Encoding, second: Encoding) -> Encoding:
+    """Two texts as one on two lines."""
+    shift = len(first.text) + 1
+    return replace(
+        first,
+        text=f"{first.text}\n{second.text}",
+        ids=(*first.ids, *second.ids),
+        tokens=(*first.tokens, *second.tokens),
+        offsets=(
+            *first.offsets,
+            *((a + shift, b + shift) if a < b else (0, 0) for a, b in second.offsets),
+        ),
+        special=(*first.special, *second.special),
+        template=None,
+        token_types=None,
+        second=shift,
+    )
+
+
+def of_tokens(
+    model: Any, tokenizer: Any, text: Encoding
+) -> tuple[Task, Callable[[Choice], int], Callable[[Sequence[int]], tuple[str, ...]]]:
+    """How outputs of a language model are chosen and called, after a text."""
+    return (
+        "causal-lm",
+        partial(chosen_token, "causal-lm", model, tokenizer, text),
+        partial(token_names, tokenizer),
+    )

@@ -1,0 +1,128 @@
+"""Heat maps over images: as HTML, as PNG, and as blocks in a terminal."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.colors import ink, scale_of, strengths, translucent
+
+if TYPE_CHECKING:
+    from captum_lrpx.visualization.pieces import Drawable, Region
+
+__all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
+
+_WIDTH = 320
+"""Of an image on a page."""
+
+_SMALLEST = 448
+"""Pixels on the longer side of a PNG, at least."""
+
+
+def regions(explanation: Drawable) -> list[Region]:
+    """The images among the inputs."""
+    return [part for part in explanation.parts or () if part.grid is not None]
+
+
+def picture_html(explanation: Drawable, region: Region) -> str:
+    """An image below its heat map, and the heat map by itself, side by side.
+
+    Args:
+        explanation: What to show.
+        region: Which image.
+
+    Returns:
+        HTML without scripts; each patch has its relevance as title.
+    """
+    rows, columns = region.grid or (1, 1)
+    relevances = explanation.relevances[region.first : region.stop]
+    cells = "".join(
+        f'<rect x="{at % columns}" y="{at // columns}" width="1" height="1" '
+        f'fill="{translucent(strength)}"><title>{html.escape(readable(label))} '
+        f"{relevance:+.6g}</title></rect>"
+        for at, (label, relevance, strength) in enumerate(
+            zip(
+                explanation.tokens[region.first : region.stop],
+                relevances,
+                strengths(relevances),
+                strict=True,
+            )
+        )
+    )
+    name = html.escape(readable(region.name))
+    below = (
+        f'<image href="data:image/png;base64,{html.escape(region.picture)}" width="{columns}" '
+        f'height="{rows}" preserveAspectRatio="none" style="filter:grayscale(1)"/>'
+        if region.picture
+        else ""
+    )
+    drawn = "".join(
+        f'<svg role="img" aria-label="{label}" width="{_WIDTH}" viewBox="0 0 {columns} {rows}" '
+        f'style="margin-right:1em;max-width:100%" shape-rendering="crispEdges">{content}</svg>'
+        for label, content in (
+            (f"{name} and relevances", below + cells),
+            (f"{name}: patches", cells),
+        )
+    )
+    scale = scale_of(relevances)
+    return f'<p>{drawn}</p><p style="font-size:0.85em">{name}: full color at {scale:.4g}</p>'
+
+
+def picture_blocks(explanation: Drawable, region: Region) -> Text:
+    """The patches of an image as colored blocks, for a terminal; the sign shows without color."""
+    _, columns = region.grid or (1, 1)
+    relevances = explanation.relevances[region.first : region.stop]
+    text = Text()
+    for at, strength in enumerate(strengths(relevances)):
+        red, green, blue = _mixed((255, 255, 255), strength)
+        mark = "+" if strength >= 0.5 else "-" if strength <= -0.5 else " "
+        text.append(f"{mark} ", f"black on rgb({red},{green},{blue})")
+        if (at + 1) % columns == 0 and at + 1 < len(relevances):
+            text.append("\n")
+    return text
+
+
+def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) -> bytes:
+    """A heat map of an image as PNG.
+
+    Args:
+        explanation: What to show.
+        region: Which image.
+        overlay: Whether the image is seen below the colors.
+
+    Raises:
+        ImportError: If Pillow is not installed.
+    """
+    try:
+        from PIL import Image  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError(
+            "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
+        ) from error
+    rows, columns = region.grid or (1, 1)
+    below = Image.new("RGB", (columns, rows), (255, 255, 255))
+    if overlay and region.picture:
+        opened = Image.open(io.BytesIO(base64.b64decode(region.picture)))
+        below = opened.convert("L").convert("RGB")  # colors are for relevance
+    factor = max(1, -(-_SMALLEST // max(below.size)))
+    size = (below.width * factor, below.height * factor)
+    below = below.resize(size, Image.Resampling.NEAREST)
+    colors = Image.new("RGBA", (columns, rows))
+    relevances = explanation.relevances[region.first : region.stop]
+    colors.putdata(
+        [(*ink(each), round(204 * min(abs(each), 1.0))) for each in strengths(relevances)]
+    )
+    above = colors.resize(size, Image.Resampling.NEAREST)
+    found = io.BytesIO()
+    Image.alpha_composite(below.convert("RGBA"), above).convert("RGB").save(found, "PNG")
+    return found.getvalue()
+
+
+def _mixed(paper: tuple[int, int, int], strength: float) -> tuple[int, ...]:
+    mix = min(abs(strength), 1.0)
+    return tuple(round(a + mix * (b - a)) for a, b in zip(paper, ink(strength), strict=True))
