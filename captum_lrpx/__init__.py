@@ -19,11 +19,19 @@ from captum_lrpx.attr import (
 )
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.compare import Comparison, compare
+from captum_lrpx.components import ActivationPatching, RelevancePatching
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.propagation import propagation
-from captum_lrpx.recipes import ATTN_LRP, LRP, LRP_UNIFORM_GATE, Recipe
+from captum_lrpx.recipes import (
+    ATTN_LRP,
+    GRADIENT,
+    LRP,
+    LRP_MIRRORED_GATE,
+    LRP_UNIFORM_GATE,
+    Recipe,
+)
 from captum_lrpx.targets import (
     AnswerLogits,
     ClassDifference,
@@ -43,9 +51,12 @@ from captum_lrpx.targets import (
 
 __all__ = [
     "ATTN_LRP",
+    "GRADIENT",
     "LRP",
+    "LRP_MIRRORED_GATE",
     "LRP_UNIFORM_GATE",
     "ALTILogit",
+    "ActivationPatching",
     "AnswerLogits",
     "AttentionRollout",
     "AttnLRPx",
@@ -68,6 +79,7 @@ __all__ = [
     "Probabilities",
     "RandomAttribution",
     "Recipe",
+    "RelevancePatching",
     "Target",
     "Token",
     "TokenLogits",

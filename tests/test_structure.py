@@ -46,6 +46,7 @@ ORDER = [
     ["attr"],
     ["conservation"],
     ["methods", "metrics"],
+    ["components"],
     ["sva"],
     ["zoo", "compare", "certification"],
     ["loading", "explainer"],

@@ -1,0 +1,360 @@
+"""Where in a model a prediction is made: patching of nodes, estimated and exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from captum.attr import PerturbationAttribution
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
+from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.keywords import entry_point
+from captum_lrpx.attr.protocol import LRPRules, require_gradients
+from captum_lrpx.components.nodes import by_row, nodes_of, question_of
+from captum_lrpx.components.runs import Patch, Runs
+from captum_lrpx.metrics.replacement import check_count
+from captum_lrpx.module_tree import modules_of
+from captum_lrpx.recipes import LRP_MIRRORED_GATE, Recipe
+from captum_lrpx.training import warn_if_training
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from captum_lrpx.components.nodes import Ablation, NodeKind, Nodes
+
+__all__ = ["ActivationPatching", "RelevancePatching"]
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+class _Patching(LRPRules, PerturbationAttribution):
+    """What the estimate and the measurement share: layers, nodes, and what replaces them."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: ModuleOrModuleList,
+        *,
+        model: nn.Module | None = None,
+        heads: int | None = None,
+        recipe: Recipe | None = None,
+        strict: bool = True,
+    ) -> None:
+        PerturbationAttribution.__init__(self, forward_func)
+        self.set_rules(forward_func, model, recipe, strict=strict, fast=False)
+        check_layers(self.model, layers)
+        self.layers = layers
+        self.heads = heads
+
+    def has_convergence_delta(self) -> bool:
+        """Whether effects sum to something: they do not."""
+        return False
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [self.layers] if isinstance(self.layers, nn.Module) else list(self.layers)
+
+    def _formatted(self, results: list[Tensor]) -> Any:
+        return results[0] if isinstance(self.layers, nn.Module) else results
+
+    def _values(
+        self, inputs: tuple[Tensor, ...], arguments: Any, *, at_input: bool
+    ) -> list[Tensor]:
+        """The tensor of each layer ``[B, ...]`` in a run of its own."""
+        check_inputs(self.model, self.forward_func, inputs)
+        forward = CheckedForward(self.forward_func, self.model)
+        args = _captum.format_additional_forward_args(arguments)
+        with torch.no_grad(), captured(self._modules, at_input=at_input) as found:
+            _captum.run_forward(forward, inputs, None, args)
+        return self._rows(found, len(inputs[0]))
+
+    def _rows(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
+        values = []
+        for layer in self._modules:
+            if not found.get(layer):
+                raise did_not_run(self.model, layer)
+            values.append(by_row(found[layer][0].detach(), rows, layer))
+        return values
+
+    def _others(
+        self,
+        clean: list[Tensor],
+        corrupted: tuple[Tensor, ...] | None,
+        arguments: Any,
+        ablation: Ablation | None,
+        *,
+        at_input: bool,
+    ) -> list[Tensor]:
+        """What replaces the values of each layer, in their shape."""
+        if ablation == "zero":
+            return [torch.zeros_like(values) for values in clean]
+        values = clean
+        if corrupted is not None:
+            values = self._values(corrupted, arguments, at_input=at_input)
+        if ablation == "mean":
+            means = [each.mean(tuple(range(each.ndim - 1))) for each in values]
+            return [mean.expand_as(each) for mean, each in zip(means, clean, strict=True)]
+        for layer, one, other in zip(self._modules, clean, values, strict=True):
+            if one.shape != other.shape:
+                raise ValueError(
+                    f"{type(layer).__name__} has {list(one.shape)} for the clean and "
+                    f"{list(other.shape)} for the corrupted inputs, so its nodes cannot be "
+                    "exchanged: give inputs of the same length, token by token."
+                )
+        return values
+
+    def _nodes(self, by: NodeKind, clean: list[Tensor]) -> list[Nodes]:
+        return [
+            nodes_of(by, values, layer, self.model, self.heads)
+            for layer, values in zip(self._modules, clean, strict=True)
+        ]
+
+
+class RelevancePatching(_Patching):
+    r"""Estimates for every node how much a prediction owes to its value, all nodes at once.
+
+    A node's effect is what the explained value loses when the node takes the value that it has for
+    corrupted inputs. The estimate is the sum of (clean - corrupted) times coefficient over the
+    node, where the coefficient is the gradient at the node, modified by the rules of a recipe. Two
+    forward passes and one backward pass give all nodes of all layers.
+
+    With the uniform gate it is RelP (Jafari et al. 2025, https://arxiv.org/abs/2508.21258), with
+    :data:`~captum_lrpx.GRADIENT` attribution patching (Nanda 2023; Syed et al. 2023).
+    """
+
+    default_recipe: ClassVar[Recipe] = LRP_MIRRORED_GATE
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: ModuleOrModuleList,
+        *,
+        model: nn.Module | None = None,
+        heads: int | None = None,
+        recipe: Recipe | None = None,
+        strict: bool = True,
+    ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layers (torch.nn.Module or list of torch.nn.Module): Layers whose nodes are patched. For
+                ``by="head"`` the output projections of attention, whose *inputs* hold the heads
+                side by side.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            heads (int, optional): Number of heads. Default: that of the attention around the layer,
+                or of the model's config
+            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_MIRRORED_GATE`
+            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+                rule on the way from the layers to the output. Default: True
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
+        super().__init__(
+            forward_func, layers, model=model, heads=heads, recipe=recipe, strict=strict
+        )
+
+    @entry_point
+    def attribute(
+        self,
+        inputs: Inputs,
+        corrupted_inputs: Inputs | None = None,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        corrupted_additional_forward_args: object | None = None,
+        by: NodeKind = "output",
+        attribute_to_layer_input: bool | None = None,
+        ablation: Ablation | None = None,
+    ) -> Any:
+        r"""Estimated effects of the nodes.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Clean inputs of ``forward_func``. The first
+                dimension is the batch.
+            corrupted_inputs (Tensor or tuple[Tensor, ...], optional): Inputs of the same shape from
+                which nodes take their other values. Default: None
+            target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
+                every form that Captum takes. Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the inputs,
+                given by position. Default: None
+            corrupted_additional_forward_args (Any, optional): The same for the corrupted inputs.
+                Default: ``additional_forward_args``
+            by (str, optional): What a node is: ``"output"``, the whole tensor of a layer;
+                ``"token"``, a position of it; ``"head"``, an attention head at all positions;
+                ``"neuron"``, a feature at all positions. Default: ``"output"``
+            attribute_to_layer_input (bool, optional): Whether nodes are in what a layer takes
+                instead of what it gives. Default: True for heads, else False
+            ablation (str, optional): Instead of corrupted values: ``"zero"``; or ``"mean"``, the
+                mean of each feature over the rows and positions of ``corrupted_inputs`` (of any
+                shape then), or of ``inputs`` without them. Default: None
+
+        Returns:
+            *Tensor* or list of **attributions**:
+
+            - **attributions** (*Tensor* or list of *Tensor*):
+                Clean minus patched value: ``[B]`` by output, ``[B, T]`` by token, ``[B, H]`` by
+                head, ``[B, D]`` by neuron; a list with an element per layer for a list of layers.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: If the layers have no such nodes, the corrupted inputs do not match, or a
+                layer does not run, or runs several times.
+            RuntimeError: Under ``torch.inference_mode``.
+
+        Examples::
+
+            >>> projections = [block.self_attn.o_proj for block in model.model.layers]
+            >>> patching = RelevancePatching(LogitDifference(model), projections)
+            >>> heads = patching.attribute(
+            ...     ids, other_ids, additional_forward_args=(None, are, is_), by="head"
+            ... )
+            >>> torch.stack(heads, dim=1)  # [B, layers, heads]
+        """
+        require_gradients()
+        question = question_of(inputs, corrupted_inputs, by, ablation)
+        at_input = (by == "head") if attribute_to_layer_input is None else attribute_to_layer_input
+        arguments = additional_forward_args
+        with forward_pass(
+            self,
+            question.clean,
+            arguments,
+            targets=[target],
+            layers=self._modules,
+            at_input=at_input,
+        ) as passed:
+            clean = self._rows(passed.layers, len(question.clean[0]))
+            nodes = self._nodes(by, clean)
+            explained = _captum.select_targets(passed.output, target)
+            finite = self.finite(question.clean, arguments)
+            finite.require(explained)
+            sources = [passed.layers[layer][0] for layer in self._modules]
+            passed.explain(explained, sources)
+            coefficients = torch.autograd.grad(
+                torch.unbind(explained.reshape(-1)), sources, allow_unused=True
+            )
+        if corrupted_additional_forward_args is None:
+            corrupted_additional_forward_args = arguments
+        others = self._others(
+            clean,
+            question.corrupted,
+            corrupted_additional_forward_args,
+            ablation,
+            at_input=at_input,
+        )
+        effects = []
+        for values, other, slopes, cut in zip(clean, others, coefficients, nodes, strict=True):
+            slope = torch.zeros_like(values) if slopes is None else slopes.reshape(values.shape)
+            effects.append(cut.total((values - other) * slope))
+        finite.warn(tuple(effects))
+        return self._formatted(effects)
+
+
+class ActivationPatching(_Patching):
+    r"""Measures for every node how much a prediction owes to its value, by patching it.
+
+    A node's effect is what the explained value loses when the node takes the value that it has for
+    corrupted inputs: one forward pass for each node, several of them in a batch, each from the
+    patched layer on. Modules before it give what they gave for the clean inputs; one that may do
+    more than give an output (writes to an argument, keeps a state) is run again. Nodes whose clean
+    and corrupted values are equal have no effect, and are not run.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: ModuleOrModuleList,
+        *,
+        model: nn.Module | None = None,
+        heads: int | None = None,
+    ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it.
+            layers (torch.nn.Module or list of torch.nn.Module): As for :class:`RelevancePatching`.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            heads (int, optional): As for :class:`RelevancePatching`.
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
+        super().__init__(forward_func, layers, model=model, heads=heads)
+
+    @entry_point
+    def attribute(
+        self,
+        inputs: Inputs,
+        corrupted_inputs: Inputs | None = None,
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+        corrupted_additional_forward_args: object | None = None,
+        by: NodeKind = "output",
+        attribute_to_layer_input: bool | None = None,
+        ablation: Ablation | None = None,
+        perturbations_per_eval: int = 16,
+    ) -> Any:
+        r"""Measured effects of the nodes.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As for :class:`RelevancePatching`.
+            corrupted_inputs (Tensor or tuple[Tensor, ...], optional): The same. Default: None
+            target (int, tuple, Tensor, or list, optional): The same. Default: None
+            additional_forward_args (Any, optional): The same; tensors with a dimension have a row
+                for each example, as for Captum's ``FeatureAblation``. Default: None
+            corrupted_additional_forward_args (Any, optional): The same. Default: None
+            by (str, optional): The same. Default: ``"output"``
+            attribute_to_layer_input (bool, optional): The same. Default: True for heads, else False
+            ablation (str, optional): The same. Default: None
+            perturbations_per_eval (int, optional): How many nodes of a layer are patched in one
+                forward pass, of ``perturbations_per_eval * B`` rows. Default: 16
+
+        Returns:
+            *Tensor* or list of **attributions**:
+
+            - **attributions** (*Tensor* or list of *Tensor*):
+                Clean minus patched value, in the shapes of :class:`RelevancePatching`.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: As :meth:`RelevancePatching.attribute`.
+
+        Examples::
+
+            >>> blocks = list(model.model.layers)
+            >>> patching = ActivationPatching(LogitDifference(model), blocks)
+            >>> residual = patching.attribute(
+            ...     ids, other_ids, additional_forward_args=(None, are, is_), by="token"
+            ... )
+        """
+        question = question_of(inputs, corrupted_inputs, by, ablation)
+        at_input = (by == "head") if attribute_to_layer_input is None else attribute_to_layer_input
+        check_count(perturbations_per_eval, "perturbations_per_eval")
+        warn_if_training(modules_of(self.model))
+        arguments = additional_forward_args
+        clean = self._values(question.clean, arguments, at_input=at_input)
+        nodes = self._nodes(by, clean)
+        if corrupted_additional_forward_args is None:
+            corrupted_additional_forward_args = arguments
+        others = self._others(
+            clean,
+            question.corrupted,
+            corrupted_additional_forward_args,
+            ablation,
+            at_input=at_input,
+        )
+        runs = Runs(self, question.clean, target, arguments, at_input=at_input)
+        patches = [Patch(*each) for each in zip(self._modules, nodes, clean, others, strict=True)]
+        effects = runs.effects(patches, perturbations_per_eval)
+        self.finite(question.clean, arguments).warn(tuple(effects))
+        return self._formatted(effects)

@@ -1,0 +1,378 @@
+"""Patching of nodes: the estimate is its definition, the measurement a loop of forward passes."""
+
+import pytest
+import torch
+from captum.attr import FeatureAblation
+from models import tiny, token_ids
+from plain_models import PLAIN
+from replica_patching import estimated, measured, modified_llama, value_at
+from state import snapshot
+from tiny_models import build
+from torch import nn
+
+from captum_lrpx import (
+    ATTN_LRP,
+    GRADIENT,
+    LRP,
+    LRP_MIRRORED_GATE,
+    ActivationPatching,
+    LayerLRPx,
+    RelevancePatching,
+)
+
+CLEAN, CORRUPTED = token_ids(seed=0), token_ids(seed=1)
+TARGET = (-1, 7)
+
+
+class Case:
+    """A model, the layers of each kind of node, and how nodes are cut."""
+
+    def __init__(self, model, projections, mlps, neurons, blocks, heads=2, clean=CLEAN):
+        self.model, self.heads, self.clean = model, heads, clean
+        self.corrupted = CORRUPTED if clean is CLEAN else clean.flip(0, 1)
+        self.layers = {
+            "head": (projections, True),
+            "output": (mlps, False),
+            "neuron": (neurons, True),
+            "token": (blocks, False),
+        }
+
+    def run(self, inputs):
+        output = self.model(inputs)
+        return getattr(output, "logits", output)[:, TARGET[0], TARGET[1]]
+
+
+def llama_like(model):
+    blocks = list(model.model.layers)
+    return Case(
+        model,
+        [block.self_attn.o_proj for block in blocks],
+        [block.mlp for block in blocks],
+        [block.mlp.down_proj for block in blocks if hasattr(block.mlp, "down_proj")],
+        blocks,
+        heads=model.config.num_attention_heads,
+    )
+
+
+def gpt2():
+    model = tiny("gpt2")
+    blocks = list(model.transformer.h)
+    mlps = [block.mlp for block in blocks]
+    projections = [block.attn.c_proj for block in blocks]
+    return Case(model, projections, mlps, [mlp.c_proj for mlp in mlps], blocks)
+
+
+def bert():
+    model = tiny("bert")
+    blocks = list(model.bert.encoder.layer)
+    return Case(
+        model,
+        [block.attention.output.dense for block in blocks],
+        [block.output for block in blocks],
+        [block.output.dense for block in blocks],
+        blocks,
+    )
+
+
+def nano_gpt():
+    plain = PLAIN["nano-gpt-swiglu"]
+    module = plain.module()
+    blocks = list(module.blocks)
+    neurons = [block.mlp.down for block in blocks]
+    projections = [block.out for block in blocks]
+    mlps = [block.mlp for block in blocks]
+    return Case(module, projections, mlps, neurons, blocks, clean=plain.batch())
+
+
+CASES = {
+    "llama": lambda: llama_like(tiny("llama", heads=4, key_value_heads=2)),
+    "qwen3": lambda: llama_like(tiny("qwen3")),
+    "gemma2": lambda: llama_like(build("gemma2", "CAUSAL_LM").double().eval()),
+    "mixtral": lambda: llama_like(build("mixtral", "CAUSAL_LM").eval()),
+    "gpt2": gpt2,
+    "bert": bert,
+    "plain module": nano_gpt,
+}
+# Hugging Face computes the norms of these families in float32
+EXACT = dict.fromkeys(("llama", "qwen3", "gemma2"), 1e-6)
+KINDS = ("head", "output", "neuron", "token")
+all_cases = pytest.mark.parametrize("name", CASES)
+all_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def case_and_layers(name, kind):
+    case = CASES[name]()
+    layers, at_input = case.layers[kind]
+    if not layers:
+        pytest.skip("its experts are no modules with an output projection")
+    return case, layers, at_input
+
+
+def ask(patching, case, layers, kind, at_input, **options):
+    given = {"recipe": options.pop("recipe")} if "recipe" in options else {}
+    method = patching(case.model, layers, heads=case.heads if kind == "head" else None, **given)
+    return method.attribute(
+        case.clean,
+        case.corrupted,
+        target=TARGET,
+        by=kind,
+        attribute_to_layer_input=at_input,
+        **options,
+    )
+
+
+def gradient_at(layer, case, *, at_input):
+    """The tensor of a layer for the clean inputs, and the gradient there."""
+    explained = []
+    tensor = value_at(layer, lambda: explained.append(case.run(case.clean)), at_input=at_input)
+    (slopes,) = torch.autograd.grad(explained[0].sum(), tensor)
+    return tensor.detach(), slopes
+
+
+def columns(effects, kind):
+    return effects.unsqueeze(1) if kind == "output" else effects
+
+
+# The measurement ---------------------------------------------------------------------------------
+
+
+@all_kinds
+@all_cases
+def test_a_measured_effect_is_that_of_a_loop_over_nodes(name, kind):
+    case, layers, at_input = case_and_layers(name, kind)
+    effects = ask(ActivationPatching, case, layers, kind, at_input)
+    single = next(case.model.parameters()).dtype == torch.float32
+    exact = {"rtol": 0, "atol": 1e-5 if single else 1e-12}
+    for layer, found in zip(layers, effects, strict=True):
+        expected = measured(
+            layer,
+            lambda: case.run(case.clean),
+            lambda: case.run(case.corrupted),
+            kind,
+            case.heads,
+            at_input=at_input,
+        )
+        torch.testing.assert_close(columns(found, kind), expected, **exact)
+        assert expected.abs().max() > 1e-4
+
+
+@all_kinds
+@all_cases
+def test_one_node_per_run_is_the_loop_to_the_last_bit(name, kind):
+    case, layers, at_input = case_and_layers(name, kind)
+    layer = layers[-1]
+    found = ask(ActivationPatching, case, [layer], kind, at_input, perturbations_per_eval=1)[0]
+    expected = measured(
+        layer,
+        lambda: case.run(case.clean),
+        lambda: case.run(case.corrupted),
+        kind,
+        case.heads,
+        at_input=at_input,
+    )
+    assert columns(found, kind).equal(expected)
+
+
+@pytest.mark.parametrize("per_eval", [1, 2, 3, 64])
+def test_the_number_of_nodes_per_run_does_not_matter(per_eval):
+    case, layers, at_input = case_and_layers("gpt2", "neuron")
+    effects = [
+        ask(ActivationPatching, case, layers, "neuron", at_input, perturbations_per_eval=count)
+        for count in (per_eval, 5)
+    ]
+    for one, other in zip(*effects, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_whole_input_that_is_zeroed_is_captums_feature_ablation():
+    """Effects have the sign of FeatureAblation: what is lost without the value."""
+    case = gpt2()
+    embeddings = case.model.transformer.wte(CLEAN).detach()
+    mask = torch.arange(CLEAN.shape[1]).unsqueeze(-1)
+    theirs = FeatureAblation(lambda x: case.model(inputs_embeds=x).logits).attribute(
+        embeddings, target=TARGET, feature_mask=mask
+    )
+    ours = ActivationPatching(case.model, case.model.transformer.wte).attribute(
+        CLEAN, target=TARGET, by="token", ablation="zero"
+    )
+    torch.testing.assert_close(ours, theirs[..., 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("reference", [None, token_ids(3, 7, seed=4)])
+def test_a_mean_is_that_of_a_reference(reference):
+    case = gpt2()
+    block = case.model.transformer.h[0]
+    kept = value_at(
+        block, lambda: case.model(CLEAN if reference is None else reference), at_input=False
+    )
+    mean = kept.detach().mean((0, 1)).expand(*CLEAN.shape, -1)
+    expected = measured(block, lambda: case.run(CLEAN), mean, "token", at_input=False)
+    found = ActivationPatching(case.model, block).attribute(
+        CLEAN, reference, target=TARGET, by="token", ablation="mean"
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_arguments_of_the_corrupted_run_may_differ():
+    case = gpt2()
+    model, block = case.model, case.model.transformer.h[0]
+    masks = torch.ones_like(CLEAN), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+    def forward(ids, mask):
+        return model(ids, attention_mask=mask).logits
+
+    found = ActivationPatching(forward, block, model=model).attribute(
+        CLEAN, CORRUPTED, TARGET, masks[0], masks[1], by="token"
+    )
+    expected = measured(
+        block,
+        lambda: forward(CLEAN, masks[0])[:, -1, 7],
+        lambda: forward(CORRUPTED, masks[1])[:, -1, 7],
+        "token",
+        at_input=False,
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+# The estimate ------------------------------------------------------------------------------------
+
+
+@all_kinds
+def test_the_estimate_is_its_definition_on_layers_written_out(kind, monkeypatch):
+    """Coefficients by autograd on a Llama whose layers were modified by hand."""
+    case, layers, at_input = case_and_layers("llama", kind)
+    effects = ask(RelevancePatching, case, layers, kind, at_input)
+    modified_llama(case.model, monkeypatch)
+    for layer, found in zip(layers, effects, strict=True):
+        values, slopes = gradient_at(layer, case, at_input=at_input)
+        others = value_at(layer, lambda: case.run(case.corrupted), at_input=at_input).detach()
+        expected = estimated(values, others, slopes, kind, case.heads)
+        torch.testing.assert_close(columns(found, kind), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("recipe", [LRP, ATTN_LRP, LRP_MIRRORED_GATE], ids=lambda each: each.name)
+@all_kinds
+@all_cases
+def test_the_coefficient_is_that_of_the_layer(name, kind, recipe):
+    case, layers, at_input = case_and_layers(name, kind)
+    effects = ask(RelevancePatching, case, layers, kind, at_input, recipe=recipe)
+    for layer, found in zip(layers, effects, strict=True):
+        method = LayerLRPx(case.model, layer, multiply_by_inputs=False, recipe=recipe)
+        slopes = method.attribute(case.clean, TARGET, attribute_to_layer_input=at_input)
+        values, others = (
+            value_at(layer, lambda ids=ids: case.run(ids), at_input=at_input).detach()
+            for ids in (case.clean, case.corrupted)
+        )
+        expected = estimated(values, others, slopes, kind, case.heads)
+        exact = {
+            "rtol": 0,
+            "atol": 1e-4 if found.dtype == torch.float32 else EXACT.get(name, 1e-10),
+        }
+        torch.testing.assert_close(columns(found, kind), expected, **exact)
+
+
+def test_without_rules_the_estimate_is_attribution_patching():
+    case, layers, _ = case_and_layers("bert", "token")
+    effects = ask(RelevancePatching, case, layers, "token", False, recipe=GRADIENT)
+    for layer, found in zip(layers, effects, strict=True):
+        values, slopes = gradient_at(layer, case, at_input=False)
+        others = value_at(layer, lambda: case.run(case.corrupted), at_input=False).detach()
+        expected = ((values - others) * slopes).sum(-1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_zeroing_is_estimated_by_the_relevance():
+    case, layers, _ = case_and_layers("gpt2", "token")
+    effects = RelevancePatching(case.model, layers).attribute(
+        CLEAN, target=TARGET, by="token", ablation="zero"
+    )
+    relevances = LayerLRPx(case.model, layers).attribute(CLEAN, TARGET)
+    for one, other in zip(effects, relevances, strict=True):
+        torch.testing.assert_close(one, other.sum(-1), rtol=0, atol=1e-12)
+
+
+def test_the_estimate_is_exact_where_the_rest_of_the_model_is_linear():
+    case = nano_gpt()
+    head = case.model.head
+    for method in (RelevancePatching, ActivationPatching):
+        effects = method(case.model, head).attribute(case.clean, case.corrupted, target=TARGET)
+        expected = case.run(case.clean) - case.run(case.corrupted)
+        torch.testing.assert_close(effects, expected.detach(), rtol=0, atol=1e-12)
+
+
+def test_estimate_and_effect_of_a_single_layer_are_no_list():
+    case, layers, at_input = case_and_layers("gpt2", "head")
+    for method in (RelevancePatching, ActivationPatching):
+        assert ask(method, case, layers[0], "head", at_input).shape == (2, 2)
+
+
+# What is refused, and what is left behind ---------------------------------------------------------
+
+WRONG = {
+    "`by` is one of .* mean 'head'": {"by": "heads"},
+    "nothing to replace": {"corrupted_inputs": None},
+    "they must match token by token": {"corrupted_inputs": CORRUPTED[:, 1:]},
+    "replaced by zero": {"ablation": "zero"},
+    "`ablation` is": {"ablation": "median"},
+    "cannot be cut into 3 heads": {"by": "head", "heads": 3},
+}
+methods = pytest.mark.parametrize("method", [RelevancePatching, ActivationPatching])
+
+
+@methods
+@pytest.mark.parametrize("message", WRONG)
+def test_what_cannot_be_patched_is_refused(message, method):
+    model = tiny("gpt2")
+    before = snapshot(model)
+    options = {"corrupted_inputs": CORRUPTED, "target": TARGET, **WRONG[message]}
+    patching = method(model, model.transformer.h[0].attn.c_proj, heads=options.pop("heads", None))
+    with pytest.raises(ValueError, match=message):
+        patching.attribute(CLEAN, **options)
+    assert snapshot(model) == before
+
+
+@methods
+def test_heads_of_a_model_that_does_not_say_how_many(method):
+    case = nano_gpt()
+    patching = method(case.model, case.model.blocks[0].out)
+    with pytest.raises(ValueError, match="give `heads=`"):
+        patching.attribute(case.clean, case.corrupted, target=TARGET, by="head")
+
+
+@methods
+def test_wrong_layers_and_targets(method):
+    model = tiny("gpt2")
+    with pytest.raises(TypeError, match="A layer is"):
+        method(model, "transformer.h.0")
+    with pytest.raises(ValueError, match="did not run"):
+        method(model, nn.Linear(2, 2)).attribute(CLEAN, CORRUPTED, target=TARGET)
+    with pytest.raises((AssertionError, IndexError)):
+        method(model, model.transformer.h[0]).attribute(CLEAN, CORRUPTED, target=(0, 99))
+    with pytest.raises(ValueError, match="1 or more"):
+        ActivationPatching(model, model.transformer.h[0]).attribute(
+            CLEAN, CORRUPTED, TARGET, perturbations_per_eval=0
+        )
+
+
+@methods
+@all_cases
+def test_nothing_is_left_behind(name, method):
+    case, layers, at_input = case_and_layers(name, "head")
+    before = snapshot(case.model)
+    ask(method, case, layers, "head", at_input)
+    assert snapshot(case.model) == before
+    calls = []
+
+    def fails(_module, _args, output):
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("stop")
+        return output
+
+    handle = layers[-1].register_forward_hook(fails)
+    hooked = snapshot(case.model)
+    if method is ActivationPatching:
+        with pytest.raises(RuntimeError, match="stop"):
+            ask(method, case, layers, "head", at_input, perturbations_per_eval=1)
+    assert snapshot(case.model) == hooked
+    handle.remove()
