@@ -22,7 +22,7 @@ from captum_lrpx.recipes import LRP_MIRRORED_GATE, Recipe
 from captum_lrpx.training import warn_if_training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
     from captum_lrpx.components.nodes import Ablation, NodeKind, Nodes
@@ -303,6 +303,7 @@ class ActivationPatching(_Patching):
         attribute_to_layer_input: bool | None = None,
         ablation: Ablation | None = None,
         perturbations_per_eval: int = 16,
+        only: Tensor | Sequence[Tensor] | None = None,
     ) -> Any:
         r"""Measured effects of the nodes.
 
@@ -318,6 +319,9 @@ class ActivationPatching(_Patching):
             ablation (str, optional): The same. Default: None
             perturbations_per_eval (int, optional): How many nodes of a layer are patched in one
                 forward pass, of ``perturbations_per_eval * B`` rows. Default: 16
+            only (Tensor or list of Tensor, optional): Indices of the nodes to measure, a list with
+                a tensor per layer for a list of layers; the effects of others are NaN.
+                Default: all
 
         Returns:
             *Tensor* or list of **attributions**:
@@ -354,7 +358,28 @@ class ActivationPatching(_Patching):
             at_input=at_input,
         )
         runs = Runs(self, question.clean, target, arguments, at_input=at_input)
-        patches = [Patch(*each) for each in zip(self._modules, nodes, clean, others, strict=True)]
+        chosen = self._chosen(only)
+        patches = [
+            Patch(*each) for each in zip(self._modules, nodes, clean, others, chosen, strict=True)
+        ]
         effects = runs.effects(patches, perturbations_per_eval)
         self.finite(question.clean, arguments).warn(tuple(effects))
-        return self._formatted(effects)
+        return self._formatted(
+            [patch.measured(effect) for patch, effect in zip(patches, effects, strict=True)]
+        )
+
+    def _chosen(self, only: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+        """The nodes to measure in each layer; None for all."""
+        if only is None:
+            return [None] * len(self._modules)
+        chosen = [only] if isinstance(self.layers, nn.Module) else list(only)
+        if len(chosen) != len(self._modules) or not all(map(_are_indices, chosen)):
+            raise ValueError(
+                "`only` is a tensor of indices of nodes; for a list of layers, a list of as many: "
+                f"here {len(self._modules)}."
+            )
+        return chosen  # type: ignore[return-value]
+
+
+def _are_indices(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.int64

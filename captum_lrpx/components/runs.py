@@ -33,17 +33,38 @@ class Patch(NamedTuple):
         nodes: How its tensor falls apart.
         clean: The tensor ``[B, ...]`` for clean inputs.
         other: What replaces it.
+        only: Indices of the nodes to measure; None for all.
     """
 
     layer: nn.Module
     nodes: Nodes
     clean: Tensor
     other: Tensor
+    only: Tensor | None = None
+
+    def asked(self) -> Tensor:
+        """Which nodes are to be measured ``[N]``.
+
+        Raises:
+            IndexError: If an index is out of range.
+        """
+        count = self.nodes.cut(self.clean).shape[2]
+        if self.only is None:
+            return torch.ones(count, dtype=torch.bool, device=self.clean.device)
+        if len(self.only) and not 0 <= int(self.only.min()) <= int(self.only.max()) < count:
+            raise IndexError(f"`only` holds indices of nodes, from 0 to {count - 1} here.")
+        asked = torch.zeros(count, dtype=torch.bool, device=self.clean.device)
+        asked[self.only.to(asked.device)] = True
+        return asked
 
     def differing(self) -> Tensor:
-        """Indices of the nodes whose value changes in some row."""
-        differs = self.nodes.cut((self.clean != self.other).to(torch.uint8))
-        return differs.amax((0, 1, 3)).nonzero().squeeze(1)
+        """Indices of the nodes to measure whose value changes in some row."""
+        differs = self.nodes.cut((self.clean != self.other).to(torch.uint8)).amax((0, 1, 3)) > 0
+        return (differs & self.asked()).nonzero().squeeze(1)
+
+    def measured(self, effects: Tensor) -> Tensor:
+        """Effects, NaN for nodes that were not to be measured."""
+        return effects if self.only is None else effects.masked_fill(~self.asked(), torch.nan)
 
 
 class Runs:
