@@ -184,6 +184,19 @@ def test_the_number_of_nodes_per_run_does_not_matter(per_eval):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_only_some_nodes_are_measured():
+    case, layers, at_input = case_and_layers("gpt2", "neuron")
+    whole = ask(ActivationPatching, case, layers, "neuron", at_input)
+    only = [torch.tensor([3, 1]), torch.tensor([], dtype=torch.long)]
+    some = ask(ActivationPatching, case, layers, "neuron", at_input, only=only)
+    torch.testing.assert_close(some[0][:, [1, 3]], whole[0][:, [1, 3]], rtol=0, atol=1e-12)
+    assert [int(each.isnan().sum()) for each in some] == [2 * 10, 2 * 12]
+    with pytest.raises(ValueError, match="a list of as many: here 2"):
+        ask(ActivationPatching, case, layers, "neuron", at_input, only=only[0])
+    with pytest.raises(IndexError, match="from 0 to 11"):
+        ask(ActivationPatching, case, layers[0], "neuron", at_input, only=torch.tensor([12]))
+
+
 def test_a_whole_input_that_is_zeroed_is_captums_feature_ablation():
     """Effects have the sign of FeatureAblation: what is lost without the value."""
     case = gpt2()
