@@ -19,7 +19,7 @@ from captum_lrpx.attr import (
 )
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.compare import Comparison, compare
-from captum_lrpx.components import ActivationPatching, RelevancePatching
+from captum_lrpx.components import ActivationPatching, RelevancePatching, prune
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation
@@ -91,5 +91,6 @@ __all__ = [
     "last_token",
     "ledger",
     "propagation",
+    "prune",
     "zoo",
 ]

@@ -1,5 +1,6 @@
 """Components: where in a model a prediction is made."""
 
 from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
+from captum_lrpx.components.pruning import prune
 
-__all__ = ["ActivationPatching", "RelevancePatching"]
+__all__ = ["ActivationPatching", "RelevancePatching", "prune"]

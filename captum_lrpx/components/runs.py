@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,11 +12,13 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import map_tensors
 from captum_lrpx.attr.checks import CheckedForward
 from captum_lrpx.attr.selection import check_target
+from captum_lrpx.components.changes import First, changed
 from captum_lrpx.components.nodes import Nodes, by_row
 from captum_lrpx.components.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
@@ -150,37 +151,18 @@ class Runs:
         explained: Tensor = _captum.select_targets(output, target)
         return explained.reshape(size, rows)
 
-    @contextmanager
-    def _patched(self, patch: Patch, chosen: Tensor) -> Iterator[None]:
+    def _patched(self, patch: Patch, chosen: Tensor) -> AbstractContextManager[None]:
         """One node of each copy of the batch replaced, in runs within the ``with`` block."""
         rows = len(chosen) * len(self._inputs[0])
 
-        class Replaced:
-            """Replaces the first floating tensor."""
+        def replaced(tensor: Tensor) -> Tensor:
+            values = by_row(tensor, rows, patch.layer)
+            return patch.nodes.replaced(values, patch.other, chosen).reshape(tensor.shape)
 
-            done = False
+        def change(call: Any) -> Any:
+            return map_tensors(call, First(replaced))
 
-            def __call__(self, tensor: Tensor) -> Tensor:
-                if self.done or not tensor.is_floating_point():
-                    return tensor
-                self.done = True
-                values = by_row(tensor, rows, patch.layer)
-                return patch.nodes.replaced(values, patch.other, chosen).reshape(tensor.shape)
-
-        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            return map_tensors((args, kwargs), Replaced())
-
-        def after(_: nn.Module, _args: Any, output: Any) -> Any:
-            return map_tensors(output, Replaced())
-
-        if self._at_input:
-            handle = patch.layer.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = patch.layer.register_forward_hook(after)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return changed(patch.layer, change, at_input=self._at_input)
 
 
 def _size(count: int, at_once: int) -> int:
