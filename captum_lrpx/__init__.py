@@ -19,7 +19,13 @@ from captum_lrpx.attr import (
 )
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.compare import Comparison, compare
-from captum_lrpx.components import ActivationPatching, RelevancePatching, prune
+from captum_lrpx.components import (
+    ActivationPatching,
+    MetaAttributions,
+    RelevancePatching,
+    meta_attributions,
+    prune,
+)
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation
@@ -72,6 +78,7 @@ __all__ = [
     "Ledger",
     "LogProbabilities",
     "LogitDifference",
+    "MetaAttributions",
     "NeuronAttnLRPx",
     "NeuronLRPx",
     "OutputFunction",
@@ -90,6 +97,7 @@ __all__ = [
     "explain",
     "last_token",
     "ledger",
+    "meta_attributions",
     "propagation",
     "prune",
     "zoo",

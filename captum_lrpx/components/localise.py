@@ -157,14 +157,15 @@ def localise(
         # Tasks take turns, so that a run that was stopped has some of each.
         order = sorted(pairs, key=lambda pair: pair.number)
         work = [(pair, kind, way) for pair in order for kind in kinds for way in range(2)]
-        for pair, kind, way in tqdm(work, disable=not show_progress):
-            key = (pair.task, pair.number, kind, way)
-            if key not in journal.records:
+        ways = [(pair, way) for pair in order for way in range(2)]
+        for pair, way in tqdm(ways, disable=not show_progress):
+            missing = [k for k in kinds if (pair.task, pair.number, k, way) not in journal.records]
+            for alike in _alike(missing):
                 question = _Question(model, pair, way)
-                record = question.answer(
-                    layers[kind], KINDS[kind], recipes, perturbations_per_eval, neurons
-                )
-                journal.append(key, record)
+                asked = {kind: layers[kind] for kind in alike}
+                found = question.answer(asked, recipes, perturbations_per_eval, neurons)
+                for kind, record in found.items():
+                    journal.append((pair.task, pair.number, kind, way), record)
         records = [journal.records[pair.task, pair.number, kind, way] for pair, kind, way in work]
     return _joined(work, records, recipes, kinds)
 
@@ -182,38 +183,46 @@ class _Question:
 
     def answer(
         self,
-        layers: Sequence[nn.Module],
-        kind: Kind,
+        layers: Mapping[str, Sequence[nn.Module]],
         recipes: Mapping[str, Recipe],
         at_once: int,
         neurons: int,
-    ) -> dict[str, Any]:
-        """Measured effects and estimates of the nodes."""
+    ) -> dict[str, dict[str, Any]]:
+        """Measured effects and estimates of the nodes, for kinds that are asked alike."""
+        kind = KINDS[next(iter(layers))]
+        modules = [module for each in layers.values() for module in each]
         asked: dict[str, Any] = {
             "additional_forward_args": self.arguments,
             "by": kind.by,
             "attribute_to_layer_input": kind.at_input,
         }
         estimates = {
-            name: RelevancePatching(self.forward, list(layers), recipe=recipe).attribute(
+            name: RelevancePatching(self.forward, modules, recipe=recipe).attribute(
                 self.inputs, self.others, **asked
             )
             for name, recipe in recipes.items()
         }
         widths = [each.shape[1] for each in next(iter(estimates.values()))]
         chosen = [self._chosen(width, kind, number, neurons) for number, width in enumerate(widths)]
-        effects = ActivationPatching(self.forward, list(layers)).attribute(
+        effects = ActivationPatching(self.forward, modules).attribute(
             self.inputs, self.others, only=chosen, perturbations_per_eval=at_once, **asked
         )
         with torch.no_grad():
             explained = [
                 float(self.forward(each, *self.arguments)) for each in (self.inputs, self.others)
             ]
-        return {
-            "explained": explained,
-            "effects": _kept(effects, chosen),
-            "estimates": {name: _kept(found, chosen) for name, found in estimates.items()},
-        }
+        records, start = {}, 0
+        for name, some in layers.items():
+            part = slice(start, start + len(some))
+            start += len(some)
+            records[name] = {
+                "explained": explained,
+                "effects": _kept(effects[part], chosen[part]),
+                "estimates": {
+                    each: _kept(found[part], chosen[part]) for each, found in estimates.items()
+                },
+            }
+        return records
 
     def _chosen(self, width: int, kind: Kind, layer: int, neurons: int) -> Tensor:
         """The nodes of a layer that count."""
@@ -221,6 +230,14 @@ class _Question:
             generator = torch.Generator().manual_seed(layer)
             return torch.randperm(width, generator=generator)[:neurons]
         return torch.arange(self.start if kind.by == "token" else 0, width)
+
+
+def _alike(kinds: Sequence[str]) -> list[list[str]]:
+    """Kinds that one call can ask for, together."""
+    groups: dict[tuple[NodeKind, bool], list[str]] = {}
+    for kind in kinds:
+        groups.setdefault((KINDS[kind].by, KINDS[kind].at_input), []).append(kind)
+    return list(groups.values())
 
 
 def _kept(found: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[float]:
