@@ -8,13 +8,10 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor, nn
 
-from captum_lrpx import _captum
-from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
-from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.protocol import LRPRules, require_gradients
-from captum_lrpx.components.nodes import by_row, nodes_of, question_of
+from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.components.layers import LayerRules
+from captum_lrpx.components.nodes import nodes_of, question_of
 from captum_lrpx.components.runs import Patch, Runs
 from captum_lrpx.metrics.replacement import check_count
 from captum_lrpx.module_tree import modules_of
@@ -32,8 +29,8 @@ __all__ = ["ActivationPatching", "RelevancePatching"]
 Inputs = Tensor | tuple[Tensor, ...]
 
 
-class _Patching(LRPRules, PerturbationAttribution):
-    """What the estimate and the measurement share: layers, nodes, and what replaces them."""
+class _Patching(LayerRules, PerturbationAttribution):
+    """What the estimate and the measurement share: nodes, and what replaces them."""
 
     def __init__(
         self,
@@ -46,40 +43,8 @@ class _Patching(LRPRules, PerturbationAttribution):
         strict: bool = True,
     ) -> None:
         PerturbationAttribution.__init__(self, forward_func)
-        self.set_rules(forward_func, model, recipe, strict=strict, fast=False)
-        check_layers(self.model, layers)
-        self.layers = layers
+        self.set_layers(forward_func, layers, model, recipe, strict=strict)
         self.heads = heads
-
-    def has_convergence_delta(self) -> bool:
-        """Whether effects sum to something: they do not."""
-        return False
-
-    @property
-    def _modules(self) -> list[nn.Module]:
-        return [self.layers] if isinstance(self.layers, nn.Module) else list(self.layers)
-
-    def _formatted(self, results: list[Tensor]) -> Any:
-        return results[0] if isinstance(self.layers, nn.Module) else results
-
-    def _values(
-        self, inputs: tuple[Tensor, ...], arguments: Any, *, at_input: bool
-    ) -> list[Tensor]:
-        """The tensor of each layer ``[B, ...]`` in a run of its own."""
-        check_inputs(self.model, self.forward_func, inputs)
-        forward = CheckedForward(self.forward_func, self.model)
-        args = _captum.format_additional_forward_args(arguments)
-        with torch.no_grad(), captured(self._modules, at_input=at_input) as found:
-            _captum.run_forward(forward, inputs, None, args)
-        return self._rows(found, len(inputs[0]))
-
-    def _rows(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
-        values = []
-        for layer in self._modules:
-            if not found.get(layer):
-                raise did_not_run(self.model, layer)
-            values.append(by_row(found[layer][0].detach(), rows, layer))
-        return values
 
     def _others(
         self,
@@ -95,11 +60,11 @@ class _Patching(LRPRules, PerturbationAttribution):
             return [torch.zeros_like(values) for values in clean]
         values = clean
         if corrupted is not None:
-            values = self._values(corrupted, arguments, at_input=at_input)
+            values = self.values(corrupted, arguments, at_input=at_input)
         if ablation == "mean":
             means = [each.mean(tuple(range(each.ndim - 1))) for each in values]
             return [mean.expand_as(each) for mean, each in zip(means, clean, strict=True)]
-        for layer, one, other in zip(self._modules, clean, values, strict=True):
+        for layer, one, other in zip(self.modules, clean, values, strict=True):
             if one.shape != other.shape:
                 raise ValueError(
                     f"{type(layer).__name__} has {list(one.shape)} for the clean and "
@@ -111,7 +76,7 @@ class _Patching(LRPRules, PerturbationAttribution):
     def _nodes(self, by: NodeKind, clean: list[Tensor]) -> list[Nodes]:
         return [
             nodes_of(by, values, layer, self.model, self.heads)
-            for layer, values in zip(self._modules, clean, strict=True)
+            for layer, values in zip(self.modules, clean, strict=True)
         ]
 
 
@@ -223,24 +188,14 @@ class RelevancePatching(_Patching):
         question = question_of(inputs, corrupted_inputs, by, ablation)
         at_input = (by == "head") if attribute_to_layer_input is None else attribute_to_layer_input
         arguments = additional_forward_args
-        with forward_pass(
-            self,
+        clean, coefficients = self.coefficients(
             question.clean,
+            target,
             arguments,
-            targets=[target],
-            layers=self._modules,
             at_input=at_input,
-        ) as passed:
-            clean = self._rows(passed.layers, len(question.clean[0]))
-            nodes = self._nodes(by, clean)
-            explained = _captum.select_targets(passed.output, target)
-            finite = self.finite(question.clean, arguments)
-            finite.require(explained)
-            sources = [passed.layers[layer][0] for layer in self._modules]
-            passed.explain(explained, sources)
-            coefficients = torch.autograd.grad(
-                torch.unbind(explained.reshape(-1)), sources, allow_unused=True
-            )
+            check=lambda values: self._nodes(by, values),
+        )
+        nodes = self._nodes(by, clean)
         if corrupted_additional_forward_args is None:
             corrupted_additional_forward_args = arguments
         others = self._others(
@@ -250,12 +205,12 @@ class RelevancePatching(_Patching):
             ablation,
             at_input=at_input,
         )
-        effects = []
-        for values, other, slopes, cut in zip(clean, others, coefficients, nodes, strict=True):
-            slope = torch.zeros_like(values) if slopes is None else slopes.reshape(values.shape)
-            effects.append(cut.total((values - other) * slope))
-        finite.warn(tuple(effects))
-        return self._formatted(effects)
+        effects = [
+            cut.total((values - other) * slopes)
+            for values, other, slopes, cut in zip(clean, others, coefficients, nodes, strict=True)
+        ]
+        self.finite(question.clean, arguments).warn(tuple(effects))
+        return self.formatted(effects)
 
 
 class ActivationPatching(_Patching):
@@ -346,7 +301,7 @@ class ActivationPatching(_Patching):
         check_count(perturbations_per_eval, "perturbations_per_eval")
         warn_if_training(modules_of(self.model))
         arguments = additional_forward_args
-        clean = self._values(question.clean, arguments, at_input=at_input)
+        clean = self.values(question.clean, arguments, at_input=at_input)
         nodes = self._nodes(by, clean)
         if corrupted_additional_forward_args is None:
             corrupted_additional_forward_args = arguments
@@ -360,23 +315,23 @@ class ActivationPatching(_Patching):
         runs = Runs(self, question.clean, target, arguments, at_input=at_input)
         chosen = self._chosen(only)
         patches = [
-            Patch(*each) for each in zip(self._modules, nodes, clean, others, chosen, strict=True)
+            Patch(*each) for each in zip(self.modules, nodes, clean, others, chosen, strict=True)
         ]
         effects = runs.effects(patches, perturbations_per_eval)
         self.finite(question.clean, arguments).warn(tuple(effects))
-        return self._formatted(
+        return self.formatted(
             [patch.measured(effect) for patch, effect in zip(patches, effects, strict=True)]
         )
 
     def _chosen(self, only: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor | None]:
         """The nodes to measure in each layer; None for all."""
         if only is None:
-            return [None] * len(self._modules)
+            return [None] * len(self.modules)
         chosen = [only] if isinstance(self.layers, nn.Module) else list(only)
-        if len(chosen) != len(self._modules) or not all(map(_are_indices, chosen)):
+        if len(chosen) != len(self.modules) or not all(map(_are_indices, chosen)):
             raise ValueError(
                 "`only` is a tensor of indices of nodes; for a list of layers, a list of as many: "
-                f"here {len(self._modules)}."
+                f"here {len(self.modules)}."
             )
         return chosen  # type: ignore[return-value]
 
