@@ -21,10 +21,14 @@ from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.compare import Comparison, compare
 from captum_lrpx.components import (
     ActivationPatching,
+    ConceptRelevance,
     MetaAttributions,
+    ReferenceIndex,
     RelevancePatching,
+    build_references,
     meta_attributions,
     prune,
+    steer,
 )
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
@@ -69,6 +73,7 @@ __all__ = [
     "ClassDifference",
     "ClassLogits",
     "Comparison",
+    "ConceptRelevance",
     "Explanation",
     "LLMRelevance",
     "LLMRelevanceResult",
@@ -86,6 +91,7 @@ __all__ = [
     "Probabilities",
     "RandomAttribution",
     "Recipe",
+    "ReferenceIndex",
     "RelevancePatching",
     "Target",
     "Token",
@@ -93,6 +99,7 @@ __all__ = [
     "TokenSum",
     "__version__",
     "ask_batch",
+    "build_references",
     "compare",
     "explain",
     "last_token",
@@ -100,5 +107,6 @@ __all__ = [
     "meta_attributions",
     "propagation",
     "prune",
+    "steer",
     "zoo",
 ]

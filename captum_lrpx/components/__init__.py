@@ -1,13 +1,21 @@
 """Components: where in a model a prediction is made."""
 
+from captum_lrpx.components.concepts import Concept, ConceptRelevance, steer
 from captum_lrpx.components.interactions import MetaAttributions, meta_attributions
 from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
 from captum_lrpx.components.pruning import prune
+from captum_lrpx.components.references import Reference, ReferenceIndex, build_references
 
 __all__ = [
     "ActivationPatching",
+    "Concept",
+    "ConceptRelevance",
     "MetaAttributions",
+    "Reference",
+    "ReferenceIndex",
     "RelevancePatching",
+    "build_references",
     "meta_attributions",
     "prune",
+    "steer",
 ]
