@@ -154,6 +154,17 @@ def test_the_table_is_the_agreement_of_the_two_kinds_of_patching(file, loaded):
     assert found.of_task("agreement").tasks["heads"] == ["agreement"] * 2
 
 
+def test_a_share_of_the_nodes_is_measured(file, loaded):
+    model, tokenizer = loaded
+    pairs = pairs_of(file, tokenizer, number=1)
+    half = localise(model, pairs, {"lrp": LRP}, {"residual": None}, share=0.5)
+    whole = localise(model, pairs, {"lrp": LRP}, {"residual": None})
+    assert not half.found["residual", "lrp"].pearson.equal(whole.found["residual", "lrp"].pearson)
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match="share of the nodes"):
+            localise(model, pairs, {"lrp": LRP}, {"residual": None}, share=share)
+
+
 def test_a_run_that_was_stopped_goes_on(file, loaded, tmp_path, monkeypatch):
     model, tokenizer = loaded
     pairs = pairs_of(file, tokenizer)

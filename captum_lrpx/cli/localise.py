@@ -64,6 +64,13 @@ def add_to(commands: Commands) -> None:
         help="neurons measured in each layer, a random choice (default: %(default)s)",
     )
     parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="share of the other nodes that is measured, a random choice for each pair "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--per-run",
         type=int,
         default=16,
@@ -128,6 +135,7 @@ def run(options: argparse.Namespace) -> None:
         kinds,
         perturbations_per_eval=options.per_run,
         neurons=options.neurons,
+        share=options.share,
         output=options.output,
         manifest={
             "model": loaded.name,

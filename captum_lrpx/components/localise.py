@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -126,6 +127,7 @@ def localise(
     *,
     perturbations_per_eval: int = 16,
     neurons: int = 4,
+    share: float = 1.0,
     output: str | os.PathLike[str] | None = None,
     manifest: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -143,16 +145,21 @@ def localise(
         kinds: Kinds of nodes, each with a regular expression for its layers or None.
         perturbations_per_eval: How many nodes are patched in one forward pass.
         neurons: How many neurons of each layer are measured.
+        share: Share of the other nodes of each layer that is measured, a random choice for each
+            pair.
         output: Folder that keeps finished work.
         manifest: What identifies the run, for ``resume``.
         resume: Whether to go on with the run in the folder.
         show_progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If a kind has no layers, or the folder holds another run.
+        ValueError: If a kind has no layers, the share is out of range, or the folder holds another
+            run.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"`share` is a share of the nodes, above 0 and up to 1, not {share}.")
     layers = {kind: layers_of(model, kind, pattern) for kind, pattern in kinds.items()}
-    given = {"recipes": list(recipes), "kinds": dict(kinds), "neurons": neurons}
+    given = {"recipes": list(recipes), "kinds": dict(kinds), "neurons": neurons, "share": share}
     with Journal(output, given | dict(manifest or {}), resume=resume) as journal:
         # Tasks take turns, so that a run that was stopped has some of each.
         order = sorted(pairs, key=lambda pair: pair.number)
@@ -161,9 +168,9 @@ def localise(
         for pair, way in tqdm(ways, disable=not show_progress):
             missing = [k for k in kinds if (pair.task, pair.number, k, way) not in journal.records]
             for alike in _alike(missing):
-                question = _Question(model, pair, way)
+                question = _Question(model, pair, way, neurons, share)
                 asked = {kind: layers[kind] for kind in alike}
-                found = question.answer(asked, recipes, perturbations_per_eval, neurons)
+                found = question.answer(asked, recipes, perturbations_per_eval)
                 for kind, record in found.items():
                     journal.append((pair.task, pair.number, kind, way), record)
         records = [journal.records[pair.task, pair.number, kind, way] for pair, kind, way in work]
@@ -173,7 +180,10 @@ def localise(
 class _Question:
     """One direction of a pair."""
 
-    def __init__(self, model: nn.Module, pair: TokenPair, way: int) -> None:
+    def __init__(
+        self, model: nn.Module, pair: TokenPair, way: int, neurons: int, share: float
+    ) -> None:
+        self.number, self.neurons, self.share = pair.number, neurons, share
         texts = (pair.clean, pair.corrupted)
         device = next(model.parameters()).device
         self.inputs, self.others = (each.to(device) for each in (texts[way], texts[1 - way]))
@@ -186,7 +196,6 @@ class _Question:
         layers: Mapping[str, Sequence[nn.Module]],
         recipes: Mapping[str, Recipe],
         at_once: int,
-        neurons: int,
     ) -> dict[str, dict[str, Any]]:
         """Measured effects and estimates of the nodes, for kinds that are asked alike."""
         kind = KINDS[next(iter(layers))]
@@ -203,7 +212,7 @@ class _Question:
             for name, recipe in recipes.items()
         }
         widths = [each.shape[1] for each in next(iter(estimates.values()))]
-        chosen = [self._chosen(width, kind, number, neurons) for number, width in enumerate(widths)]
+        chosen = [self._chosen(width, kind, number) for number, width in enumerate(widths)]
         effects = ActivationPatching(self.forward, modules).attribute(
             self.inputs, self.others, only=chosen, perturbations_per_eval=at_once, **asked
         )
@@ -224,12 +233,15 @@ class _Question:
             }
         return records
 
-    def _chosen(self, width: int, kind: Kind, layer: int, neurons: int) -> Tensor:
+    def _chosen(self, width: int, kind: Kind, layer: int) -> Tensor:
         """The nodes of a layer that count."""
-        if kind.by == "neuron":
-            generator = torch.Generator().manual_seed(layer)
-            return torch.randperm(width, generator=generator)[:neurons]
-        return torch.arange(self.start if kind.by == "token" else 0, width)
+        start = self.start if kind.by == "token" else 0
+        neurons = kind.by == "neuron"
+        number = self.neurons if neurons else math.ceil(self.share * (width - start))
+        # The same neurons for all pairs, and other nodes for each.
+        generator = torch.Generator().manual_seed(layer if neurons else 1000 * self.number + layer)
+        nodes = start + torch.randperm(width - start, generator=generator)[:number]
+        return nodes.sort().values
 
 
 def _alike(kinds: Sequence[str]) -> list[list[str]]:
