@@ -123,6 +123,7 @@ def build_references(
     *,
     by: Measure = "relevance",
     target: TargetType | Callable[[Tensor], TargetType] = None,
+    additional_forward_args: object | None = None,
     k: int = 8,
     rank: int = 0,
     processes: int = 1,
@@ -141,6 +142,7 @@ def build_references(
         folder: Where the index is stored.
         by: ``"relevance"`` (of what ``target`` chooses) or ``"activation"``.
         target: What is explained, or a function from a text to that; for relevances only.
+        additional_forward_args: What the forward function takes after each text.
         k: How many texts are kept for each neuron.
         rank: Which of the processes this is.
         processes: How many there are.
@@ -170,7 +172,7 @@ def build_references(
     for place, (number, sample) in enumerate(own):
         if place < skip:
             continue
-        new = _scored(concepts, sample, number, by, target)
+        new = _scored(concepts, sample, number, by, target, additional_forward_args)
         index = _padded(new, k) if index is None else index.merged(new, 1)
         if index.seen - stored >= save_every:
             _write(path, index, run)
@@ -183,7 +185,7 @@ def build_references(
 
 
 def _scored(
-    concepts: ConceptRelevance, sample: Tensor, number: int, by: str, target: Any
+    concepts: ConceptRelevance, sample: Tensor, number: int, by: str, target: Any, args: Any
 ) -> ReferenceIndex:
     """The scores of one text, ``[N, 1]``."""
     if len(sample) != 1:
@@ -191,9 +193,9 @@ def _scored(
             f"Sample {number} has {len(sample)} rows: give texts one at a time, [1, T]."
         )
     if by == "activation":
-        found = concepts.activations(sample)
+        found = concepts.activations(sample, args)
     else:
-        found = concepts.attribute(sample, target(sample) if callable(target) else target)
+        found = concepts.attribute(sample, target(sample) if callable(target) else target, args)
     scores, positions = found.reshape(-1, found.shape[-1]).float().cpu().max(0)
     return ReferenceIndex(
         scores.unsqueeze(1), torch.full((len(scores), 1), number), positions.unsqueeze(1), 1
