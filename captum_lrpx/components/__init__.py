@@ -1,6 +1,7 @@
 """Components: where in a model a prediction is made."""
 
 from captum_lrpx.components.concepts import Concept, ConceptRelevance, steer
+from captum_lrpx.components.flow_graph import RelevanceFlow, RelevanceGraph
 from captum_lrpx.components.interactions import MetaAttributions, meta_attributions
 from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
 from captum_lrpx.components.pruning import prune
@@ -13,6 +14,8 @@ __all__ = [
     "MetaAttributions",
     "Reference",
     "ReferenceIndex",
+    "RelevanceFlow",
+    "RelevanceGraph",
     "RelevancePatching",
     "build_references",
     "meta_attributions",

@@ -80,7 +80,7 @@ class LayerRules(LRPRules):
         args = _captum.format_additional_forward_args(arguments)
         with torch.no_grad(), captured(self.modules, at_input=at_input) as found:
             _captum.run_forward(forward, inputs, None, args)
-        return self._rows(found, len(inputs[0]))
+        return self.rows_of(found, len(inputs[0]))
 
     def coefficients(
         self,
@@ -110,7 +110,7 @@ class LayerRules(LRPRules):
         with forward_pass(
             self, inputs, arguments, targets=[target], layers=self.modules, at_input=at_input
         ) as passed:
-            values = self._rows(passed.layers, len(inputs[0]))
+            values = self.rows_of(passed.layers, len(inputs[0]))
             check(values)
             explained = _captum.select_targets(passed.output, target)
             self.finite(inputs, arguments).require(explained)
@@ -125,7 +125,16 @@ class LayerRules(LRPRules):
         ]
         return values, slopes
 
-    def _rows(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
+    def rows_of(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
+        """The captured tensor of each layer, with a row for each example.
+
+        Args:
+            found: What was captured.
+            rows: Number of examples.
+
+        Raises:
+            ValueError: If a layer did not run, or has no such rows.
+        """
         values = []
         for layer in self.modules:
             if not found.get(layer):
