@@ -47,7 +47,7 @@ ORDER = [
     ["conservation"],
     ["methods", "metrics"],
     ["sva"],
-    ["components"],
+    ["components", "plugins"],
     ["zoo", "compare", "certification"],
     ["loading", "explainer"],
     ["cli"],
