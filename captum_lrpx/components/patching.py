@@ -73,6 +73,24 @@ class _Patching(LayerRules, PerturbationAttribution):
                 )
         return values
 
+    def _at_input(self, by: NodeKind, given: bool | None) -> bool:
+        """Whether nodes are in what the layers take.
+
+        Raises:
+            ValueError: If a layer cannot be an output projection, whose input holds the heads.
+        """
+        if given is not None:
+            return given
+        for layer in self.modules:
+            parts = [name for name, _ in layer.named_children()]
+            if by == "head" and parts and not hasattr(layer, "weight"):
+                raise ValueError(
+                    f"{type(layer).__name__} takes hidden states, not heads side by side: for "
+                    f'by="head" give its output projection, one of its parts ({", ".join(parts)}), '
+                    "or say `attribute_to_layer_input=False` if it gives heads."
+                )
+        return by == "head"
+
     def _nodes(self, by: NodeKind, clean: list[Tensor]) -> list[Nodes]:
         return [
             nodes_of(by, values, layer, self.model, self.heads)
@@ -186,7 +204,7 @@ class RelevancePatching(_Patching):
         """
         require_gradients()
         question = question_of(inputs, corrupted_inputs, by, ablation)
-        at_input = (by == "head") if attribute_to_layer_input is None else attribute_to_layer_input
+        at_input = self._at_input(by, attribute_to_layer_input)
         arguments = additional_forward_args
         clean, coefficients = self.coefficients(
             question.clean,
@@ -297,7 +315,7 @@ class ActivationPatching(_Patching):
             ... )
         """
         question = question_of(inputs, corrupted_inputs, by, ablation)
-        at_input = (by == "head") if attribute_to_layer_input is None else attribute_to_layer_input
+        at_input = self._at_input(by, attribute_to_layer_input)
         check_count(perturbations_per_eval, "perturbations_per_eval")
         warn_if_training(modules_of(self.model))
         arguments = additional_forward_args
