@@ -5,15 +5,15 @@ from captum_lrpx.components.flow_graph import RelevanceFlow, RelevanceGraph
 from captum_lrpx.components.interactions import MetaAttributions, meta_attributions
 from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
 from captum_lrpx.components.pruning import prune
-from captum_lrpx.components.references import Reference, ReferenceIndex, build_references
+from captum_lrpx.components.references import ReferenceIndex, ReferenceSample, build_references
 
 __all__ = [
     "ActivationPatching",
     "Concept",
     "ConceptRelevance",
     "MetaAttributions",
-    "Reference",
     "ReferenceIndex",
+    "ReferenceSample",
     "RelevanceFlow",
     "RelevanceGraph",
     "RelevancePatching",

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.components.concepts import ConceptRelevance
 
-__all__ = ["Reference", "ReferenceIndex", "build_references"]
+__all__ = ["ReferenceIndex", "ReferenceSample", "build_references"]
 
 Measure = Literal["relevance", "activation"]
 """What makes a text a reference of a neuron."""
 
 
-class Reference(NamedTuple):
+class ReferenceSample(NamedTuple):
     """A text for which a neuron matters.
 
     Attributes:
@@ -57,7 +57,7 @@ class ReferenceIndex:
     positions: Tensor
     seen: int
 
-    def of(self, number: int) -> list[Reference]:
+    def of(self, number: int) -> list[ReferenceSample]:
         """The references of a neuron, from the largest score on.
 
         Args:
@@ -70,7 +70,7 @@ class ReferenceIndex:
             raise IndexError(f"There are {len(self.scores)} neurons, no number {number}.")
         rows = (self.samples[number], self.positions[number], self.scores[number])
         return [
-            Reference(int(sample), int(position), float(score))
+            ReferenceSample(int(sample), int(position), float(score))
             for sample, position, score in zip(*rows, strict=True)
             if sample >= 0
         ]
