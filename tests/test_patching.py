@@ -153,7 +153,7 @@ def test_arguments_of_the_corrupted_run_may_differ():
 def test_the_estimate_is_its_definition_on_layers_written_out(kind, monkeypatch):
     """Coefficients by autograd on a Llama whose layers were modified by hand."""
     case, layers, at_input = case_and_layers("llama", kind)
-    effects = ask(RelevancePatching, case, layers, kind, at_input)
+    effects = ask(RelevancePatching, case, layers, kind, at_input, recipe=LRP_MIRRORED_GATE)
     modified_llama(case.model, monkeypatch)
     for layer, found in zip(layers, effects, strict=True):
         values, slopes = gradient_at(layer, case, at_input=at_input)
@@ -198,7 +198,8 @@ def test_zeroing_is_estimated_by_the_relevance():
     effects = RelevancePatching(case.model, layers).attribute(
         CLEAN, target=TARGET, by="token", ablation="zero"
     )
-    relevances = LayerLRPx(case.model, layers).attribute(CLEAN, TARGET)
+    method = LayerLRPx(case.model, layers, recipe=RelevancePatching.default_recipe)
+    relevances = method.attribute(CLEAN, TARGET)
     for one, other in zip(effects, relevances, strict=True):
         torch.testing.assert_close(one, other.sum(-1), rtol=0, atol=1e-12)
 

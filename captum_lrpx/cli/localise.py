@@ -48,7 +48,7 @@ def add_to(commands: Commands) -> None:
         nargs="+",
         default=list(DEFAULT_NODES),
         metavar="KIND[=PATTERN]",
-        help="heads, attention, mlp, residual, neurons; with a regular expression of the paths of "
+        help="heads, attention, mlp, residual, experts, neurons; with a regular expression of the paths of "
         "their layers where these have unusual names (default: %(default)s)",
     )
     parser.add_argument(

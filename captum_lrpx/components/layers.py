@@ -12,6 +12,7 @@ from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.protocol import LRPRules
+from captum_lrpx.components.experts import calls_of, parts_of
 from captum_lrpx.components.nodes import by_row
 
 if TYPE_CHECKING:
@@ -63,7 +64,12 @@ class LayerRules(LRPRules):
         return results[0] if isinstance(self.layers, nn.Module) else results
 
     def values(
-        self, inputs: tuple[Tensor, ...], arguments: object | None, *, at_input: bool
+        self,
+        inputs: tuple[Tensor, ...],
+        arguments: object | None,
+        *,
+        at_input: bool,
+        experts: bool = False,
     ) -> list[Tensor]:
         """The tensor of each layer ``[B, ...]``, from a forward pass.
 
@@ -71,6 +77,7 @@ class LayerRules(LRPRules):
             inputs: Inputs of the forward function.
             arguments: What it takes after them.
             at_input: Whether what the layers take is meant.
+            experts: Whether outputs are split into what each expert adds ``[B, T, E, D]``.
 
         Raises:
             ValueError: If a layer does not run, runs several times, or has no row per example.
@@ -78,9 +85,14 @@ class LayerRules(LRPRules):
         check_inputs(self.model, self.forward_func, inputs)  # type: ignore[attr-defined]
         forward = CheckedForward(self.forward_func, self.model)  # type: ignore[attr-defined]
         args = _captum.format_additional_forward_args(arguments)
-        with torch.no_grad(), captured(self.modules, at_input=at_input) as found:
+        with (
+            torch.no_grad(),
+            calls_of(self.modules if experts else ()) as calls,
+            captured(self.modules, at_input=at_input) as found,
+        ):
             _captum.run_forward(forward, inputs, None, args)
-        return self.rows_of(found, len(inputs[0]))
+        values = self.rows_of(found, len(inputs[0]))
+        return self._by_expert(values, calls) if experts else values
 
     def coefficients(
         self,
@@ -89,6 +101,7 @@ class LayerRules(LRPRules):
         arguments: object | None,
         *,
         at_input: bool,
+        experts: bool = False,
         check: Callable[[list[Tensor]], object] = lambda _: None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The tensor of each layer, and the gradient of the explained value there by the rules.
@@ -98,6 +111,7 @@ class LayerRules(LRPRules):
             target: What of the output is explained.
             arguments: What the function takes after the inputs.
             at_input: Whether what the layers take is meant.
+            experts: Whether outputs are split into what each expert adds ``[B, T, E, D]``.
             check: Raises an error for tensors that do not fit, before the backward pass.
 
         Returns:
@@ -107,9 +121,12 @@ class LayerRules(LRPRules):
             AssertionError: Captum's errors for inputs and targets that do not fit.
             ValueError: As :meth:`values`.
         """
-        with forward_pass(
-            self, inputs, arguments, targets=[target], layers=self.modules, at_input=at_input
-        ) as passed:
+        with (
+            calls_of(self.modules if experts else ()) as calls,
+            forward_pass(
+                self, inputs, arguments, targets=[target], layers=self.modules, at_input=at_input
+            ) as passed,
+        ):
             values = self.rows_of(passed.layers, len(inputs[0]))
             check(values)
             explained = _captum.select_targets(passed.output, target)
@@ -123,7 +140,19 @@ class LayerRules(LRPRules):
             torch.zeros_like(value) if slope is None else slope.reshape(value.shape)
             for value, slope in zip(values, found, strict=True)
         ]
+        if experts:
+            values = self._by_expert(values, calls)
+            slopes = [
+                slope.unsqueeze(-2).expand_as(value)
+                for value, slope in zip(values, slopes, strict=True)
+            ]
         return values, slopes
+
+    def _by_expert(self, values: list[Tensor], calls: dict[nn.Module, Any]) -> list[Tensor]:
+        return [
+            parts_of(layer, calls[layer], value)
+            for layer, value in zip(self.modules, values, strict=True)
+        ]
 
     def rows_of(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
         """The captured tensor of each layer, with a row for each example.

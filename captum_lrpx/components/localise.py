@@ -52,6 +52,7 @@ KINDS: Final[dict[str, Kind]] = {
     "attention": Kind("token", False, r".*\.(self_attn|attn|attention|self_attention)"),
     "mlp": Kind("token", False, r".*\.(mlp|feed_forward|block_sparse_moe|ffn)"),
     "residual": Kind("token", False, r".*\.(layers|h|layer|blocks)\.\d+"),
+    "experts": Kind("expert", False, r".*\.experts"),
     "neurons": Kind("neuron", True, r".*\.(mlp|feed_forward)\.(down_proj|c_proj|w2)"),
 }
 """Kinds of nodes by name."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ablation", "NodeKind", "Nodes", "Question", "by_row", "nodes_of", "question_of"]
 
-NodeKind = Literal["head", "token", "neuron", "output"]
+NodeKind = Literal["head", "token", "neuron", "output", "expert"]
 """What counts as one node of a layer."""
 
 Ablation = Literal["zero", "mean"]
@@ -31,7 +31,7 @@ class Nodes:
 
     Attributes:
         kind: What counts as one node.
-        parts: Number of heads; 1 for other kinds.
+        parts: Number of heads or experts; 1 for other kinds.
     """
 
     kind: NodeKind
@@ -41,7 +41,7 @@ class Nodes:
         """The same numbers as ``[B, outer, N, inner]``, one node per index of the third dimension.
 
         Args:
-            values: ``[B, ...]``.
+            values: ``[B, ...]``; by experts ``[B, T, E, D]``.
         """
         rows = values.shape[0]
         if self.kind == "token":
@@ -50,7 +50,8 @@ class Nodes:
             return values.reshape(rows, 1, 1, -1)
         if self.kind == "neuron":
             return values.reshape(rows, -1, values.shape[-1], 1)
-        return values.reshape(rows, -1, self.parts, values.shape[-1] // self.parts)
+        inner = values.shape[-1] if self.kind == "expert" else values.shape[-1] // self.parts
+        return values.reshape(rows, -1, self.parts, inner)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of each node, ``[B, N]``; ``[B]`` if the whole output is one node."""
@@ -60,11 +61,12 @@ class Nodes:
         """One number per node ``[B, N]``, without the dimension of nodes where there is one."""
         return numbers.squeeze(1) if self.kind == "output" else numbers
 
-    def replaced(self, values: Tensor, others: Tensor, nodes: Tensor) -> Tensor:
+    def replaced(self, values: Tensor, clean: Tensor, others: Tensor, nodes: Tensor) -> Tensor:
         """Values with one node of each group of rows replaced.
 
         Args:
             values: ``[K * B, ...]``, groups of B rows.
+            clean: What the nodes are without that ``[B, ...]``.
             others: What replaces them ``[B, ...]``.
             nodes: The node of each group ``[K]``; -1 for a group that stays as it is.
 
@@ -73,10 +75,14 @@ class Nodes:
         """
         new = values.clone(memory_format=torch.contiguous_format)
         rows = others.shape[0]
-        cut, with_ = self.cut(new), self.cut(others.to(new))
         for group, node in enumerate(nodes.tolist()):
-            if node >= 0:
-                cut[group * rows : (group + 1) * rows, :, node] = with_[:, :, node]
+            part = new[group * rows : (group + 1) * rows]
+            if node < 0:
+                continue
+            if self.kind == "expert":  # the output is the sum of what experts add
+                part += (others - clean)[..., node, :].to(new)
+            else:
+                self.cut(part)[:, :, node] = self.cut(others.to(new))[:, :, node]
         return new
 
 
@@ -106,6 +112,8 @@ def nodes_of(
             f'by="{kind}" needs a dimension of features, [B, ..., D], but {name} has {shape}: '
             'choose by="output".'
         )
+    if kind == "expert":
+        return Nodes(kind, values.shape[-2])
     if kind != "head":
         return Nodes(kind)
     number = _heads_of(model, layer) if heads is None else heads

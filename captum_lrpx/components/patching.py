@@ -54,15 +54,17 @@ class _Patching(LayerRules, PerturbationAttribution):
         ablation: Ablation | None,
         *,
         at_input: bool,
+        experts: bool,
     ) -> list[Tensor]:
         """What replaces the values of each layer, in their shape."""
         if ablation == "zero":
             return [torch.zeros_like(values) for values in clean]
         values = clean
         if corrupted is not None:
-            values = self.values(corrupted, arguments, at_input=at_input)
+            values = self.values(corrupted, arguments, at_input=at_input, experts=experts)
         if ablation == "mean":
-            means = [each.mean(tuple(range(each.ndim - 1))) for each in values]
+            kept = 2 if experts else 1
+            means = [each.mean(tuple(range(each.ndim - kept))) for each in values]
             return [mean.expand_as(each) for mean, each in zip(means, clean, strict=True)]
         for layer, one, other in zip(self.modules, clean, values, strict=True):
             if one.shape != other.shape:
@@ -79,6 +81,11 @@ class _Patching(LayerRules, PerturbationAttribution):
         Raises:
             ValueError: If a layer cannot be an output projection, whose input holds the heads.
         """
+        if by == "expert" and given:
+            raise ValueError(
+                "What experts add is part of what a layer gives: leave `attribute_to_layer_input` "
+                "out."
+            )
         if given is not None:
             return given
         for layer in self.modules:
@@ -173,7 +180,8 @@ class RelevancePatching(_Patching):
                 Default: ``additional_forward_args``
             by (str, optional): What a node is: ``"output"``, the whole tensor of a layer;
                 ``"token"``, a position of it; ``"head"``, an attention head at all positions;
-                ``"neuron"``, a feature at all positions. Default: ``"output"``
+                ``"neuron"``, a feature at all positions; ``"expert"``, what an expert adds to the
+                output of a module that holds all experts of a layer. Default: ``"output"``
             attribute_to_layer_input (bool, optional): Whether nodes are in what a layer takes
                 instead of what it gives. Default: True for heads, else False
             ablation (str, optional): Instead of corrupted values: ``"zero"``; or ``"mean"``, the
@@ -185,7 +193,8 @@ class RelevancePatching(_Patching):
 
             - **attributions** (*Tensor* or list of *Tensor*):
                 Clean minus patched value: ``[B]`` by output, ``[B, T]`` by token, ``[B, H]`` by
-                head, ``[B, D]`` by neuron; a list with an element per layer for a list of layers.
+                head, ``[B, D]`` by neuron, ``[B, E]`` by expert; a list with an element per layer
+                for a list of layers.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
@@ -211,7 +220,8 @@ class RelevancePatching(_Patching):
             target,
             arguments,
             at_input=at_input,
-            check=lambda values: self._nodes(by, values),
+            experts=by == "expert",
+            check=lambda values: by == "expert" or self._nodes(by, values),
         )
         nodes = self._nodes(by, clean)
         if corrupted_additional_forward_args is None:
@@ -222,6 +232,7 @@ class RelevancePatching(_Patching):
             corrupted_additional_forward_args,
             ablation,
             at_input=at_input,
+            experts=by == "expert",
         )
         effects = [
             cut.total((values - other) * slopes)
@@ -319,7 +330,7 @@ class ActivationPatching(_Patching):
         check_count(perturbations_per_eval, "perturbations_per_eval")
         warn_if_training(modules_of(self.model))
         arguments = additional_forward_args
-        clean = self.values(question.clean, arguments, at_input=at_input)
+        clean = self.values(question.clean, arguments, at_input=at_input, experts=by == "expert")
         nodes = self._nodes(by, clean)
         if corrupted_additional_forward_args is None:
             corrupted_additional_forward_args = arguments
@@ -329,6 +340,7 @@ class ActivationPatching(_Patching):
             corrupted_additional_forward_args,
             ablation,
             at_input=at_input,
+            experts=by == "expert",
         )
         runs = Runs(self, question.clean, target, arguments, at_input=at_input)
         chosen = self._chosen(only)

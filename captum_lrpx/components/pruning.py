@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_lrpx.attr.capture import map_tensors
 from captum_lrpx.attr.checks import check_layers
 from captum_lrpx.components.changes import First, changed
+from captum_lrpx.components.experts import weighted
 from captum_lrpx.components.nodes import Nodes
 from captum_lrpx.names import suggestion
 
@@ -68,7 +69,7 @@ def prune(
 
     def change(layer: nn.Module, where: Tensor) -> Callable[[Any], Any]:
         if by == "expert":
-            return lambda call: _without_experts(call, where, layer)
+            return lambda call: weighted(call, layer, where, keep=False)
         count = len(scores[layer])
         nodes = Nodes("head", count) if by == "head" else Nodes("neuron")
 
@@ -121,26 +122,3 @@ def _lowest(
     off[every.argsort(stable=True)[: round(share * len(every))]] = True
     parts = torch.split(off, [len(each) for each in scores.values()])
     return {layer: part.nonzero().squeeze(1) for layer, part in zip(layers, parts, strict=True)}
-
-
-def _without_experts(call: Any, off: Tensor, layer: nn.Module) -> Any:
-    """The arguments of a module of experts, with weight zero for those that are off."""
-    args, kwargs = call
-    given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-    chosen = [each for each in given if not each.is_floating_point() and each.ndim == 2]
-    weights = [
-        each
-        for each in given
-        if chosen and each.is_floating_point() and each.shape == chosen[0].shape
-    ]
-    if len(chosen) != 1 or len(weights) != 1:
-        raise ValueError(
-            f"{type(layer).__name__} does not take chosen experts [N, k] and their weights [N, k]: "
-            "give the module that holds all experts of a layer."
-        )
-    gone = torch.isin(chosen[0], off.to(chosen[0].device))
-
-    def zeroed(tensor: Tensor) -> Tensor:
-        return tensor.masked_fill(gone, 0) if tensor is weights[0] else tensor
-
-    return map_tensors(call, zeroed)

@@ -157,7 +157,9 @@ class Runs:
 
         def replaced(tensor: Tensor) -> Tensor:
             values = by_row(tensor, rows, patch.layer)
-            return patch.nodes.replaced(values, patch.other, chosen).reshape(tensor.shape)
+            return patch.nodes.replaced(values, patch.clean, patch.other, chosen).reshape(
+                tensor.shape
+            )
 
         def change(call: Any) -> Any:
             return map_tensors(call, First(replaced))
