@@ -48,8 +48,8 @@ def add_to(commands: Commands) -> None:
         nargs="+",
         default=list(DEFAULT_NODES),
         metavar="KIND[=PATTERN]",
-        help="heads, attention, mlp, residual, experts, neurons; with a regular expression of the paths of "
-        "their layers where these have unusual names (default: %(default)s)",
+        help="heads, attention, mlp, residual, experts, neurons; with a regular expression of the "
+        "paths of their layers where these have unusual names (default: %(default)s)",
     )
     parser.add_argument(
         "--number", type=int, metavar="N", help="pairs of each file, a random choice (default: all)"
