@@ -15,7 +15,7 @@ from captum_lrpx.components.nodes import nodes_of, question_of
 from captum_lrpx.components.runs import Patch, Runs
 from captum_lrpx.metrics.replacement import check_count
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.recipes import LRP_MIRRORED_GATE, Recipe
+from captum_lrpx.recipes import LRP_UNIFORM_GATE, Recipe
 from captum_lrpx.training import warn_if_training
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ class RelevancePatching(_Patching):
     node, where the coefficient is the gradient at the node, modified by the rules of a recipe. Two
     forward passes and one backward pass give all nodes of all layers.
 
-    With the uniform gate it is RelP (Jafari et al. 2025, https://arxiv.org/abs/2508.21258), with
+    With the default rules it is RelP (Jafari et al. 2025, https://arxiv.org/abs/2508.21258), with
     :data:`~captum_lrpx.GRADIENT` attribution patching (Nanda 2023; Syed et al. 2023).
     """
 
-    default_recipe: ClassVar[Recipe] = LRP_MIRRORED_GATE
+    default_recipe: ClassVar[Recipe] = LRP_UNIFORM_GATE
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class RelevancePatching(_Patching):
                 Default: found in ``forward_func``.
             heads (int, optional): Number of heads. Default: that of the attention around the layer,
                 or of the model's config
-            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_MIRRORED_GATE`
+            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_UNIFORM_GATE`
             strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
                 rule on the way from the layers to the output. Default: True
 
