@@ -19,11 +19,31 @@ from captum_lrpx.attr import (
 )
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.compare import Comparison, compare
+from captum_lrpx.components import (
+    ActivationPatching,
+    ConceptRelevance,
+    MetaAttributions,
+    ReferenceIndex,
+    RelevanceFlow,
+    RelevanceGraph,
+    RelevancePatching,
+    build_references,
+    meta_attributions,
+    prune,
+    steer,
+)
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.propagation import propagation
-from captum_lrpx.recipes import ATTN_LRP, LRP, LRP_UNIFORM_GATE, Recipe
+from captum_lrpx.recipes import (
+    ATTN_LRP,
+    GRADIENT,
+    LRP,
+    LRP_MIRRORED_GATE,
+    LRP_UNIFORM_GATE,
+    Recipe,
+)
 from captum_lrpx.targets import (
     AnswerLogits,
     ClassDifference,
@@ -44,15 +64,19 @@ from captum_lrpx.targets import (
 
 __all__ = [
     "ATTN_LRP",
+    "GRADIENT",
     "LRP",
+    "LRP_MIRRORED_GATE",
     "LRP_UNIFORM_GATE",
     "ALTILogit",
+    "ActivationPatching",
     "AnswerLogits",
     "AttentionRollout",
     "AttnLRPx",
     "ClassDifference",
     "ClassLogits",
     "Comparison",
+    "ConceptRelevance",
     "DecoderLogits",
     "Explanation",
     "LLMRelevance",
@@ -63,6 +87,7 @@ __all__ = [
     "Ledger",
     "LogProbabilities",
     "LogitDifference",
+    "MetaAttributions",
     "NeuronAttnLRPx",
     "NeuronLRPx",
     "OutputFunction",
@@ -70,16 +95,24 @@ __all__ = [
     "Probabilities",
     "RandomAttribution",
     "Recipe",
+    "ReferenceIndex",
+    "RelevanceFlow",
+    "RelevanceGraph",
+    "RelevancePatching",
     "Target",
     "Token",
     "TokenLogits",
     "TokenSum",
     "__version__",
     "ask_batch",
+    "build_references",
     "compare",
     "explain",
     "last_token",
     "ledger",
+    "meta_attributions",
     "propagation",
+    "prune",
+    "steer",
     "zoo",
 ]

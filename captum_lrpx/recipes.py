@@ -7,7 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from captum_lrpx.rules import (
+    ActivationGradient,
     ActivationRule,
+    AttentionGradient,
     AttentionRule,
     ConstantWeights,
     Epsilon,
@@ -15,7 +17,9 @@ from captum_lrpx.rules import (
     GateRule,
     Identity,
     LinearRule,
+    NormGradient,
     NormRule,
+    ProductGradient,
     Rule,
     SignalTakeAll,
     Uniform,
@@ -25,7 +29,9 @@ from captum_lrpx.rules import (
 __all__ = [
     "ATTN_LRP",
     "ATTN_LRP_SIGNAL_GATE",
+    "GRADIENT",
     "LRP",
+    "LRP_MIRRORED_GATE",
     "LRP_UNIFORM_GATE",
     "NAMED_RECIPES",
     "Override",
@@ -128,6 +134,14 @@ ATTN_LRP = replace(LRP, name="attnlrp", attention=UniformAttention(), gate=Unifo
 
 ATTN_LRP_SIGNAL_GATE = replace(ATTN_LRP, name="attnlrp-signal-gate", gate=SignalTakeAll())
 """AttnLRP's attention with LRP's gate, the fourth combination of the two rules that differ."""
+
+LRP_MIRRORED_GATE = replace(LRP, name="lrp-mirrored-gate", gate=SignalTakeAll("activation"))
+"""LRP with the other conserving choice at gates: the activation is the signal, ``up`` constant."""
+
+GRADIENT = Recipe(
+    "gradient", NormGradient(), ActivationGradient(), AttentionGradient(), ProductGradient()
+)
+"""No rule: the ordinary gradient, to compare with."""
 
 NAMED_RECIPES = {
     recipe.name: recipe for recipe in (LRP, LRP_UNIFORM_GATE, ATTN_LRP, ATTN_LRP_SIGNAL_GATE)

@@ -1,5 +1,6 @@
 """Configuration of the documentation: ``python -m sphinx -W -b html docs docs/_build/html``."""
 
+from importlib.util import find_spec
 from typing import cast
 
 from docutils import nodes
@@ -48,7 +49,8 @@ napoleon_use_rtype = False
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
-    "filename_pattern": r"\.py$",
+    # The example of interactions is shown without its results where shapiq is not installed.
+    "filename_pattern": r"\.py$" if find_spec("shapiq") else r"(?<!interactions)\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "capture_repr": ("_repr_html_",),

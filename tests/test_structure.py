@@ -47,6 +47,7 @@ ORDER = [
     ["conservation"],
     ["methods", "metrics"],
     ["sva"],
+    ["components", "plugins"],
     ["zoo", "compare", "certification"],
     ["loading", "explainer"],
     ["cli"],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Captured", "captured", "embedding_with_gradients", "uncaptured"]
+__all__ = ["Captured", "captured", "embedding_with_gradients", "map_tensors", "uncaptured"]
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
 """Layer -> the tensors that it took or gave: the first floating one and those alike."""
@@ -56,13 +56,13 @@ def captured(
 
     def after(module: nn.Module, _: Any, output: Any) -> Any:
         caught = _Caught()
-        replaced = _map_tensors(output, caught)
+        replaced = map_tensors(output, caught)
         keep(module, caught)
         return replaced
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
         caught = _Caught()
-        replaced = _map_tensors((args, kwargs), caught)
+        replaced = map_tensors((args, kwargs), caught)
         keep(module, caught)
         return replaced
 
@@ -152,17 +152,17 @@ class _Caught:
             return tensor.clone()
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with every tensor replaced, in order."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):  # transformers' outputs are mappings of a class of their own
         mapped = copy.copy(value)
         for key, item in value.items():
-            mapped[key] = _map_tensors(item, function)  # type: ignore[index]
+            mapped[key] = map_tensors(item, function)  # type: ignore[index]
         return mapped
     if isinstance(value, (tuple, list)):
-        items = [_map_tensors(item, function) for item in value]
+        items = [map_tensors(item, function) for item in value]
         named = hasattr(value, "_fields")
         return type(value)(*items) if named else type(value)(items)
     return value

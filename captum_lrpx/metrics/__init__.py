@@ -4,6 +4,7 @@ Against a ground truth: :mod:`captum_lrpx.metrics.ground_truth`. Against the mod
 :mod:`captum_lrpx.metrics.faithfulness`.
 """
 
+from captum_lrpx.metrics.agreement import Agreement, agreement
 from captum_lrpx.metrics.correlation import pearson, spearman
 from captum_lrpx.metrics.faithfulness import (
     Alignment,
@@ -24,9 +25,11 @@ from captum_lrpx.metrics.ground_truth import (
 from captum_lrpx.metrics.tokens import token_relevances
 
 __all__ = [
+    "Agreement",
     "Alignment",
     "PerturbationCurve",
     "abpc",
+    "agreement",
     "ground_truth_metric",
     "leave_one_out",
     "leave_one_out_alignment",

@@ -1,0 +1,24 @@
+"""Components: where in a model a prediction is made."""
+
+from captum_lrpx.components.concepts import Concept, ConceptRelevance, steer
+from captum_lrpx.components.flow_graph import RelevanceFlow, RelevanceGraph
+from captum_lrpx.components.interactions import MetaAttributions, meta_attributions
+from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
+from captum_lrpx.components.pruning import prune
+from captum_lrpx.components.references import ReferenceIndex, ReferenceSample, build_references
+
+__all__ = [
+    "ActivationPatching",
+    "Concept",
+    "ConceptRelevance",
+    "MetaAttributions",
+    "ReferenceIndex",
+    "ReferenceSample",
+    "RelevanceFlow",
+    "RelevanceGraph",
+    "RelevancePatching",
+    "build_references",
+    "meta_attributions",
+    "prune",
+    "steer",
+]

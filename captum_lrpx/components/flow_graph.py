@@ -1,0 +1,368 @@
+"""The way of relevance through a model as a graph: positions of layers, and what flows between."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.keywords import entry_point
+from captum_lrpx.attr.protocol import require_gradients, tensors_of
+from captum_lrpx.components.layers import LayerRules
+from captum_lrpx.files import write_text
+from captum_lrpx.recipes import ATTN_LRP, Recipe
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from captum_lrpx._captum import TargetType
+
+__all__ = ["RelevanceFlow", "RelevanceGraph"]
+
+
+@dataclass(frozen=True)
+class RelevanceGraph:
+    """Relevance of each position in each layer, and how it flows from one layer to the next.
+
+    Attributes:
+        nodes: ``[L, T]``, in the order of the layers, the first one nearest to the inputs.
+        edges: ``[L - 1, T, T]``: in row t and column s of number l what position t of layer l + 1
+            has from position s of layer l.
+        value: The explained value.
+    """
+
+    nodes: Tensor
+    edges: Tensor
+    value: float
+
+    def to_dict(
+        self,
+        ids: Tensor,
+        tokens: Sequence[str],
+        target: int,
+        *,
+        target_text: str = "",
+        probability: float = 0.0,
+        name: str = "relevance",
+        model: str = "model",
+        least: float = 0.0,
+    ) -> dict[str, Any]:
+        """The graph in the schema of attribution graphs that circuit-tracer and Neuronpedia read.
+
+        The first layer stands for the tokens; all others are nodes of their own.
+
+        Args:
+            ids: Token ids ``[T]``.
+            tokens: The tokens as they are shown.
+            target: Id of the explained token; its node is at the last position.
+            target_text: The token as it is shown.
+            probability: Its probability.
+            name: Name of the graph (its "slug").
+            model: Name of the model (its "scan").
+            least: Edges below this share of the largest are left out.
+
+        Raises:
+            ValueError: If the numbers of ids, tokens and positions differ.
+        """
+        count = self.nodes.shape[1]
+        if not len(ids) == len(tokens) == count:
+            raise ValueError(
+                f"There are {len(ids)} ids and {len(tokens)} tokens for {count} positions."
+            )
+        names = [[f"E_{int(token)}_{place}" for place, token in enumerate(ids)]]
+        names += [
+            [f"{layer}_0_{place}" for place in range(count)] for layer in range(len(self.edges))
+        ]
+        goal = f"{len(self.edges) + 1}_{target}_{count - 1}"
+        shares = self.nodes.abs() / self.nodes.abs().sum(1, keepdim=True).clamp(min=1e-30)
+        nodes = [
+            _node(
+                names[layer][place],
+                layer="E" if layer == 0 else str(layer - 1),
+                feature=place if layer == 0 else (layer - 1) * layer // 2,
+                place=place,
+                kind="embedding" if layer == 0 else "cross layer transcoder",
+                clerp=tokens[place] if layer == 0 else f"layer {layer}, {tokens[place]}",
+                influence=float(shares[layer, place]),
+                activation=float(self.nodes[layer, place]),
+            )
+            for layer in range(len(names))
+            for place in range(count)
+        ]
+        nodes.append(
+            _node(
+                goal,
+                layer=str(len(self.edges) + 1),
+                feature=target,
+                place=count - 1,
+                kind="logit",
+                clerp=f'Output "{target_text}" (p={probability:.3f})',
+                token_prob=probability,
+                is_target_logit=True,
+            )
+        )
+        links = [
+            {"source": names[layer][source], "target": names[layer + 1][place], "weight": weight}
+            for layer, weights in enumerate(self.edges.tolist())
+            for place, row in enumerate(weights)
+            for source, weight in enumerate(row)
+        ]
+        links += [
+            {"source": source, "target": goal, "weight": weight}
+            for source, weight in zip(names[-1], self.nodes[-1].tolist(), strict=True)
+        ]
+        largest = max((abs(link["weight"]) for link in links), default=0.0)
+        return {
+            "metadata": {
+                "slug": name,
+                "scan": model,
+                "transcoder_list": [],
+                "prompt_tokens": list(tokens),
+                "prompt": "".join(tokens),
+                "node_threshold": None,
+                "schema_version": 1,
+            },
+            "qParams": {
+                "pinnedIds": [],
+                "supernodes": [],
+                "linkType": "both",
+                "clickedId": "",
+                "sg_pos": "",
+            },
+            "nodes": nodes,
+            "links": [
+                link for link in links if link["weight"] and abs(link["weight"]) >= least * largest
+            ],
+        }
+
+    def to_json(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """Write the graph as JSON in the schema of :meth:`to_dict`.
+
+        Args:
+            path: The file.
+            *args: Those of :meth:`to_dict`.
+            **options: The same.
+
+        Raises:
+            OSError: If the file cannot be written.
+            ValueError: As :meth:`to_dict`.
+        """
+        write_text(path, json.dumps(self.to_dict(*args, **options), indent=1) + "\n")
+
+    def plot(self, tokens: Sequence[str], *, least: float = 0.02) -> Any:
+        """Draw the graph: positions from left to right, layers from bottom to top.
+
+        Args:
+            tokens: The tokens as they are shown.
+            least: Edges below this share of the largest are left out.
+
+        Returns:
+            A figure of matplotlib.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If there is not a token for each position.
+        """
+        if len(tokens) != self.nodes.shape[1]:
+            raise ValueError(f"{len(tokens)} tokens do not name {self.nodes.shape[1]} positions.")
+        try:
+            plt = importlib.import_module("matplotlib.pyplot")
+        except ImportError as error:
+            raise ImportError(
+                "A picture of a graph needs matplotlib: `pip install captum-lrpx[plot]`."
+            ) from error
+        layers, count = self.nodes.shape
+        figure, axis = plt.subplots(
+            figsize=(1.5 + 0.8 * count, 1 + 0.6 * layers), layout="constrained"
+        )
+        largest = float(self.edges.abs().max()) if self.edges.numel() else 0.0
+        for layer, weights in enumerate(self.edges.tolist()):
+            for place, row in enumerate(weights):
+                for source, weight in enumerate(row):
+                    if weight and abs(weight) >= least * largest:
+                        strength = abs(weight) / largest
+                        axis.plot(
+                            [source, place],
+                            [layer, layer + 1],
+                            color="red" if weight > 0 else "blue",
+                            alpha=0.15 + 0.85 * strength,
+                            linewidth=0.3 + 4 * strength,
+                            zorder=1,
+                        )
+        limit = float(self.nodes.abs().max()) or 1.0
+        places = [(place, layer) for layer in range(layers) for place in range(count)]
+        axis.scatter(
+            *zip(*places, strict=True),
+            c=self.nodes.flatten().tolist(),
+            cmap="bwr",
+            vmin=-limit,
+            vmax=limit,
+            edgecolors="gray",
+            zorder=2,
+        )
+        axis.set_xticks(range(count), tokens, rotation=45, ha="right")
+        axis.set_yticks(range(layers))
+        axis.set_ylabel("layer")
+        return figure
+
+
+class RelevanceFlow(LayerRules, LayerAttribution):
+    r"""How relevance flows from layer to layer, position by position.
+
+    The relevance of a position in a layer is that of :class:`~captum_lrpx.LayerLRPx`. Each position
+    hands it on to the positions of the layer before, by the same rules: one backward pass between
+    two layers for each position. Where all ways lead through the layers (the residual stream after
+    each block), and the rules conserve, what a position hands on is what it has.
+    """
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: Sequence[nn.Module],
+        *,
+        model: nn.Module | None = None,
+        recipe: Recipe | None = None,
+        strict: bool = True,
+    ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layers (list of torch.nn.Module): Layers in the order in which they run, the token
+                embedding first: ``[embedding, *blocks]``.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            recipe (Recipe, optional): The rules. Default: those of AttnLRP
+            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+                rule. Default: True
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
+        LayerAttribution.__init__(self, forward_func, list(layers))
+        self.set_layers(forward_func, list(layers), model, recipe, strict=strict)
+
+    @entry_point
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+    ) -> RelevanceGraph:
+        r"""The graph of one text.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, of one row.
+            target (int, tuple, Tensor, or list, optional): What of the output is explained.
+                Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the inputs.
+                Default: None
+
+        Returns:
+            *RelevanceGraph*: Nodes and edges.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: If there are several rows, a layer does not run, or layers have no
+                positions in common.
+            RuntimeError: Under ``torch.inference_mode``.
+
+        Examples::
+
+            >>> layers = [model.get_input_embeddings(), *model.model.layers]
+            >>> graph = RelevanceFlow(model, layers).attribute(ids, target=(-1, are))
+            >>> graph.nodes[-1], graph.edges[0]  # [T], [T, T]
+        """
+        require_gradients()
+        tensors = tensors_of(inputs)
+        if len(tensors[0]) != 1:
+            raise ValueError(
+                f"A graph is of one text, but the inputs have {len(tensors[0])} rows: call it for "
+                "each."
+            )
+        with forward_pass(
+            self, tensors, additional_forward_args, targets=[target], layers=self.modules
+        ) as passed:
+            values = self.rows_of(passed.layers, 1)
+            shapes = {tuple(value.shape[:2]) for value in values}
+            if len(shapes) > 1 or values[0].ndim < 3:
+                raise ValueError(
+                    "The layers have no positions in common, but "
+                    f"{', '.join(str(list(value.shape)) for value in values)}: give layers of "
+                    "hidden states [1, T, D]."
+                )
+            explained = _captum.select_targets(passed.output, target).reshape(())
+            sources = [passed.layers[layer][0] for layer in self.modules]
+            passed.explain(explained, sources)
+            slopes = torch.autograd.grad(
+                explained, sources, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            pairs = list(pairwise(range(len(sources))))
+            edges = [_flow(sources[low], sources[high], slopes[high]) for low, high in pairs]
+            nodes = [
+                (value * slope).flatten(2).sum(-1)[0]
+                for value, slope in zip(values, slopes, strict=True)
+            ]
+        count = values[0].shape[1]
+        return RelevanceGraph(
+            torch.stack(nodes).detach(),
+            torch.stack(edges) if edges else torch.zeros(0, count, count),
+            float(explained.detach()),
+        )
+
+
+def _flow(low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
+    """What each position of a layer has from each position of the layer before, ``[T, T]``."""
+    rows = []
+    for place in range(high.shape[1]):
+        seed = torch.zeros_like(slope)
+        seed[:, place] = slope[:, place]
+        (found,) = torch.autograd.grad(
+            high, low, seed, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append((low.detach() * found).flatten(2).sum(-1)[0])
+    return torch.stack(rows)
+
+
+def _node(
+    name: str,
+    *,
+    layer: str,
+    feature: int,
+    place: int,
+    kind: str,
+    clerp: str,
+    influence: float | None = None,
+    activation: float | None = None,
+    token_prob: float = 0.0,
+    is_target_logit: bool = False,
+) -> dict[str, Any]:
+    """A node with the fields of the schema."""
+    return {
+        "node_id": name,
+        "feature": feature,
+        "layer": layer,
+        "ctx_idx": place,
+        "feature_type": kind,
+        "token_prob": token_prob,
+        "is_target_logit": is_target_logit,
+        "run_idx": 0,
+        "reverse_ctx_idx": 0,
+        "jsNodeId": name,
+        "clerp": clerp,
+        "influence": influence,
+        "activation": activation,
+    }

@@ -1,0 +1,200 @@
+"""Interactions: how the tokens of a text influence each other's attributions."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from captum_lrpx import _captum
+from captum_lrpx.metrics.replacement import Replacement, check_count, relevances_of
+
+if TYPE_CHECKING:
+    from captum.attr import Attribution
+
+    from captum_lrpx._captum import TargetType
+
+__all__ = ["MetaAttributions", "meta_attributions"]
+
+Approximator = Literal["kernel", "permutation"]
+"""How Shapley values are estimated."""
+
+_CLASSES: Final = {"kernel": "KernelSHAP", "permutation": "PermutationSamplingSV"}
+_EXACT_UP_TO: Final = 10
+"""Players whose coalitions are all asked about where no budget is given."""
+
+
+@dataclass(frozen=True)
+class MetaAttributions:
+    """How much each token influences the attribution of each token.
+
+    Attributes:
+        values: ``[T, T]``: in row i and column j what token j contributes to the attribution of
+            token i. Columns of tokens that always stay are 0.
+        attributions: Attribution of each token of the whole text ``[T]``.
+        baseline: The same where every token that may go is replaced ``[T]``.
+        explanations: Number of texts that were explained.
+        exact: Whether all coalitions were among them.
+    """
+
+    values: Tensor
+    attributions: Tensor
+    baseline: Tensor
+    explanations: int
+    exact: bool
+
+    @property
+    def error(self) -> Tensor:
+        """What the rows lack of ``attributions - baseline``, their sum by efficiency ``[T]``."""
+        return self.attributions - self.baseline - self.values.sum(1)
+
+
+def meta_attributions(
+    method: Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    baselines: Tensor | float | None = None,
+    target: TargetType = None,
+    additional_forward_args: object | None = None,
+    *,
+    mask: Tensor | None = None,
+    budget: int | None = None,
+    approximator: Approximator = "kernel",
+    seed: int = 0,
+    examples_per_eval: int = 16,
+) -> MetaAttributions:
+    """The influence of every token on the attribution of every token, as Shapley values.
+
+    For each token i there is a game (Fumagalli et al. 2026, "The Metagame of Interpretability",
+    https://arxiv.org/abs/2605.06295): players are the tokens, and a coalition is worth the
+    attribution of i where all other tokens are replaced by a baseline. The Shapley value of player
+    j is the influence of j on the attribution of i. All games ask about the same texts. Needs the
+    package ``shapiq``.
+
+    Args:
+        method: An attribution of inputs, as :class:`~captum_lrpx.LRPx`, or any of Captum's.
+        inputs: Token ids ``[1, T]`` or embeddings ``[1, T, D]`` of one text.
+        baselines: What replaces a token: an id, an embedding ``[D]``, or a tensor that can be
+            broadcast to the inputs. Default: zero for embeddings; ids have no default
+        target: As for the method.
+        additional_forward_args: As for the method; tensors with a dimension have one row.
+        mask: ``[1, T]``, False for tokens that always stay, and are no players.
+        budget: How many coalitions are asked about, at most. Default: all for up to 10 players,
+            else 1024
+        approximator: ``"kernel"``, weighted regression on coalitions drawn with their complements;
+            or ``"permutation"``, means over random orders.
+        seed: Of the draws.
+        examples_per_eval: How many texts are explained at once.
+
+    Returns:
+        The influences, with the number of explanations that they cost.
+
+    Raises:
+        ImportError: If shapiq is not installed.
+        AssertionError: If a shape or type does not fit.
+        ValueError: If there are several texts, ids have no baseline, or an option is out of range.
+
+    Examples::
+
+        >>> meta = meta_attributions(AttnLRPx(forward), embeddings, additional_forward_args=args)
+        >>> meta.values[subject, attractor], meta.explanations
+    """
+    shapiq = _shapiq()
+    if approximator not in get_args(Approximator):
+        raise ValueError(f"`approximator` is 'kernel' or 'permutation', not {approximator!r}.")
+    check_count(examples_per_eval, "examples_per_eval")
+    game = _Game(
+        method,
+        Replacement.of(
+            "meta_attributions",
+            method.forward_func,
+            inputs,
+            baselines,
+            additional_forward_args,
+            target,
+            mask,
+        ),
+        examples_per_eval,
+    )
+    players = len(game.players)
+    if budget is None:
+        budget = 2 ** min(players, _EXACT_UP_TO)
+    exact = check_count(budget, "budget") >= 2**players
+    if not exact and budget < players + 2:
+        raise ValueError(
+            f"`budget` is {budget}, but {players} tokens need {players + 2} coalitions at least."
+        )
+    values = torch.zeros(game.tokens, game.tokens, dtype=torch.float64)
+    # Both are asked about first, so that the others can be compared with them.
+    ends = game.ask(torch.tensor([[True] * players, [False] * players]))
+    for token in range(game.tokens if players else 0):
+
+        def worth(coalitions: Any, token: int = token) -> Any:
+            found = game.ask(torch.from_numpy(coalitions).reshape(-1, players).bool())
+            return found[:, token].numpy()
+
+        if exact:
+            shapley = shapiq.ExactComputer(worth, players)("SV", 1)
+        else:
+            cls = getattr(importlib.import_module("shapiq.approximator"), _CLASSES[approximator])
+            options = {"pairing_trick": True} if approximator == "kernel" else {}
+            shapley = cls(players, random_state=seed, **options).approximate(budget, worth)
+        for place, player in enumerate(game.players):
+            values[token, player] = float(shapley[(place,)])
+    return MetaAttributions(values, ends[0], ends[1], len(game.known), exact)
+
+
+class _Game:
+    """The attributions of all tokens for coalitions of some, each asked for once."""
+
+    def __init__(self, method: Attribution, given: Replacement, at_once: int) -> None:
+        if len(given.inputs) != 1:
+            raise ValueError(
+                f"Meta-attributions are of one text, [1, T], but there are {len(given.inputs)}: "
+                "call it for each."
+            )
+        self._method = method
+        self._given = given
+        self._at_once = at_once
+        self.tokens = given.inputs.shape[1]
+        self.players = given.counted[0].nonzero().squeeze(1).tolist()
+        self.known: dict[bytes, Tensor] = {}
+
+    def ask(self, coalitions: Tensor) -> Tensor:
+        """Attributions ``[N, T]`` for coalitions ``[N, players]``."""
+        keys = [bytes(row) for row in coalitions.to(torch.uint8).tolist()]
+        new = {key: row for key, row in zip(keys, coalitions, strict=True) if key not in self.known}
+        for start in range(0, len(new), self._at_once):
+            some = list(new)[start : start + self._at_once]
+            found = self._attributions(torch.stack([new[key] for key in some]))
+            self.known.update(zip(some, found, strict=True))
+        return torch.stack([self.known[key] for key in keys])
+
+    def _attributions(self, coalitions: Tensor) -> Tensor:
+        given, count = self._given, len(coalitions)
+        gone = torch.zeros(count, self.tokens, dtype=torch.bool)
+        gone[:, self.players] = ~coalitions
+        gone = gone.to(given.inputs.device)
+        texts = torch.where(
+            gone.unsqueeze(-1) if given.inputs.ndim == 3 else gone, given.baseline, given.inputs
+        )
+        args = _captum.format_additional_forward_args(given.additional_forward_args)
+        keywords: dict[str, Any] = {"target": _captum.expand_target(given.target, count)}
+        if args is not None:
+            keywords["additional_forward_args"] = _captum.expand_additional_forward_args(
+                args, count
+            )
+        found = self._method.attribute(texts, **keywords)
+        return relevances_of(found, texts).detach().double().cpu()
+
+
+def _shapiq() -> Any:
+    try:
+        return importlib.import_module("shapiq")
+    except ImportError as error:
+        raise ImportError(
+            "Meta-attributions are Shapley values by the package shapiq, which is not installed: "
+            "`pip install captum-lrpx[shapiq]`."
+        ) from error

@@ -1,0 +1,172 @@
+"""Layers of a model, their tensors, and the coefficients of a prediction there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import captured
+from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
+from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.protocol import LRPRules
+from captum_lrpx.components.experts import calls_of, parts_of
+from captum_lrpx.components.nodes import by_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from captum_lrpx.recipes import Recipe
+
+__all__ = ["LayerRules"]
+
+
+class LayerRules(LRPRules):
+    """An attribution to layers of a model, by the rules of a recipe on its graph.
+
+    Attributes:
+        layers: The layer, or layers.
+    """
+
+    def set_layers(
+        self,
+        forward_func: Callable[..., Any],
+        layers: ModuleOrModuleList,
+        model: nn.Module | None,
+        recipe: Recipe | None,
+        *,
+        strict: bool,
+    ) -> None:
+        """Find the model, and check that the layers are some.
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
+        self.set_rules(forward_func, model, recipe, strict=strict, fast=False)
+        check_layers(self.model, layers)
+        self.layers = layers
+
+    def has_convergence_delta(self) -> bool:
+        """Whether the attributions sum to the explained value: these do not."""
+        return False
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The layers as a list."""
+        return [self.layers] if isinstance(self.layers, nn.Module) else list(self.layers)
+
+    def formatted(self, results: list[Tensor]) -> Any:
+        """A result for a layer, or a list for a list of layers."""
+        return results[0] if isinstance(self.layers, nn.Module) else results
+
+    def values(
+        self,
+        inputs: tuple[Tensor, ...],
+        arguments: object | None,
+        *,
+        at_input: bool,
+        experts: bool = False,
+    ) -> list[Tensor]:
+        """The tensor of each layer ``[B, ...]``, from a forward pass.
+
+        Args:
+            inputs: Inputs of the forward function.
+            arguments: What it takes after them.
+            at_input: Whether what the layers take is meant.
+            experts: Whether outputs are split into what each expert adds ``[B, T, E, D]``.
+
+        Raises:
+            ValueError: If a layer does not run, runs several times, or has no row per example.
+        """
+        check_inputs(self.model, self.forward_func, inputs)  # type: ignore[attr-defined]
+        forward = CheckedForward(self.forward_func, self.model)  # type: ignore[attr-defined]
+        args = _captum.format_additional_forward_args(arguments)
+        with (
+            torch.no_grad(),
+            calls_of(self.modules if experts else ()) as calls,
+            captured(self.modules, at_input=at_input) as found,
+        ):
+            _captum.run_forward(forward, inputs, None, args)
+        values = self.rows_of(found, len(inputs[0]))
+        return self._by_expert(values, calls) if experts else values
+
+    def coefficients(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        arguments: object | None,
+        *,
+        at_input: bool,
+        experts: bool = False,
+        check: Callable[[list[Tensor]], object] = lambda _: None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensor of each layer, and the gradient of the explained value there by the rules.
+
+        Args:
+            inputs: Inputs of the forward function.
+            target: What of the output is explained.
+            arguments: What the function takes after the inputs.
+            at_input: Whether what the layers take is meant.
+            experts: Whether outputs are split into what each expert adds ``[B, T, E, D]``.
+            check: Raises an error for tensors that do not fit, before the backward pass.
+
+        Returns:
+            Values and coefficients, each ``[B, ...]``; zeros where the layer is constant.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: As :meth:`values`.
+        """
+        with (
+            calls_of(self.modules if experts else ()) as calls,
+            forward_pass(
+                self, inputs, arguments, targets=[target], layers=self.modules, at_input=at_input
+            ) as passed,
+        ):
+            values = self.rows_of(passed.layers, len(inputs[0]))
+            check(values)
+            explained = _captum.select_targets(passed.output, target)
+            self.finite(inputs, arguments).require(explained)
+            sources = [passed.layers[layer][0] for layer in self.modules]
+            passed.explain(explained, sources)
+            found = torch.autograd.grad(
+                torch.unbind(explained.reshape(-1)), sources, allow_unused=True
+            )
+        slopes = [
+            torch.zeros_like(value) if slope is None else slope.reshape(value.shape)
+            for value, slope in zip(values, found, strict=True)
+        ]
+        if experts:
+            values = self._by_expert(values, calls)
+            slopes = [
+                slope.unsqueeze(-2).expand_as(value)
+                for value, slope in zip(values, slopes, strict=True)
+            ]
+        return values, slopes
+
+    def _by_expert(self, values: list[Tensor], calls: dict[nn.Module, Any]) -> list[Tensor]:
+        return [
+            parts_of(layer, calls[layer], value)
+            for layer, value in zip(self.modules, values, strict=True)
+        ]
+
+    def rows_of(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
+        """The captured tensor of each layer, with a row for each example.
+
+        Args:
+            found: What was captured.
+            rows: Number of examples.
+
+        Raises:
+            ValueError: If a layer did not run, or has no such rows.
+        """
+        values = []
+        for layer in self.modules:
+            if not found.get(layer):
+                raise did_not_run(self.model, layer)
+            values.append(by_row(found[layer][0].detach(), rows, layer))
+        return values

@@ -1,0 +1,229 @@
+"""Nodes: the parts of a layer's tensor whose effect on a prediction is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import torch
+
+from captum_lrpx.attr.protocol import tensors_of
+from captum_lrpx.names import suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Ablation", "NodeKind", "Nodes", "Question", "by_row", "nodes_of", "question_of"]
+
+NodeKind = Literal["head", "token", "neuron", "output", "expert"]
+"""What counts as one node of a layer."""
+
+Ablation = Literal["zero", "mean"]
+"""What may replace the value of a node instead of that for corrupted inputs."""
+
+_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead")
+"""Attributes of configs and attention modules that hold the number of heads."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The way in which tensors ``[B, ...]`` of a layer fall apart into nodes.
+
+    Attributes:
+        kind: What counts as one node.
+        parts: Number of heads or experts; 1 for other kinds.
+    """
+
+    kind: NodeKind
+    parts: int = 1
+
+    def cut(self, values: Tensor) -> Tensor:
+        """The same numbers as ``[B, outer, N, inner]``, one node per index of the third dimension.
+
+        Args:
+            values: ``[B, ...]``; by experts ``[B, T, E, D]``.
+        """
+        rows = values.shape[0]
+        if self.kind == "token":
+            return values.reshape(rows, 1, values.shape[1], -1)
+        if self.kind == "output":
+            return values.reshape(rows, 1, 1, -1)
+        if self.kind == "neuron":
+            return values.reshape(rows, -1, values.shape[-1], 1)
+        inner = values.shape[-1] if self.kind == "expert" else values.shape[-1] // self.parts
+        return values.reshape(rows, -1, self.parts, inner)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of each node, ``[B, N]``; ``[B]`` if the whole output is one node."""
+        return self.shaped(self.cut(values).sum((1, 3)))
+
+    def shaped(self, numbers: Tensor) -> Tensor:
+        """One number per node ``[B, N]``, without the dimension of nodes where there is one."""
+        return numbers.squeeze(1) if self.kind == "output" else numbers
+
+    def replaced(self, values: Tensor, clean: Tensor, others: Tensor, nodes: Tensor) -> Tensor:
+        """Values with one node of each group of rows replaced.
+
+        Args:
+            values: ``[K * B, ...]``, groups of B rows.
+            clean: What the nodes are without that ``[B, ...]``.
+            others: What replaces them ``[B, ...]``.
+            nodes: The node of each group ``[K]``; -1 for a group that stays as it is.
+
+        Returns:
+            A new tensor of the shape of ``values``.
+        """
+        new = values.clone(memory_format=torch.contiguous_format)
+        rows = others.shape[0]
+        for group, node in enumerate(nodes.tolist()):
+            part = new[group * rows : (group + 1) * rows]
+            if node < 0:
+                continue
+            if self.kind == "expert":  # the output is the sum of what experts add
+                part += (others - clean)[..., node, :].to(new)
+            else:
+                self.cut(part)[:, :, node] = self.cut(others.to(new))[:, :, node]
+        return new
+
+
+def nodes_of(
+    kind: NodeKind, values: Tensor, layer: nn.Module, model: nn.Module, heads: int | None
+) -> Nodes:
+    """How the tensor of a layer is cut.
+
+    Args:
+        kind: What counts as one node.
+        values: The tensor ``[B, ...]``.
+        layer: The layer that takes or gives it.
+        model: The model that it is part of.
+        heads: Number of heads; None to read it from the model.
+
+    Raises:
+        ValueError: If the kind is unknown, or the tensor does not consist of such nodes.
+    """
+    name, shape = type(layer).__name__, list(values.shape)
+    if kind == "token" and values.ndim < 3:
+        raise ValueError(
+            f'by="token" needs a dimension of positions, [B, T, ...], but {name} has {shape}: '
+            'choose another layer, or by="output".'
+        )
+    if kind in ("neuron", "head") and values.ndim < 2:
+        raise ValueError(
+            f'by="{kind}" needs a dimension of features, [B, ..., D], but {name} has {shape}: '
+            'choose by="output".'
+        )
+    if kind == "expert":
+        return Nodes(kind, values.shape[-2])
+    if kind != "head":
+        return Nodes(kind)
+    number = _heads_of(model, layer) if heads is None else heads
+    if number is None:
+        raise ValueError(
+            f"Neither {type(model).__name__} nor the modules around its {name} say how many heads "
+            f"there are: give `heads=`, a divisor of {shape[-1]}."
+        )
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1 or shape[-1] % number:
+        raise ValueError(
+            f"{shape[-1]} features of {name} cannot be cut into {number} heads. Heads lie side by "
+            "side in what the output projection of attention takes: give that layer, and `heads=` "
+            "if its number of heads is not that of the model."
+        )
+    return Nodes(kind, number)
+
+
+class Question(NamedTuple):
+    """What is patched.
+
+    Attributes:
+        clean: Clean inputs.
+        corrupted: Corrupted inputs, or those that means are taken over; None without them.
+    """
+
+    clean: tuple[Tensor, ...]
+    corrupted: tuple[Tensor, ...] | None
+
+
+def question_of(inputs: Any, corrupted: Any, by: Any, ablation: Any) -> Question:
+    """Check what was asked, before anything runs.
+
+    Args:
+        inputs: Clean inputs.
+        corrupted: Corrupted inputs, or None.
+        by: What a node is.
+        ablation: What replaces nodes instead of corrupted values, or None.
+
+    Raises:
+        AssertionError: Captum's error for what is no tensor and no tuple of tensors.
+        ValueError: If a name is unknown, or the corrupted inputs are missing, superfluous or of
+            another shape.
+    """
+    kinds, ablations = get_args(NodeKind), get_args(Ablation)
+    if by not in kinds:
+        raise ValueError(f"`by` is one of {', '.join(map(repr, kinds))}, not {by!r}{_meant(by)}.")
+    if ablation is not None and ablation not in ablations:
+        raise ValueError(f"`ablation` is 'zero', 'mean' or None, not {ablation!r}.")
+    clean = tensors_of(inputs)
+    if corrupted is None:
+        if ablation is None:
+            raise ValueError(
+                "There is nothing to replace the nodes by: give `corrupted_inputs`, or "
+                "`ablation='zero'` or 'mean'."
+            )
+        return Question(clean, None)
+    if ablation == "zero":
+        raise ValueError("Nodes are replaced by zero: leave `corrupted_inputs` out.")
+    others = tensors_of(corrupted)
+    shapes = [[list(each.shape) for each in tensors] for tensors in (clean, others)]
+    if ablation is None and shapes[0] != shapes[1]:
+        raise ValueError(
+            f"The clean inputs have the shape {_listed(shapes[0])}, the corrupted inputs "
+            f"{_listed(shapes[1])}: they must match token by token. Reword one of the texts, or "
+            "give `ablation='mean'`, which takes corrupted inputs of any length."
+        )
+    return Question(clean, others)
+
+
+def by_row(values: Tensor, rows: int, layer: nn.Module) -> Tensor:
+    """The tensor of a layer with a row for each example.
+
+    Args:
+        values: ``[B, ...]``; or ``[B * T, D]``, as routers and experts have it.
+        rows: Number of examples B.
+        layer: The layer.
+
+    Returns:
+        ``[B, ...]``, or ``[B, T, D]``.
+
+    Raises:
+        ValueError: If it has no row for each example.
+    """
+    if values.ndim and len(values) == rows:
+        return values
+    if values.ndim == 2 and len(values) % rows == 0:
+        return values.reshape(rows, -1, values.shape[1])
+    raise ValueError(
+        f"{type(layer).__name__} has {list(values.shape)} for {rows} examples, not a row for each: "
+        "choose a layer whose first dimension is the batch."
+    )
+
+
+def _meant(name: Any) -> str:
+    return suggestion(name, get_args(NodeKind)) if isinstance(name, str) else ""
+
+
+def _listed(shapes: list[list[int]]) -> str:
+    return ", ".join(map(str, shapes))
+
+
+def _heads_of(model: nn.Module, layer: nn.Module) -> int | None:
+    """The number of heads that the closest module around a layer, or its config, has."""
+    path = next((path for path, module in model.named_modules() if module is layer), "")
+    names = path.split(".")
+    for end in range(len(names) - 1, -1, -1):
+        module = model.get_submodule(".".join(names[:end]))
+        for owner in (module, getattr(module, "config", None)):
+            for name in _HEADS:
+                found = getattr(owner, name, None)
+                if isinstance(found, int) and not isinstance(found, bool):
+                    return found
+    return None

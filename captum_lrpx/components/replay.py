@@ -1,0 +1,224 @@
+"""Running a forward function again from some layer on.
+
+What modules gave in a first run is kept, and stands in for them in later runs that differ from the
+first one only after these modules: they are not computed again. A module is left to run whenever
+its output might not be all that it does.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Replay"]
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout)
+_MISSING = object()
+
+
+@dataclass
+class _Call:
+    """What a module did in the first run.
+
+    Attributes:
+        output: A copy of what it returned; None if it cannot be left out.
+        end: Number of calls that had ended by then.
+        usable: Whether returning a copy of the output is all that the module does.
+    """
+
+    output: Any
+    end: int
+    usable: bool
+
+
+class Replay:
+    """Keeps what modules give in one run of a forward function, to go on from some layer later.
+
+    Kept are the outputs of the modules around the layers, and of those beside them: enough to leave
+    out all that ends before a layer.
+
+    Args:
+        model: The model.
+        layers: Layers at which later runs begin, all of which run exactly once.
+        at_input: Whether they begin with what a layer takes, instead of with what it gives.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], *, at_input: bool) -> None:
+        self._layers = layers
+        self._at_input = at_input
+        self._modules = _around(model, layers)
+        self._calls: dict[nn.Module, _Call] = {}
+        self._starts: dict[nn.Module, int] = {}
+        self._ended = 0
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep what modules give, within the ``with`` block."""
+        handles = []
+
+        def started(layer: nn.Module, *_: Any) -> None:
+            self._starts[layer] = self._ended
+
+        try:
+            for layer in self._layers:
+                if self._at_input:
+                    handles.append(layer.register_forward_pre_hook(started))
+                else:
+                    handles.append(layer.register_forward_hook(started))
+            with _instead({module: self._recorder(module) for module in self._modules}):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def resumed(self, layer: nn.Module) -> Iterator[None]:
+        """Leave out what ended before a layer, within the ``with`` block."""
+        start = self._starts[layer]
+        done = {
+            module: _again(call.output)
+            for module, call in self._calls.items()
+            if call.usable and call.end <= start
+        }
+        with _instead(done):
+            yield
+
+    def _recorder(self, module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+
+        def recorder(*args: Any, **kwargs: Any) -> Any:
+            again = module in self._calls
+            before = _State(module, [*args, *kwargs.values()])
+            output = forward(*args, **kwargs)
+            self._ended += 1
+            # After the last start nothing is left out in any run.
+            kept = not again and len(self._starts) < len(self._layers) and before.stands(output)
+            call = _Call(_copied(output) if kept else None, self._ended, kept)
+            self._calls[module] = call
+            return output
+
+        return recorder
+
+
+def _around(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that contain one of the layers, and the children of these."""
+    wanted = set(layers)
+    found: dict[nn.Module, None] = {}
+    for module in model.modules():
+        if module not in wanted and not wanted.isdisjoint(module.modules()):
+            found.update(dict.fromkeys([module, *module.children()]))
+    return [
+        module
+        for module in found
+        if module is not model
+        and not isinstance(module, (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule))
+    ]
+
+
+class _State:
+    """What a call of a module may change beside giving an output: its arguments, and itself."""
+
+    def __init__(self, module: nn.Module, arguments: list[Any]) -> None:
+        self._module = module
+        self._fixed = all(map(_is_fixed, arguments))
+        self._tensors = [each for each in _leaves(arguments) if isinstance(each, Tensor)]
+        self._versions = [_version(each) for each in self._tensors]
+        self._attributes = self._own() if self._fixed else []
+
+    def stands(self, output: Any) -> bool:
+        """Whether nothing has changed, and the output is new tensors in containers of their own."""
+        leaves = _leaves(output)
+        if not self._fixed or not all(isinstance(each, (Tensor, *_PLAIN)) for each in leaves):
+            return False
+        if [_version(each) for each in self._tensors] != self._versions:
+            return False
+        own = {each.untyped_storage().data_ptr() for each in self._tensors}
+        given = [each for each in leaves if isinstance(each, Tensor)]
+        if any(each.untyped_storage().data_ptr() in own for each in given):
+            return False  # what is later written into the output would be missing from the input
+        now = self._own()
+        return len(now) == len(self._attributes) and all(
+            one is other and size == before
+            for (one, size), (other, before) in zip(now, self._attributes, strict=True)
+        )
+
+    def _own(self) -> list[tuple[Any, int]]:
+        """All attributes of the module and of those in it, with what shows that one has changed."""
+        return [
+            (value, _size(value))
+            for module in self._module.modules()
+            for own in (vars(module), module._buffers)  # noqa: SLF001 - no public name
+            for name, value in own.items()
+            if name != "forward"
+        ]
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return _version(value)
+    return len(value) if isinstance(value, (list, dict, set)) else 0
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - no public name
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a module cannot leave something behind in an argument, but in tensors."""
+    if isinstance(value, tuple):
+        return all(map(_is_fixed, value))
+    return isinstance(value, (Tensor, *_PLAIN))
+
+
+def _leaves(value: Any) -> list[Any]:
+    return pytree.tree_leaves(value)
+
+
+def _copied(value: Any) -> Any:
+    return pytree.tree_map(
+        lambda each: each.detach().clone() if isinstance(each, Tensor) else each, value
+    )
+
+
+def _again(output: Any) -> Callable[..., Any]:
+    def given(*_args: Any, **_kwargs: Any) -> Any:
+        return _copied(output)  # a copy, for the model may write into it
+
+    return given
+
+
+@contextmanager
+def _instead(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Other forward functions for modules, for calls of this thread within the ``with`` block."""
+    thread = threading.get_ident()
+    before = {module: vars(module).get("forward", _MISSING) for module in forwards}
+
+    def here(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        own = module.forward
+
+        @functools.wraps(own)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return (forward if threading.get_ident() == thread else own)(*args, **kwargs)
+
+        return called
+
+    try:
+        for module, forward in forwards.items():
+            module.forward = here(module, forward)
+        yield
+    finally:
+        for module, own in before.items():
+            if own is _MISSING:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = own

@@ -1,0 +1,172 @@
+"""The runs of activation patching: several nodes in a batch, each run from its layer on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.capture import map_tensors
+from captum_lrpx.attr.checks import CheckedForward
+from captum_lrpx.attr.selection import check_target
+from captum_lrpx.components.changes import First, changed
+from captum_lrpx.components.nodes import Nodes, by_row
+from captum_lrpx.components.replay import Replay
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from captum_lrpx._captum import TargetType
+    from captum_lrpx.attr.protocol import LRPRules
+
+__all__ = ["Patch", "Runs"]
+
+
+class Patch(NamedTuple):
+    """What is patched in one layer.
+
+    Attributes:
+        layer: The layer.
+        nodes: How its tensor falls apart.
+        clean: The tensor ``[B, ...]`` for clean inputs.
+        other: What replaces it.
+        only: Indices of the nodes to measure; None for all.
+    """
+
+    layer: nn.Module
+    nodes: Nodes
+    clean: Tensor
+    other: Tensor
+    only: Tensor | None = None
+
+    def asked(self) -> Tensor:
+        """Which nodes are to be measured ``[N]``.
+
+        Raises:
+            IndexError: If an index is out of range.
+        """
+        count = self.nodes.cut(self.clean).shape[2]
+        if self.only is None:
+            return torch.ones(count, dtype=torch.bool, device=self.clean.device)
+        if len(self.only) and not 0 <= int(self.only.min()) <= int(self.only.max()) < count:
+            raise IndexError(f"`only` holds indices of nodes, from 0 to {count - 1} here.")
+        asked = torch.zeros(count, dtype=torch.bool, device=self.clean.device)
+        asked[self.only.to(asked.device)] = True
+        return asked
+
+    def differing(self) -> Tensor:
+        """Indices of the nodes to measure whose value changes in some row."""
+        differs = self.nodes.cut((self.clean != self.other).to(torch.uint8)).amax((0, 1, 3)) > 0
+        return (differs & self.asked()).nonzero().squeeze(1)
+
+    def measured(self, effects: Tensor) -> Tensor:
+        """Effects, NaN for nodes that were not to be measured."""
+        return effects if self.only is None else effects.masked_fill(~self.asked(), torch.nan)
+
+
+class Runs:
+    """Runs of a forward function with nodes of one layer replaced.
+
+    Args:
+        attribution: Forward function and model.
+        inputs: Clean inputs.
+        target: What of the output is explained.
+        arguments: What the forward function takes after the inputs.
+        at_input: Whether nodes are in what layers take.
+    """
+
+    def __init__(
+        self,
+        attribution: LRPRules,
+        inputs: tuple[Tensor, ...],
+        target: TargetType,
+        arguments: object | None,
+        *,
+        at_input: bool,
+    ) -> None:
+        self._model = attribution.model
+        self._forward = CheckedForward(attribution.forward_func, attribution.model)  # type: ignore[attr-defined]
+        self._finite = attribution.finite(inputs, arguments)
+        self._inputs = inputs
+        self._target = target
+        self._arguments = _captum.format_additional_forward_args(arguments)
+        self._at_input = at_input
+
+    @torch.no_grad()
+    def effects(self, patches: Sequence[Patch], at_once: int) -> list[Tensor]:
+        """What the explained value loses by each node.
+
+        Args:
+            patches: The layers, each with its nodes.
+            at_once: How many nodes are patched in one run, at most.
+
+        Returns:
+            For each layer ``[B, N]``, or ``[B]`` where its output is one node.
+        """
+        found: dict[int, Tensor] = {}
+        wanted = [patch.differing() for patch in patches]
+        sizes = [_size(len(nodes), at_once) for nodes in wanted]
+        for size in sorted(set(sizes)):
+            group = [number for number, each in enumerate(sizes) if each == size]
+            replay = Replay(
+                self._model, [patches[each].layer for each in group], at_input=self._at_input
+            )
+            # The same number of rows as later: what a row gives may depend on it in its last digit.
+            with replay.recorded():
+                before = self._explained(size)
+            self._finite.require(before[0])
+            for each in group:
+                found[each] = self._layer(patches[each], wanted[each], before, replay)
+        return [found[number] for number in range(len(patches))]
+
+    def _layer(self, patch: Patch, wanted: Tensor, before: Tensor, replay: Replay) -> Tensor:
+        size, rows = before.shape
+        count = patch.nodes.cut(patch.clean).shape[2]
+        effects = before.new_zeros(rows, count)
+        for nodes in torch.split(wanted, size):
+            chosen = torch.cat([nodes, nodes.new_full((size - len(nodes),), -1)])
+            with replay.resumed(patch.layer), self._patched(patch, chosen):
+                after = self._explained(size)
+            effects[:, nodes] = (before - after)[: len(nodes)].T
+        return patch.nodes.shaped(effects)
+
+    def _explained(self, size: int) -> Tensor:
+        """The explained value of each row in each of several copies of the batch, ``[K, B]``."""
+        rows = len(self._inputs[0])
+        inputs = tuple(each.repeat(size, *[1] * (each.ndim - 1)) for each in self._inputs)
+        args = _captum.expand_additional_forward_args(self._arguments, size)
+        output: Any = _captum.run_forward(self._forward, inputs, None, args)
+        if not isinstance(output, Tensor) or not output.ndim or len(output) != size * rows:
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"The forward function returns {shape} for {size * rows} rows, not one or more "
+                "numbers for each: return a tensor [B] or [B, ...]."
+            )
+        target = _captum.expand_target(self._target, size)
+        check_target(output, target)
+        explained: Tensor = _captum.select_targets(output, target)
+        return explained.reshape(size, rows)
+
+    def _patched(self, patch: Patch, chosen: Tensor) -> AbstractContextManager[None]:
+        """One node of each copy of the batch replaced, in runs within the ``with`` block."""
+        rows = len(chosen) * len(self._inputs[0])
+
+        def replaced(tensor: Tensor) -> Tensor:
+            values = by_row(tensor, rows, patch.layer)
+            return patch.nodes.replaced(values, patch.clean, patch.other, chosen).reshape(
+                tensor.shape
+            )
+
+        def change(call: Any) -> Any:
+            return map_tensors(call, First(replaced))
+
+        return changed(patch.layer, change, at_input=self._at_input)
+
+
+def _size(count: int, at_once: int) -> int:
+    """Nodes per run, so that runs are of one size with little left over."""
+    return math.ceil(count / math.ceil(count / at_once)) if count else 1

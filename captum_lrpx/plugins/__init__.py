@@ -1,0 +1,1 @@
+"""The methods of this package inside of other libraries, each imported by its user only."""
