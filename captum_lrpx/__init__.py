@@ -21,9 +21,10 @@ from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.compare import Comparison, compare
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
-from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation import Explanation, Segment, Segments
 from captum_lrpx.propagation import propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, LRP_UNIFORM_GATE, Recipe
+from captum_lrpx.segments import Region
 from captum_lrpx.targets import (
     AnswerLogits,
     ClassDifference,
@@ -68,6 +69,9 @@ __all__ = [
     "Probabilities",
     "RandomAttribution",
     "Recipe",
+    "Region",
+    "Segment",
+    "Segments",
     "Target",
     "Token",
     "TokenLogits",

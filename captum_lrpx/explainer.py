@@ -117,5 +117,6 @@ def explain(
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
         template=encoding.template,
         standings=places,
+        regions=encoding.regions or None,
     )
     return certified(explanation, subject, recipe) if certify else explanation

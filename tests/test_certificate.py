@@ -214,10 +214,13 @@ def edits(value):
 def test_every_edit_is_noticed(stored):
     record = json.loads(stored)
     assert Explanation.from_json(json.dumps(record, indent=3)).certificate.holds
-    for name in record.keys() - {"format", "certificate", "revision", "template", "standings"}:
+    optional = {"revision", "template", "standings", "regions"}
+    for name in record.keys() - optional - {"format", "certificate"}:
         with pytest.raises(ValueError, match="not the one that was certified"):
             Explanation.from_json(json.dumps(record | {name: edits(record[name])}))
-    for change in ({"revision": "abc"}, {"template": [False] * len(record["tokens"])}):
+    template = [False] * len(record["tokens"])
+    regions = [["document", "keys", 0, 8]]
+    for change in ({"revision": "abc"}, {"template": template}, {"regions": regions}):
         with pytest.raises(ValueError, match="not the one that was certified"):
             Explanation.from_json(json.dumps(record | change))
 

@@ -30,6 +30,7 @@ ORDER = [
         "words",
         "visualization",
     ],
+    ["segments"],
     ["sites", "architectures"],
     ["rules"],
     ["recipes", "binding"],

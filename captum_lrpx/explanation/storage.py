@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
+from captum_lrpx.segments import Region
 from captum_lrpx.targets import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
+
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["fields_of", "import_pandas", "load", "record_of", "save", "strings_of"]
+__all__ = ["fields_of", "frame_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
-VERSION = 4
-"""Of all formats, as in ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
+VERSION = 5
+"""Of all formats, as in ``captum_lrpx.explanation/5`` and ``captum_lrpx.comparison/5``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
-certificate; version 3 had no ranks and probabilities, and nothing about a chat template.
+certificate; version 3 had no ranks and probabilities, and nothing about a chat template;
+version 4 had no turns and documents.
 """
 
 _FORMAT = re.compile(r"captum_lrpx\.(\w+)/(\d+)")
@@ -35,7 +39,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "revision"), (str, _NONE)),
     **dict.fromkeys(("tokens", "ids", "offsets", "special", "relevances"), (list, tuple)),
     **dict.fromkeys(("versions", "options"), (dict,)),
-    **dict.fromkeys(("template", "standings"), (list, tuple, _NONE)),
+    **dict.fromkeys(("template", "standings", "regions"), (list, tuple, _NONE)),
     "position": (int, _NONE),
     "convergence_delta": (int, float, _NONE),
 }
@@ -70,6 +74,8 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
         record["template"] = tuple(bool(item) for item in record["template"])
     if record.get("standings") is not None:
         record["standings"] = tuple(_standing_of(item) for item in record["standings"])
+    if record.get("regions") is not None:
+        record["regions"] = tuple(_region_of(*item) for item in record["regions"])
     record["value"] = float(record["value"])
     record["certificate"] = certificate_of(record.get("certificate"))
     return record
@@ -81,6 +87,12 @@ def _standing_of(record: dict[str, Any]) -> Standing:
         if type(getattr(standing, name)) is not kind:
             raise TypeError(f"a standing has {name!r} as {type(getattr(standing, name)).__name__}")
     return standing
+
+
+def _region_of(kind: Any, name: Any, start: Any, end: Any) -> Region:
+    if type(kind) is not str or type(name) is not str:
+        raise TypeError("a region has no name")
+    return Region(kind, name, int(start), int(end))
 
 
 def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -154,6 +166,26 @@ def _check(kind: str, name: object) -> None:
             f"its format {name!r} is newer than this version of captum_lrpx, which reads up to "
             f"{VERSION}: upgrade the package"
         )
+
+
+def frame_of(explanation: Explanation) -> pd.DataFrame:
+    """An explanation as a data frame; see :meth:`captum_lrpx.Explanation.to_pandas`."""
+    columns = {
+        "token": explanation.labels,
+        "relevance": explanation.relevances,
+        "start": [start for start, _ in explanation.offsets],
+        "end": [end for _, end in explanation.offsets],
+        "special": explanation.special,
+        **({"template": explanation.template} if explanation.template else {}),
+        **({"id": explanation.ids} if explanation.ids else {}),
+    }
+    frame: pd.DataFrame = import_pandas().DataFrame(columns)
+    frame.index.name = "position"
+    record = record_of(explanation)
+    in_columns = {"tokens", "ids", "offsets", "special", "relevances"}
+    in_columns |= {"template"} if explanation.template else set()
+    frame.attrs = {name: record[name] for name in record.keys() - in_columns}
+    return frame
 
 
 def import_pandas() -> Any:

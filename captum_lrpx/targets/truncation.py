@@ -87,6 +87,11 @@ def _without(encoding: Encoding, kept: list[int]) -> Encoding:
         template=_of(encoding.template, kept),
         token_types=_of(encoding.token_types, kept),
         second=max(encoding.second - start, 0),
+        regions=tuple(
+            region._replace(start=max(region.start - start, 0), end=min(region.end, stop) - start)
+            for region in encoding.regions
+            if region.start < stop and start < region.end
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from captum_lrpx.visualization.terminal import (
     plain_text,
     relevance_table,
     source,
+    styles,
     summary,
     terminal,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "readable",
     "relevance_table",
     "source",
+    "styles",
     "summary",
     "table",
     "terminal",
