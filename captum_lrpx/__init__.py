@@ -18,10 +18,12 @@ from captum_lrpx.attr import (
     NeuronLRPx,
 )
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
 from captum_lrpx.compare import Comparison, compare
 from captum_lrpx.conservation import Ledger, ledger
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation, Segment, Segments
+from captum_lrpx.leave_one_out import leave_one_out
 from captum_lrpx.propagation import propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, LRP_UNIFORM_GATE, Recipe
 from captum_lrpx.segments import Region
@@ -80,7 +82,10 @@ __all__ = [
     "ask_batch",
     "compare",
     "explain",
+    "explain_chat",
     "last_token",
+    "leave_one_out",
+    "leave_one_out_of_chat",
     "ledger",
     "propagation",
     "zoo",

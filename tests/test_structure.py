@@ -49,7 +49,8 @@ ORDER = [
     ["methods", "metrics"],
     ["sva"],
     ["zoo", "compare", "certification"],
-    ["loading", "explainer"],
+    ["loading", "explainer", "leave_one_out"],
+    ["chat"],
     ["cli"],
     ["__main__", "__init__"],
 ]

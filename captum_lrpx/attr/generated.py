@@ -12,7 +12,7 @@ from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.decoding import decoded
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.arithmetic import total
-from captum_lrpx.targets.continuation import token_texts
+from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
 from captum_lrpx.visualization import readable
 
@@ -68,19 +68,18 @@ def result_of(
     """
     tokenizer, prompt, continuation = generated[:3]
     length, steps = len(prompt.ids), len(continuation)
-    text = decoded(tokenizer, [*prompt.ids.tolist(), *continuation.tolist()], cut=length)
+    text = continued(tokenizer, prompt, continuation)
     spans = [
         (length + int(row.nonzero()[0]), length + int(row.nonzero()[-1]) + 1)
         for row in generated.rows
     ]
     foils = None if generated.foils is None else decoded(tokenizer, generated.foils.tolist())
     texts = token_texts(tokenizer, continuation)
-    template = prompt.encoding.template
     model: Any = method.model
     record = Explanation(
         text=text.text,
         tokens=text.tokens,
-        ids=(*prompt.ids.tolist(), *continuation.tolist()),
+        ids=text.ids,
         offsets=text.offsets,
         special=text.special,
         relevances=tuple(context.sum(0).double().tolist()),
@@ -94,7 +93,8 @@ def result_of(
         versions=versions(),
         revision=getattr(model.config, "_commit_hash", None),
         options=_layer_options(method),
-        template=template and (*template, *(False for _ in range(steps))),
+        template=text.template,
+        regions=text.regions or None,
     )
 
     def target_of(span: Span) -> str:

@@ -10,7 +10,7 @@ from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.backward import check_at_once, gradients
+from captum_lrpx.attr.backward import at_once_of, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.attr.finite import Finite
@@ -29,6 +29,7 @@ from captum_lrpx.targets.continuation import (
     prompt_of,
     span_rows,
 )
+from captum_lrpx.targets.encoding import vocabulary_size
 from captum_lrpx.targets.head import LanguageModelHead
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
 from captum_lrpx.traced import TracedPass
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.quantity import Quantity
 
 __all__ = ["LLMRelevance"]
+
+_LOGITS = 2**23
+"""Logits of the whole vocabulary that are there at a time."""
 
 
 class LLMRelevance(Attribution):
@@ -127,7 +131,7 @@ class LLMRelevance(Attribution):
         foil: int | str | Token | TokenIds | None = None,
         spans: Spans | None = None,
         attribute_to_layer_input: bool = False,
-        targets_per_backward: int = 8,
+        targets_per_backward: int | None = None,
     ) -> LLMRelevanceResult:
         r"""Relevances of the prompt, and of the continuation so far, for the continuation.
 
@@ -146,15 +150,16 @@ class LLMRelevance(Attribution):
             foil (int, str, Tensor, or sequence of int, optional): What is subtracted at each step:
                 one token for all steps or one for each. Why this token rather than that one, given
                 the same text before it. Default: None
-            spans (sequence of (int, int), optional): Parts of the continuation, ``(first, behind
-                the last)``, each explained as a whole: the sum over its tokens.
+            spans (sequence of (int, int or None), optional): Parts of the continuation, ``(first,
+                behind the last)``, each explained as a whole, the sum over its tokens, in one
+                backward pass however many tokens it has. ``(0, None)`` is the whole continuation.
                 Default: None, each token by itself
             attribute_to_layer_input (bool, optional): Whether to explain what the layer takes
                 instead of what it gives. Default: False
             targets_per_backward (int, optional): How many tokens or spans are explained by one
-                backward pass. More is faster and takes memory, in proportion. With 1 the backward
-                pass is an ordinary one, for models with operations that ``torch.func.vmap`` cannot
-                batch. Default: 8
+                backward pass. More is faster on short texts and takes memory, in proportion. With 1
+                the backward pass is an ordinary one, for models with operations that
+                ``torch.func.vmap`` cannot batch. Default: None, up to 8, fewer for long texts
 
         Returns:
             LLMRelevanceResult: A Captum ``LLMAttributionResult`` whose ``token_attr`` is
@@ -177,7 +182,8 @@ class LLMRelevance(Attribution):
             >>> llm.attribute("the keys to the", gen_args={"max_new_tokens": 5}, spans=[(0, 5)])
         """
         require_gradients()
-        check_at_once(targets_per_backward)
+        if targets_per_backward is not None:  # refused before anything is generated
+            at_once_of(targets_per_backward, 0, torch.device("cpu"))
         prompt = prompt_of(self.model, self.tokenizer, inp, first_token)
         if target is None:
             continuation = generated_ids(self.model, prompt, gen_args)
@@ -216,7 +222,7 @@ class LLMRelevance(Attribution):
         raise NotImplementedError("attribute_future is not implemented for LLMRelevance.")
 
     def _explain(
-        self, ids: Tensor, wanted: Tensor, rows: Tensor, at_once: int, *, at_input: bool
+        self, ids: Tensor, wanted: Tensor, rows: Tensor, at_once: int | None, *, at_input: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One forward pass, one seed per step, one backward pass per ``at_once`` rows.
 
@@ -224,7 +230,7 @@ class LLMRelevance(Attribution):
             ids: Prompt and continuation ``[P + K]``.
             wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
             rows: Weight of each step in each row ``[R, K]``.
-            at_once: Number of rows per backward pass.
+            at_once: Number of rows per backward pass; None for one that fits the length.
             at_input: Whether the input of the layer is explained.
 
         Returns:
@@ -258,7 +264,8 @@ class LLMRelevance(Attribution):
             Finite(self.model, self.model, (read,), noun="token").require(values)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)
-            chunks = torch.split(rows, method.targets_at_once(at_once))
+            wanted_at_once = at_once_of(at_once, len(ids) - 1, device)
+            chunks = torch.split(rows, method.targets_at_once(wanted_at_once))
             relevances = []
             for number, chunk in enumerate(chunks, start=1):
                 retain = number < len(chunks)
@@ -288,7 +295,8 @@ def _seeds(
     """What is explained at each step and where its backward pass starts.
 
     The step of one token depends on the state at its own position only, so one backward pass
-    through the head gives the seeds of all steps.
+    through the head gives the seeds of many steps. Logits of the whole vocabulary are there for as
+    many steps at a time as :data:`_LOGITS` takes, which does not grow with the answer.
 
     Args:
         head: The head.
@@ -299,6 +307,20 @@ def _seeds(
     Returns:
         Explained values ``[K]``, gradient times logits ``[K]``, gradients at the states ``[K, D]``.
     """
+    size = vocabulary_size(head.model) if head.chain else states.shape[1]
+    steps = max(_LOGITS // size, 1)
+    parts = [
+        _seeds_of(head, *part, quantity)
+        for part in zip(torch.split(states, steps), torch.split(wanted, steps), strict=True)
+    ]
+    values, decomposed, seeds = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(decomposed), torch.cat(seeds)
+
+
+def _seeds_of(
+    head: LanguageModelHead, states: Tensor, wanted: Tensor, quantity: Quantity
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for some of the steps."""
     leaves = states.detach().requires_grad_()
     if quantity == "logit" or (quantity == "log_prob" and wanted.shape[1] == 2):
         # The normalizer of a log-probability cancels in the difference to a foil.
