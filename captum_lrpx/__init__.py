@@ -43,6 +43,7 @@ from captum_lrpx.targets import (
     ask_batch,
     last_token,
 )
+from captum_lrpx.view import view
 
 __all__ = [
     "ATTN_LRP",
@@ -88,5 +89,6 @@ __all__ = [
     "leave_one_out_of_chat",
     "ledger",
     "propagation",
+    "view",
     "zoo",
 ]

@@ -200,12 +200,13 @@ def folder(chat, tmp_path_factory):
 
 
 def test_the_command(folder, chat, tmp_path, capsys):
-    file, record, page = (tmp_path / name for name in ("chat.json", "out.json", "out.html"))
+    names = ("chat.json", "out.json", "out.html", "view.html")
+    file, record, page, viewed = (tmp_path / name for name in names)
     file.write_text(
         json.dumps({"messages": QUESTION, "documents": DOCUMENTS, "answer": ANSWER}), "utf-8"
     )
-    words = ["chat", file, "--model", folder, "--json", record, "--html", page, "--leave-one-out"]
-    assert cli.main([*map(str, words)]) == 0
+    files = ["--json", record, "--html", page, "--view", viewed]
+    assert cli.main([*map(str, ["chat", file, "--model", folder, *files, "--leave-one-out"])]) == 0
     shown = capsys.readouterr().out
     for part in ("user: ", "Primes: ", "7 is prime.", "(softmax)", f"({ELSEWHERE})", "left out"):
         assert part in shown
@@ -213,6 +214,7 @@ def test_the_command(folder, chat, tmp_path, capsys):
     expected = explain_chat(*chat, QUESTION, DOCUMENTS, answer=ANSWER)
     assert found.relevances == pytest.approx(expected.relevances, rel=1e-4, abs=1e-7)
     assert "7 is prime." in page.read_text()
+    assert '"sentences"' in viewed.read_text()
 
 
 def test_the_command_generates(folder, tmp_path, capsys):

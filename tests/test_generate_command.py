@@ -2,7 +2,7 @@
 
 import pytest
 
-from captum_lrpx import AttnLRPx, LLMRelevance, LLMRelevanceResult, LRPx, cli, zoo
+from captum_lrpx import AttnLRPx, LLMRelevance, LLMRelevanceResult, LRPx, cli, view, zoo
 
 PROMPT = "the keys to the cabinet"
 
@@ -15,14 +15,16 @@ def shown_by(capsys, *words):
 
 
 def test_the_main_job(capsys, tmp_path):
-    page, record = tmp_path / "map.html", tmp_path / "map.json"
-    shown = shown_by(capsys, PROMPT, "--tokens", 4, "--html", page, "--json", record)
+    page, record, viewed = (tmp_path / name for name in ("map.html", "map.json", "view.html"))
+    files = ["--html", page, "--json", record, "--view", viewed]
+    shown = shown_by(capsys, PROMPT, "--tokens", 4, *files)
     model, tokenizer = zoo.load("sva-llama")
     llm = LLMRelevance(AttnLRPx(model), tokenizer)
     expected = llm.attribute(PROMPT, gen_args={"max_new_tokens": 4, "do_sample": False})
     stored = LLMRelevanceResult.from_json(record)
     assert stored == expected
     assert page.read_text() == expected.to_html()
+    assert viewed.read_text() == view(expected)
     assert shown.splitlines()[0].split() == ["position", "token", *expected.row_labels]
     assert "keys" in shown
     assert shown.splitlines()[-1] == "attnlrpx on sva-llama"

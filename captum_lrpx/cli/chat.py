@@ -67,6 +67,7 @@ def add_to(commands: Commands) -> None:
         "--no-certificate", action="store_true", help="do not check forward pass and ledger"
     )
     parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
+    parser.add_argument("--view", metavar="FILE", help="write an interactive page")
     parser.add_argument("--json", metavar="FILE", help="write the explanation as JSON")
     parser.set_defaults(run=run)
 
@@ -77,8 +78,9 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.chat import explain_chat, leave_one_out_of_chat  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.segments import check_by  # noqa: PLC0415
+    from captum_lrpx.view import view  # noqa: PLC0415
 
-    check_writable(options.html, options.json)
+    check_writable(options.html, options.json, options.view)
     chat = read_chat(options.file)
     by = options.by or ["turn", *(["document"] if chat.get("documents") else []), "sentence"]
     check_by(by)
@@ -119,6 +121,8 @@ def run(options: argparse.Namespace) -> None:
         print_all("\nThe same left out one by one:\n", left_out)
     if options.html:
         segments.level().to_html(options.html)
+    if options.view:
+        view(explanation, options.view, by=("token", *by), language=options.language)
     if options.json:
         explanation.to_json(options.json)
 

@@ -59,6 +59,9 @@ def add_to(commands: Commands) -> None:
         "--fold-special", action="store_true", help="one entry for the special tokens of the prompt"
     )
     parser.add_argument("--html", metavar="FILE", help="write heat maps as one HTML file")
+    parser.add_argument(
+        "--view", metavar="FILE", help="write an interactive page: hover, click, choose"
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
     parser.set_defaults(run=run)
 
@@ -68,8 +71,9 @@ def run(options: argparse.Namespace) -> None:
     # Late: `--help` and errors of usage need neither torch nor transformers.
     from captum_lrpx.attr import AttnLRPx, LLMRelevance, LRPx  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
+    from captum_lrpx.view import view  # noqa: PLC0415
 
-    check_writable(options.html, options.json)
+    check_writable(options.html, options.json, options.view)
     silence_transformers()
     loaded = load_model(options.model, declared=False)
     method = {"lrpx": LRPx, "attnlrpx": AttnLRPx}[options.method](loaded.model)
@@ -81,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
         generate if options.target is None else None,
         foil=options.foil,
     )
+    if options.view:
+        view(shown, options.view)
     if options.words:
         shown = shown.words()
     if options.fold_special:
