@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captum_lrpx._version import versions
+from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.generation_grouping import text_of
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.layer import LayerLRPx
@@ -47,11 +48,12 @@ class Generated(NamedTuple):
 
 def result_of(
     generated: Generated,
-    method: LRPx | LayerLRPx,
+    method: LRPx | LayerLRPx | ALTILogit,
     quantity: Quantity,
     context: Tensor,
     values: Tensor,
     decomposed: Tensor,
+    lost: Tensor,
     *,
     model_name: str | None,
 ) -> LLMRelevanceResult:
@@ -64,6 +66,7 @@ def result_of(
         context: ``[R, P + K]``.
         values: ``[R]``.
         decomposed: ``[R]``.
+        lost: What each hop loses ``[R, hops]``.
         model_name: Name for the record. Default: where the model was loaded from.
     """
     tokenizer, prompt, continuation = generated[:3]
@@ -87,12 +90,12 @@ def result_of(
         target="",
         position=None,
         method=type(method).__name__.lower(),
-        recipe=method.recipe.name,
+        recipe=None if isinstance(method, ALTILogit) else method.recipe.name,
         model=model_name or str(getattr(model, "name_or_path", "") or type(model).__name__),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         versions=versions(),
         revision=getattr(model.config, "_commit_hash", None),
-        options=_layer_options(method),
+        options=_layer_options(method) | _hop_options(lost),
         template=text.template,
         regions=text.regions or None,
     )
@@ -129,7 +132,14 @@ def result_of(
     )
 
 
-def _layer_options(method: LRPx | LayerLRPx) -> dict[str, Any]:
+def _hop_options(lost: Tensor) -> dict[str, Any]:
+    """How many hops there were, and what each loses of all rows together."""
+    if not lost.shape[1]:
+        return {}
+    return {"hops": lost.shape[1], "lost": lost.double().sum(0).tolist()}
+
+
+def _layer_options(method: LRPx | LayerLRPx | ALTILogit) -> dict[str, Any]:
     """The layer that is explained, by its path in the model."""
     if not isinstance(method, LayerLRPx):
         return {}
