@@ -21,6 +21,7 @@ from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
 from captum_lrpx.compare import Comparison, compare
 from captum_lrpx.conservation import Ledger, ledger
+from captum_lrpx.draw import draw
 from captum_lrpx.explainer import explain
 from captum_lrpx.explanation import Explanation, Segment, Segments
 from captum_lrpx.leave_one_out import leave_one_out
@@ -82,6 +83,7 @@ __all__ = [
     "__version__",
     "ask_batch",
     "compare",
+    "draw",
     "explain",
     "explain_chat",
     "last_token",

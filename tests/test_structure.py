@@ -50,7 +50,7 @@ ORDER = [
     ["sva"],
     ["zoo", "compare", "certification"],
     ["loading", "explainer", "leave_one_out"],
-    ["chat", "view"],
+    ["chat", "draw", "view"],
     ["cli"],
     ["__main__", "__init__"],
 ]
