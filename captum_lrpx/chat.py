@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By
     from captum_lrpx.targets.continuation import Prompt
     from captum_lrpx.targets.encoding import Encoding
-    from captum_lrpx.targets.inputs import Messages
+    from captum_lrpx.targets.inputs import Messages, TokenIds
     from captum_lrpx.targets.quantity import Quantity
 
 __all__ = ["Document", "ask_chat", "explain_chat", "leave_one_out_of_chat"]
@@ -48,7 +48,7 @@ def explain_chat(
     messages: Messages,
     documents: Sequence[Document] = (),
     *,
-    answer: str | None = None,
+    answer: str | TokenIds | None = None,
     span: str | tuple[int, int] | None = None,
     quantity: Quantity = "logit",
     method: str = "attnlrpx",
@@ -71,7 +71,7 @@ def explain_chat(
         documents: What the answer is to rest on: texts, or ``{"title": ..., "text": ...}``. They
             are written in place of ``{documents}`` in a message, or before the last message, with
             a blank line after each title and each document.
-        answer: The answer. Default: what the model generates.
+        answer: The answer, as a text or token ids. Default: what the model generates.
         span: A part of the answer, where it last occurs, or the indices ``(first, behind the
             last)`` of its tokens. Default: all of it but special tokens at its end.
         quantity: What is summed over the explained tokens: ``"logit"``, ``"log_prob"`` or
@@ -120,7 +120,7 @@ def leave_one_out_of_chat(
     messages: Messages,
     documents: Sequence[Document] = (),
     *,
-    answer: str | None = None,
+    answer: str | TokenIds | None = None,
     span: str | tuple[int, int] | None = None,
     quantity: Quantity = "logit",
     by: By | Sequence[By] = "document",
@@ -188,7 +188,7 @@ def ask_chat(
     tokenizer: Any,
     messages: Messages,
     documents: Sequence[Document],
-    answer: str | None,
+    answer: str | TokenIds | None,
     span: str | tuple[int, int] | None,
     quantity: Quantity,
     gen_args: dict[str, Any] | None,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from captum_lrpx import AttnLRPx, LLMRelevance, LLMRelevanceResult, LRPx, cli, view, zoo
+from captum_lrpx import ALTILogit, AttnLRPx, LLMRelevance, LLMRelevanceResult, LRPx, cli, view, zoo
 
 PROMPT = "the keys to the cabinet"
 
@@ -40,6 +40,15 @@ def test_another_model_method_continuation_and_quantity(capsys, tmp_path):
     assert "lrpx on sva-gpt2" in shown
 
 
+def test_alti_logit_and_hops(capsys, tmp_path):
+    record = tmp_path / "map.json"
+    words = ["--method", "altilogit", "--hops", 1, "--target", "are old", "--json", record]
+    assert "altilogit on sva-llama" in shown_by(capsys, PROMPT, *words)
+    model, tokenizer = zoo.load("sva-llama")
+    llm = LLMRelevance(ALTILogit(model), tokenizer, "logit")
+    assert LLMRelevanceResult.from_json(record) == llm.attribute(PROMPT, "are old", hops=1)
+
+
 def test_words_and_special_tokens(capsys):
     shown = shown_by(capsys, "the Keys un-locked", "--tokens", 1, "--words", "--fold-special")
     assert shown.splitlines()[0].split()[1] == "word"
@@ -57,6 +66,8 @@ def test_words_and_special_tokens(capsys):
         ([PROMPT, "--method", "magic"], "invalid choice"),
         ([PROMPT, "--target", "are old .", "--foil", "is is"], "is 2 tokens"),
         ([PROMPT, "--model", "sva-bert"], "does not predict a text"),
+        ([PROMPT, "--hops", "-1"], "hops must be 0 or more"),
+        ([PROMPT, "--method", "altilogit", "--quantity", "prob"], "decomposes logits"),
         ([PROMPT, "--html", "/no/such/folder/map.html"], "no folder"),
         ([PROMPT, "--json", "/no/such/folder/map.json"], "no folder"),
         (["", "--tokens", "1"], "empty"),

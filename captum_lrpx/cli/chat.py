@@ -109,10 +109,11 @@ def run(options: argparse.Namespace) -> None:
     print_all(segments)
     if options.leave_one_out:
         (written,) = (each for each in explanation.regions or () if each.kind == "answer")
+        places = zip(explanation.ids, explanation.offsets, strict=True)
         left_out = leave_one_out_of_chat(
             loaded.model,
             loaded.tokenizer,
-            answer=explanation.text[written.start : written.end],
+            answer=[number for number, place in places if place[0] >= written.start],
             quantity="log_prob",
             by=by,
             language=options.language,
