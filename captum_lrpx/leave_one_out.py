@@ -63,7 +63,8 @@ def leave_one_out(
 
     Returns:
         The segments; their ``relevance`` is the explained value of the whole text minus that of the
-        text without the segment.
+        text without the segment. What is left of the value is the rest, ``"interaction"``: losses
+        do not sum to anything.
 
     Raises:
         ValueError: If text, target or segments cannot be used, or ``batch_size`` is not positive.
@@ -155,7 +156,8 @@ def left_out(
         for index in leaf:  # the same for each token: what a segment has is the sum over them
             relevances[index] = (values[0] - value) / len(leaf)
     found = replace(nothing, relevances=tuple(relevances), value=values[0])
-    return replace(found.segments(by, language=language), rest=())
+    segments = found.segments(by, language=language)
+    return replace(segments, rest=(("interaction", found.value - segments.sum),))
 
 
 def _explained(model: nn.Module, target: Target, terms: Terms) -> set[int]:

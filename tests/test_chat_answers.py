@@ -149,7 +149,7 @@ def test_leaving_out_of_any_text(name, text, target):
     )
     assert first.relevance == pytest.approx(left.value - shorter.value, abs=1e-4)
     assert second.relevance == 0, "where the model predicts"
-    assert left.rest == ()
+    assert dict(left.rest) == {"interaction": left.value - left.sum}
 
 
 @pytest.mark.parametrize(

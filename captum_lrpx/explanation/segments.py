@@ -73,7 +73,8 @@ class Segments:
         parts: The segments of the first level, in order.
         rest: What no token has, by kind of ledger line (``"bias"``, ``"softmax"``, ...; see
             :class:`captum_lrpx.conservation.Entry`), from the certificate of the explanation;
-            without one a single ``"delta"``.
+            without one a single ``"delta"``. Of :func:`captum_lrpx.leave_one_out` a single
+            ``"interaction"``.
     """
 
     explanation: Explanation
@@ -205,7 +206,8 @@ class Segments:
         return self.level()._repr_html_()
 
     def _share(self, segment: Segment) -> str:
-        return f"{segment.relevance / self.value:.1%}" if self.value else ""
+        """Of a value that can be shared out; a negative one would turn the signs around."""
+        return f"{segment.relevance / self.value:.1%}" if self.value > 0 else ""
 
 
 def segments_of(
