@@ -59,6 +59,19 @@ def test_a_hop_explains_each_token_with_its_relevance_as_the_weight(family, meth
     assert LLMRelevanceResult.from_json(result.to_json()) == result
 
 
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+def test_both_ways_to_the_rules_follow_alike(method):
+    model, (prompt, continuation) = tiny("llama"), some_ids()
+    fast, graph = (
+        LLMRelevance(method(model, fast=fast), words(), "logit").attribute(
+            prompt, continuation, spans=[(0, None)], hops=2
+        )
+        for fast in (True, False)
+    )
+    scale = fast.context_attr.abs().max()
+    assert (fast.context_attr - graph.context_attr).abs().max() <= 1e-6 * scale
+
+
 def test_what_is_lost_is_in_the_delta():
     model, (prompt, continuation) = tiny("gpt2"), some_ids()
     llm = LLMRelevance(AttnLRPx(model), words(), "logit")

@@ -101,6 +101,7 @@ def test_all_of_it_by_keyboard(opened, results):
     page.keyboard.press("ArrowRight")
     assert close(titles(page), rows[1])
     page.keyboard.press("Enter")
+    assert page.locator("[role=button][aria-pressed=true]").inner_text() == "old"
     page.keyboard.press("ArrowRight")
     assert close(titles(page), rows[1]), "held"
     page.keyboard.press("Escape")

@@ -51,7 +51,10 @@ function writeText() {
     span.classList.toggle("generated", generated);
     span.classList.toggle("target", unit.rows.length > 0 && generated);
     span.dataset.run = runs.length;
-    if (unit.rows.length > 0 && generated) span.tabIndex = -1;
+    if (unit.rows.length > 0 && generated) {
+      span.tabIndex = -1;
+      span.setAttribute("role", "button");
+    }
     if (piece.gap) by("text").append(piece.gap);
     by("text").append(span);
     runs.push({ span, unit: index, first: piece.first, generated });
@@ -103,6 +106,9 @@ function draw() {
     span.classList.toggle("left-out", !counted(first));
     span.classList.toggle("chosen", unit === (state.held ?? state.hovered));
     span.classList.toggle("held", unit === state.held);
+    if (span.hasAttribute("role")) {
+      span.setAttribute("aria-pressed", String(unit === state.held));
+    }
     span.title = shown(sums[unit]);
   }
   drawLegend(scale, drawn);
