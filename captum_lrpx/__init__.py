@@ -18,6 +18,7 @@ from captum_lrpx.attr import (
     NeuronLRPx,
 )
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
 from captum_lrpx.compare import Comparison, compare
 from captum_lrpx.components import (
     ActivationPatching,
@@ -33,8 +34,10 @@ from captum_lrpx.components import (
     steer,
 )
 from captum_lrpx.conservation import Ledger, ledger
+from captum_lrpx.draw import draw
 from captum_lrpx.explainer import explain
-from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation import Explanation, Segment, Segments
+from captum_lrpx.leave_one_out import leave_one_out
 from captum_lrpx.propagation import propagation
 from captum_lrpx.recipes import (
     ATTN_LRP,
@@ -44,6 +47,7 @@ from captum_lrpx.recipes import (
     LRP_UNIFORM_GATE,
     Recipe,
 )
+from captum_lrpx.segments import Region
 from captum_lrpx.targets import (
     AnswerLogits,
     ClassDifference,
@@ -61,6 +65,7 @@ from captum_lrpx.targets import (
     ask_batch,
     last_token,
 )
+from captum_lrpx.view import view
 
 __all__ = [
     "ATTN_LRP",
@@ -96,9 +101,12 @@ __all__ = [
     "RandomAttribution",
     "Recipe",
     "ReferenceIndex",
+    "Region",
     "RelevanceFlow",
     "RelevanceGraph",
     "RelevancePatching",
+    "Segment",
+    "Segments",
     "Target",
     "Token",
     "TokenLogits",
@@ -107,12 +115,17 @@ __all__ = [
     "ask_batch",
     "build_references",
     "compare",
+    "draw",
     "explain",
+    "explain_chat",
     "last_token",
+    "leave_one_out",
+    "leave_one_out_of_chat",
     "ledger",
     "meta_attributions",
     "propagation",
     "prune",
     "steer",
+    "view",
     "zoo",
 ]

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
     from captum_lrpx.targets.target import Choice
 
-__all__ = ["explain"]
+__all__ = ["explain", "explain_encoding"]
 
 
 def explain(
@@ -109,6 +110,52 @@ def explain(
         if scene is None
         else scene.entries
     )
+    return explain_encoding(
+        model,
+        tokenizer,
+        encoding,
+        target,
+        method=method,
+        recipe=recipe,
+        model_name=model_name,
+        certify=certify,
+        options=options,
+        scene=scene,
+    )
+
+
+def explain_encoding(
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    target: Target,
+    *,
+    method: str,
+    recipe: Recipe | None,
+    model_name: str | None,
+    certify: bool,
+    options: dict[str, Option],
+    scene: Scene | None = None,
+) -> Explanation:
+    """Explain what a model predicts for a text that is encoded already.
+
+    Args:
+        model: As for :func:`explain`, likewise the others.
+        tokenizer: Its tokenizer.
+        encoding: The text.
+        target: What is explained.
+        method: A name in :data:`captum_lrpx.methods.METHODS`.
+        recipe: Rules other than the method's own.
+        model_name: Name for the record.
+        certify: Whether to check the explanation.
+        options: Options of the method.
+        scene: Several inputs, or an image; None for a single text.
+
+    Raises:
+        ValueError: If the target, the method or an option cannot be used.
+        IndexError: If an id or position is out of range.
+    """
+    hugging_face = find_model(model)
     question = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
     parameter = next(hugging_face.parameters())
     ids = inputs_of(hugging_face, encoding)[0]
@@ -143,6 +190,7 @@ def explain(
         template=encoding.template,
         standings=places,
         parts=None if scene is None else scene.parts,
+        regions=encoding.regions or None,
     )
     return certified(explanation, subject, recipe) if certify else explanation
 

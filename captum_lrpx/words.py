@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Span", "token_runs", "word_spans"]
+__all__ = ["Span", "check_spans", "token_runs", "word_spans"]
 
 Span = tuple[int, int]
 """``(start, end)``: characters of a text, or tokens; the end is not included."""
@@ -101,7 +101,7 @@ def token_runs(
     Raises:
         ValueError: If the spans are empty, overlap, are not in order, or do not lie in the text.
     """
-    _check(text, spans)
+    check_spans(text, spans)
     starts = [start for start, _ in spans]
     ends = [end for _, end in spans]
     runs: list[Span] = []
@@ -131,7 +131,12 @@ def _leads_to(text: str, offsets: Sequence[Span], special: Sequence[bool], index
     return start < end == offsets[index][0] and not text[start:end].strip(" ")
 
 
-def _check(text: str, spans: Sequence[Span]) -> None:
+def check_spans(text: str, spans: Sequence[Span]) -> None:
+    """Refuse spans that are empty, overlap, are not in order, or do not lie in a text.
+
+    Raises:
+        ValueError: If there is one.
+    """
     last = 0
     for start, end in spans:
         if not last <= start < end <= len(text):

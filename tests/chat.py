@@ -37,8 +37,8 @@ def byte_level(template=TEMPLATE, words=WORDS):
     return finished
 
 
-def chat_model():
+def chat_model(positions=128):
     """A tiny model with this tokenizer."""
     tokenizer = byte_level()
-    config = {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    config = {"vocab_size": len(tokenizer), "max_position_embeddings": positions}
     return tiny("gpt2", dtype=torch.float32, **config), tokenizer

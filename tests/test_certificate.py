@@ -214,8 +214,8 @@ def edits(value):
 def test_every_edit_is_noticed(stored):
     record = json.loads(stored)
     assert Explanation.from_json(json.dumps(record, indent=3)).certificate.holds
-    others = {"format", "certificate", "revision", "template", "standings", "parts"}
-    for name in record.keys() - others:
+    optional = {"revision", "template", "standings", "parts", "regions"}
+    for name in record.keys() - optional - {"format", "certificate"}:
         with pytest.raises(ValueError, match="not the one that was certified"):
             Explanation.from_json(json.dumps(record | {name: edits(record[name])}))
     part = {"name": "source", "first": 0, "stop": 1, "grid": None, "picture": None}
@@ -223,6 +223,7 @@ def test_every_edit_is_noticed(stored):
         {"revision": "abc"},
         {"template": [False] * len(record["tokens"])},
         {"parts": [part]},
+        {"regions": [["document", "keys", 0, 8]]},
     ):
         with pytest.raises(ValueError, match="not the one that was certified"):
             Explanation.from_json(json.dumps(record | change))

@@ -71,7 +71,7 @@ def test_json_of_the_first_version_is_read():
 
 
 def test_json_of_a_newer_version_is_refused():
-    text = explanation().to_json().replace("explanation/4", "explanation/5")
+    text = explanation().to_json().replace("explanation/5", "explanation/6")
     with pytest.raises(ValueError, match="upgrade the package"):
         Explanation.from_json(text)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from captum_lrpx import AttnLRPx, LLMRelevance, LLMRelevanceResult, LRPx, cli, zoo
+from captum_lrpx import ALTILogit, AttnLRPx, LLMRelevance, LLMRelevanceResult, LRPx, cli, view, zoo
 
 PROMPT = "the keys to the cabinet"
 
@@ -15,14 +15,16 @@ def shown_by(capsys, *words):
 
 
 def test_the_main_job(capsys, tmp_path):
-    page, record = tmp_path / "map.html", tmp_path / "map.json"
-    shown = shown_by(capsys, PROMPT, "--tokens", 4, "--html", page, "--json", record)
+    page, record, viewed = (tmp_path / name for name in ("map.html", "map.json", "view.html"))
+    files = ["--html", page, "--json", record, "--view", viewed]
+    shown = shown_by(capsys, PROMPT, "--tokens", 4, *files)
     model, tokenizer = zoo.load("sva-llama")
     llm = LLMRelevance(AttnLRPx(model), tokenizer)
     expected = llm.attribute(PROMPT, gen_args={"max_new_tokens": 4, "do_sample": False})
     stored = LLMRelevanceResult.from_json(record)
     assert stored == expected
     assert page.read_text() == expected.to_html()
+    assert viewed.read_text() == view(expected)
     assert shown.splitlines()[0].split() == ["position", "token", *expected.row_labels]
     assert "keys" in shown
     assert shown.splitlines()[-1] == "attnlrpx on sva-llama"
@@ -36,6 +38,15 @@ def test_another_model_method_continuation_and_quantity(capsys, tmp_path):
     llm = LLMRelevance(LRPx(model), tokenizer, "logit")
     assert LLMRelevanceResult.from_json(record) == llm.attribute(PROMPT, " are old", foil=" is")
     assert "lrpx on sva-gpt2" in shown
+
+
+def test_alti_logit_and_hops(capsys, tmp_path):
+    record = tmp_path / "map.json"
+    words = ["--method", "altilogit", "--hops", 1, "--target", "are old", "--json", record]
+    assert "altilogit on sva-llama" in shown_by(capsys, PROMPT, *words)
+    model, tokenizer = zoo.load("sva-llama")
+    llm = LLMRelevance(ALTILogit(model), tokenizer, "logit")
+    assert LLMRelevanceResult.from_json(record) == llm.attribute(PROMPT, "are old", hops=1)
 
 
 def test_words_and_special_tokens(capsys):
@@ -55,6 +66,8 @@ def test_words_and_special_tokens(capsys):
         ([PROMPT, "--method", "magic"], "invalid choice"),
         ([PROMPT, "--target", "are old .", "--foil", "is is"], "is 2 tokens"),
         ([PROMPT, "--model", "sva-bert"], "does not predict a text"),
+        ([PROMPT, "--hops", "-1"], "hops must be 0 or more"),
+        ([PROMPT, "--method", "altilogit", "--quantity", "prob"], "decomposes logits"),
         ([PROMPT, "--html", "/no/such/folder/map.html"], "no folder"),
         ([PROMPT, "--json", "/no/such/folder/map.json"], "no folder"),
         (["", "--tokens", "1"], "empty"),

@@ -19,6 +19,8 @@ from captum_lrpx import (
     Probabilities,
     TokenLogits,
 )
+from captum_lrpx.attr import seeds
+from captum_lrpx.attr.backward import at_once_of
 from captum_lrpx.rules import Epsilon
 
 
@@ -92,6 +94,38 @@ def test_spans_are_sums_over_tokens():
         torch.testing.assert_close(getattr(spans, name), expected, rtol=1e-6, atol=1e-9)
     texts = rows.output_tokens
     assert spans.output_tokens == [" ".join(texts[part]) for part in parts]
+
+
+@pytest.mark.parametrize("kind", ["logit", "log_prob", "prob"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_whole_answer_is_the_sum_of_single_ones(method, kind, dtype, monkeypatch):
+    """In one backward pass, with the head for a few steps at a time."""
+    ids = token_ids(1, 24)[0]
+    prompt, answer = ids[:4], ids[4:]
+    model = tiny("gpt2", dtype=dtype)
+    llm = LLMRelevance(method(model), words(), kind)
+    single = [llm.attribute(ids[:at], ids[at : at + 1]) for at in range(4, 24)]
+    monkeypatch.setattr(seeds, "_LOGITS", 3 * VOCABULARY)
+    whole = llm.attribute(prompt, answer, spans=[(0, None), (3, 20)])
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for row, part in enumerate((single, single[3:])):
+        expected = sum(
+            torch.nn.functional.pad(each.context_attr[0], (0, 24 - each.context_attr.shape[1]))
+            for each in part
+        )
+        error = (whole.context_attr[row] - expected).abs().max()
+        assert error <= tolerance * max(1, float(expected.abs().max()))
+        value = sum(each.values[0] for each in part)
+        assert abs(whole.values[row] - value) <= tolerance * max(1, abs(value))
+
+
+def test_how_many_targets_a_backward_pass_has_depends_on_the_length():
+    cpu, other = torch.device("cpu"), torch.device("cuda")
+    chosen = [at_once_of(None, length, cpu) for length in (8, 64, 100, 300, 405, 4096)]
+    assert chosen == [8, 8, 5, 1, 1, 1]
+    assert at_once_of(None, 405, other) == 8
+    assert at_once_of(3, 4096, cpu) == 3
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 100])

@@ -30,6 +30,7 @@ ORDER = [
         "words",
         "visualization",
     ],
+    ["segments"],
     ["sites", "architectures"],
     ["rules"],
     ["recipes", "binding"],
@@ -49,7 +50,8 @@ ORDER = [
     ["sva"],
     ["components", "plugins"],
     ["zoo", "compare", "certification"],
-    ["loading", "explainer"],
+    ["loading", "explainer", "leave_one_out"],
+    ["chat", "draw", "view"],
     ["cli"],
     ["__main__", "__init__"],
 ]

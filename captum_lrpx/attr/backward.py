@@ -12,17 +12,36 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["check_at_once", "gradients"]
+__all__ = ["at_once_of", "gradients"]
 
 
-def check_at_once(targets_per_backward: int) -> None:
-    """Refuse a number of targets that is none.
+_POSITIONS = {"cpu": 512}
+"""Positions of a backward pass of several targets at which it is no faster than single ones.
+
+Measured on a CPU (``benchmarks/continuation.py``); other devices have more to fill.
+"""
+_ELSEWHERE = 8192
+_MOST = 8
+
+
+def at_once_of(targets_per_backward: int | None, positions: int, device: torch.device) -> int:
+    """How many targets are explained by one backward pass.
+
+    Args:
+        targets_per_backward: What was asked for; None chooses by length: several targets of a short
+            text share the overhead of a pass, those of a long one only take memory.
+        positions: Number of positions that a backward pass of one target goes through.
+        device: Where it runs.
 
     Raises:
-        ValueError: If it is not positive.
+        ValueError: If the number asked for is not positive.
     """
+    if targets_per_backward is None:
+        room = _POSITIONS.get(device.type, _ELSEWHERE) // max(positions, 1)
+        return min(max(room, 1), _MOST)
     if targets_per_backward < 1:
         raise ValueError(f"targets_per_backward must be positive, not {targets_per_backward}.")
+    return targets_per_backward
 
 
 def gradients(

@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captum_lrpx._version import versions
+from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.generation_grouping import text_of
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.decoding import decoded
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.arithmetic import total
-from captum_lrpx.targets.continuation import token_texts
+from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
 from captum_lrpx.visualization import readable
 
@@ -47,11 +48,12 @@ class Generated(NamedTuple):
 
 def result_of(
     generated: Generated,
-    method: LRPx | LayerLRPx,
+    method: LRPx | LayerLRPx | ALTILogit,
     quantity: Quantity,
     context: Tensor,
     values: Tensor,
     decomposed: Tensor,
+    lost: Tensor,
     *,
     model_name: str | None,
 ) -> LLMRelevanceResult:
@@ -64,23 +66,23 @@ def result_of(
         context: ``[R, P + K]``.
         values: ``[R]``.
         decomposed: ``[R]``.
+        lost: What each hop loses ``[R, hops]``.
         model_name: Name for the record. Default: where the model was loaded from.
     """
     tokenizer, prompt, continuation = generated[:3]
     length, steps = len(prompt.ids), len(continuation)
-    text = decoded(tokenizer, [*prompt.ids.tolist(), *continuation.tolist()], cut=length)
+    text = continued(tokenizer, prompt, continuation)
     spans = [
         (length + int(row.nonzero()[0]), length + int(row.nonzero()[-1]) + 1)
         for row in generated.rows
     ]
     foils = None if generated.foils is None else decoded(tokenizer, generated.foils.tolist())
     texts = token_texts(tokenizer, continuation)
-    template = prompt.encoding.template
     model: Any = method.model
     record = Explanation(
         text=text.text,
         tokens=text.tokens,
-        ids=(*prompt.ids.tolist(), *continuation.tolist()),
+        ids=text.ids,
         offsets=text.offsets,
         special=text.special,
         relevances=tuple(context.sum(0).double().tolist()),
@@ -88,13 +90,14 @@ def result_of(
         target="",
         position=None,
         method=type(method).__name__.lower(),
-        recipe=method.recipe.name,
+        recipe=None if isinstance(method, ALTILogit) else method.recipe.name,
         model=model_name or str(getattr(model, "name_or_path", "") or type(model).__name__),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         versions=versions(),
         revision=getattr(model.config, "_commit_hash", None),
-        options=_layer_options(method),
-        template=template and (*template, *(False for _ in range(steps))),
+        options=_layer_options(method) | _hop_options(lost),
+        template=text.template,
+        regions=text.regions or None,
     )
 
     def target_of(span: Span) -> str:
@@ -129,7 +132,14 @@ def result_of(
     )
 
 
-def _layer_options(method: LRPx | LayerLRPx) -> dict[str, Any]:
+def _hop_options(lost: Tensor) -> dict[str, Any]:
+    """How many hops there were, and what each loses of all rows together."""
+    if not lost.shape[1]:
+        return {}
+    return {"hops": lost.shape[1], "lost": lost.double().sum(0).tolist()}
+
+
+def _layer_options(method: LRPx | LayerLRPx | ALTILogit) -> dict[str, Any]:
     """The layer that is explained, by its path in the model."""
     if not isinstance(method, LayerLRPx):
         return {}

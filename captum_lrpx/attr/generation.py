@@ -10,14 +10,18 @@ from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.backward import check_at_once, gradients
+from captum_lrpx.attr.alti_logit import ALTILogit
+from captum_lrpx.attr.backward import at_once_of, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.generated import Generated, result_of
+from captum_lrpx.attr.generation_alti import rows_of_alti
+from captum_lrpx.attr.hops import check_hops, followed
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.attr.seeds import seeds_of
 from captum_lrpx.attr.strictness import coverage_of, require
 from captum_lrpx.propagation import gradient_scale
 from captum_lrpx.structure import token_embedding_of
@@ -30,7 +34,7 @@ from captum_lrpx.targets.continuation import (
     span_rows,
 )
 from captum_lrpx.targets.head import LanguageModelHead
-from captum_lrpx.targets.quantity import check_quantity, in_quantity
+from captum_lrpx.targets.quantity import check_quantity
 from captum_lrpx.traced import TracedPass
 from captum_lrpx.traced import traced_rules as traced
 from captum_lrpx.wrappers import unwrapped
@@ -64,7 +68,7 @@ class LLMRelevance(Attribution):
 
     def __init__(
         self,
-        attr_method: LRPx | LayerLRPx,
+        attr_method: LRPx | LayerLRPx | ALTILogit,
         tokenizer: Any,
         attr_target: Quantity = "log_prob",
         *,
@@ -73,10 +77,10 @@ class LLMRelevance(Attribution):
         r"""Take the model and the rules from a method.
 
         Args:
-            attr_method (LRPx or LayerLRPx): The method, on a Hugging Face causal language model:
-                ``LRPx(model)`` or ``AttnLRPx(model)`` for relevances of the tokens,
-                ``LayerLRPx(model, layer)`` or ``LayerAttnLRPx(model, layer)`` for those of a layer
-                at each position.
+            attr_method (LRPx, LayerLRPx or ALTILogit): The method, on a Hugging Face causal
+                language model: ``LRPx(model)``, ``AttnLRPx(model)`` or ``ALTILogit(model)`` for
+                relevances of the tokens, ``LayerLRPx(model, layer)`` or ``LayerAttnLRPx(model,
+                layer)`` for those of a layer at each position.
             tokenizer (Tokenizer): The tokenizer of the model.
             attr_target (str, optional): What is explained of each token: ``"log_prob"``, ``"prob"``
                 or ``"logit"``. Default: ``"log_prob"``
@@ -86,11 +90,12 @@ class LLMRelevance(Attribution):
         Raises:
             TypeError: If the method is another one, or explains something else than a model, or
                 the tokenizer is none.
-            ValueError: If the model predicts no text, or ``attr_target`` is unknown.
+            ValueError: If the model predicts no text, ``attr_target`` is unknown, or it is not
+                ``"logit"`` for ALTI-Logit.
         """
-        if not isinstance(attr_method, (LRPx, LayerLRPx)):
+        if not isinstance(attr_method, (LRPx, LayerLRPx, ALTILogit)):
             raise TypeError(
-                f"LLMRelevance needs LRPx, AttnLRPx, LayerLRPx or LayerAttnLRPx, not "
+                f"LLMRelevance needs LRPx, AttnLRPx, LayerLRPx, LayerAttnLRPx or ALTILogit, not "
                 f"{type(attr_method).__name__}. For others there is LLMGradientAttribution."
             )
         if isinstance(attr_method, LayerLRPx) and not isinstance(attr_method.layer, nn.Module):
@@ -114,6 +119,8 @@ class LLMRelevance(Attribution):
         self.model: nn.Module = attr_method.model
         self.tokenizer = tokenizer
         self.attr_target: Quantity = check_quantity(attr_target)
+        if isinstance(attr_method, ALTILogit) and attr_target != "logit":
+            raise ValueError('ALTI-Logit decomposes logits: give attr_target="logit".')
         self.model_name = model_name
 
     @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -126,8 +133,9 @@ class LLMRelevance(Attribution):
         first_token: str | None = None,
         foil: int | str | Token | TokenIds | None = None,
         spans: Spans | None = None,
+        hops: int = 0,
         attribute_to_layer_input: bool = False,
-        targets_per_backward: int = 8,
+        targets_per_backward: int | None = None,
     ) -> LLMRelevanceResult:
         r"""Relevances of the prompt, and of the continuation so far, for the continuation.
 
@@ -146,15 +154,21 @@ class LLMRelevance(Attribution):
             foil (int, str, Tensor, or sequence of int, optional): What is subtracted at each step:
                 one token for all steps or one for each. Why this token rather than that one, given
                 the same text before it. Default: None
-            spans (sequence of (int, int), optional): Parts of the continuation, ``(first, behind
-                the last)``, each explained as a whole: the sum over its tokens.
+            spans (sequence of (int, int or None), optional): Parts of the continuation, ``(first,
+                behind the last)``, each explained as a whole, the sum over its tokens, in one
+                backward pass however many tokens it has. ``(0, None)`` is the whole continuation.
                 Default: None, each token by itself
+            hops (int, optional): How often relevance that lands on tokens of the continuation is
+                handed on to what they were predicted from, with their logits as targets, in
+                proportion: to follow an answer through reasoning. One more backward pass each;
+                what arrives at no token is in :attr:`LLMRelevanceResult.delta`, and for each hop
+                in ``result.record.options["lost"]``. Default: 0
             attribute_to_layer_input (bool, optional): Whether to explain what the layer takes
                 instead of what it gives. Default: False
             targets_per_backward (int, optional): How many tokens or spans are explained by one
-                backward pass. More is faster and takes memory, in proportion. With 1 the backward
-                pass is an ordinary one, for models with operations that ``torch.func.vmap`` cannot
-                batch. Default: 8
+                backward pass. More is faster on short texts and takes memory, in proportion. With 1
+                the backward pass is an ordinary one, for models with operations that
+                ``torch.func.vmap`` cannot batch. Default: None, up to 8, fewer for long texts
 
         Returns:
             LLMRelevanceResult: A Captum ``LLMAttributionResult`` whose ``token_attr`` is
@@ -177,7 +191,11 @@ class LLMRelevance(Attribution):
             >>> llm.attribute("the keys to the", gen_args={"max_new_tokens": 5}, spans=[(0, 5)])
         """
         require_gradients()
-        check_at_once(targets_per_backward)
+        check_hops(hops)
+        if hops and isinstance(self.attr_method, LayerLRPx):
+            raise ValueError("Hops follow relevance of tokens: use LRPx, AttnLRPx or ALTILogit.")
+        if targets_per_backward is not None:  # refused before anything is generated
+            at_once_of(targets_per_backward, 0, torch.device("cpu"))
         prompt = prompt_of(self.model, self.tokenizer, inp, first_token)
         if target is None:
             continuation = generated_ids(self.model, prompt, gen_args)
@@ -190,13 +208,21 @@ class LLMRelevance(Attribution):
             foils = foil_ids(self.model, self.tokenizer, prompt, continuation, foil)
         steps = len(continuation)
         rows = torch.eye(steps, device="cpu") if spans is None else span_rows(spans, steps)
-        context, values, decomposed = self._explain(
-            torch.cat([prompt.ids, continuation]),
-            torch.stack([continuation] if foils is None else [continuation, foils], dim=1),
-            rows,
-            targets_per_backward,
-            at_input=attribute_to_layer_input,
-        )
+        ids = torch.cat([prompt.ids, continuation])
+        wanted = torch.stack([continuation] if foils is None else [continuation, foils], dim=1)
+        if isinstance(self.attr_method, ALTILogit):
+            explained = rows_of_alti(self.attr_method, ids, wanted, rows, hops)
+        else:
+            explained = self._explain(
+                self.attr_method,
+                ids,
+                wanted,
+                rows,
+                targets_per_backward,
+                hops,
+                at_input=attribute_to_layer_input,
+            )
+        context, values, decomposed, lost = explained
         return result_of(
             Generated(self.tokenizer, prompt, continuation, foils, rows),
             self.attr_method,
@@ -204,6 +230,7 @@ class LLMRelevance(Attribution):
             context,
             values,
             decomposed,
+            lost,
             model_name=self.model_name,
         )
 
@@ -216,21 +243,31 @@ class LLMRelevance(Attribution):
         raise NotImplementedError("attribute_future is not implemented for LLMRelevance.")
 
     def _explain(
-        self, ids: Tensor, wanted: Tensor, rows: Tensor, at_once: int, *, at_input: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        method: LRPx | LayerLRPx,
+        ids: Tensor,
+        wanted: Tensor,
+        rows: Tensor,
+        at_once: int | None,
+        hops: int,
+        *,
+        at_input: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One forward pass, one seed per step, one backward pass per ``at_once`` rows.
 
         Args:
+            method: Model and rules.
             ids: Prompt and continuation ``[P + K]``.
             wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
             rows: Weight of each step in each row ``[R, K]``.
-            at_once: Number of rows per backward pass.
+            at_once: Number of rows per backward pass; None for one that fits the length.
+            hops: How often relevance of the continuation is handed on.
             at_input: Whether the input of the layer is explained.
 
         Returns:
-            Relevances ``[R, P + K]``, explained values ``[R]``, what is decomposed ``[R]``.
+            Relevances ``[R, P + K]``, explained values ``[R]``, what is decomposed ``[R]``, what
+            each hop loses ``[R, hops]``.
         """
-        method = self.attr_method
         embedding = token_embedding_of(self.model)
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
         device = next(self.model.parameters()).device
@@ -253,64 +290,54 @@ class LLMRelevance(Attribution):
             if isinstance(rules, TracedPass):
                 rules.attach(states)
                 require(rules.problems(found), strict=method.strict)
-            values, decomposed, seeds = _seeds(head, states, wanted, self.attr_target)
+            values, decomposed, seeds = seeds_of(head, states, wanted, self.attr_target)
             read = ids[None, :-1].to(device)
             Finite(self.model, self.model, (read,), noun="token").require(values)
             rows = rows.to(seeds)
             scale = gradient_scale(layer, at_input=at_input)
-            chunks = torch.split(rows, method.targets_at_once(at_once))
-            relevances = []
-            for number, chunk in enumerate(chunks, start=1):
-                retain = number < len(chunks)
-                slopes = gradients(states, found, chunk.unsqueeze(2) * seeds, retain=retain)
-                relevances.append(self._relevance(found, slopes, scale))
-        context = torch.cat(relevances)
-        _check_causal(context, rows)
-        context = nn.functional.pad(context, (0, 1))  # the last token is predicted, not read
-        return context, rows.to(values) @ values, rows.to(decomposed) @ decomposed
+            size = method.targets_at_once(at_once_of(at_once, len(ids) - 1, device))
 
-    def _relevance(
-        self, values: Sequence[Tensor], slopes: Sequence[Tensor], scale: float | Tensor
-    ) -> Tensor:
-        """Relevance of each position ``[R, T]`` from gradients ``[R, 1, T, ...]``."""
-        multiply = self.attr_method.multiplies_by_inputs
-        total: Any = 0
-        for value, gradient in zip(values, slopes, strict=True):
-            product = gradient * scale * (value.detach() if multiply else 1)
-            total = total + product.detach()[:, 0].flatten(2).sum(2)
-        relevance: Tensor = total
-        return relevance
+            def explain(weights: Tensor, seeds: Tensor, *, retain: bool) -> Tensor:
+                """Relevances ``[R, P + K]`` of weighted sums; the last token is not read."""
+                chunks = torch.split(weights, size)
+                relevances = []
+                for number, chunk in enumerate(chunks, start=1):
+                    again = retain or number < len(chunks)
+                    slopes = gradients(states, found, chunk.unsqueeze(2) * seeds, retain=again)
+                    relevances.append(_relevance(method, found, slopes, scale))
+                context = torch.cat(relevances)
+                _check_causal(context, weights)
+                return nn.functional.pad(context, (0, 1))
+
+            context = explain(rows, seeds, retain=hops > 0)
+            # Weights of logits, whatever is explained; without hops they are not asked for.
+            logits, _, of_logits = (
+                seeds_of(head, states, wanted[:, :1], "logit") if hops else (values, values, seeds)
+            )
+            remaining = iter(range(hops - 1, -1, -1))
+            context, lost = followed(
+                context,
+                lambda weights: explain(weights, of_logits, retain=next(remaining) > 0),
+                logits,
+                hops,
+            )
+        return context, rows.to(values) @ values, rows.to(decomposed) @ decomposed, lost
 
 
-def _seeds(
-    head: LanguageModelHead, states: Tensor, wanted: Tensor, quantity: Quantity
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is explained at each step and where its backward pass starts.
-
-    The step of one token depends on the state at its own position only, so one backward pass
-    through the head gives the seeds of all steps.
-
-    Args:
-        head: The head.
-        states: ``[K, D]``, the state that each step is predicted from.
-        wanted: ``[K, 1]`` tokens, or ``[K, 2]`` with foils.
-        quantity: What is explained of a token.
-
-    Returns:
-        Explained values ``[K]``, gradient times logits ``[K]``, gradients at the states ``[K, D]``.
-    """
-    leaves = states.detach().requires_grad_()
-    if quantity == "logit" or (quantity == "log_prob" and wanted.shape[1] == 2):
-        # The normalizer of a log-probability cancels in the difference to a foil.
-        logits = head.logits(leaves, wanted)
-        explained = logits
-    else:
-        logits = head.logits(leaves)
-        explained = in_quantity(logits, quantity).gather(1, wanted)
-    values = explained[:, 0] - explained[:, 1] if wanted.shape[1] == 2 else explained[:, 0]
-    (slopes,) = torch.autograd.grad(values.sum(), logits, retain_graph=True)
-    (seeds,) = torch.autograd.grad(logits, leaves, slopes)
-    return values.detach(), (slopes * logits.detach()).sum(1), seeds
+def _relevance(
+    method: LRPx | LayerLRPx,
+    values: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    scale: float | Tensor,
+) -> Tensor:
+    """Relevance of each position ``[R, T]`` from gradients ``[R, 1, T, ...]``."""
+    multiply = method.multiplies_by_inputs
+    total: Any = 0
+    for value, gradient in zip(values, slopes, strict=True):
+        product = gradient * scale * (value.detach() if multiply else 1)
+        total = total + product.detach()[:, 0].flatten(2).sum(2)
+    relevance: Tensor = total
+    return relevance
 
 
 def _of_sequence(

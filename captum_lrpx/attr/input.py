@@ -205,7 +205,7 @@ class LRPx(LRPRules, GradientAttribution):
         targets: Sequence[TargetType] | None = None,
         additional_forward_args: object | None = None,
         *,
-        targets_per_backward: int = 8,
+        targets_per_backward: int | None = None,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Relevances for several outputs, from one forward pass.
 
@@ -219,7 +219,7 @@ class LRPx(LRPRules, GradientAttribution):
                 proportion; beside it only the relevances grow with the number of targets. With 1
                 the backward pass is an ordinary one, as it always is for outputs of more than two
                 dimensions, and of compiled blocks.
-                Default: 8
+                Default: None, up to 8, fewer for long inputs
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**: what :meth:`attribute` gives for

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.backward import check_at_once, gradients
+from captum_lrpx.attr.backward import at_once_of, gradients
 from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.checks import CheckedForward
 from captum_lrpx.attr.engine import forward_pass
@@ -41,7 +41,7 @@ def relevances_by_target(
     inputs: tuple[Tensor, ...],
     targets: Sequence[TargetType] | None,
     arguments: tuple[Any, ...] | None,
-    at_once: int,
+    at_once: int | None,
 ) -> tuple[Tensor, ...]:
     """Relevances of inputs for each of several targets: one graph, several backward passes.
 
@@ -51,7 +51,8 @@ def relevances_by_target(
         inputs: Token ids ``[B, T]``, or any number of floating inputs ``[B, ...]``.
         targets: Targets in Captum's forms, or None.
         arguments: What the forward function takes behind the inputs.
-        at_once: Number of targets per backward pass; compiled blocks take one.
+        at_once: Number of targets per backward pass, None for one that fits the lengths; compiled
+            blocks take one.
 
     Returns:
         For each input ``[K, B, ...]``.
@@ -82,7 +83,8 @@ def relevances_by_target(
             check_embedded(values[0].shape[:-1] if values else (), inputs[0])
         chosen = all_targets(output, targets)
         parts: list[list[Tensor]] = [[] for _ in values]
-        at_once = attribution.targets_at_once(at_once)
+        asked = at_once_of(at_once, _positions(inputs), inputs[0].device)
+        at_once = attribution.targets_at_once(asked)
         finite = attribution.finite(inputs, arguments)
         for found, slopes in gradients_by_target(output, chosen, values, at_once):
             finite.require(found.T)
@@ -97,10 +99,11 @@ def traced_by_target(
     inputs: tuple[Tensor, ...],
     targets: Sequence[TargetType] | None,
     arguments: tuple[Any, ...] | None,
-    at_once: int,
+    at_once: int | None,
 ) -> tuple[Tensor, ...]:
     """The same as :func:`relevances_by_target`, by rules on the graph."""
     given = () if targets is None else targets
+    at_once = at_once_of(at_once, _positions(inputs), inputs[0].device)
     with forward_pass(attribution, inputs, arguments, targets=given) as passed:
         chosen = all_targets(passed.output, targets)
         passed.explain(passed.output)
@@ -110,6 +113,11 @@ def traced_by_target(
             finite.require(values.T)
             parts.append(passed.relevances(slopes))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _positions(inputs: tuple[Tensor, ...]) -> int:
+    """Rows times positions of the first input."""
+    return inputs[0].shape[:2].numel()
 
 
 def only_ids(inputs: tuple[Tensor, ...]) -> None:
@@ -182,9 +190,7 @@ def gradients_by_target(
 
     Raises:
         AssertionError: Captum's errors for targets that do not fit.
-        ValueError: If ``at_once`` is not positive.
     """
-    check_at_once(at_once)
     at_once = at_once if output.ndim <= 2 else 1
     for start in range(0, len(targets), at_once):
         values = torch.stack(

@@ -10,14 +10,23 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from captum_lrpx._version import __version__
-from captum_lrpx.cli import coverage, evaluate, explain, generate, localise, methods, samples
+from captum_lrpx.cli import (
+    chat,
+    coverage,
+    evaluate,
+    explain,
+    generate,
+    localise,
+    methods,
+    samples,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main"]
 
-COMMANDS = (explain, generate, coverage, evaluate, localise, methods, samples)
+COMMANDS = (explain, chat, generate, coverage, evaluate, localise, methods, samples)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

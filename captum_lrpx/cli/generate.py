@@ -10,6 +10,7 @@ from captum_lrpx.files import check_writable
 
 if TYPE_CHECKING:
     from captum_lrpx.cli.output import Commands
+    from captum_lrpx.targets.quantity import Quantity
 
 __all__ = ["add_to", "run"]
 
@@ -42,8 +43,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--quantity",
         choices=("log_prob", "prob", "logit"),
-        default="log_prob",
-        help="what is explained of each token (default: %(default)s)",
+        help="what is explained of each token (default: log_prob; logit for altilogit)",
     )
     parser.add_argument(
         "--model",
@@ -52,13 +52,26 @@ def add_to(commands: Commands) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--method", choices=("lrpx", "attnlrpx"), default="attnlrpx", help="(default: %(default)s)"
+        "--method",
+        choices=("lrpx", "attnlrpx", "altilogit"),
+        default="attnlrpx",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hops",
+        type=int,
+        default=0,
+        metavar="N",
+        help="hand relevance of generated tokens on to what they come from, so many times",
     )
     parser.add_argument("--words", action="store_true", help="show words instead of tokens")
     parser.add_argument(
         "--fold-special", action="store_true", help="one entry for the special tokens of the prompt"
     )
     parser.add_argument("--html", metavar="FILE", help="write heat maps as one HTML file")
+    parser.add_argument(
+        "--view", metavar="FILE", help="write an interactive page: hover, click, choose"
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
     parser.set_defaults(run=run)
 
@@ -66,21 +79,28 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
     # Late: `--help` and errors of usage need neither torch nor transformers.
-    from captum_lrpx.attr import AttnLRPx, LLMRelevance, LRPx  # noqa: PLC0415
+    from captum_lrpx.attr import ALTILogit, AttnLRPx, LLMRelevance, LRPx  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
+    from captum_lrpx.view import view  # noqa: PLC0415
 
-    check_writable(options.html, options.json)
+    check_writable(options.html, options.json, options.view)
     silence_transformers()
-    loaded = load_model(options.model, declared=False)
-    method = {"lrpx": LRPx, "attnlrpx": AttnLRPx}[options.method](loaded.model)
-    llm = LLMRelevance(method, loaded.tokenizer, options.quantity, model_name=loaded.name)
+    alti = options.method == "altilogit"
+    loaded = load_model(options.model, declared=alti)
+    methods = {"lrpx": LRPx, "attnlrpx": AttnLRPx, "altilogit": ALTILogit}
+    method = methods[options.method](loaded.model)
+    quantity: Quantity = options.quantity or ("logit" if alti else "log_prob")
+    llm = LLMRelevance(method, loaded.tokenizer, quantity, model_name=loaded.name)
     generate = {"max_new_tokens": options.tokens, "do_sample": False}
     shown = llm.attribute(
         options.prompt,
         options.target,
         generate if options.target is None else None,
         foil=options.foil,
+        hops=options.hops,
     )
+    if options.view:
+        view(shown, options.view)
     if options.words:
         shown = shown.words()
     if options.fold_special:

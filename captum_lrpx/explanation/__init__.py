@@ -2,5 +2,6 @@
 
 from captum_lrpx.explanation.certificate import Certificate
 from captum_lrpx.explanation.record import Explanation, TokenRelevance
+from captum_lrpx.explanation.segments import Segment, Segments
 
-__all__ = ["Certificate", "Explanation", "TokenRelevance"]
+__all__ = ["Certificate", "Explanation", "Segment", "Segments", "TokenRelevance"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.scene import Part
     from captum_lrpx.words import Span
 
-__all__ = ["folded", "grouped", "patches"]
+__all__ = ["extent", "folded", "grouped", "patches"]
 
 FOLDED = "(special tokens)"
 """The name of the entry for all special tokens."""
@@ -27,7 +27,7 @@ def grouped(explanation: Explanation, groups: Sequence[Sequence[int]]) -> Explan
         explanation: The explanation.
         groups: Indices, each in exactly one group.
     """
-    offsets = tuple(_extent(explanation, group) for group in groups)
+    offsets = tuple(extent(explanation, group) for group in groups)
     tokens, special, template = explanation.tokens, explanation.special, explanation.template
     return replace(
         explanation,
@@ -86,10 +86,11 @@ def folded(explanation: Explanation) -> Explanation:
     )
 
 
-def _extent(explanation: Explanation, group: Sequence[int]) -> Span:
+def extent(explanation: Explanation, group: Sequence[int]) -> Span:
     """The characters from the first to the last token of a group, without a blank in front."""
-    start = min(explanation.offsets[index][0] for index in group)
-    end = max(explanation.offsets[index][1] for index in group)
+    places = [explanation.offsets[index] for index in group]
+    places = [(start, end) for start, end in places if start < end] or places
+    start, end = min(start for start, _ in places), max(end for _, end in places)
     if len(group) > 1:
         covered = explanation.text[start:end]
         start += len(covered) - len(covered.lstrip(" "))

@@ -14,6 +14,7 @@ from captum.attr import visualization as captum_visualization
 from captum_lrpx import visualization
 from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
+from captum_lrpx.explanation.segments import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
 from captum_lrpx.words import Span, token_runs, word_spans
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
 
+    from captum_lrpx.segments import By, Region
     from captum_lrpx.targets.scene import Part
 
 __all__ = ["Explanation", "TokenRelevance"]
@@ -87,6 +89,9 @@ class Explanation:
             its contrast; empty for a function of the outputs. None in a record of an older version,
             and for sums and differences of explanations.
         parts: Which entries belong to which of several inputs; None where there is a single text.
+        regions: Parts of the text that are known from how it was made: the turns of a chat with
+            their roles, the documents of :func:`captum_lrpx.explain_chat`, the answer. None where
+            there are none.
 
     Explanations are equal if everything in them is. Their hash leaves out ``versions`` and
     ``options``, which are dictionaries.
@@ -113,6 +118,7 @@ class Explanation:
     template: tuple[bool, ...] | None = None
     standings: tuple[Standing, ...] | None = None
     parts: tuple[Part, ...] | None = None
+    regions: tuple[Region, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = {
@@ -204,6 +210,40 @@ class Explanation:
             An explanation in which no other entry is special; the same one without special tokens.
         """
         return grouping.folded(self)
+
+    def segments(
+        self, by: By | Sequence[By], *, language: str = "en", fold_special: bool = True
+    ) -> Segments:
+        r"""The relevance of turns, documents, sentences: of each, the sum over its tokens.
+
+        Every token is in exactly one segment of a level. What is in no segment (text around the
+        documents, between the matches of a regular expression) is one, ``"elsewhere"``.
+
+        Args:
+            by: One level, or several, outermost first: ``"turn"``, ``"document"``, ``"answer"``
+                (where the text was made with them); ``"paragraph"`` (between blank lines),
+                ``"example"`` (few-shot examples that begin with the same label, as ``Q:``),
+                ``"line"``, ``"sentence"`` (by sentencex, extra ``sentences``), ``"word"``,
+                ``"token"``; a compiled regular expression, whose matches are segments; or
+                ``(start, end)`` characters. A segment without parts of a level is split by the
+                next one.
+            language: Language of the sentences.
+            fold_special: Whether special tokens and chat template are one segment, the last,
+                instead of a segment wherever they stand.
+
+        Returns:
+            The segments, and what the ledger has for the rest of the value.
+
+        Raises:
+            ValueError: If a level is unknown, or the text has none of its segments.
+            ImportError: If sentencex is needed and not installed.
+
+        Examples:
+            >>> print(explanation.segments("sentence"))
+            >>> explanation.segments(["document", "sentence", "word"]).top(3, "sentence")
+            >>> explanation.segments(re.compile(r"\d+"))
+        """
+        return segments_of(self, by, language=language, fold_special=fold_special)
 
     def top(
         self, k: int = 5, by: Literal["absolute", "positive", "negative"] = "absolute"
@@ -331,23 +371,7 @@ class Explanation:
         Raises:
             ImportError: If pandas is not installed.
         """
-        pandas = storage.import_pandas()
-        columns = {
-            "token": self.labels,
-            "relevance": self.relevances,
-            "start": [start for start, _ in self.offsets],
-            "end": [end for _, end in self.offsets],
-            "special": self.special,
-            **({"template": self.template} if self.template else {}),
-            **({"id": self.ids} if self.ids else {}),
-        }
-        frame: pd.DataFrame = pandas.DataFrame(columns)
-        frame.index.name = "position"
-        record = storage.record_of(self)
-        in_columns = {"tokens", "ids", "offsets", "special", "relevances"}
-        in_columns |= {"template"} if self.template else set()
-        frame.attrs = {name: record[name] for name in record.keys() - in_columns}
-        return frame
+        return storage.frame_of(self)
 
     def to_captum(
         self,

@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
+from captum_lrpx.segments import Region
 from captum_lrpx.targets import Standing
 from captum_lrpx.targets.scene import part_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
+
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["fields_of", "import_pandas", "load", "record_of", "save", "strings_of"]
+__all__ = ["fields_of", "frame_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
-VERSION = 4
-"""Of all formats, as in ``captum_lrpx.explanation/4`` and ``captum_lrpx.comparison/4``.
+VERSION = 5
+"""Of all formats, as in ``captum_lrpx.explanation/5`` and ``captum_lrpx.comparison/5``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
-certificate; version 3 had no ranks and probabilities, one text, and nothing about a chat template.
+certificate; version 3 had no ranks and probabilities, one text, and nothing about a chat template;
+version 4 had no turns and documents.
 """
 
 _FORMAT = re.compile(r"captum_lrpx\.(\w+)/(\d+)")
@@ -36,7 +40,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("recipe", "revision"), (str, _NONE)),
     **dict.fromkeys(("tokens", "ids", "offsets", "special", "relevances"), (list, tuple)),
     **dict.fromkeys(("versions", "options"), (dict,)),
-    **dict.fromkeys(("template", "standings", "parts"), (list, tuple, _NONE)),
+    **dict.fromkeys(("template", "standings", "parts", "regions"), (list, tuple, _NONE)),
     "position": (int, _NONE),
     "convergence_delta": (int, float, _NONE),
 }
@@ -73,6 +77,8 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
         record["standings"] = tuple(_standing_of(item) for item in record["standings"])
     if record.get("parts") is not None:
         record["parts"] = tuple(part_of(item) for item in record["parts"])
+    if record.get("regions") is not None:
+        record["regions"] = tuple(_region_of(*item) for item in record["regions"])
     record["value"] = float(record["value"])
     record["certificate"] = certificate_of(record.get("certificate"))
     return record
@@ -84,6 +90,12 @@ def _standing_of(record: dict[str, Any]) -> Standing:
         if type(getattr(standing, name)) is not kind:
             raise TypeError(f"a standing has {name!r} as {type(getattr(standing, name)).__name__}")
     return standing
+
+
+def _region_of(kind: Any, name: Any, start: Any, end: Any) -> Region:
+    if type(kind) is not str or type(name) is not str:
+        raise TypeError("a region has no name")
+    return Region(kind, name, int(start), int(end))
 
 
 def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -157,6 +169,26 @@ def _check(kind: str, name: object) -> None:
             f"its format {name!r} is newer than this version of captum_lrpx, which reads up to "
             f"{VERSION}: upgrade the package"
         )
+
+
+def frame_of(explanation: Explanation) -> pd.DataFrame:
+    """An explanation as a data frame; see :meth:`captum_lrpx.Explanation.to_pandas`."""
+    columns = {
+        "token": explanation.labels,
+        "relevance": explanation.relevances,
+        "start": [start for start, _ in explanation.offsets],
+        "end": [end for _, end in explanation.offsets],
+        "special": explanation.special,
+        **({"template": explanation.template} if explanation.template else {}),
+        **({"id": explanation.ids} if explanation.ids else {}),
+    }
+    frame: pd.DataFrame = import_pandas().DataFrame(columns)
+    frame.index.name = "position"
+    record = record_of(explanation)
+    in_columns = {"tokens", "ids", "offsets", "special", "relevances"}
+    in_columns |= {"template"} if explanation.template else set()
+    frame.attrs = {name: record[name] for name in record.keys() - in_columns}
+    return frame
 
 
 def import_pandas() -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.question import Terms
 
-__all__ = ["BatchQuestion", "ask_batch"]
+__all__ = ["BatchQuestion", "ask_batch", "batch_of"]
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,41 @@ def ask_batch(
         encode(model, tokenizer, text, first_token, truncate=truncate) for text in texts
     )
     asked = _one_per_text(targets, len(texts))
-    device = next(model.parameters()).device
-    ids, mask, types = _padded(model, tokenizer, encodings, device)
     terms = [
         None if callable(target.token) else target.terms(given, tokenizer, encoding)
         for target, encoding in zip(asked, encodings, strict=True)
     ]
-    forward, arguments = _forward(given, tokenizer, asked, encodings, terms, mask)
+    ids, forward, arguments = batch_of(given, tokenizer, asked, encodings, terms)
     descriptions = tuple(
         target.describe(model, term) for target, term in zip(asked, terms, strict=True)
     )
-    arguments = arguments if types is None else (*arguments, types)
     return BatchQuestion(ids, forward, arguments, encodings, descriptions)
+
+
+def batch_of(
+    model: nn.Module,
+    tokenizer: Any,
+    targets: Sequence[Target],
+    encodings: Sequence[Encoding],
+    terms: Sequence[Terms | None],
+) -> tuple[Tensor, nn.Module, tuple[Any, ...]]:
+    """Texts with the outputs that are explained of each, as one padded batch.
+
+    Args:
+        model: A Hugging Face model with a head, or a module around one.
+        tokenizer: Its tokenizer.
+        targets: A target for each text, all of one quantity and end.
+        encodings: The texts.
+        terms: The outputs of each text that are summed; None for a function of the outputs.
+
+    Returns:
+        Token ids ``[B, T]``, forward module, and its other arguments.
+    """
+    inner = find_model(model)
+    device = next(inner.parameters()).device
+    ids, mask, types = _padded(inner, tokenizer, encodings, device)
+    forward, arguments = _forward(model, tokenizer, targets, encodings, terms, mask)
+    return ids, forward, arguments if types is None else (*arguments, types)
 
 
 def _one_per_text(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from captum.attr import TextTokenInput
 from torch import Tensor
 
+from captum_lrpx.decoding import decoded
 from captum_lrpx.targets.encoding import check_length, context_length, encode
 from captum_lrpx.targets.inputs import TokenIds, check_known, of_row
 from captum_lrpx.targets.place import Token, token_id, token_names
@@ -27,6 +28,7 @@ __all__ = [
     "Spans",
     "check_predicts_text",
     "continuation_ids",
+    "continued",
     "foil_ids",
     "generated_ids",
     "prompt_of",
@@ -34,7 +36,8 @@ __all__ = [
     "token_texts",
 ]
 
-Spans = Sequence[tuple[int, int]]
+Spans = Sequence[tuple[int, int | None]]
+"""``(first, behind the last)`` indices; None for the end."""
 
 DEFAULT_GEN_ARGS: dict[str, Any] = {
     "max_new_tokens": 25,
@@ -182,6 +185,36 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
     return continuation
 
 
+def continued(tokenizer: Any, prompt: Prompt, continuation: Tensor) -> Encoding:
+    """A prompt and its continuation as one text.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompt: The prompt.
+        continuation: Token ids ``[K]``.
+
+    Returns:
+        The encoding of both. The text of the prompt stays as it was given; no token of the
+        continuation is of its template.
+    """
+    before, ids, new = prompt.encoding, prompt.ids.tolist(), continuation.tolist()
+    both = decoded(tokenizer, [*ids, *new], cut=len(ids))
+    cut = len(decoded(tokenizer, ids).text)
+    shift = len(before.text) - cut
+    return replace(
+        before,
+        text=before.text + both.text[cut:],
+        ids=(*ids, *new),
+        tokens=(*before.tokens, *both.tokens[len(ids) :]),
+        offsets=(
+            *before.offsets,
+            *((start + shift, end + shift) for start, end in both.offsets[len(ids) :]),
+        ),
+        special=(*before.special, *both.special[len(ids) :]),
+        template=before.template and (*before.template, *(False for _ in new)),
+    )
+
+
 def foil_ids(
     model: nn.Module,
     tokenizer: Any,
@@ -234,7 +267,11 @@ def span_rows(spans: Spans, length: int) -> Tensor:
         raise ValueError("`spans` is empty: give at least one pair of indices, or leave it out.")
     rows = torch.zeros(len(spans), length, device="cpu")
     for row, span in zip(rows, spans, strict=True):
-        first, stop = (index + length if index < 0 else index for index in span)
+        first, last = span
+        first, stop = (
+            index + length if index < 0 else index
+            for index in (first, length if last is None else last)
+        )
         if not 0 <= first < stop <= length:
             raise IndexError(
                 f"The span {tuple(span)} is empty or out of range for a continuation of {length} "

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from captum_lrpx.segments import Region
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.task import Task
     from captum_lrpx.words import Span
@@ -53,6 +54,7 @@ class Encoding:
             messages; None where there is no template.
         token_types: The token types, if the model takes them and the tokenizer gives them.
         second: Where in the text the second one of a pair begins; 0 if there is no pair.
+        regions: The turns of chat messages, where the template leaves no doubt about them.
     """
 
     text: str
@@ -63,6 +65,7 @@ class Encoding:
     template: tuple[bool, ...] | None = None
     token_types: tuple[int, ...] | None = None
     second: int = 0
+    regions: tuple[Region, ...] = ()
 
 
 def encode(
@@ -145,6 +148,7 @@ def encode_for(
     elif _are_messages(given):
         rendered = render(tokenizer, given, predict=task == "causal-lm")  # type: ignore[arg-type]
         encoding = _of_texts(task, tokenizer, (rendered.text,), rendered.contents)
+        encoding = replace(encoding, regions=rendered.turns)
     else:
         ids, types = of_row(given)  # type: ignore[arg-type]
         if check is not None:  # before they are decoded

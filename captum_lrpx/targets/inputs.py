@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from captum_lrpx.segments import Region
 
 if TYPE_CHECKING:
     from captum_lrpx.words import Span
@@ -33,10 +35,13 @@ class Rendered(NamedTuple):
     Attributes:
         text: The text.
         contents: Where the contents of the messages stand in it.
+        turns: The same by message, with the role of each; empty where the template changes the
+            messages so that their places are not certain.
     """
 
     text: str
     contents: tuple[Span, ...]
+    turns: tuple[Region, ...]
 
 
 # Chat messages ------------------------------------------------------------------------------------
@@ -69,7 +74,20 @@ def render(tokenizer: Any, messages: Messages, *, predict: bool) -> Rendered:
         pattern = _written(tokenizer, _replaced(messages, iter(marks)), predict=predict)
     except ValueError:  # a template that checks what the messages say
         pattern = ""
-    return Rendered(text, _between(text, contents, pattern, marks) or _searched(text, contents))
+    places = _between(text, contents, pattern, marks)
+    if places is None:
+        return Rendered(text, _searched(text, contents), ())
+    found = tuple(sorted(place for place in places if place is not None))
+    return Rendered(text, found, tuple(_turns(messages, iter(places))))
+
+
+def _turns(messages: Messages, places: Iterator[Span | None]) -> Iterator[Region]:
+    """Each message from its first to its last text; those that the template leaves out are not."""
+    for message in messages:
+        written = [next(places) for _ in _contents([message])]
+        spans = [span for span in written if span is not None and span[0] < span[1]]
+        if spans:
+            yield Region("turn", str(message["role"]), spans[0][0], spans[-1][1])
 
 
 def _written(tokenizer: Any, messages: Messages, *, predict: bool) -> str:
@@ -115,20 +133,47 @@ def _replaced(messages: Messages, marks: Any) -> list[dict[str, Any]]:
 
 def _between(
     text: str, contents: Sequence[str], pattern: str, marks: Sequence[str]
-) -> tuple[Span, ...]:
-    """Where the contents stand between what the template writes; empty if it does not fit."""
-    spans, at = [], 0
-    for content, mark in zip(contents, marks, strict=True):
-        before, found, pattern = pattern.partition(mark)
-        if not found or not text.startswith(before, at):
-            return ()
+) -> list[Span | None] | None:
+    """Where the contents stand between what the template writes, None for one that it leaves out.
+
+    A template may put contents in another order, and shorten one (the reasoning of an earlier
+    answer), which then ends where the template goes on.
+
+    Returns:
+        A place for each content; None if the template does not fit the text.
+    """
+    if not pattern or any(pattern.count(mark) > 1 for mark in marks):
+        return None
+    order = sorted(
+        (pattern.index(mark), index) for index, mark in enumerate(marks) if mark in pattern
+    )
+    places: list[Span | None] = [None] * len(marks)
+    at = 0
+    for _, index in order:
+        before, _, pattern = pattern.partition(marks[index])
+        if not text.startswith(before, at):
+            return None
         at += len(before)
-        written = content if text.startswith(content, at) else content.strip()
-        if not text.startswith(written, at):
-            return ()
-        spans.append((at, at + len(written)))
-        at += len(written)
-    return tuple(spans) if text[at:] == pattern else ()
+        after = pattern
+        for mark in marks:
+            after = after.partition(mark)[0]
+        end = _end_of(text, contents[index], at, after)
+        if end is None:
+            return None
+        places[index] = (at, end)
+        at = end
+    return places if text[at:] == pattern else None
+
+
+def _end_of(text: str, content: str, start: int, after: str) -> int | None:
+    """Where a content ends that begins at a place, before what the template writes after it."""
+    for written in (content, content.strip()):
+        end = start + len(written)
+        if text.startswith(written, start) and text.startswith(after, end):
+            return end
+    end = text.find(after, start) if after else -1
+    # What is left must be a part of the content, as long as that is found only once.
+    return end if end >= 0 and text[start:end].strip() in content else None
 
 
 def _searched(text: str, contents: Sequence[str]) -> tuple[Span, ...]:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.task import Task
 
-__all__ = ["truncated"]
+__all__ = ["truncated", "without_tokens"]
 
 
 def truncated(task: Task, tokenizer: Any, encoding: Encoding, limit: int | None) -> Encoding:
@@ -87,6 +89,33 @@ def _without(encoding: Encoding, kept: list[int]) -> Encoding:
         template=_of(encoding.template, kept),
         token_types=_of(encoding.token_types, kept),
         second=max(encoding.second - start, 0),
+        regions=tuple(
+            region._replace(start=max(region.start - start, 0), end=min(region.end, stop) - start)
+            for region in encoding.regions
+            if region.start < stop and start < region.end
+        ),
+    )
+
+
+def without_tokens(encoding: Encoding, gone: Sequence[int]) -> Encoding:
+    """A text without some of its tokens, for a model to read.
+
+    Text and places stay those of the whole text.
+
+    Args:
+        encoding: The text.
+        gone: Indices of tokens.
+    """
+    left_out = set(gone)
+    kept = [index for index in range(len(encoding.ids)) if index not in left_out]
+    return replace(
+        encoding,
+        ids=tuple(encoding.ids[index] for index in kept),
+        tokens=tuple(encoding.tokens[index] for index in kept),
+        offsets=tuple(encoding.offsets[index] for index in kept),
+        special=tuple(encoding.special[index] for index in kept),
+        template=_of(encoding.template, kept),
+        token_types=_of(encoding.token_types, kept),
     )
 
 

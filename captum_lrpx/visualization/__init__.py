@@ -26,6 +26,7 @@ from captum_lrpx.visualization.terminal import (
     plain_text,
     relevance_table,
     source,
+    styles,
     summary,
     terminal,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "regions",
     "relevance_table",
     "source",
+    "styles",
     "summary",
     "table",
     "terminal",

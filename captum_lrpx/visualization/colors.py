@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.visualization.pieces import Drawable
 
-__all__ = ["colors", "ink", "paint", "scale_of", "strengths", "translucent"]
+__all__ = ["colors", "ink", "paint", "rgb", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)
@@ -90,11 +90,17 @@ def translucent(strength: float) -> str:
     return f"rgba({red},{green},{blue},{_OPAQUE * min(abs(strength), 1.0):.3g})"
 
 
-def _opaque(strength: float) -> str:
+def rgb(strength: float) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a color on white paper: red at 1, blue at -1."""
     mix = min(abs(strength), 1.0)
     red, green, blue = (
         round(paper + mix * (ink - paper)) for paper, ink in zip(_PAPER, ink(strength), strict=True)
     )
+    return red, green, blue
+
+
+def _opaque(strength: float) -> str:
+    red, green, blue = rgb(strength)
     return f"rgb({red},{green},{blue})"
 
 

@@ -1,0 +1,67 @@
+"""A continuation explained by ALTI-Logit, which takes all of its tokens from one forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from captum_lrpx.attr.hops import followed
+from captum_lrpx.targets.head import LanguageModelHead
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_lrpx.attr.alti_logit import ALTILogit
+
+__all__ = ["rows_of_alti"]
+
+_AT_ONCE = 16
+"""Targets of one decomposition, whose temporary tensors grow with them."""
+
+
+def rows_of_alti(
+    method: ALTILogit, ids: Tensor, wanted: Tensor, rows: Tensor, hops: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Contributions of prompt and continuation to the logits of a continuation.
+
+    Args:
+        method: ALTI-Logit on the model.
+        ids: Prompt and continuation ``[P + K]``.
+        wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
+        rows: Weight of each step in each row ``[R, K]``.
+        hops: How often relevance of the continuation is handed on.
+
+    Returns:
+        Contributions ``[R, P + K]``, explained values ``[R]``, the same again, and what each hop
+        loses ``[R, hops]``.
+    """
+    device = next(method.model.parameters()).device
+    read, steps = ids[None, :-1].to(device), len(wanted)
+    first = len(ids) - 1 - steps
+    with torch.no_grad():
+        head = LanguageModelHead(method.model)
+        logits = head.logits(head.states(read)[0, first:], wanted.to(device))
+    single = [_contributions(method, read, column.tolist(), first) for column in wanted.T]
+    explained, values = single[0], logits[:, 0]
+    if len(single) == 2:
+        explained, values = explained - single[1], values - logits[:, 1]
+    rows = rows.to(explained)
+    context, lost = followed(
+        rows @ explained,
+        lambda weights: weights.to(explained) @ single[0],
+        logits[:, 0].to(explained),
+        hops,
+    )
+    values = rows.to(values) @ values
+    return context, values, values, lost
+
+
+def _contributions(method: ALTILogit, read: Tensor, tokens: list[int], first: int) -> Tensor:
+    """A row ``[K, P + K]`` for each token; the last token is predicted, not read."""
+    targets = [(first + step, token) for step, token in enumerate(tokens)]
+    parts = [
+        cast("Tensor", method.attribute_targets(read, targets[start : start + _AT_ONCE]))[:, 0]
+        for start in range(0, len(targets), _AT_ONCE)
+    ]
+    return torch.nn.functional.pad(torch.cat(parts), (0, 1))

@@ -1,0 +1,151 @@
+"""``captum-lrpx chat``: an answer in a chat, by document and sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captum_lrpx.cli.explain import DEFAULT_METHOD, OF_DECLARED, options_by_method
+from captum_lrpx.cli.output import print_all, silence_transformers
+from captum_lrpx.files import check_writable
+
+if TYPE_CHECKING:
+    import argparse
+
+    from captum_lrpx.cli.output import Commands
+
+__all__ = ["add_to", "run"]
+
+_KEYS = ("messages", "documents", "answer", "span")
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "chat",
+        help="explain an answer in a chat by its documents and sentences",
+        description="Show how much each turn, document and sentence of a chat contributes to an "
+        "answer. The file is JSON: a list of messages, or an object with messages, and if need be "
+        "documents, answer and span.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", help="messages as JSON")
+    parser.add_argument(
+        "--model", required=True, help="directory, .gguf file, or name of the Hugging Face hub"
+    )
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        metavar="KIND",
+        help="segments, outermost first (default: turn, document if there are any, and sentence)",
+    )
+    parser.add_argument("--language", default="en", help="of the sentences (default: %(default)s)")
+    parser.add_argument("--answer", help="the answer (default: that of the file, or generated)")
+    parser.add_argument("--span", help="a part of the answer (default: all of it)")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="tokens to generate, at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quantity",
+        choices=("logit", "log_prob", "prob"),
+        default="logit",
+        help="what is explained of each token of the answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the method"
+    )
+    parser.add_argument(
+        "--leave-one-out",
+        action="store_true",
+        help="also show how much the log-probability of the answer falls without each segment",
+    )
+    parser.add_argument(
+        "--no-certificate", action="store_true", help="do not check forward pass and ledger"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
+    parser.add_argument("--view", metavar="FILE", help="write an interactive page")
+    parser.add_argument("--json", metavar="FILE", help="write the explanation as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    # Late: `--help` and errors of usage need neither torch nor transformers.
+    from captum_lrpx.chat import explain_chat, leave_one_out_of_chat  # noqa: PLC0415
+    from captum_lrpx.loading import load_model  # noqa: PLC0415
+    from captum_lrpx.segments import check_by  # noqa: PLC0415
+    from captum_lrpx.view import view  # noqa: PLC0415
+
+    check_writable(options.html, options.json, options.view)
+    chat = read_chat(options.file)
+    by = options.by or ["turn", *(["document"] if chat.get("documents") else []), "sentence"]
+    check_by(by)
+    chosen = options_by_method([options.method], options.option)[options.method]
+    silence_transformers()
+    loaded = load_model(options.model, declared=options.method in OF_DECLARED)
+    answer = options.answer or chat.get("answer")
+    asked: dict[str, Any] = {
+        "messages": chat["messages"],
+        "documents": chat.get("documents", ()),
+        "span": options.span or chat.get("span"),
+        "model_name": loaded.name,
+    }
+    explanation = explain_chat(
+        loaded.model,
+        loaded.tokenizer,
+        answer=answer,
+        gen_args=None if answer else {"max_new_tokens": options.tokens, "do_sample": False},
+        quantity=options.quantity,
+        method=options.method,
+        certify=not options.no_certificate,
+        **asked,
+        **chosen,
+    )
+    segments = explanation.segments(by, language=options.language)
+    print_all(segments)
+    if options.leave_one_out:
+        (written,) = (each for each in explanation.regions or () if each.kind == "answer")
+        places = zip(explanation.ids, explanation.offsets, strict=True)
+        left_out = leave_one_out_of_chat(
+            loaded.model,
+            loaded.tokenizer,
+            answer=[number for number, place in places if place[0] >= written.start],
+            quantity="log_prob",
+            by=by,
+            language=options.language,
+            **asked,
+        )
+        print_all("\nThe same left out one by one:\n", left_out)
+    if options.html:
+        segments.level().to_html(options.html)
+    if options.view:
+        view(explanation, options.view, by=("token", *by), language=options.language)
+    if options.json:
+        explanation.to_json(options.json)
+
+
+def read_chat(path: str) -> dict[str, Any]:
+    """Read messages, and what may come with them.
+
+    Args:
+        path: A JSON file.
+
+    Raises:
+        ValueError: If it has no messages, or something unknown.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    chat = {"messages": content} if isinstance(content, list) else content
+    if not isinstance(chat, dict) or "messages" not in chat or chat.keys() - set(_KEYS):
+        raise ValueError(
+            f"{path} must be a list of messages, or an object with {', '.join(_KEYS)}, of which "
+            "only the first is needed."
+        )
+    return chat

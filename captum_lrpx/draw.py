@@ -1,0 +1,91 @@
+"""``draw()``: a picture of an explanation for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.files import check_writable, write_text
+from captum_lrpx.visualization import readable
+from captum_lrpx.visualization.paper import heat_map_figure, latex, matrix_figure, settings
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from captum_lrpx.explanation import Explanation
+
+__all__ = ["draw"]
+
+_FORMATS = (".svg", ".pdf", ".png", ".tex")
+
+
+def draw(
+    explanation: Explanation | LLMRelevanceResult,
+    path: str | os.PathLike[str],
+    *,
+    layers: Tensor | Sequence[Tensor] | None = None,
+    width: float = 6.3,
+) -> None:
+    r"""Draw an explanation for a paper, in colors that show the sign in print too.
+
+    Args:
+        explanation: What to draw: of an :class:`Explanation` its text in color; of the result of
+            :class:`captum_lrpx.LLMRelevance` the matrix of generated tokens and all tokens.
+        path: The file: ``.svg`` or ``.pdf`` (text stays text), ``.png``, or ``.tex`` for a text in
+            ``\colorbox`` (package ``xcolor``).
+        layers: Relevances in each layer ``[L, T]``, as :class:`captum_lrpx.LayerLRPx` gives them,
+            summed over features: a picture of layers and tokens instead of the text.
+        width: Inches; that of a text in LaTeX's ``article`` on A4 by default.
+
+    Raises:
+        ValueError: If the ending is none of these, ``.tex`` is asked for of a matrix, or layers do
+            not fit the tokens.
+        OSError: If the file cannot be written.
+        ImportError: If matplotlib is needed and not installed.
+
+    Examples:
+        >>> draw(explanation.words(), "map.pdf")
+        >>> draw(explanation, "layers.svg", layers=torch.stack([each[0].sum(-1) for each in found]))
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in _FORMATS:
+        raise ValueError(f"A picture is {', '.join(_FORMATS)}, not {str(path)!r}.")
+    check_writable(path)
+    if ending == ".tex":
+        if isinstance(explanation, LLMRelevanceResult) or layers is not None:
+            raise ValueError("A matrix is no text: draw it as .svg, .pdf or .png.")
+        write_text(path, latex(explanation))
+        return
+    values: list[list[float]] = []
+    if isinstance(explanation, LLMRelevanceResult) or layers is not None:
+        values, rows = _matrix(explanation, layers)
+        columns = [readable(label) for label in explanation.labels]
+        if any(len(row) != len(columns) for row in values):
+            raise ValueError(
+                f"Layers are [L, {len(columns)}], a relevance for each token in each layer, not "
+                f"rows of {sorted({len(row) for row in values})}."
+            )
+    with settings():
+        if isinstance(explanation, LLMRelevanceResult) or values:
+            figure = matrix_figure(values, rows, columns, width)
+        else:
+            figure = heat_map_figure(explanation, width)
+        same = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending[1:])
+        figure.savefig(path, metadata=same, dpi=200)
+
+
+def _matrix(
+    explanation: Explanation | LLMRelevanceResult, layers: Tensor | Sequence[Tensor] | None
+) -> tuple[list[list[float]], list[str]]:
+    """Numbers and names of the rows, from the bottom up."""
+    if layers is not None:
+        values = [layer.detach().double().tolist() for layer in layers]
+        return values, [f"layer {number}" for number in range(len(values))]
+    if not isinstance(explanation, LLMRelevanceResult):
+        raise TypeError("Only the result of LLMRelevance has rows.")
+    rows = explanation.context_attr.double().tolist()
+    return rows[::-1], [readable(label) for label in explanation.row_labels][::-1]

@@ -1,0 +1,204 @@
+"""Leave one segment out: what an output is without a sentence, document or turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from captum_lrpx._version import versions
+from captum_lrpx.attr.checks import check_model_and_tokenizer
+from captum_lrpx.binding import find_model
+from captum_lrpx.explanation import Explanation
+from captum_lrpx.targets import Target, encode
+from captum_lrpx.targets.batch import batch_of
+from captum_lrpx.targets.task import task_of
+from captum_lrpx.targets.truncation import without_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from captum_lrpx.explanation import Segments
+    from captum_lrpx.segments import By
+    from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.question import Terms
+    from captum_lrpx.targets.target import Choice
+
+__all__ = ["leave_one_out", "left_out"]
+
+
+def leave_one_out(
+    model: nn.Module,
+    tokenizer: Any,
+    text: Given,
+    target: Target | Choice | None = None,
+    *,
+    by: By | Sequence[By],
+    language: str = "en",
+    first_token: str | None = None,
+    batch_size: int = 8,
+    model_name: str | None = None,
+) -> Segments:
+    """How much an output falls when a segment of the text is not there.
+
+    The text is read again without the tokens of each segment of the last level, so this is exact,
+    and it costs a forward pass for each. Segments of an outer level get the sum of their parts,
+    which is not what happens without all of them. Special tokens, the chat template and segments
+    in which something is explained stay, with 0.
+
+    Args:
+        model: A Hugging Face model with a head, or a module around one.
+        tokenizer: Its (fast) tokenizer.
+        text: As for :func:`captum_lrpx.explain`.
+        target: As for :func:`captum_lrpx.explain`.
+        by: The segments, as for :meth:`captum_lrpx.Explanation.segments`.
+        language: Language of the sentences.
+        first_token: As for :func:`captum_lrpx.explain`.
+        batch_size: Number of texts of a forward pass.
+        model_name: Name for the record. Default: where the model was loaded from.
+
+    Returns:
+        The segments; their ``relevance`` is the explained value of the whole text minus that of the
+        text without the segment. What is left of the value is the rest, ``"interaction"``: losses
+        do not sum to anything.
+
+    Raises:
+        ValueError: If text, target or segments cannot be used, or ``batch_size`` is not positive.
+        IndexError: If an id or position is out of range.
+        TypeError: If model, tokenizer or ``text`` is something else, the first two are swapped, or
+            the target is a function.
+        ImportError: If sentencex is needed and not installed.
+
+    Examples:
+        >>> leave_one_out(model, tokenizer, text, "are", by="sentence").top(1)
+    """
+    check_model_and_tokenizer(model, tokenizer)
+    if not isinstance(target, Target):
+        target = Target(target)
+    encoding = encode(find_model(model), tokenizer, text, first_token)
+    return left_out(
+        model,
+        tokenizer,
+        encoding,
+        target,
+        by,
+        language=language,
+        batch_size=batch_size,
+        model_name=model_name,
+    )
+
+
+def left_out(
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    target: Target,
+    by: By | Sequence[By],
+    *,
+    language: str,
+    batch_size: int,
+    model_name: str | None,
+) -> Segments:
+    """The same as :func:`leave_one_out` for a text that is encoded already.
+
+    Raises:
+        ValueError: If target or segments cannot be used, or ``batch_size`` is not positive.
+        TypeError: If the target is a function.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, not {batch_size}.")
+    if callable(target.token):
+        raise TypeError(
+            "A function of the outputs has no place that stays when a part of the text is left "
+            "out: give a token, class or span."
+        )
+    terms = target.terms(model, tokenizer, encoding)
+    inner = find_model(model)
+    config: Any = inner.config
+    nothing = Explanation(
+        text=encoding.text,
+        tokens=encoding.tokens,
+        ids=encoding.ids,
+        offsets=encoding.offsets,
+        special=encoding.special,
+        relevances=(0.0,) * len(encoding.ids),
+        value=0.0,
+        target=target.describe(model, terms),
+        position=terms.position,
+        method="leave_one_out",
+        recipe=None,
+        model=model_name or str(getattr(inner, "name_or_path", "") or type(model).__name__),
+        dtype=str(next(inner.parameters()).dtype).removeprefix("torch."),
+        versions=versions(),
+        revision=getattr(config, "_commit_hash", None),
+        template=encoding.template,
+        regions=encoding.regions or None,
+    )
+    leaves = [
+        segment.tokens
+        for _, segment in nothing.segments(by, language=language).walk()
+        if not segment.parts
+    ]
+    explained = _explained(model, target, terms)
+    kept_whole = {
+        index
+        for index, special in enumerate(encoding.special)
+        if special or (encoding.template and encoding.template[index])
+    }
+    out = [leaf for leaf in leaves if not kept_whole.union(explained) & set(leaf)]
+    values = _values(model, tokenizer, encoding, target, terms, [(), *out], batch_size)
+    relevances = [0.0] * len(encoding.ids)
+    for leaf, value in zip(out, values[1:], strict=True):
+        for index in leaf:  # the same for each token: what a segment has is the sum over them
+            relevances[index] = (values[0] - value) / len(leaf)
+    found = replace(nothing, relevances=tuple(relevances), value=values[0])
+    segments = found.segments(by, language=language)
+    return replace(segments, rest=(("interaction", found.value - segments.sum),))
+
+
+def _explained(model: nn.Module, target: Target, terms: Terms) -> set[int]:
+    """The tokens without which there is nothing to explain."""
+    if task_of(model) == "question-answering":
+        return set(terms.choices)
+    places = set(terms.positions or ())
+    return places | {place + 1 for place in places} if target.span is not None else places
+
+
+def _values(
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    target: Target,
+    terms: Terms,
+    gone: Sequence[Sequence[int]],
+    batch_size: int,
+) -> list[float]:
+    """The explained value of the text without some of its tokens, for each choice of them."""
+    values: list[float] = []
+    for start in range(0, len(gone), batch_size):
+        part = gone[start : start + batch_size]
+        encodings = [without_tokens(encoding, tokens) for tokens in part]
+        shifted = [_shifted(model, terms, tokens) for tokens in part]
+        ids, forward, arguments = batch_of(
+            model, tokenizer, [target] * len(part), encodings, shifted
+        )
+        with torch.no_grad():
+            values += forward(ids, *arguments).double().reshape(-1).tolist()
+    return values
+
+
+def _shifted(model: nn.Module, terms: Terms, gone: Sequence[int]) -> Terms:
+    """The outputs that are explained, where they are without some tokens."""
+
+    def moved(place: int) -> int:
+        return place - sum(index < place for index in gone)
+
+    if task_of(model) == "question-answering":
+        return replace(terms, choices=tuple(map(moved, terms.choices)))
+    if terms.positions is None:
+        return terms
+    return replace(terms, positions=tuple(map(moved, terms.positions)))

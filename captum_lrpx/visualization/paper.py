@@ -1,0 +1,226 @@
+"""Heat maps for papers: SVG, PDF and PNG by matplotlib, and text for LaTeX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from captum_lrpx.visualization.characters import BLANK, NEWLINE
+from captum_lrpx.visualization.colors import rgb, scale_of, strengths
+from captum_lrpx.visualization.pieces import pieces
+from captum_lrpx.visualization.terminal import VISIBLE, legend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from matplotlib.figure import Figure
+
+    from captum_lrpx.visualization.pieces import Drawable, Piece
+
+__all__ = ["heat_map_figure", "latex", "matrix_figure", "settings"]
+
+_SETTINGS: Any = {
+    "font.family": "monospace",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "captum_lrpx",
+}
+"""Text stays text, and the same picture is the same file."""
+
+_INCH = 72.0
+_SIZE = 9.0
+_CELL = 0.602 * _SIZE
+"""Points of a character of DejaVu Sans Mono, and of most other monospaced fonts."""
+
+_LINE = 1.9 * _SIZE
+_ROW = 1.6 * _SIZE
+_MOST_LABEL = 16
+
+_ESCAPED = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    BLANK: r"\textvisiblespace{}",
+    NEWLINE: r"$\hookleftarrow$",
+}
+
+
+def settings() -> AbstractContextManager[None]:
+    """What figures are made and saved with.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
+    return mpl.rc_context(_SETTINGS)
+
+
+def latex(explanation: Drawable) -> str:
+    r"""A heat map as LaTeX, for the packages ``xcolor`` and, in other scripts, XeLaTeX or LuaLaTeX.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        A ``\colorbox`` for each piece. Negative relevance is underlined, relevance beyond the scale
+        framed; a comment says at what relevance the full color is.
+    """
+    shown = pieces(explanation)
+    note = " ".join(legend(explanation).replace("bold:", "framed:").split())
+    parts = [
+        "% needs \\usepackage{xcolor}",
+        f"% {note}",
+        r"{\setlength{\fboxsep}{1pt}\raggedright",
+    ]
+    line = ""
+    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
+        if "\n" in piece.gap:
+            parts.append(f"{line}\\\\")
+            line = ""
+        elif piece.gap:
+            line += " "
+        text = "".join(_ESCAPED.get(char, char) for char in piece.label)
+        if strength <= -VISIBLE:
+            text = f"\\underline{{{text}}}"
+        color = ",".join(map(str, rgb(strength)))
+        box = r"\fcolorbox[RGB]{0,0,0}" if abs(strength) > 1 else r"\colorbox[RGB]"
+        line += f"{box}{{{color}}}{{\\strut {text}}}"
+        line += "\\allowbreak " if not piece.label.endswith(NEWLINE) else "\\\\\n"
+    return "\n".join([*parts, line.rstrip(), r"\par}", ""])
+
+
+def heat_map_figure(explanation: Drawable, width: float) -> Figure:
+    """The text in color, with its legend.
+
+    Args:
+        explanation: What to show.
+        width: Inches.
+    """
+    shown = pieces(explanation)
+    places, rows = _placed(shown, int(width * _INCH / _CELL))
+    height = (rows + 1.5) * _LINE / _INCH
+    figure, axes = _empty(width, height)
+    for piece, strength, (row, column) in zip(
+        shown, strengths([p.relevance for p in shown]), places, strict=True
+    ):
+        x, y = column * _CELL, height * _INCH - (row + 1) * _LINE
+        size = cell_len(_label(piece)) * _CELL
+        beyond = abs(strength) > 1
+        _box(axes, x, y - 0.35 * _SIZE, size, 1.5 * _SIZE, strength, beyond=beyond)
+        _text(axes, x, y, _label(piece))
+        if strength <= -VISIBLE:
+            axes.plot([x, x + size], [y - 0.2 * _SIZE] * 2, color="black", linewidth=0.7)
+    note = legend(explanation).replace("bold:", "framed:")
+    _text(axes, 0, 0.3 * _SIZE, note, size=0.75 * _SIZE)
+    return figure
+
+
+def matrix_figure(
+    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], width: float
+) -> Figure:
+    """A table of relevances in color: layers x tokens, or generated tokens x tokens.
+
+    Args:
+        values: ``[R, C]``.
+        rows: Name of each row; the first one is drawn at the bottom.
+        columns: Name of each column.
+        width: Inches.
+    """
+    names = [_short(name) for name in rows]
+    left = (max(map(cell_len, names), default=0) + 1) * _CELL
+    below = (max((cell_len(_short(name)) for name in columns), default=0) + 1) * _CELL
+    cell = (width * _INCH - left) / max(len(columns), 1)
+    height = (below + len(rows) * _ROW + 1.5 * _LINE) / _INCH
+    figure, axes = _empty(width, height)
+    flat = [value for row in values for value in row]
+    scale = scale_of(flat)
+    drawn = iter(strengths(flat))
+    for index, name in enumerate(names):
+        y = below + index * _ROW
+        _text(axes, left - _CELL * (cell_len(name) + 0.5), y + 0.45 * _SIZE, name)
+        for column in range(len(columns)):
+            strength = next(drawn)
+            x = left + column * cell
+            _box(axes, x, y, cell, _ROW, strength, beyond=abs(strength) > 1)
+            if strength <= -VISIBLE:
+                ends = [x + 0.25 * cell, x + 0.75 * cell]
+                axes.plot(ends, [y + _ROW / 2] * 2, color="black", linewidth=0.7)
+    for column, name in enumerate(columns):
+        x = left + (column + 0.5) * cell
+        size = min(_SIZE, 0.95 * cell)
+        label = {"rotation": 90, "ha": "center", "va": "top"}
+        _text(axes, x, below - 0.4 * _SIZE, _short(name), size=size, **label)
+    note = f"full color at {scale:.4g}; red: for the target; blue, with a line: against"
+    _text(axes, 0, height * _INCH - _SIZE, note if scale else "", size=0.75 * _SIZE)
+    return figure
+
+
+def _placed(shown: Sequence[Piece], cells: int) -> tuple[list[tuple[int, int]], int]:
+    """Row and column of each piece, in lines of some cells, and the number of rows.
+
+    Lines break before a word, and within one that is longer than a line.
+    """
+    sizes = [cell_len(_label(piece)) for piece in shown]
+    words = list(sizes)  # the rest of the word from each piece on
+    for index in range(len(shown) - 2, -1, -1):
+        if not shown[index + 1].gap and not shown[index].label.endswith(NEWLINE):
+            words[index] += words[index + 1]
+    places, row, column = [], 0, 0
+    for piece, size, word in zip(shown, sizes, words, strict=True):
+        column += 1 if piece.gap and column else 0
+        need = word if piece.gap and word <= cells else size
+        if column and ("\n" in piece.gap or column + need > cells):
+            row, column = row + 1, 0
+        places.append((row, column))
+        column += size
+        if piece.label.endswith(NEWLINE):
+            row, column = row + 1, 0
+    return places, row + 1
+
+
+def _label(piece: Piece) -> str:
+    return piece.drawn.removesuffix("\n")
+
+
+def _empty(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure whose units are points, without axes."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, width * _INCH)
+    axes.set_ylim(0, height * _INCH)
+    return figure, axes
+
+
+def _box(
+    axes: Any, x: float, y: float, width: float, height: float, strength: float, *, beyond: bool
+) -> None:
+    from matplotlib.patches import Rectangle  # noqa: PLC0415 - an extra
+
+    color = tuple(part / 255 for part in rgb(strength))
+    edge = "black" if beyond else "none"
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor=edge, linewidth=0.8))
+
+
+def _text(axes: Any, x: float, y: float, text: str, size: float = _SIZE, **more: Any) -> None:
+    axes.text(x, y, text, fontsize=size, parse_math=False, **more)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_LABEL else f"{name[: _MOST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"

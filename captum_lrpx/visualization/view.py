@@ -1,0 +1,132 @@
+"""An interactive page: where each generated token comes from, by method and segment."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captum_lrpx.visualization.page import escaped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captum_lrpx.visualization.pieces import Piece
+
+__all__ = ["ViewedMethod", "view_page"]
+
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_BODY = """<header>
+<p id="value" aria-live="polite"></p>
+<div id="controls">
+<label>method <select id="method"></select></label>
+<label>sums over <select id="level"></select></label>
+<label><input type="checkbox" id="special" checked> special tokens</label>
+<span><span class="sign">against</span> <span id="low"></span><span id="scale"></span
+><span id="high"></span> for the target</span>
+<span id="largest"></span><span id="status" role="status"></span>
+</div>
+<div id="ledger" role="img" aria-label="where the explained value is"></div>
+</header>
+<p id="text" dir="auto"></p>
+<p class="help">Point at a <b>bold</b> token to see where it comes from; click, Enter or Space
+holds it, arrows go on, Escape lets go.</p>
+<details id="numbers"><summary>relevances in numbers (the 50 largest)</summary>
+<table><tbody id="rows"></tbody></table></details>
+<noscript>This page needs JavaScript; <code>to_html()</code> writes one that does not.</noscript>"""
+
+
+@dataclass(frozen=True)
+class ViewedMethod:
+    """One explanation of each row of a page.
+
+    Attributes:
+        name: What it is called.
+        relevances: ``[R, T]``.
+        values: The explained value of each row ``[R]``.
+        decomposed: The sum of relevances and delta of each row ``[R]``.
+        targets: What each row explains, in words ``[R]``.
+        target: What all of them explain.
+        ledger: What no token has of the sum of all rows, by name; empty if that is not known.
+    """
+
+    name: str
+    relevances: Sequence[Sequence[float]]
+    values: Sequence[float]
+    decomposed: Sequence[float]
+    targets: Sequence[str]
+    target: str
+    ledger: Sequence[tuple[str, float]]
+
+
+def view_page(
+    title: str,
+    pieces: Sequence[Piece],
+    special: Sequence[bool],
+    spans: Sequence[tuple[int, int]],
+    start: int,
+    levels: Sequence[tuple[str, Sequence[Sequence[int]]]],
+    methods: Sequence[ViewedMethod],
+    footer: Sequence[str],
+) -> str:
+    """The page: one file with its script, which loads nothing.
+
+    Args:
+        title: Its title.
+        pieces: The text, as it is drawn.
+        special: Whether each token is special or of the chat template ``[T]``.
+        spans: Which tokens each row is about ``[R]``.
+        start: The first generated token; ``T`` if there is none.
+        levels: Name, and groups of tokens, of each segment level.
+        methods: At least one.
+        footer: Lines about how it was made.
+    """
+    data = {
+        "pieces": [
+            {"drawn": each.drawn, "gap": each.gap, "first": each.first, "stop": each.stop}
+            for each in pieces
+        ],
+        "special": [int(each) for each in special],
+        "spans": [list(span) for span in spans],
+        "start": start,
+        "levels": [
+            {"name": name, "groups": [list(group) for group in groups]} for name, groups in levels
+        ],
+        "methods": [asdict(method) | {"relevances": _packed(method)} for method in methods],
+    }
+    here = files("captum_lrpx.visualization")
+    style, script = (here.joinpath(f"view.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    lines = "<br>".join(map(escaped, footer))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">\n'
+        f"<title>{escaped(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{_BODY}\n"
+        f"<footer>{lines}</footer>\n"
+        f'<script type="application/json" id="data">{_json(data)}</script>\n'
+        f"<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _packed(method: ViewedMethod) -> str:
+    """Relevances as float32, little-endian, in base64."""
+    return base64.b64encode(np.asarray(method.relevances, dtype="<f4").tobytes()).decode("ascii")
+
+
+def _json(data: Any) -> str:
+    """JSON that no text in it can end; infinite and undefined numbers as null."""
+    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if np.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(each) for each in data] if isinstance(data, (list, tuple)) else data
