@@ -222,7 +222,11 @@ def _user_rules(sites: Sites) -> Iterator[tuple[str, Rule[Any]]]:
 
 def linear_attachments(model: nn.Module, recipe: Recipe) -> list[Attachment]:
     """The rules of linear layers of any module, where they are not the layers' own gradient."""
-    attachments: list[Attachment] = []
+    attachments: list[Attachment] = [
+        Attachment(module, RequireGradient(path, module))
+        for path, module in model.named_modules()
+        if type(module).__module__.startswith("torch.ao.nn.quantized")  # not all have a gradient
+    ]
     plain = recipe.linear == Epsilon() and not recipe.overrides
     if plain and not any("rule" in vars(module) for module in modules_of(model)):
         return attachments

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from breadth import NotBuilt, asked, pairs, quiet
+from questions import NotBuilt, asked, pairs, quiet
 
 from captum_lrpx import ALTILogit
 

@@ -17,7 +17,7 @@ from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
@@ -26,13 +26,19 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Part", "Reader", "Scaling", "wide"]
+__all__ = ["Part", "Reader", "Scaling", "tolerance", "wide"]
 
 
-def _tolerance(graph: Graph, number: int) -> float:
-    """How far numbers may be apart that are the same in theory, in a precision, relatively."""
-    metadata: Any = graph.nodes[number]
-    return max(1e-3, 4 * torch.finfo(metadata._input_metadata[0].dtype).eps)  # noqa: SLF001
+def tolerance(graph: Graph, numbers: Iterable[int]) -> float:
+    """How far numbers may be apart that are the same in theory, relatively.
+
+    Args:
+        graph: The graph.
+        numbers: The nodes that they are computed by: under autocast some are in half precision.
+    """
+    nodes: list[Any] = [graph.nodes[number] for number in numbers]
+    dtypes = {each.dtype for node in nodes for each in node._input_metadata}  # noqa: SLF001
+    return max([1e-3, *(4 * torch.finfo(each).eps for each in dtypes if each.is_floating_point)])
 
 
 class Scaling(NamedTuple):
@@ -292,7 +298,7 @@ class Reader:
         if factor is None:
             return rows, None, None
         factor = factor.reshape(-1, size)[rows]  # [B, H, T, z]
-        same = _tolerance(self.graph, attention.mixing)
+        same = tolerance(self.graph, (*attention.region, attention.mixing))
         if torch.allclose(factor, factor[..., :1], rtol=same):
             return rows, factor[..., 0], None
         by_feature = factor.transpose(1, 2).reshape(batch * tokens, width)
@@ -378,7 +384,7 @@ class Reader:
             wide(self._pulled(order, end, (seed + each).contiguous(), start)).reshape(-1, width)
             for each in (torch.ones_like(signs), signs, noise)
         )
-        same = _tolerance(self.graph, start.node)
+        same = tolerance(self.graph, (*order, start.node))
         # A mean that is subtracted differs between even and odd features by what it is.
         difference = plain - signs * signed
         even, odd = (difference[:, first::2].mean(-1, keepdim=True) for first in (0, 1))

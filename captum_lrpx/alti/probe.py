@@ -12,7 +12,7 @@ import torch
 
 from captum_lrpx.alti.blocks import Example
 from captum_lrpx.alti.directions import Biases
-from captum_lrpx.alti.parts import wide
+from captum_lrpx.alti.parts import tolerance, wide
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.graph_rules import Plan
 from captum_lrpx.trace.graph import Edge
@@ -112,7 +112,8 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
         torch.stack([(seen * vectors).sum(), of_tokens + of_stream]),
     )
     size = (seen.abs() * wide(part.resultant[0, :rows]).abs()).sum()
-    allowed = max(1e-3, 8 * torch.finfo(part.resultant.dtype).eps) * size
+    nodes = (*attention.norms, attention.addition, *attention.region, *attention.value_region)
+    allowed = 2 * tolerance(reader.graph, (*nodes, attention.mixing)) * size
     if any((one - other).abs() > allowed for one, other in ways):
         reader.refuse(attention.mixing, "is not what its values, weights and output projection say")
 

@@ -1,7 +1,8 @@
 """An explanation that one can keep, print, draw, subtract and compare."""
 
 from captum_lrpx.explanation.certificate import Certificate
-from captum_lrpx.explanation.record import Explanation, TokenRelevance
+from captum_lrpx.explanation.ranking import TokenRelevance
+from captum_lrpx.explanation.record import Explanation
 from captum_lrpx.explanation.segments import Segment, Segments
 
 __all__ = ["Certificate", "Explanation", "Segment", "Segments", "TokenRelevance"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import html
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from captum.attr import visualization as captum_visualization
@@ -14,6 +13,7 @@ from captum.attr import visualization as captum_visualization
 from captum_lrpx import visualization
 from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
+from captum_lrpx.explanation.ranking import TokenRelevance, largest
 from captum_lrpx.explanation.segments import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
@@ -21,7 +21,7 @@ from captum_lrpx.words import Span, token_runs, word_spans
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from rich.console import Group
@@ -29,27 +29,7 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By, Region
     from captum_lrpx.targets.scene import Part
 
-__all__ = ["Explanation", "TokenRelevance"]
-
-_RANKINGS: dict[str, Callable[[float], float]] = {
-    "absolute": abs,
-    "positive": float,
-    "negative": lambda relevance: -relevance,
-}
-
-
-class TokenRelevance(NamedTuple):
-    """One token (or word) of an explanation.
-
-    Attributes:
-        position: Its place among them.
-        label: The token as it stands in the text; a special one by its name.
-        relevance: Its relevance.
-    """
-
-    position: int
-    label: str
-    relevance: float
+__all__ = ["Explanation"]
 
 
 @dataclass(frozen=True)
@@ -261,13 +241,7 @@ class Explanation:
         Raises:
             ValueError: If ``k`` is negative or ``by`` is unknown.
         """
-        if k < 0:
-            raise ValueError(f"k is a number of tokens, not {k}.")
-        if by not in _RANKINGS:
-            raise ValueError(f"`by` must be one of {', '.join(_RANKINGS)}, not {by!r}.")
-        rank = _RANKINGS[by]
-        entries = map(TokenRelevance, range(len(self.relevances)), self.labels, self.relevances)
-        return tuple(heapq.nlargest(k, entries, key=lambda entry: rank(entry.relevance)))
+        return largest(self.labels, self.relevances, k, by)
 
     # Arithmetic -------------------------------------------------------------------------------
 
@@ -394,8 +368,8 @@ class Explanation:
         Returns:
             The record.
         """
-        largest = max(map(abs, self.relevances), default=0.0)
-        scale = largest if 0 < largest < math.inf else 1.0
+        most = max(map(abs, self.relevances), default=0.0)
+        scale = most if 0 < most < math.inf else 1.0
         return captum_visualization.VisualizationDataRecord(
             word_attributions=torch.tensor(self.relevances, dtype=torch.float64, device="cpu")
             / scale,
