@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 
 from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
+from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -26,19 +27,7 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Part", "Reader", "Scaling", "tolerance", "wide"]
-
-
-def tolerance(graph: Graph, numbers: Iterable[int]) -> float:
-    """How far numbers may be apart that are the same in theory, relatively.
-
-    Args:
-        graph: The graph.
-        numbers: The nodes that they are computed by: under autocast some are in half precision.
-    """
-    nodes: list[Any] = [graph.nodes[number] for number in numbers]
-    dtypes = {each.dtype for node in nodes for each in node._input_metadata}  # noqa: SLF001
-    return max([1e-3, *(4 * torch.finfo(each).eps for each in dtypes if each.is_floating_point)])
+__all__ = ["Part", "Reader", "Scaling", "wide"]
 
 
 class Scaling(NamedTuple):

@@ -16,7 +16,7 @@ from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from torch import Tensor
     from torch.autograd.graph import Node
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Pull"]
+__all__ = ["Pull", "tolerance"]
 
 Gradients = tuple["Tensor | None", ...]
 
@@ -156,3 +156,15 @@ class Pull:
 def _required(gradient: Tensor | None) -> Tensor:
     assert gradient is not None  # noqa: S101 - a node with one result is called with its gradient
     return gradient
+
+
+def tolerance(graph: Graph, numbers: Iterable[int]) -> float:
+    """How far numbers may be apart that are the same in theory, relatively.
+
+    Args:
+        graph: The graph.
+        numbers: The nodes that they are computed by: under autocast some are in half precision.
+    """
+    nodes: list[Any] = [graph.nodes[number] for number in numbers]
+    dtypes = {each.dtype for node in nodes for each in node._input_metadata}  # noqa: SLF001
+    return max([1e-3, *(4 * torch.finfo(each).eps for each in dtypes if each.is_floating_point)])

@@ -72,7 +72,9 @@ def explained_pass(
         finite = Finite(model, attribution.forward_func, inputs, arguments)
         for each in values:
             finite.require(each)
-        yield Explained(attribution, passed, recordings[0], values, inputs)
+        # The model has run in the precision that autocast chose, what is made of it need not.
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            yield Explained(attribution, passed, recordings[0], values, inputs)
 
 
 class Explained:
