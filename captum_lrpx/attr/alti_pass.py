@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -244,10 +245,12 @@ class Explained:
 @contextmanager
 def _runs_once(model: nn.Module) -> Iterator[None]:
     """Refuse a forward function that does not run a model exactly once, with gradients."""
-    runs = 0
+    runs, thread = 0, threading.get_ident()
 
     def before(_module: nn.Module, _args: Any) -> None:
         nonlocal runs
+        if threading.get_ident() != thread:
+            return
         runs += 1
         if not torch.is_grad_enabled():
             raise RuntimeError(
