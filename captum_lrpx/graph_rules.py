@@ -18,7 +18,7 @@ from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Set
 
     from torch import Tensor
     from torch.autograd.graph import Node
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.roles import Roles
 
 __all__ = ["Plan", "Seen", "attach", "plan_of"]
+
+
+Factors = tuple["float | None", ...]
+"""What the gradient of each operand is multiplied by; None holds the operand constant."""
 
 
 class Action(NamedTuple):
@@ -84,12 +88,18 @@ class Plan:
     Attributes:
         actions: What is done where.
         problems: What has no rule.
-        alive: Indices of the nodes that relevance goes through.
+        factors: For each node that relevance goes through, the factors of its operands; None for
+            one that gets nothing.
     """
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    alive: set[int] = field(default_factory=set)
+    factors: dict[int, Factors] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> Set[int]:
+        """Indices of the nodes that relevance goes through."""
+        return self.factors.keys()
 
     def needs_inputs(self, graph: Graph) -> bool:
         """Whether some action needs what the node of its function does not save."""
@@ -119,8 +129,8 @@ def plan_of(
         alive[root] = True
     for number in range(len(graph.nodes) - 1, -1, -1):
         if alive[number]:
-            planner.plan.alive.add(number)
-            for edge, factor in zip(graph.operands[number], planner.act(number), strict=True):
+            factors = planner.plan.factors[number] = planner.act(number)
+            for edge, factor in zip(graph.operands[number], factors, strict=True):
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
                     planner.reached.add(edge)
@@ -131,10 +141,6 @@ def _adds(graph: Graph, number: int) -> bool:
     """Whether a node takes another operand as something else than a factor."""
     name, detail = graph.names[number], graph.detail(number)
     return has_summand(name) or kind_of(name, detail) not in ("product", "quotient", "projection")
-
-
-Factors = tuple["float | None", ...]
-"""What the gradient of each operand is multiplied by; None holds the operand constant."""
 
 
 class _Planner:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.coverage.operations import Coverage, Operation
+from captum_lrpx.fast.narrow import Narrowing, narrow, narrowing_of
+from captum_lrpx.fast.saved import Economy, Saved, economy_of
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.module_tree import modules_of
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.natures import Nature
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["TracedPass", "traced_rules"]
+__all__ = ["NewWayError", "TracedPass", "traced_rules"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
 
@@ -56,6 +58,7 @@ class Structure:
         detached: Indices of nodes that use a detached number.
         modules: Index of a node -> path and class of its module.
         notes: What others have found out about such graphs.
+        narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
 
     roles: Roles
@@ -64,6 +67,14 @@ class Structure:
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     detached: frozenset[int] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
+    narrowings: dict[Recipe, Narrowing] = field(default_factory=dict)
+
+    def narrowing(self, graph: Graph, plan: Plan, recipe: Recipe) -> Narrowing:
+        """The linear nodes whose gradients are mostly zero under a recipe."""
+        found = self.narrowings.get(recipe)
+        if found is None:
+            found = self.narrowings[recipe] = narrowing_of(graph, self.roles, plan)
+        return found
 
 
 @dataclass
@@ -77,6 +88,8 @@ class Form:
         needs_inputs: Whether the inputs of some functions have to be kept.
         seen: Whether a pass has been watched.
         notes: What others have found out about such calls.
+        economy: What passes of it need not keep, once that is known.
+        surprises: How often a pass turned out to be another than that was for.
     """
 
     structures: dict[Hashable, Structure] = field(default_factory=dict)
@@ -85,6 +98,16 @@ class Form:
     needs_inputs: bool = False
     seen: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+    economy: Economy | None = None
+    surprises: int = 0
+
+
+_MOST_SURPRISES: Final = 3
+"""After so many surprises everything is kept: the operations depend on the values."""
+
+
+class NewWayError(Exception):
+    """A pass has taken another way than the one that it was known to need nothing more for."""
 
 
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.WeakKeyDictionary()
@@ -102,6 +125,7 @@ class TracedPass:
         form: What this call has in common with others of the same operations; None if nothing.
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
+        fast: Whether what the rules do not read need not be kept, and zeros not be multiplied.
     """
 
     def __init__(
@@ -112,8 +136,11 @@ class TracedPass:
         *,
         watched: bool = False,
         values: bool = False,
+        fast: bool = False,
     ) -> None:
         self.model = model
+        self._fast = fast and not values
+        self._saved: Saved | None = None
         self._watched = watched or values
         self._values = values
         self.recipe = recipe
@@ -157,6 +184,9 @@ class TracedPass:
                     Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values)
                 )
                 self._inputs = self.watch.inputs
+            if self._fast and self.form.surprises <= _MOST_SURPRISES:
+                self._saved = Saved(self.form.economy)
+                stack.enter_context(self._saved)
             yield self
 
     def _release(self) -> None:
@@ -167,15 +197,24 @@ class TracedPass:
 
     # Rules ------------------------------------------------------------------------------------
 
-    def attach(self, output: Tensor) -> None:
+    def attach(self, output: Tensor, *, at_once: int = 1) -> None:
         """Put the rules on everything that an output depends on.
 
         Args:
             output: A tensor with a graph, and all that is to be explained upstream of it.
+            at_once: How many gradients one backward pass will be for.
+
+        Raises:
+            NewWayError: If more has to be kept of this pass than was.
         """
         if not output.requires_grad:
             return
         graph, plan = self.read([output])
+        assert self.structure is not None  # noqa: S101 - the graph has been read
+        if self._saved is not None and self.form.economy is None:
+            self.form.economy = economy_of(graph, plan, self._saved)
+        if self._fast and at_once == 1:
+            self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
         self.handles += attach(graph, plan, self.inputs, self._done)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
@@ -183,8 +222,15 @@ class TracedPass:
 
         Args:
             outputs: Tensors with a graph.
+
+        Raises:
+            NewWayError: If more has to be kept of this pass than was.
         """
         graph = self.graph = Graph(outputs)
+        if self._saved is not None and not self._saved.fits(graph.key):
+            self.form.economy = None
+            self.form.surprises += 1
+            raise NewWayError
         structure = self._structure(graph)
         plan = structure.plans.get(self.recipe)
         if plan is None:
@@ -211,7 +257,7 @@ class TracedPass:
         )
 
     def _structure(self, graph: Graph) -> Structure:
-        key = graph.key()
+        key = graph.key
         structure = self.form.structures.get(key)
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)

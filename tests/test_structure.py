@@ -40,6 +40,7 @@ ORDER = [
     ["propagation"],
     ["trace"],
     ["hints", "graph_rules"],
+    ["fast"],
     ["narrowing", "memory"],
     ["alti", "targets", "coverage"],
     ["traced"],

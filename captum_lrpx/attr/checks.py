@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckedForward",
+    "NoGradientError",
     "check_inputs",
     "check_layers",
     "check_model",
@@ -57,6 +58,10 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
             f"The tokenizer must be a loaded one, not {_named(tokenizer)}: "
             "`AutoTokenizer.from_pretrained(name)` of transformers loads that of a model."
         )
+
+
+class NoGradientError(ValueError):
+    """A forward function gives something without a gradient."""
 
 
 def check_model(model: Any) -> None:
@@ -338,7 +343,7 @@ def _check_output(forward_func: Callable[..., Any], output: Any) -> None:
             if output.is_floating_point()
             else f"It is of {output.dtype}, and argmax and comparisons have no gradient."
         )
-        raise ValueError(
+        raise NoGradientError(
             "The explained value does not depend on the model by a gradient: the forward function "
             f"returns nothing that has a gradient. {cause} Return logits as the model gives them: "
             "without `torch.no_grad()`, `.detach()` and `.argmax()`."

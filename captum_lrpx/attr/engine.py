@@ -7,7 +7,7 @@ and at which tensors.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,20 +16,21 @@ from torch import Tensor
 from captum_lrpx import _captum
 from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.checks import CheckedForward, NoGradientError, check_inputs
 from captum_lrpx.attr.embedded import embedded_ids
 from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.attr.strictness import form_of, require
-from captum_lrpx.traced import TracedPass
+from captum_lrpx.traced import NewWayError, TracedPass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from torch import nn
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
+
+    _Result = tuple[TracedPass, Any, tuple[Tensor, ...], dict[nn.Module, tuple[Tensor, ...]]]
 
 __all__ = ["Passed", "forward_pass"]
 
@@ -45,37 +46,67 @@ class Passed:
         rules: The rules, and the graph once something has been explained.
     """
 
+    output: Any
+    sources: tuple[Tensor, ...]
+    layers: dict[nn.Module, tuple[Tensor, ...]]
+    rules: TracedPass
+
     def __init__(
         self,
-        output: Any,
-        sources: tuple[Tensor, ...],
-        layers: dict[nn.Module, tuple[Tensor, ...]],
-        rules: TracedPass,
-        of_ids: tuple[bool, ...],
-        *,
-        strict: bool,
+        attribution: LRPRules,
+        inputs: tuple[Tensor, ...],
+        once: Callable[[], AbstractContextManager[_Result]],
     ) -> None:
-        self.output = output
-        self.sources = sources
-        self.layers = layers
-        self.rules = rules
-        self._of_ids = of_ids
-        self._strict = strict
+        self._of_ids = tuple(not tensor.is_floating_point() for tensor in inputs)
+        self._strict = attribution.strict
+        self._once = once
+        self._opened = ExitStack()
 
-    def explain(self, value: Tensor, sources: Sequence[Tensor] | None = None) -> None:
+    def run(self) -> None:
+        """Run the forward function, also if it has been run."""
+        self.close()
+        self.rules, self.output, self.sources, self.layers = self._opened.enter_context(
+            self._once()
+        )
+
+    def close(self) -> None:
+        """Leave the model alone."""
+        self._opened.close()
+
+    def explain(
+        self,
+        select: Callable[[Passed], Tensor],
+        at: Callable[[Passed], Sequence[Tensor]] | None = None,
+        *,
+        at_once: int = 1,
+    ) -> Tensor:
         """Put the rules on everything between sources and a value.
 
+        The forward function runs once more if it has taken another way than those that are known,
+        for which more has to be kept than was.
+
         Args:
-            value: What is explained.
-            sources: Where relevance is read; default: the inputs.
+            select: Gives what is explained.
+            at: Gives the tensors at which relevance is read; default: the sources.
+            at_once: Number of values that one backward pass will be for.
+
+        Returns:
+            What is explained.
 
         Raises:
             ValueError: If something between them has no rule, and the attribution is strict.
         """
-        self.rules.attach(value)
-        coverage = self.rules.problems(self.sources if sources is None else sources)
+        value = select(self)
+        try:
+            self.rules.attach(value, at_once=at_once)
+        except NewWayError:
+            self.run()
+            value = select(self)
+            self.rules.attach(value, at_once=at_once)
+        coverage = self.rules.problems(self.sources if at is None else at(self))
         if coverage is not None:
             require(coverage, strict=self._strict)
+        return value
 
     def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Relevances of the inputs, from gradients at the sources.
@@ -105,6 +136,7 @@ def forward_pass(
     watched: bool = False,
     values: bool = False,
     beside: Callable[[TracedPass], AbstractContextManager[object]] | None = None,
+    at_inputs: bool = True,
 ) -> Iterator[Passed]:
     """Run a forward function once.
 
@@ -118,6 +150,8 @@ def forward_pass(
         watched: Whether the names of functions and modules are asked for.
         values: Whether to keep the result of each function, for a ledger.
         beside: Gives something that is open while the forward function runs.
+        at_inputs: Whether relevances of the inputs are asked for: token ids have to be embedded
+            then.
 
     Yields:
         The pass.
@@ -130,30 +164,47 @@ def forward_pass(
     args = _captum.format_additional_forward_args(arguments)
     warn_of_cache(attribution.forward_func, args)  # type: ignore[attr-defined]
     forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
-    aliases = with_gradients(inputs)
-    ids = [tensor for tensor in inputs if not tensor.is_floating_point()]
-    form = form_of(attribution, forward.forward_func, inputs, arguments, layers)
-    rules = TracedPass(attribution.model, attribution.recipe, form, watched=watched, values=values)
-    with (
-        torch.enable_grad(),
-        rules.opened(),
-        embedded_ids(attribution.model, ids) as embedded,
-        captured(layers, at_input=at_input) as caught,
-    ):
-        try:
-            with nullcontext() if beside is None else beside(rules):
-                output = _captum.run_forward(forward, tuple(map(_writable, aliases)), None, args)
-        except ValueError as error:
-            if not all(embedded):  # which is why the output may have no gradient
-                raise _not_embedded() from error
-            raise
-        of_ids = iter(embedded)
-        sources = tuple(
-            alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
-            for alias in aliases
+    form = form_of(attribution, forward.forward_func, inputs, arguments, layers, targets)
+
+    @contextmanager
+    def once() -> Iterator[_Result]:
+        aliases = with_gradients(inputs)
+        ids = [tensor for tensor in inputs if not tensor.is_floating_point()]
+        rules = TracedPass(
+            attribution.model,
+            attribution.recipe,
+            form,
+            watched=watched,
+            values=values,
+            fast=attribution.economical,
         )
-        kinds = tuple(not alias.is_floating_point() for alias in aliases)
-        yield Passed(output, sources, caught, rules, kinds, strict=attribution.strict)
+        with (
+            torch.enable_grad(),
+            rules.opened(),
+            embedded_ids(attribution.model, ids) as embedded,
+            captured(layers, at_input=at_input) as caught,
+        ):
+            try:
+                with nullcontext() if beside is None else beside(rules):
+                    given = tuple(map(_writable, aliases))
+                    output = _captum.run_forward(forward, given, None, args)
+            except NoGradientError as error:
+                if at_inputs and not all(embedded):  # which is why the output may have no gradient
+                    raise _not_embedded() from error
+                raise
+            of_ids = iter(embedded)
+            sources = tuple(
+                alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
+                for alias in (aliases if at_inputs else ())
+            )
+            yield rules, output, sources, caught
+
+    passed = Passed(attribution, inputs, once)
+    try:
+        passed.run()
+        yield passed
+    finally:
+        passed.close()
 
 
 def _writable(alias: Tensor) -> Tensor:

@@ -51,11 +51,14 @@ class Finite:
         self.args = args
         self.noun = noun
 
-    def require(self, values: Tensor) -> None:
+    def require(self, values: Tensor) -> Tensor:
         """Refuse explained values that are not finite.
 
         Args:
             values: ``[B, ...]``.
+
+        Returns:
+            The values.
 
         Raises:
             ValueError: If one is infinite or NaN; it names the rows, and the first module whose
@@ -63,7 +66,7 @@ class Finite:
         """
         wrong = ~torch.isfinite(values.detach())
         if not bool(wrong.any()):
-            return
+            return values
         rows = _rows(wrong)
         shown = values.detach()[wrong].flatten()[0].item()
         raise ValueError(

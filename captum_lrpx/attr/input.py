@@ -269,10 +269,10 @@ class LRPx(LRPRules, GradientAttribution):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Relevances and the explained output, by rules on the graph."""
         with forward_pass(self, inputs, arguments, targets=[target]) as passed:
-            selected = _captum.select_targets(passed.output, target)
             finite = self.finite(inputs, arguments)
-            finite.require(selected)
-            passed.explain(selected)
+            selected = passed.explain(
+                lambda run: finite.require(_captum.select_targets(run.output, target))
+            )
             found = torch.autograd.grad(
                 torch.unbind(selected.reshape(-1)), passed.sources, allow_unused=True
             )

@@ -205,16 +205,23 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         """The same, by rules on the graph."""
         layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         with forward_pass(
-            self, inputs, arguments, targets=[target], layers=layers, at_input=at_input
+            self,
+            inputs,
+            arguments,
+            targets=[target],
+            layers=layers,
+            at_input=at_input,
+            at_inputs=False,
         ) as passed:
             for layer in layers:
                 if layer not in passed.layers:
                     raise did_not_run(self.model, layer)
-            values = [passed.layers[layer] for layer in layers]
-            explained = _captum.select_targets(passed.output, target)
             finite = self.finite(inputs, arguments)
-            finite.require(explained)
-            passed.explain(explained, [each for tensors in values for each in tensors])
+            explained = passed.explain(
+                lambda run: finite.require(_captum.select_targets(run.output, target)),
+                lambda run: [each for layer in layers for each in run.layers[layer]],
+            )
+            values = [passed.layers[layer] for layer in layers]
             gradients = self._gradients(explained.reshape(-1), values, grad_kwargs)
             results = [
                 self._relevances(tensors, slopes, 1.0)

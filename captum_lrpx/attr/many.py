@@ -106,7 +106,8 @@ def traced_by_target(
     at_once = at_once_of(at_once, _positions(inputs), inputs[0].device)
     with forward_pass(attribution, inputs, arguments, targets=given) as passed:
         chosen = all_targets(passed.output, targets)
-        passed.explain(passed.output)
+        at_once = at_once if passed.output.ndim <= 2 else 1
+        passed.explain(lambda run: run.output, at_once=at_once)
         finite = attribution.finite(inputs, arguments)
         parts = []
         for values, slopes in gradients_by_target(passed.output, chosen, passed.sources, at_once):

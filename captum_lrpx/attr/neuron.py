@@ -186,10 +186,13 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
     ) -> tuple[Tensor, ...]:
         if self.layer not in layers:
             raise did_not_run(self.model, self.layer)
-        neuron = select_neuron(layers[self.layer], selector)
-        finite.require(neuron)
-        if passed is not None:
-            passed.explain(neuron)
+        if passed is None:
+            neuron = finite.require(select_neuron(layers[self.layer], selector))
+        else:
+            neuron = passed.explain(
+                lambda run: finite.require(select_neuron(run.layers[self.layer], selector))
+            )
+            sources = passed.sources
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(

@@ -37,7 +37,13 @@ __all__ = [
 
 
 class RelevanceProtocol:
-    """The parts of Captum's ``Attribution`` that say what kind of attribution this is."""
+    """The parts of Captum's ``Attribution`` that say what kind of attribution this is.
+
+    Attributes:
+        economical: Whether a graph need not keep what no rule reads.
+    """
+
+    economical: bool = False
 
     def has_convergence_delta(self) -> bool:
         """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
@@ -119,6 +125,7 @@ class LRPRules(RelevanceProtocol):
         self.compile = compile
         self.strict = strict
         self.fast = fast and is_declared(self.model)
+        self.economical = fast
         if not self.fast and (checkpointing or compile):
             raise ValueError(
                 f"{type(self.model).__name__} is explained from the graph of its forward pass, "

@@ -165,6 +165,7 @@ def form_of(
     inputs: tuple[Tensor, ...],
     arguments: object | None,
     layers: Iterable[nn.Module],
+    targets: Iterable[object] = (),
 ) -> Hashable | None:
     """What calls of the same operations have in common; None for what is not recognized again."""
     forward = key_of(forward_func, attribution.model)
@@ -172,7 +173,8 @@ def form_of(
         return None
     args = _captum.format_additional_forward_args(arguments)
     kinds = tuple((tensor.dtype, tensor.ndim) for tensor in inputs)
-    return forward, kinds, tuple(map(_kind, args or ())), tuple(map(weakref.ref, layers))
+    chosen = tuple((type(target), type(target) is tuple and len(target)) for target in targets)
+    return forward, kinds, tuple(map(_kind, args or ())), tuple(map(weakref.ref, layers)), chosen
 
 
 def require(coverage: Coverage | None, *, strict: bool) -> None:

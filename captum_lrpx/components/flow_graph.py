@@ -294,7 +294,12 @@ class RelevanceFlow(LayerRules, LayerAttribution):
                 "each."
             )
         with forward_pass(
-            self, tensors, additional_forward_args, targets=[target], layers=self.modules
+            self,
+            tensors,
+            additional_forward_args,
+            targets=[target],
+            layers=self.modules,
+            at_inputs=False,
         ) as passed:
             values = self.rows_of(passed.layers, 1)
             shapes = {tuple(value.shape[:2]) for value in values}
@@ -304,9 +309,11 @@ class RelevanceFlow(LayerRules, LayerAttribution):
                     f"{', '.join(str(list(value.shape)) for value in values)}: give layers of "
                     "hidden states [1, T, D]."
                 )
-            explained = _captum.select_targets(passed.output, target).reshape(())
-            sources = [passed.layers[layer][0] for layer in self.modules]
-            passed.explain(explained, sources)
+            explained = passed.explain(
+                lambda run: _captum.select_targets(run.output, target).reshape(()), self.tensors_of
+            )
+            sources = self.tensors_of(passed)
+            values = self.rows_of(passed.layers, 1)
             slopes = torch.autograd.grad(
                 explained, sources, retain_graph=True, allow_unused=True, materialize_grads=True
             )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from captum_lrpx.attr.engine import Passed
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["LayerRules"]
@@ -124,15 +125,23 @@ class LayerRules(LRPRules):
         with (
             calls_of(self.modules if experts else ()) as calls,
             forward_pass(
-                self, inputs, arguments, targets=[target], layers=self.modules, at_input=at_input
+                self,
+                inputs,
+                arguments,
+                targets=[target],
+                layers=self.modules,
+                at_input=at_input,
+                at_inputs=False,
             ) as passed,
         ):
             values = self.rows_of(passed.layers, len(inputs[0]))
             check(values)
-            explained = _captum.select_targets(passed.output, target)
-            self.finite(inputs, arguments).require(explained)
-            sources = [passed.layers[layer][0] for layer in self.modules]
-            passed.explain(explained, sources)
+            finite = self.finite(inputs, arguments)
+            explained = passed.explain(
+                lambda run: finite.require(_captum.select_targets(run.output, target)),
+                self.tensors_of,
+            )
+            sources = self.tensors_of(passed)
             found = torch.autograd.grad(
                 torch.unbind(explained.reshape(-1)), sources, allow_unused=True
             )
@@ -153,6 +162,10 @@ class LayerRules(LRPRules):
             parts_of(layer, calls[layer], value)
             for layer, value in zip(self.modules, values, strict=True)
         ]
+
+    def tensors_of(self, run: Passed) -> list[Tensor]:
+        """The tensor of each layer, in the graph."""
+        return [run.layers[layer][0] for layer in self.modules]
 
     def rows_of(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
         """The captured tensor of each layer, with a row for each example.

@@ -44,9 +44,9 @@ def traced_ledger(
     with forward_pass(
         attribution, tensors, additional_forward_args, targets=[target], values=True
     ) as passed:
-        selected = _captum.select_targets(passed.output, target)
-        selected = selected.reshape(-1)
-        passed.explain(selected)
+        selected = passed.explain(
+            lambda run: _captum.select_targets(run.output, target).reshape(-1)
+        )
         flow = Flow(passed.rules, passed.sources)
         relevances = []
         for row in range(len(selected)):

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "HOMOGENEOUS",
     "NEED_INPUT",
+    "can_run_again",
     "contiguous",
     "frozen_norm",
+    "function_of",
     "gated",
     "has_secant",
     "scaled",
@@ -162,11 +164,7 @@ def _input_of(node: Any, name: str) -> Tensor:
 def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     """The secant slope of an activation at ``z``, of its shape."""
     z = z.detach()
-    saved = {
-        key.removeprefix("_saved_"): getattr(node, key)
-        for key in dir(node)
-        if key.startswith("_saved_") and key not in ("_saved_self", "_saved_result")
-    }
+    saved = _arguments_of(node)
     closed = _CLOSED[name](saved) if name in _CLOSED else None
     if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
@@ -176,6 +174,25 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None:
         return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
     return slopes.secant(z, function(z), function)
+
+
+def _arguments_of(node: Any) -> dict[str, Any]:
+    """What an activation was given beside its input."""
+    return {
+        key.removeprefix("_saved_"): getattr(node, key)
+        for key in dir(node)
+        if key.startswith("_saved_") and key not in ("_saved_self", "_saved_result")
+    }
+
+
+def can_run_again(node: Node, name: str) -> bool:
+    """Whether the result of an activation can be computed from what its node has saved."""
+    return name in _FUNCTIONS and name not in NEED_INPUT and "_saved_self" in dir(node)
+
+
+def function_of(node: Node, name: str) -> Callable[[Tensor], Tensor]:
+    """The function of an activation that can run again."""
+    return _FUNCTIONS[name](torch.ops.aten, _arguments_of(node))
 
 
 def gated(node: Any) -> Hook:

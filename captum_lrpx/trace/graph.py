@@ -138,6 +138,7 @@ class Graph:
         """How many results a node has."""
         return len(getattr(self.nodes[number], "_input_metadata", (None,)))
 
+    @cached_property
     def key(self) -> Hashable:
         """Equal for graphs of the same operations in the same order."""
         details = [

@@ -1,0 +1,227 @@
+"""What is not kept and not multiplied: the same relevances from less memory and time."""
+
+import pytest
+import torch
+from models import FAMILIES, outputs, tiny, token_ids
+from torch import nn
+
+from captum_lrpx import AttnLRPx, LRPx, TokenLogits
+from captum_lrpx.fast.saved import Saved
+from captum_lrpx.recipes import NAMED_RECIPES
+from captum_lrpx.traced import TracedPass
+
+METHODS = [LRPx, AttnLRPx]
+
+
+@pytest.fixture(autouse=True)
+def from_the_graph(monkeypatch):
+    """Also of models whose rules have fast forms of their own."""
+    monkeypatch.setattr("captum_lrpx.attr.protocol.is_declared", lambda _: False)
+
+
+def kept(method, model, ids):
+    """The bytes of what the graph of a second call keeps beside the weights."""
+    weights = {each.data_ptr() for each in model.parameters()}
+    found, plain = [], Saved._pack  # noqa: SLF001
+
+    def pack(saved, tensor):
+        packed = plain(saved, tensor)
+        found.append(getattr(packed, "tensor", None))
+        return packed
+
+    attribution = method(forward_of(model), model)
+    attribution.attribute(ids, target=(-1, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saved, "_pack", pack)
+        attribution.attribute(ids, target=(-1, 5))
+    return bytes_of(found, weights)
+
+
+def bytes_of(tensors, weights):
+    storages = {
+        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+        for each in tensors
+        if each is not None and each.untyped_storage().data_ptr() not in weights
+    }
+    return sum(storages.values())
+
+
+def forward_of(model):
+    return lambda ids: outputs(model, input_ids=ids)
+
+
+def all_bytes(model, ids):
+    """The same for a plain pass."""
+    weights = {each.data_ptr() for each in model.parameters()}
+    found = []
+
+    def pack(tensor):
+        found.append(tensor)
+        return tensor
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embeds = model.get_input_embeddings()(ids).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = outputs(model, inputs_embeds=embeds)
+    del output
+    return bytes_of(found, weights)
+
+
+# Saved tensors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "share"),
+    [
+        ("gpt2", LRPx, 0.5),
+        ("gpt2", AttnLRPx, 0.6),
+        ("bert", LRPx, 0.85),
+        ("bert", AttnLRPx, 0.95),
+        ("llama", LRPx, 0.5),
+        ("llama", AttnLRPx, 0.8),
+    ],
+)
+def test_what_no_rule_reads_is_not_kept(family, method, share):
+    ids = token_ids(length=20)
+    model = tiny(family, attn="sdpa", layers=4)
+    assert kept(method, model, ids) < share * all_bytes(model, ids)
+
+
+@pytest.mark.parametrize("recipe", NAMED_RECIPES)
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relevances_are_the_same_bits(family, attn, recipe, monkeypatch):
+    """Without narrowing, which rounds otherwise."""
+    monkeypatch.setattr("captum_lrpx.traced.narrow", lambda *_: ())
+    model, ids = tiny(family, attn=attn), token_ids()
+    fast, plain = (LRPx(model, recipe=NAMED_RECIPES[recipe], fast=fast) for fast in (True, False))
+    fast.attribute(ids, target=(-1, 3))  # finds out what need not be kept
+    assert torch.equal(fast.attribute(ids, target=(-1, 3)), plain.attribute(ids, target=(-1, 3)))
+
+
+class TwoWays(nn.Module):
+    """Takes another way for inputs of a negative sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        hidden = self.norm(self.first(x))
+        gate = torch.sigmoid(self.first(hidden)) if x.sum() < 0 else 2.0
+        return self.second(nn.functional.gelu(hidden * gate))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_way_through_a_model_is_noticed(method):
+    torch.manual_seed(0)
+    model = TwoWays().double().eval()
+    inputs = [sign * torch.rand(3, 4, dtype=torch.float64) for sign in (1, 1, -1, -1, 1, -1) * 3]
+    attribution = method(model)
+    for each in inputs:
+        expected = method(model, fast=False).attribute(each, target=1)
+        torch.testing.assert_close(attribution.attribute(each, target=1), expected)
+
+
+def test_the_forward_function_runs_once_more_only_for_another_way():
+    torch.manual_seed(0)
+    model, calls = TwoWays().double().eval(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    attribution, inputs = LRPx(model), torch.rand(2, 4, dtype=torch.float64)
+    runs = []
+    for each in (inputs, inputs, -inputs, -inputs):
+        calls.clear()
+        attribution.attribute(each, target=0)
+        runs.append(len(calls))
+    assert runs == [1, 1, 2, 1]
+
+
+def test_writing_into_a_saved_tensor_is_an_error_as_it_is_without():
+    class Writes(nn.Module):
+        def forward(self, x):
+            half = x * 0.5
+            gelu = nn.functional.gelu(half)
+            half += 1
+            return (gelu + half).sum(-1)
+
+    for fast in (True, False):
+        with pytest.raises(RuntimeError, match="modified by an in-?place operation|inplace"):
+            LRPx(Writes(), fast=fast).attribute(torch.rand(2, 3))
+
+
+def test_results_of_activations_are_made_again():
+    model, ids = tiny("llama", attn="sdpa"), token_ids()
+    attribution = AttnLRPx(TokenLogits(model))
+    attribution.attribute(ids, target=5)
+    seen = []
+    plain = TracedPass.attach
+
+    def attach(rules, *outputs, **options):
+        plain(rules, *outputs, **options)
+        seen.append(rules.form.economy)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TracedPass, "attach", attach)
+        attribution.attribute(ids, target=5)
+    assert len(seen[0].again) == model.config.num_hidden_layers
+
+
+# Zeros --------------------------------------------------------------------------------------------
+
+
+def products(monkeypatch, run):
+    """Rows and features of the gradients that go through linear layers."""
+    shapes = []
+    monkeypatch.setattr("captum_lrpx.fast.narrow._MostlyZero.times", _counted(shapes))
+    run()
+    return shapes
+
+
+def _counted(shapes):
+    from captum_lrpx.fast.narrow import _MostlyZero
+
+    plain = _MostlyZero.times
+
+    def times(gradient, weight):
+        rows = len(gradient.whole) if gradient.rows is None else len(gradient.rows)
+        features = gradient.features
+        shapes.append((rows, gradient.whole.shape[1] if features is None else len(features)))
+        return plain(gradient, weight)
+
+    return times
+
+
+def test_behind_the_last_attention_only_explained_rows_go_backward(monkeypatch):
+    model, ids = tiny("gpt2", attn="sdpa"), token_ids(length=12)
+    found = products(monkeypatch, lambda: AttnLRPx(model).attribute(ids, target=(-1, 5)))
+    width = model.config.n_embd
+    # The head, the two layers of the MLP, the output of attention: one row of each text.
+    assert [rows for rows, _ in found] == [2] * 4
+    assert found[1] == (2, width)
+
+
+def test_a_fused_projection_goes_backward_for_its_values_alone(monkeypatch):
+    model, ids = tiny("gpt2", attn="sdpa"), token_ids(length=12)
+    found = products(monkeypatch, lambda: LRPx(model).attribute(ids, target=(-1, 5)))
+    width = model.config.n_embd
+    assert [each for each in found if each[1] == width and each[0] > 2] == [
+        (24, width)
+    ] * model.config.n_layer
+
+
+def test_gradients_of_several_targets_at_once_are_not_looked_at():
+    model, ids = tiny("gpt2", attn="sdpa"), token_ids()
+    forward = TokenLogits(model)
+    many = LRPx(forward).attribute_targets(ids, [3, 4, 5])
+    alone = torch.stack([LRPx(forward).attribute(ids, target=each) for each in (3, 4, 5)])
+    torch.testing.assert_close(many, alone)
+
+
+def test_a_second_backward_pass_begins_with_rows_again():
+    model, ids = tiny("gpt2", attn="sdpa"), token_ids()
+    targets = [(-1, 3), (0, 4)]
+    many = LRPx(model).attribute_targets(ids, targets)
+    alone = torch.stack([LRPx(model, fast=False).attribute(ids, each) for each in targets])
+    torch.testing.assert_close(many, alone)
