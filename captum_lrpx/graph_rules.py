@@ -18,7 +18,7 @@ from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Set
+    from collections.abc import Collection, Iterator, KeysView, Mapping
 
     from torch import Tensor
     from torch.autograd.graph import Node
@@ -97,7 +97,7 @@ class Plan:
     factors: dict[int, Factors] = field(default_factory=dict)
 
     @property
-    def alive(self) -> Set[int]:
+    def alive(self) -> KeysView[int]:
         """Indices of the nodes that relevance goes through."""
         return self.factors.keys()
 

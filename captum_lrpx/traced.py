@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import weakref
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage.operations import Coverage, Operation
-from captum_lrpx.fast.narrow import Narrowing, narrow, narrowing_of
-from captum_lrpx.fast.saved import Economy, Saved, economy_of
+from captum_lrpx.fast.narrow import narrow
+from captum_lrpx.fast.saved import Saved, economy_of
+from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.module_tree import modules_of
@@ -39,78 +39,10 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.trace.graph import Edge
     from captum_lrpx.trace.natures import Nature
-    from captum_lrpx.trace.roles import Roles
 
-__all__ = ["NewWayError", "TracedPass", "traced_rules"]
+__all__ = ["TracedPass", "traced_rules"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
-
-
-@dataclass
-class Structure:
-    """Everything known of graphs with the same operations in the same order.
-
-    Attributes:
-        roles: Their roles.
-        explained: Indices of the nodes of the explained function, outside of the model.
-        plans: The plan of each recipe.
-        calls: Index of a node -> the function and module that made it, where a pass was watched.
-        detached: Indices of nodes that use a detached number.
-        modules: Index of a node -> path and class of its module.
-        notes: What others have found out about such graphs.
-        narrowings: For each recipe the linear nodes whose gradients are mostly zero.
-    """
-
-    roles: Roles
-    explained: frozenset[int] = frozenset()
-    plans: dict[Recipe, Plan] = field(default_factory=dict)
-    places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
-    detached: frozenset[int] = frozenset()
-    notes: dict[str, Any] = field(default_factory=dict)
-    narrowings: dict[Recipe, Narrowing] = field(default_factory=dict)
-
-    def narrowing(self, graph: Graph, plan: Plan, recipe: Recipe) -> Narrowing:
-        """The linear nodes whose gradients are mostly zero under a recipe."""
-        found = self.narrowings.get(recipe)
-        if found is None:
-            found = self.narrowings[recipe] = narrowing_of(graph, self.roles, plan)
-        return found
-
-
-@dataclass
-class Form:
-    """What is known of one form of call.
-
-    Attributes:
-        structures: By key of the graph.
-        entries: Modules that are called from outside of all others.
-        watched: Whether each pass has to be watched, because hints or overrides speak of modules.
-        needs_inputs: Whether the inputs of some functions have to be kept.
-        seen: Whether a pass has been watched.
-        notes: What others have found out about such calls.
-        economy: What passes of it need not keep, once that is known.
-        surprises: How often a pass turned out to be another than that was for.
-    """
-
-    structures: dict[Hashable, Structure] = field(default_factory=dict)
-    entries: list[weakref.ref[nn.Module]] = field(default_factory=list)
-    watched: bool = False
-    needs_inputs: bool = False
-    seen: bool = False
-    notes: dict[str, Any] = field(default_factory=dict)
-    economy: Economy | None = None
-    surprises: int = 0
-
-
-_MOST_SURPRISES: Final = 3
-"""After so many surprises everything is kept: the operations depend on the values."""
-
-
-class NewWayError(Exception):
-    """A pass has taken another way than the one that it was known to need nothing more for."""
-
-
-_forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.WeakKeyDictionary()
 
 
 class TracedPass:
@@ -144,7 +76,7 @@ class TracedPass:
         self._watched = watched or values
         self._values = values
         self.recipe = recipe
-        known = _forms.setdefault(model, {})
+        known = forms_of(model)
         self.form = (
             Form()
             if form is None
@@ -184,7 +116,7 @@ class TracedPass:
                     Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values)
                 )
                 self._inputs = self.watch.inputs
-            if self._fast and self.form.surprises <= _MOST_SURPRISES:
+            if self._fast and self.form.surprises <= MOST_SURPRISES:
                 self._saved = Saved(self.form.economy)
                 stack.enter_context(self._saved)
             yield self

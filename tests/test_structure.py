@@ -43,6 +43,7 @@ ORDER = [
     ["fast"],
     ["narrowing", "memory"],
     ["alti", "targets", "coverage"],
+    ["forms"],
     ["traced"],
     ["explanation"],
     ["attr"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
 
 __all__ = [
+    "NO_GRADIENT",
     "CheckedForward",
-    "NoGradientError",
     "check_inputs",
     "check_layers",
     "check_model",
@@ -33,6 +33,9 @@ __all__ = [
     "did_not_run",
     "not_an_input",
 ]
+
+NO_GRADIENT: Final = "does not depend on the model by a gradient"
+"""In the words of the error for an explained value without one."""
 
 
 # Models and tokenizers ----------------------------------------------------------------------------
@@ -58,10 +61,6 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
             f"The tokenizer must be a loaded one, not {_named(tokenizer)}: "
             "`AutoTokenizer.from_pretrained(name)` of transformers loads that of a model."
         )
-
-
-class NoGradientError(ValueError):
-    """A forward function gives something without a gradient."""
 
 
 def check_model(model: Any) -> None:
@@ -343,8 +342,8 @@ def _check_output(forward_func: Callable[..., Any], output: Any) -> None:
             if output.is_floating_point()
             else f"It is of {output.dtype}, and argmax and comparisons have no gradient."
         )
-        raise NoGradientError(
-            "The explained value does not depend on the model by a gradient: the forward function "
+        raise ValueError(
+            f"The explained value {NO_GRADIENT}: the forward function "
             f"returns nothing that has a gradient. {cause} Return logits as the model gives them: "
             "without `torch.no_grad()`, `.detach()` and `.argmax()`."
         )

@@ -16,11 +16,12 @@ from torch import Tensor
 from captum_lrpx import _captum
 from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import CheckedForward, NoGradientError, check_inputs
+from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs
 from captum_lrpx.attr.embedded import embedded_ids
 from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.attr.strictness import form_of, require
-from captum_lrpx.traced import NewWayError, TracedPass
+from captum_lrpx.forms import NewWayError
+from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +177,7 @@ def forward_pass(
             form,
             watched=watched,
             values=values,
-            fast=attribution.economical,
+            fast=attribution.economical and not watched,
         )
         with (
             torch.enable_grad(),
@@ -188,8 +189,8 @@ def forward_pass(
                 with nullcontext() if beside is None else beside(rules):
                     given = tuple(map(_writable, aliases))
                     output = _captum.run_forward(forward, given, None, args)
-            except NoGradientError as error:
-                if at_inputs and not all(embedded):  # which is why the output may have no gradient
+            except ValueError as error:
+                if at_inputs and NO_GRADIENT in str(error) and not all(embedded):  # which is why
                     raise _not_embedded() from error
                 raise
             of_ids = iter(embedded)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typing_extensions import Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Set
+    from collections.abc import Iterator, Mapping
 
     from torch.utils.hooks import RemovableHandle
 
@@ -34,8 +35,10 @@ _WORTH_IT: Final = 0.5
 """Share of rows or features up to which picking them saves anything."""
 
 _FORM_ONLY: Final = frozenset(
-    "View UnsafeView ViewAs Reshape Transpose T Permute Unsqueeze Squeeze Split SplitWithSizes "
-    "Unbind Select Slice Clone Alias".split()
+    (
+        *("View", "UnsafeView", "ViewAs", "Reshape", "Transpose", "T", "Permute", "Unsqueeze"),
+        *("Squeeze", "Split", "SplitWithSizes", "Unbind", "Select", "Slice", "Clone", "Alias"),
+    )
 )
 """Operations that hand on what they take, or parts of it."""
 
@@ -51,8 +54,8 @@ class Narrowing(NamedTuple):
         features: Those of whose results a part gets no relevance.
     """
 
-    rows: Set[int]
-    features: Set[int]
+    rows: frozenset[int]
+    features: frozenset[int]
 
 
 def narrowing_of(graph: Graph, roles: Roles, plan: Plan) -> Narrowing:
@@ -72,7 +75,10 @@ def narrowing_of(graph: Graph, roles: Roles, plan: Plan) -> Narrowing:
         for edge, factor in zip(edges, factors, strict=True):
             if edge is not None:
                 takers.setdefault(edge.node, []).append((number, factor is not None))
-    return Narrowing(rows, {number for number in linear if _is_partly_dead(graph, takers, number)})
+    return Narrowing(
+        frozenset(rows),
+        frozenset(number for number in linear if _is_partly_dead(graph, takers, number)),
+    )
 
 
 def _is_linear(graph: Graph, number: int) -> bool:
@@ -118,13 +124,9 @@ class _MostlyZero(Tensor):
     """
 
     @staticmethod
-    def __new__(
-        cls,
-        whole: Tensor,
-        rows: Tensor | None,
-        features: Tensor | None,  # noqa: ARG004
-    ) -> _MostlyZero:
-        return Tensor._make_wrapper_subclass(  # noqa: SLF001 - PyTorch's way to make one
+    def __new__(cls: type[Self], whole: Tensor, *_: Tensor | None) -> Self:
+        """PyTorch's way to make a tensor that only looks like one."""
+        return Tensor._make_wrapper_subclass(  # noqa: SLF001
             cls, whole.shape, strides=whole.stride(), dtype=whole.dtype, device=whole.device
         )
 
@@ -148,7 +150,7 @@ class _MostlyZero(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
-        types: Any,  # noqa: ARG003
+        types: Any,
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:

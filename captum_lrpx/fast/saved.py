@@ -221,7 +221,7 @@ def _is_read(graph: Graph, plan: Plan, rule: str | None, number: int, name: str)
     if number not in plan.alive:
         return False
     if rule == "norm":
-        return name in _READ_BY_NORMS[operator]
+        return name in _READ_BY_NORMS.get(operator, (name,))
     if rule == "secant":
         return name != "result"
     table = _READ_BY_KERNELS if "Attention" in operator else _READ.get(operator, {})
