@@ -136,7 +136,7 @@ def test_inputs_that_do_not_fit():
     [
         (lambda model, ids: model(ids).logits[:, -1].detach(), ValueError, "by a gradient"),
         (lambda model, ids: model(ids).logits[:, -1].sum(0, True), ValueError, "2 examples"),
-        (lambda _, ids: torch.ones(len(ids), 9, requires_grad=True), ValueError, "no token ids"),
+        (lambda _, ids: torch.ones(len(ids), 9, requires_grad=True), ValueError, "did not run"),
     ],
 )
 def test_forward_functions_that_do_not_fit(explained, error, message):

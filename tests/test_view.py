@@ -155,6 +155,7 @@ def test_the_ledger_and_the_table(opened):
         assert kind in bar
     assert page.locator("#rows tr").count() == 0, "folded"
     page.click("summary")
+    page.wait_for_selector("#rows tr")
     assert page.locator("#rows tr").count() == len(found.tokens)
     first = page.inner_text("#rows tr:first-child")
     assert found.top(1)[0].label in first
