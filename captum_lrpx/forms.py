@@ -6,7 +6,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from captum_lrpx.fast.narrow import Narrowing, narrowing_of
+from captum_lrpx.fast.narrow import narrowing_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -43,9 +43,9 @@ class Structure:
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     detached: frozenset[int] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
-    narrowings: dict[Recipe, Narrowing] = field(default_factory=dict)
+    narrowings: dict[Recipe, frozenset[int]] = field(default_factory=dict)
 
-    def narrowing(self, graph: Graph, plan: Plan, recipe: Recipe) -> Narrowing:
+    def narrowing(self, graph: Graph, plan: Plan, recipe: Recipe) -> frozenset[int]:
         """The linear nodes whose gradients are mostly zero under a recipe."""
         found = self.narrowings.get(recipe)
         if found is None:

@@ -26,7 +26,7 @@ from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
-from captum_lrpx.training import warn_if_training
+from captum_lrpx.training import refuse_checkpointed, warn_if_training
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class TracedPass:
         fast: bool = False,
     ) -> None:
         self.model = model
-        self._fast = fast and not values
+        self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
         self._saved: Saved | None = None
         self._watched = watched or values
         self._values = values
@@ -138,9 +138,11 @@ class TracedPass:
 
         Raises:
             NewWayError: If more has to be kept of this pass than was.
+            ValueError: If parts of the graph are made in the backward pass only.
         """
         if not output.requires_grad:
             return
+        refuse_checkpointed(modules_of(self.model))
         graph, plan = self.read([output])
         assert self.structure is not None  # noqa: S101 - the graph has been read
         if self._saved is not None and self.form.economy is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["already_warned", "warn_if_training"]
+__all__ = ["already_warned", "refuse_checkpointed", "warn_if_training"]
 
 _said = threading.local()
 
@@ -52,6 +52,23 @@ def warn_if_training(modules: Sequence[nn.Module]) -> None:
         warn(
             f"{model} is in training mode: its batch norm takes the statistics of the batch and "
             "changes those that it keeps. Call model.eval() first."
+        )
+
+
+def refuse_checkpointed(modules: Sequence[nn.Module]) -> None:
+    """Refuse a model whose own gradient checkpointing would hide its graph.
+
+    Args:
+        modules: The model, and all modules in it.
+
+    Raises:
+        ValueError: If it is turned on, and the model in training mode, in which it takes effect.
+    """
+    if any(each.training and getattr(each, "gradient_checkpointing", False) for each in modules):
+        raise ValueError(
+            f"{type(modules[0]).__name__} computes parts of itself again in the backward pass "
+            "(gradient checkpointing in training mode), so its graph is not there to be read: call "
+            "model.eval() first, or model.gradient_checkpointing_disable()."
         )
 
 

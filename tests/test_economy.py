@@ -6,6 +6,7 @@ from models import FAMILIES, outputs, tiny, token_ids
 from torch import nn
 
 from captum_lrpx import AttnLRPx, LRPx, TokenLogits
+from captum_lrpx.fast import narrow
 from captum_lrpx.fast.saved import Saved
 from captum_lrpx.recipes import NAMED_RECIPES
 from captum_lrpx.traced import TracedPass
@@ -171,44 +172,33 @@ def test_results_of_activations_are_made_again():
 # Zeros --------------------------------------------------------------------------------------------
 
 
-def products(monkeypatch, run):
-    """Rows and features of the gradients that go through linear layers."""
-    shapes = []
-    monkeypatch.setattr("captum_lrpx.fast.narrow._MostlyZero.times", _counted(shapes))
-    run()
-    return shapes
+@pytest.fixture
+def products(monkeypatch):
+    """Gradients that linear layers were given as mostly zero."""
+    found, plain = [], narrow.product_of_sparse
 
-
-def _counted(shapes):
-    from captum_lrpx.fast.narrow import _MostlyZero
-
-    plain = _MostlyZero.times
-
-    def times(gradient, weight):
-        rows = len(gradient.whole) if gradient.rows is None else len(gradient.rows)
-        features = gradient.features
-        shapes.append((rows, gradient.whole.shape[1] if features is None else len(features)))
+    def product(gradient, weight):
+        found.append(gradient)
         return plain(gradient, weight)
 
-    return times
+    monkeypatch.setattr(narrow, "product_of_sparse", product)
+    return found
 
 
-def test_behind_the_last_attention_only_explained_rows_go_backward(monkeypatch):
+def test_behind_the_last_attention_only_explained_rows_go_backward(products):
     model, ids = tiny("gpt2", attn="sdpa"), token_ids(length=12)
-    found = products(monkeypatch, lambda: AttnLRPx(model).attribute(ids, target=(-1, 5)))
-    width = model.config.n_embd
+    AttnLRPx(model).attribute(ids, target=(-1, 5))
     # The head, the two layers of the MLP, the output of attention: one row of each text.
-    assert [rows for rows, _ in found] == [2] * 4
-    assert found[1] == (2, width)
+    assert [int(each.any(1).sum()) for each in products] == [2] * 4
+    assert all(len(each) == 24 for each in products)
 
 
-def test_a_fused_projection_goes_backward_for_its_values_alone(monkeypatch):
+def test_a_fused_projection_goes_backward_for_its_values_alone(products):
     model, ids = tiny("gpt2", attn="sdpa"), token_ids(length=12)
-    found = products(monkeypatch, lambda: LRPx(model).attribute(ids, target=(-1, 5)))
+    LRPx(model).attribute(ids, target=(-1, 5))
     width = model.config.n_embd
-    assert [each for each in found if each[1] == width and each[0] > 2] == [
-        (24, width)
-    ] * model.config.n_layer
+    fused = [each for each in products if each.shape[1] == 3 * width]
+    assert [int(each.any(0).sum()) for each in fused] == [width] * model.config.n_layer
 
 
 def test_gradients_of_several_targets_at_once_are_not_looked_at():

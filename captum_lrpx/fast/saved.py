@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Economy", "Saved", "economy_of"]
 
-_PREFIX: Final = "_saved_"
+_PREFIX: Final = "_raw_saved_"
 
 _READ: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
     "Mul": {"self": (1,), "other": (0,)},
@@ -135,7 +135,6 @@ class Saved(saved_tensors_hooks):
         self.count = 0
         self._sources: dict[int, _Kept] = {}
         self._wanted = {source for source, _ in self.economy.again.values()}
-        self._read: list[int] | None = None
         super().__init__(self._pack, self._unpack)
 
     def fits(self, key: Hashable) -> bool:
@@ -144,19 +143,6 @@ class Saved(saved_tensors_hooks):
         economy = self.economy
         nothing_left_out = not (economy.absent or economy.again)
         return nothing_left_out or (key, self.count) == (economy.key, economy.count)
-
-    def places(self, graph: Graph) -> dict[tuple[int, str], int]:
-        """For each node and name of a saved tensor the order in which it was saved."""
-        found = {}
-        for number, node in enumerate(graph.nodes):
-            for attribute in dir(node):
-                if attribute.startswith(_PREFIX):
-                    self._read = []
-                    value = getattr(node, attribute)
-                    if isinstance(value, Tensor) and len(self._read) == 1:
-                        found[number, attribute.removeprefix(_PREFIX)] = self._read[0]
-        self._read = None
-        return found
 
     def _pack(self, tensor: Tensor) -> Any:
         number = self.count
@@ -178,10 +164,8 @@ class Saved(saved_tensors_hooks):
         if type(packed) is _Again:
             with torch.no_grad():
                 return packed.function(packed.source.value())
-        if self._read is not None:
-            self._read.append(packed.number)
-        value: Tensor = packed.value()
-        return value
+        kept: Tensor = packed.value()
+        return kept
 
 
 def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
@@ -192,7 +176,7 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
         plan: What rules will do.
         saved: What it has saved.
     """
-    places = saved.places(graph)
+    places = _places(graph)
     key = graph.key
     dead = set(range(len(graph.nodes))) - plan.alive
     if any(hasattr(graph.nodes[number], "saved_tensors") for number in dead):
@@ -213,6 +197,19 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
                 made = nodes.function_of(graph.nodes[found], graph.names[found])
                 again[order] = (source, made)
     return Economy(key, saved.count, absent, again)
+
+
+def _places(graph: Graph) -> dict[tuple[int, str], int]:
+    """For each node and name of a saved tensor the order in which it was saved."""
+    found = {}
+    for number, node in enumerate(graph.nodes):
+        for attribute in dir(node):
+            if attribute.startswith(_PREFIX):
+                # Not what it stands for: others' hooks may allow that to be asked only once.
+                kept = getattr(getattr(node, attribute), "data", None)
+                if type(kept) is _Kept:
+                    found[number, attribute.removeprefix(_PREFIX)] = kept.number
+    return found
 
 
 def _is_read(graph: Graph, plan: Plan, rule: str | None, number: int, name: str) -> bool:

@@ -34,6 +34,9 @@ PLAIN_LINEAR: Final = frozenset({"Linear", "NonDynamicallyQuantizableLinear", "C
 _SPARSE_BELOW: Final = 0.25
 """Share of rows or columns up to which picking them is worth it."""
 
+_SPARSE_RUN_BELOW: Final = 0.5
+"""The same for columns side by side, which need no copy of the weights."""
+
 
 class Part(NamedTuple):
     """Output features of a linear layer whose gradient is multiplied by one factor.
@@ -184,6 +187,10 @@ def _product_of_columns(grad: Tensor, weight: Tensor) -> Tensor:
     if not grad.shape[0]:  # nothing is explained; no maximum over no rows
         return grad @ weight
     columns = _not_zero(grad, 0)
+    if 0 < columns.numel() < _SPARSE_RUN_BELOW * grad.shape[1]:
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        if last - first == columns.numel():  # as of the values in a fused projection: no copy
+            return grad[:, first:last] @ weight[first:last]
     if columns.numel() < _SPARSE_BELOW * grad.shape[1]:
         return grad[:, columns] @ weight[columns]
     return grad @ weight
