@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from captum_lrpx.attr.checks import check_model_and_tokenizer
-from captum_lrpx.binding import find_model
 from captum_lrpx.explainer import explain_encoding
 from captum_lrpx.leave_one_out import left_out
 from captum_lrpx.methods import options_of
+from captum_lrpx.models import find_model
 from captum_lrpx.segments import Region
 from captum_lrpx.targets import Target
 from captum_lrpx.targets.continuation import (

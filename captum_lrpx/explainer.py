@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model, check_model_and_tokenizer
-from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.methods import Option, Subject, attribute, check_several_inputs, options_of
+from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
 from captum_lrpx.targets.pictures import needs_image, picture_scene

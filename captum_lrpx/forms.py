@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["MOST_SURPRISES", "Form", "NewWayError", "Structure", "forms_of"]
+__all__ = ["MOST_SURPRISES", "Form", "NewWayError", "Structure", "argument_kind", "forms_of"]
 
 
 @dataclass
@@ -92,3 +95,16 @@ _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.Wea
 def forms_of(model: nn.Module) -> dict[Hashable, Form]:
     """The forms that are known of a model."""
     return _forms.setdefault(model, {})
+
+
+def argument_kind(argument: object) -> Hashable:
+    """What of an argument may choose another way through a forward function."""
+    if isinstance(argument, Tensor):
+        return "tensor", argument.is_floating_point()
+    if argument is None or isinstance(argument, (bool, str)):
+        return argument
+    if isinstance(argument, Mapping):
+        return tuple((str(key), argument_kind(value)) for key, value in argument.items())
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(argument_kind, argument))
+    return type(argument).__name__

@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from captum_lrpx.rules import (
-    ActivationGradient,
-    AttentionGradient,
-    ConstantWeights,
-    NormGradient,
-    SignalTakeAll,
-    Uniform,
-    nodes,
-)
-from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
+from captum_lrpx.rules import nodes
+from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
@@ -25,15 +17,16 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.rules import Rule
+    from captum_lrpx.rules import AttentionRule
+    from captum_lrpx.rules.base import Share, Shares
     from captum_lrpx.trace.graph import Edge, Graph
-    from captum_lrpx.trace.natures import Operation
+    from captum_lrpx.trace.natures import Operation, Role
     from captum_lrpx.trace.roles import Roles
 
 __all__ = ["Plan", "Seen", "attach", "plan_of"]
 
 
-Factors = tuple["float | None", ...]
+Factors = tuple["Share", ...]
 """What the gradient of each operand is multiplied by; None holds the operand constant."""
 
 
@@ -180,7 +173,7 @@ class _Planner:
         elif role == "activation":
             self._activation(number)
         elif role == "norm":
-            if not self._is("norm", number, NormGradient):
+            if not self._rule("norm", number).own_gradient:
                 self.plan.actions.append(Action(number, "norm"))
         elif role in ("undecided", "unknown") and not self._is_mean(number):
             self._problem(number, role)
@@ -192,11 +185,8 @@ class _Planner:
         """Whether the mean is all that is taken of a variance with its mean."""
         return is_mean(self.graph.names[number], 1) and (number, 0) not in self.reached
 
-    def _rule(self, role: str, number: int) -> Rule[Any]:
+    def _rule(self, role: str, number: int) -> Any:
         return self.recipe.rule_for(role, self.seen.paths.get(number, ""))
-
-    def _is(self, role: str, number: int, kind: type[Rule[Any]]) -> bool:
-        return isinstance(self._rule(role, number), kind)
 
     def _stay_in_norm(self, number: int) -> None:
         """What a scale is computed from belongs to the norm as well, as far as the squares."""
@@ -206,7 +196,7 @@ class _Planner:
 
     def _activation(self, number: int) -> None:
         name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
-        if is_homogeneous(name) or self._is("activation", number, ActivationGradient):
+        if is_homogeneous(name) or self._rule("activation", number).own_gradient:
             return
         if not nodes.has_secant(node, name):
             self._problem(number, "unknown")
@@ -231,33 +221,37 @@ class _Planner:
 
     def _factors(self, number: int) -> Factors:
         operation, edges = self.roles[number], self.graph.operands[number]
-        role, count, plain = operation.role, len(edges), self.plain(number)
-        both = (*operation.signal, *operation.constant)
-        of_signal = (
-            _without(count, operation.constant) if operation.constant else _shared(both, count)
-        )
+        role, count = operation.role, len(edges)
+        attention: AttentionRule = self._rule("attention", number)
         if role == "kernel":
-            return _of_kernel(edges, self._rule("attention", number))
-        if role in ("similarity", "composite"):
-            gradient = self._is("activation", number, ActivationGradient)
-            return plain if gradient and role == "composite" else of_signal
-        if role in ("scores", "attention"):
-            rule = self._rule("attention", number)
-            by_rule: dict[Any, Factors] = {AttentionGradient: plain, ConstantWeights: of_signal}
-            return by_rule.get(type(rule), _shared(both, count))
-        if role == "gated product":
-            return _of_gate(operation, count, self._rule("gate", number))
+            return _of_kernel(edges, attention)
+        shares = self._shares(role, number, attention)
+        if shares is not None:
+            return _by_shares(operation, count, shares)
         scales = {
             edge.node
             for place in operation.constant
             if (edge := edges[place]) is not None and self.roles[edge.node].nature == "scale"
         }
-        if scales and self._is("norm", number, NormGradient):
+        if scales and self._rule("norm", number).own_gradient:
             self._in_norms |= scales
-            return plain
+            return self.plain(number)
         # A sum of softmax weights and something else: they are constant where weights are.
-        weights = operation.weights if self._is("attention", number, ConstantWeights) else ()
+        weights = operation.weights if attention.constant_weights else ()
         return _without(count, (*operation.constant, *weights))
+
+    def _shares(self, role: Role, number: int, attention: AttentionRule) -> Shares | None:
+        """What the two operands of a product with a role get; None for another operation."""
+        if role == "attention":
+            return attention.shares
+        if role == "scores":
+            return attention.of_scores, attention.of_scores
+        if role == "gated product":
+            shares: Shares = self._rule("gate", number).shares
+            return shares
+        if role == "composite" and self._rule("activation", number).own_gradient:
+            return 1.0, 1.0
+        return (None, 1.0) if role in ("similarity", "composite") else None
 
 
 _ENDS_OF_SCALES: Final = frozenset(
@@ -265,35 +259,31 @@ _ENDS_OF_SCALES: Final = frozenset(
 )
 
 
-def _shared(places: Collection[int], count: int) -> Factors:
-    return tuple(UNIFORM_SHARE if place in places else 1.0 for place in range(count))
-
-
 def _without(count: int, constant: Collection[int]) -> Factors:
     return tuple(None if place in constant else 1.0 for place in range(count))
 
 
-def _of_gate(operation: Operation, count: int, rule: Rule[Any]) -> Factors:
-    if isinstance(rule, Uniform):
-        return _shared((*operation.signal, *operation.constant), count)
-    if isinstance(rule, SignalTakeAll):
-        return _without(count, operation.constant if rule.signal == "up" else operation.signal)
-    return (1.0,) * count
+def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
+    """The shares of the operands of a product; both are alike where none is to be constant."""
+    constant, signal = shares
+    if constant is None and not operation.constant:
+        constant = signal = UNIFORM_SHARE
+    share = dict.fromkeys(operation.constant, constant) | dict.fromkeys(operation.signal, signal)
+    return tuple(share.get(place, 1.0) for place in range(count))
 
 
-def _of_kernel(edges: tuple[object, ...], rule: Rule[Any]) -> Factors:
+def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> Factors:
     """Queries, keys, values and perhaps a mask."""
-    if isinstance(rule, ConstantWeights):
-        query, key, value = (factor or None for factor in CONSTANT_WEIGHTS)
-        return (query, key, value, *(None for _ in edges[3:]))
-    if isinstance(rule, AttentionGradient):
-        return (1.0,) * len(edges)
-    if None in edges[:2]:  # weights of a pool: what they are computed from is held constant
-        return (None, None, 1.0, *(None for _ in edges[3:]))
-    # A product with a constant is linear: the other factor gets all.
-    of_weights = UNIFORM_SHARE if edges[2] is not None else 1.0
-    of_scores = of_weights * UNIFORM_SHARE
-    return (of_scores, of_scores, UNIFORM_SHARE, *(of_weights for _ in edges[3:]))
+    of_weights, of_values = rule.shares
+    rest = len(edges) - 3
+    if of_weights is None:
+        return (None, None, of_values, *[None] * rest)
+    if not rule.own_gradient and None in edges[:2]:
+        return (None, None, 1.0, *[None] * rest)  # a pool, whose weights are held constant
+    if edges[2] is None:  # a product with a constant is linear: the other factor gets all
+        of_weights = 1.0
+    of_scores = of_weights * rule.of_scores
+    return (of_scores, of_scores, of_values, *[of_weights] * rest)
 
 
 def is_homogeneous(name: str) -> bool:

@@ -11,16 +11,15 @@ import weakref
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from captum_lrpx.coverage.operations import Coverage, Operation
+from captum_lrpx.coverage import Coverage, Operation
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
 from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
 from captum_lrpx.hints import has_hints, natures_of
+from captum_lrpx.linear_rules import linear_attachments
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.plans import Plan as ModulePlan
-from captum_lrpx.plans import linear_attachments
-from captum_lrpx.propagation import Active
+from captum_lrpx.patching import Patched
 from captum_lrpx.rules.nodes import NEED_INPUT
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-    from captum_lrpx.coverage.operations import Kind
+    from captum_lrpx.coverage import Kind
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.trace.graph import Edge
     from captum_lrpx.trace.natures import Nature
 
-__all__ = ["TracedPass", "traced_rules"]
+__all__ = ["TracedPass", "fingerprint"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
 
@@ -50,6 +49,7 @@ class TracedPass:
 
     Attributes:
         handles: Of the hooks on nodes, which are taken off when the pass is over.
+        done: Nodes that have their rules.
 
     Args:
         model: The module whose parameters are frozen, and inside of which rules hold.
@@ -58,6 +58,8 @@ class TracedPass:
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
         fast: Whether what the rules do not read need not be kept, and zeros not be multiplied.
+        freeze: Whether the parameters of the model need no gradient.
+        before: An earlier pass, on whose graph that of this one may build.
     """
 
     def __init__(
@@ -69,8 +71,11 @@ class TracedPass:
         watched: bool = False,
         values: bool = False,
         fast: bool = False,
+        freeze: bool = True,
+        before: TracedPass | None = None,
     ) -> None:
         self.model = model
+        self._freeze = freeze
         self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
         self._saved: Saved | None = None
         self._watched = watched or values
@@ -78,18 +83,17 @@ class TracedPass:
         self.recipe = recipe
         known = forms_of(model)
         self.form = (
-            Form()
-            if form is None
-            else known.setdefault((form, recipe, _fingerprint(model)), Form())
+            Form() if form is None else known.setdefault((form, recipe, fingerprint(model)), Form())
         )
-        # Hints and overrides speak of modules, which only a watched pass tells.
-        self.form.watched |= bool(recipe.overrides) or has_hints(model)
+        # Overrides speak of modules, which only a watched pass tells.
+        self.form.watched |= bool(recipe.overrides) or (not fast and has_hints(model))
         self.graph: Graph | None = None
         self.structure: Structure | None = None
         self.watch: Watch | None = None
         self._outputs: list[Node] = []
         self._inputs: Mapping[Node, Tensor] | None = None
-        self._done: set[Node] = set()
+        self._before = before
+        self.done: set[Node] = set() if before is None else set(before.done)
         self.handles: list[RemovableHandle] = []
 
     @contextmanager
@@ -97,13 +101,17 @@ class TracedPass:
         """The pass, to be run inside of a ``with`` block."""
         modules = modules_of(self.model)
         warn_if_training(modules)
-        rules = Active(
-            self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe))
-        )
+        linear = linear_attachments(self.model, self.recipe)
         with ExitStack() as stack:
-            stack.callback(self._release)
-            stack.callback(rules.detach)
-            rules.attach(freeze_parameters=True)
+            stack.callback(self.release)
+            stack.enter_context(Patched(modules, linear, freeze=self._freeze))
+            stack.enter_context(self.watching(modules))
+            yield self
+
+    @contextmanager
+    def watching(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """What has to be seen of the forward pass, which runs inside of a ``with`` block."""
+        with ExitStack() as stack:
             if self.form.seen and not self.form.watched and not self._watched:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
                 stack.enter_context(results_of(entries, self._outputs))
@@ -119,9 +127,9 @@ class TracedPass:
             if self._fast and self.form.surprises <= MOST_SURPRISES:
                 self._saved = Saved(self.form.economy)
                 stack.enter_context(self._saved)
-            yield self
+            yield
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
         for handle in self.handles:
             handle.remove()
@@ -129,27 +137,28 @@ class TracedPass:
 
     # Rules ------------------------------------------------------------------------------------
 
-    def attach(self, output: Tensor, *, at_once: int = 1) -> None:
-        """Put the rules on everything that an output depends on.
+    def attach(self, *outputs: Tensor, at_once: int = 1) -> None:
+        """Put the rules on everything that some outputs depend on.
 
         Args:
-            output: A tensor with a graph, and all that is to be explained upstream of it.
+            *outputs: Tensors, and all that is to be explained upstream of them.
             at_once: How many gradients one backward pass will be for.
 
         Raises:
             NewWayError: If more has to be kept of this pass than was.
             ValueError: If parts of the graph are made in the backward pass only.
         """
-        if not output.requires_grad:
+        outputs = tuple(each for each in outputs if each.requires_grad)
+        if not outputs:
             return
         refuse_checkpointed(modules_of(self.model))
-        graph, plan = self.read([output])
+        graph, plan = self.read(outputs)
         assert self.structure is not None  # noqa: S101 - the graph has been read
         if self._saved is not None and self.form.economy is None:
             self.form.economy = economy_of(graph, plan, self._saved)
         if self._fast and at_once == 1:
             self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
-        self.handles += attach(graph, plan, self.inputs, self._done)
+        self.handles += attach(graph, plan, self.inputs, self.done)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
         """The graph of everything that some outputs depend on, and the rules for it.
@@ -160,7 +169,7 @@ class TracedPass:
         Raises:
             NewWayError: If more has to be kept of this pass than was.
         """
-        graph = self.graph = Graph(outputs)
+        graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
         if self._saved is not None and not self._saved.fits(graph.key):
             self.form.economy = None
             self.form.surprises += 1
@@ -175,10 +184,16 @@ class TracedPass:
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
         return graph, plan
 
+    def _parameters(self) -> list[Node]:
+        """The nodes of parameters that need a gradient."""
+        nodes = (node_of(parameter) for parameter in self.model.parameters())
+        return [node for node in nodes if node is not None]
+
     @property
     def inputs(self) -> Mapping[Node, Tensor]:
         """The inputs of functions that do not save them."""
-        return self._inputs or {}
+        own = self._inputs or {}
+        return own if self._before is None else {**self._before.inputs, **own}
 
     def _seen(self, graph: Graph, structure: Structure) -> Seen:
         """What the plan has to know beside the graph."""
@@ -186,13 +201,16 @@ class TracedPass:
             explained=structure.explained,
             detached=structure.detached,
             written=_written(graph, structure),
-            inputs=self._inputs,
+            inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
         )
 
     def _structure(self, graph: Graph) -> Structure:
         key = graph.key
         structure = self.form.structures.get(key)
+        if structure is None and self._fast and self.watch is None and has_hints(self.model):
+            self.form.seen = False  # hints speak of modules, which only a watched pass tells
+            raise NewWayError
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
         self.structure = structure
@@ -234,10 +252,12 @@ class TracedPass:
 
     def problems(self, sources: Sequence[Tensor]) -> Coverage | None:
         """The coverage, if something between sources and output has no rule; else None."""
-        structure = self.structure
-        if structure is None or not structure.plans[self.recipe].problems:
+        graph, structure = self.graph, self.structure
+        if graph is None or structure is None or not structure.plans[self.recipe].problems:
             return None
-        coverage = self.coverage(sources)
+        earlier = set() if self._before is None else self._before.done
+        new = {number for number, node in enumerate(graph.nodes) if node not in earlier}
+        coverage = self.coverage(sources, None if self._before is None else new)
         return None if coverage.complete else coverage
 
     def coverage(
@@ -285,22 +305,6 @@ class TracedPass:
         )
 
 
-@contextmanager
-def traced_rules(
-    model: nn.Module, recipe: Recipe, form: Hashable | None, *, values: bool = False
-) -> Iterator[TracedPass]:
-    """The rules of a recipe for one forward pass inside of a ``with`` block.
-
-    Args:
-        model: Any module.
-        recipe: The rules.
-        form: See :class:`TracedPass`.
-        values: See :class:`TracedPass`.
-    """
-    with TracedPass(model, recipe, form, values=values).opened() as opened:
-        yield opened
-
-
 def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
     """Indices of the nodes through which relevance goes from the output to the sources."""
     starts = {graph.index[node] for node in map(node_of, sources) if node in graph.index}
@@ -341,7 +345,7 @@ def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
     return frozenset(number for number, each in enumerate(inside) if not each)
 
 
-def _fingerprint(model: nn.Module) -> int:
+def fingerprint(model: nn.Module) -> int:
     """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
     parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
     for module in modules_of(model):
@@ -351,6 +355,10 @@ def _fingerprint(model: nn.Module) -> int:
         forward = attributes.get("forward")
         if forward is not None:
             parts.append(id(forward))
-        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - no public name
-            parts += [*module._forward_hooks, *module._forward_pre_hooks]  # noqa: SLF001
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001 - no public name
+            parts += [
+                key
+                for key, hook in hooks.items()
+                if getattr(hook, "__module__", "") != "captum_lrpx.propagation"
+            ]
     return hash(tuple(parts))

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from captum_lrpx.binding import is_pretrained
+from captum_lrpx.models import is_pretrained
 
 __all__ = ["called_module", "has_virtual_tokens", "unwrapped"]
 

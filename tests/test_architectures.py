@@ -18,7 +18,7 @@ from captum_lrpx.architectures import (
     registry,
     unregister,
 )
-from captum_lrpx.binding import bind
+from captum_lrpx.models import bind
 from captum_lrpx.sites import ActivationSite
 
 TARGET = (-1, 7)

@@ -27,7 +27,7 @@ from captum_lrpx.architectures.bert import BERT
 from captum_lrpx.architectures.gpt2 import GPT2
 from captum_lrpx.architectures.llama import LLAMA
 from captum_lrpx.architectures.registry import unregister
-from captum_lrpx.binding import bind
+from captum_lrpx.models import bind
 from captum_lrpx.coverage.judge import judge
 from captum_lrpx.propagation import sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, NAMED_RECIPES

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from captum_lrpx.attr.forward import RecordedForward, model_given
 from captum_lrpx.attr.selection import check_target
-from captum_lrpx.binding import architecture_of, is_pretrained, not_a_model
+from captum_lrpx.models import is_pretrained, not_a_model
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.propagation import sites_of
-from captum_lrpx.structure import is_declared, token_embedding_of
+from captum_lrpx.structure import (
+    position_table_of,
+    positions_after_padding,
+    token_embedding_of,
+)
 from captum_lrpx.targets.encoding import context_length
 
 if TYPE_CHECKING:
@@ -205,11 +208,11 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
 
 def _check_positions(model: nn.Module, x: Tensor) -> None:
     """Only a table of positions has an end; rotary and relative ones go on."""
-    if not is_declared(model) or sites_of(model).position_embedding is None:
+    if position_table_of(model) is None:
         return
     limit, length = context_length(model), x.shape[-2 if x.is_floating_point() else -1]
     config: Any = model.config
-    if not x.is_floating_point() and architecture_of(model).embeddings.positions_after_padding:
+    if not x.is_floating_point() and positions_after_padding(model):
         length = int((x != config.pad_token_id).sum(-1).max())
     if limit is not None and length > limit:
         raise ValueError(

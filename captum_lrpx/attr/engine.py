@@ -18,8 +18,8 @@ from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs
 from captum_lrpx.attr.embedded import embedded_ids
+from captum_lrpx.attr.forms import form_of
 from captum_lrpx.attr.forward import with_gradients
-from captum_lrpx.attr.strictness import form_of, require
 from captum_lrpx.forms import NewWayError
 from captum_lrpx.traced import TracedPass
 
@@ -106,7 +106,7 @@ class Passed:
             self.rules.attach(value, at_once=at_once)
         coverage = self.rules.problems(self.sources if at is None else at(self))
         if coverage is not None:
-            require(coverage, strict=self._strict)
+            coverage.require(strict=self._strict)
         return value
 
     def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -165,7 +165,8 @@ def forward_pass(
     args = _captum.format_additional_forward_args(arguments)
     warn_of_cache(attribution.forward_func, args)  # type: ignore[attr-defined]
     forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
-    form = form_of(attribution, forward.forward_func, inputs, arguments, layers, targets)
+    attribution.check_memory(attribution.forward_func, inputs)  # type: ignore[attr-defined]
+    form = form_of(attribution.model, forward.forward_func, inputs, arguments, layers, targets)
 
     @contextmanager
     def once() -> Iterator[_Result]:

@@ -8,18 +8,14 @@ import torch
 from torch import Tensor
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.checks import check_inputs, not_an_input
+from captum_lrpx.attr.checks import not_an_input
 from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward import model_of
-from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import plain_propagation, propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
-from captum_lrpx.structure import is_declared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from typing import Any
 
     from torch import nn
@@ -44,6 +40,13 @@ class RelevanceProtocol:
     """
 
     economical: bool = False
+
+    def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+        """Refuse inputs that are too large before anything is computed.
+
+        Raises:
+            MemoryError: If more memory is needed than there is.
+        """
 
     def has_convergence_delta(self) -> bool:
         """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
@@ -95,10 +98,7 @@ class LRPRules(RelevanceProtocol):
         model: The Hugging Face model that the rules are attached to.
         recipe: The rules of the instance.
         checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
-        compile: Whether blocks are compiled together with their rules, to save time.
         strict: Whether a model that the rules do not cover is refused.
-        fast: Whether rules have the fast forms of a declared architecture, which are attached to
-            its modules; else they act on the operations of the graph.
     """
 
     default_recipe: ClassVar[Recipe] = LRP
@@ -110,7 +110,6 @@ class LRPRules(RelevanceProtocol):
         recipe: Recipe | None,
         *,
         checkpointing: bool = False,
-        compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
         fast: bool = True,
     ) -> None:
@@ -122,30 +121,8 @@ class LRPRules(RelevanceProtocol):
         self.model = model_of(forward_func, model)
         self.recipe = self.default_recipe if recipe is None else recipe
         self.checkpointing = checkpointing
-        self.compile = compile
         self.strict = strict
-        self.fast = fast and is_declared(self.model)
         self.economical = fast
-        if not self.fast and (checkpointing or compile):
-            raise ValueError(
-                f"{type(self.model).__name__} is explained from the graph of its forward pass, "
-                "which `checkpointing` and `compile` would hide: leave them out."
-            )
-
-    def rules(self, *, plain: bool = False) -> AbstractContextManager[nn.Module]:
-        """The rules, attached to the model for a ``with`` block.
-
-        Args:
-            plain: Whether each operation is to be seen: nothing is fused or compiled.
-        """
-        attach = plain_propagation if plain else propagation
-        return attach(
-            self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
-        )
-
-    def targets_at_once(self, wanted: int) -> int:
-        """How many targets one backward pass may be for: compiled blocks take one."""
-        return min(wanted, 1) if self.compile else wanted
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         """Refuse inputs that are too large before anything is computed.
@@ -153,7 +130,7 @@ class LRPRules(RelevanceProtocol):
         Raises:
             MemoryError: If more memory is needed than there is.
         """
-        if inputs and self.fast:
+        if inputs:
             require_memory(
                 self.model,
                 self.recipe,
@@ -185,44 +162,14 @@ class LRPRules(RelevanceProtocol):
 
             >>> print(AttnLRPx(model).coverage(ids))
         """
+        from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
+
         require_gradients()
-        check_inputs(self.model, self.forward_func, tensors_of(inputs))  # type: ignore[attr-defined]
-        if not self.fast:
-            return traced_coverage(self, inputs, additional_forward_args)
-        found = coverage_of(self.passage(), inputs, additional_forward_args)
-        if found is None:
-            raise ValueError(
-                "The forward function returns nothing that has a gradient (does it run the model "
-                "under torch.no_grad?), so there is nothing between inputs and output to list."
-            )
-        return found
-
-    def passage(self, *, at_input: bool = False) -> Passage:
-        """What part of the forward pass is explained; ``at_input`` is for those with layers."""
-        return Passage(self.model, self.recipe, self.forward_func, at_input=at_input)  # type: ignore[attr-defined]
-
-    def require_coverage(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        additional_forward_args: object | None = None,
-        *,
-        at_input: bool = False,
-    ) -> Check | None:
-        """Refuse, or warn of, something non-linear without a rule.
-
-        Args:
-            inputs: As for ``attribute``.
-            additional_forward_args: As for ``attribute``.
-            at_input: Whether what the layers take is explained.
-
-        Returns:
-            None if this is done; else the check that is to be made in the run, the first time.
-
-        Raises:
-            ValueError: If there is such a thing, and the attribution is strict.
-        """
-        passage = self.passage(at_input=at_input)
-        return check(passage, inputs, additional_forward_args, strict=self.strict)
+        args = _captum.format_additional_forward_args(additional_forward_args)
+        copied = None if args is None else tuple(map(own_copy, args))
+        with forward_pass(self, tensors_of(inputs), copied, watched=True) as passed:
+            passed.rules.attach(passed.output)
+            return passed.rules.coverage(passed.sources)
 
     def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
         """The check that what is explained, and the relevances, are numbers."""
@@ -233,19 +180,6 @@ class AttnLRPRules(LRPRules):
     """The same with the rules of AttnLRP."""
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
-
-
-def traced_coverage(
-    attribution: LRPRules, inputs: Tensor | tuple[Tensor, ...], arguments: object | None
-) -> Coverage:
-    """The operations between inputs and output, from a watched pass on copies of the arguments."""
-    from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
-
-    args = _captum.format_additional_forward_args(arguments)
-    copied = None if args is None else tuple(map(own_copy, args))
-    with forward_pass(attribution, tensors_of(inputs), copied, watched=True) as passed:
-        passed.rules.attach(passed.output)
-        return passed.rules.coverage(passed.sources)
 
 
 def require_gradients() -> None:

@@ -15,13 +15,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from captum_lrpx.conservation.tally import Kind, wide
-from captum_lrpx.rules import (
-    AttentionGradient,
-    ConstantWeights,
-    Identity,
-    NormGradient,
-    ProductGradient,
-)
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -210,18 +203,16 @@ class Flow:
         role = operation.role
         if role == "rule":
             return "absorbed"
-        constant = isinstance(recipe.attention, ConstantWeights)
-        if role == "softmax" or (role == "kernel" and not constant):
+        if role == "softmax" or (role == "kernel" and not recipe.attention.constant_weights):
             return "softmax"
         not_conserving = {
-            "attention": isinstance(recipe.attention, AttentionGradient),
-            "scores": isinstance(recipe.attention, AttentionGradient),
-            "gated product": isinstance(recipe.gate, ProductGradient),
-            "norm": isinstance(recipe.norm, NormGradient),
-            "activation": not isinstance(recipe.activation, Identity)
-            or operation.kind == "gate function",
+            "attention": recipe.attention.own_gradient,
+            "scores": recipe.attention.own_gradient,
+            "gated product": not recipe.gate.conserves,
+            "norm": not recipe.norm.conserves,
+            "activation": not recipe.activation.conserves or operation.kind == "gate function",
         }
-        scale = isinstance(recipe.norm, NormGradient) and operation.nature == "scale"
+        scale = not recipe.norm.conserves and operation.nature == "scale"
         return "rule" if scale or not_conserving.get(role, False) else None
 
     def _by_constant(self, number: int) -> Kind | None:
@@ -241,6 +232,4 @@ class Flow:
         if adds:
             return "bias"
         weights = self.structure.roles[number].weights
-        return (
-            "absorbed" if weights and isinstance(self.recipe.attention, ConstantWeights) else None
-        )
+        return "absorbed" if weights and self.recipe.attention.constant_weights else None

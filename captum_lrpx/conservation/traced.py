@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr import LRPx
     from captum_lrpx.conservation.tally import Kind
+    from captum_lrpx.coverage import Coverage
 
-__all__ = ["layer_in", "traced_ledger"]
+__all__ = ["layer_in", "observed"]
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?=\.|$)")
 _Place = tuple["Kind", str]
 
 
-def traced_ledger(
+def observed(
     attribution: LRPx,
     inputs: Tensor | tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: object | None,
-) -> Ledger:
-    """Account for an explained value by the operations of its graph.
+) -> tuple[Ledger, Coverage]:
+    """Account for an explained value by the operations of its graph, and list them.
 
     One watched forward pass, and one backward pass for each example: what flows along the edges of
     the graph is summed over everything that an operation works on. Arguments as of
@@ -59,6 +60,7 @@ def traced_ledger(
             )
             relevances.append(passed.relevances(found))
             flow.stop()
+        coverage = passed.rules.coverage(passed.sources)
     attributions = tuple(torch.stack(rows).sum(0) for rows in zip(*relevances, strict=True))
     value = wide(selected.detach())
     names = ["inputs"] if len(tensors) == 1 else [f"inputs.{n}" for n in range(len(tensors))]
@@ -66,12 +68,13 @@ def traced_ledger(
         Entry("tokens", name, None, _by_example(wide(each), len(value)))
         for name, each in zip(names, attributions, strict=True)
     ]
-    return Ledger(
+    book = Ledger(
         method=attribution.get_name(),
         value=value,
         entries=(*tokens, *_entries(flow, len(value))),
         attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
     )
+    return book, coverage
 
 
 def _by_example(relevances: Tensor, examples: int) -> Tensor:

@@ -66,6 +66,8 @@ class Graph:
 
     Args:
         tensors: The tensors.
+        constants: Nodes that count as constants, as do all that depend on nothing else: those of
+            parameters that need a gradient.
 
     Attributes:
         nodes: All nodes, operands first.
@@ -73,7 +75,8 @@ class Graph:
         roots: Indices of the nodes of the tensors.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], constants: Iterable[Node] = ()) -> None:
+        self._constants = set(constants)
         self.nodes: list[Node] = []
         self.index: dict[Node, int] = {}
         self._shape: list[int] = []  # per node: its name's number, then its operands
@@ -84,7 +87,7 @@ class Graph:
 
     def _read(self, root: Node) -> None:
         """Walk to the leaves. It happens at every explanation, so it does as little as it can."""
-        nodes, index, shape = self.nodes, self.index, self._shape
+        nodes, index, shape, constants = self.nodes, self.index, self._shape, self._constants
         entered: dict[Node, Any] = {}
         stack = [root]
         while stack:
@@ -99,6 +102,13 @@ class Graph:
             stack.pop()
             if node in index:
                 continue
+            if constants:
+                if node in constants or (
+                    edges and all(each in constants for each, _ in edges if each)
+                ):
+                    constants.add(node)
+                    continue
+                edges = tuple((None, 0) if each in constants else (each, at) for each, at in edges)
             index[node] = len(nodes)
             nodes.append(node)
             name = node.name()
@@ -121,7 +131,9 @@ class Graph:
         """For each node an edge per operand, None for one without a gradient."""
         return [
             tuple(
-                None if operand is None else Edge(self.index[operand], output)
+                None
+                if operand is None or operand in self._constants
+                else Edge(self.index[operand], output)
                 for operand, output in node.next_functions
             )
             for node in self.nodes

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Call", "Watch"]
+__all__ = ["Call", "Watch", "results_of", "tensors_in"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -142,10 +142,10 @@ class Watch(TorchFunctionMode):
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
         if name not in _VALUE_INDEPENDENT:
-            made = _distinct([*_tensors(result), *written])
+            made = _distinct([*tensors_in(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, list(_tensors(seen)), made, written)
+                self._look(func, list(tensors_in(seen)), made, written)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
@@ -244,7 +244,7 @@ class Watch(TorchFunctionMode):
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() != self._thread or module not in self._running:
             return
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             if tensor.requires_grad:
                 key = node_of(tensor), tensor.output_nr
                 if self._keeps_values and key not in self.values:
@@ -253,7 +253,7 @@ class Watch(TorchFunctionMode):
         while self._running.pop() is not module:
             pass
         if not self._running:
-            nodes = (node_of(tensor) for tensor in _tensors(output))
+            nodes = (node_of(tensor) for tensor in tensors_in(output))
             self.outputs += [node for node in nodes if node is not None]
 
 
@@ -305,16 +305,16 @@ _WRITING: Final = _names(
 )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in a structure."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 @contextmanager
@@ -324,7 +324,7 @@ def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            found.extend(node for node in map(node_of, _tensors(output)) if node is not None)
+            found.extend(node for node in map(node_of, tensors_in(output)) if node is not None)
 
     handles = [module.register_forward_hook(after) for module in modules]
     try:

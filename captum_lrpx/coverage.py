@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from captum_lrpx.notices import warn
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -101,6 +103,21 @@ class Coverage:
     def rows(self) -> tuple[Row, ...]:
         """The operations by place and kind, repeated blocks folded into one."""
         return fold(self.operations)
+
+    def require(self, *, strict: bool) -> None:
+        """Refuse what has no rule, or warn of it.
+
+        Args:
+            strict: Whether to refuse it.
+
+        Raises:
+            ValueError: If something non-linear has no rule and ``strict`` is set.
+        """
+        if self.complete:
+            return
+        if strict:
+            raise ValueError(self.problem())
+        warn(self.problem())
 
     def problem(self) -> str:
         """What is not covered and what can be done about it, in words; empty if nothing is."""
