@@ -19,6 +19,7 @@ from captum_lrpx.attr.forms import form_of
 from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
 from captum_lrpx.frozen import frozen
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.traced import fingerprint
@@ -108,7 +109,13 @@ def _key(
     if form is None:
         return None
     options = repr(sorted(explanation.options.items()))
-    return form, explanation.method, attribution.recipe, options, fingerprint(subject.model)
+    return (
+        form,
+        explanation.method,
+        attribution.recipe,
+        options,
+        fingerprint(subject.model, modules_of(subject.model)),
+    )
 
 
 def _audit(

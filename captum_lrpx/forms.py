@@ -30,6 +30,7 @@ class Structure:
     """Everything known of graphs with the same operations in the same order.
 
     Attributes:
+        order: Where each node was found, operands first.
         roles: Their roles.
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
@@ -40,6 +41,7 @@ class Structure:
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
 
+    order: list[int]
     roles: Roles
     explained: frozenset[int] = frozenset()
     plans: dict[Recipe, Plan] = field(default_factory=dict)

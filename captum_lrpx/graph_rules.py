@@ -35,11 +35,13 @@ class Action(NamedTuple):
 
     Attributes:
         number: Index of the node.
+        operator: Its operator.
         rule: ``"factors"``, ``"secant"``, ``"norm"``, ``"gated"`` or ``"contiguous"``.
         factors: For ``"factors"``, one per operand; None holds it constant.
     """
 
     number: int
+    operator: str
     rule: Literal["factors", "secant", "norm", "gated", "contiguous"]
     factors: tuple[float | None, ...] = ()
 
@@ -94,10 +96,10 @@ class Plan:
         """Indices of the nodes that relevance goes through."""
         return self.factors.keys()
 
-    def needs_inputs(self, graph: Graph) -> bool:
+    def needs_inputs(self) -> bool:
         """Whether some action needs what the node of its function does not save."""
         return any(
-            action.rule == "secant" and graph.names[action.number] in nodes.NEED_INPUT
+            action.rule == "secant" and action.operator in nodes.NEED_INPUT
             for action in self.actions
         )
 
@@ -174,7 +176,7 @@ class _Planner:
             self._activation(number)
         elif role == "norm":
             if not self._rule("norm", number).own_gradient:
-                self.plan.actions.append(Action(number, "norm"))
+                self.plan.actions.append(Action(number, self.graph.names[number], "norm"))
         elif role in ("undecided", "unknown") and not self._is_mean(number):
             self._problem(number, role)
         else:
@@ -203,7 +205,7 @@ class _Planner:
         elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
             self._problem(number, "unwatched" if inputs is None else "hidden")
         else:
-            self.plan.actions.append(Action(number, "secant"))
+            self.plan.actions.append(Action(number, name, "secant"))
 
     # Factors ----------------------------------------------------------------------------------
 
@@ -211,12 +213,12 @@ class _Planner:
         name, plain = self.graph.names[number], self.plain(number)
         if name == "Glu" or "BatchNorm" in name:
             rule: Literal["gated", "contiguous"] = "gated" if name == "Glu" else "contiguous"
-            self.plan.actions.append(Action(number, rule))
+            self.plan.actions.append(Action(number, name, rule))
         factors = self._factors(number)
         if has_summand(name):
             factors = (1.0, *factors[1:])
         if factors != plain:
-            self.plan.actions.append(Action(number, "factors", factors))
+            self.plan.actions.append(Action(number, name, "factors", factors))
         return factors
 
     def _factors(self, number: int) -> Factors:
@@ -361,19 +363,19 @@ def attach(
         inputs: The input of each node of an activation that does not save it.
         done: Nodes that have their rule already; those of this call are added.
     """
-    for number, rule, factors in plan.actions:
-        node = graph.nodes[number]
+    nodes_ = graph.nodes
+    for number, name, rule, factors in plan.actions:
+        node = nodes_[number]
         if node in done:
             continue
         done.add(node)
         if rule == "factors":
             yield node.register_hook(nodes.scaled(factors))
         elif rule == "secant":
-            name = graph.names[number]
             z = inputs[node] if name in nodes.NEED_INPUT else None
             yield node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
-            yield node.register_hook(nodes.frozen_norm(node, graph.names[number]))
+            yield node.register_hook(nodes.frozen_norm(node, name))
         elif rule == "gated":
             yield node.register_hook(nodes.gated(node))
         else:

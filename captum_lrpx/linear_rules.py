@@ -10,12 +10,11 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.conv import _ConvNd
 
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.patching import Attachment
 from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -40,13 +39,19 @@ def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
     return found
 
 
-def linear_attachments(model: nn.Module, recipe: Recipe) -> list[Attachment]:
+def linear_attachments(
+    model: nn.Module, modules: Sequence[nn.Module], recipe: Recipe
+) -> list[Attachment]:
     """What has to be put on the linear layers of a model, which is nothing for most.
+
+    Args:
+        model: The model.
+        modules: All modules in it.
+        recipe: The rules.
 
     Raises:
         TypeError: If a rule does not fit its layer.
     """
-    modules = modules_of(model)
     attachments = [
         Attachment(module, _RequireGradient(module, model))
         for module in modules

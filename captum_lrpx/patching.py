@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.rules.base import Forward, Patch
 
-__all__ = ["Attachment", "Patched", "is_plain"]
+__all__ = ["Attachment", "Patched"]
 
 
 class Attachment(NamedTuple):
@@ -33,16 +33,6 @@ class Attachment(NamedTuple):
 
     module: nn.Module
     patch: Patch
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether calling a module is just its forward: no hooks, nothing wrapped around it.
-
-    Then a part of what it computes (some rows of an output matrix) may be computed beside it.
-    """
-    own = vars(module)
-    wrapped = "forward" in own or "_old_forward" in own
-    return not (wrapped or module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
 
 # Attaching ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from captum_lrpx.forms import argument_kind
 from captum_lrpx.linear_rules import linear_attachments
 from captum_lrpx.models import model_in
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.onlookers import looks_only
 from captum_lrpx.patching import Patched
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.trace.graph import node_of
@@ -68,8 +69,8 @@ def propagation(
     modules = modules_of(inner)
     warn_if_training(modules)
     refuse_checkpointed(modules)
-    linear = linear_attachments(inner, recipe)
-    calls = _Calls(inner, recipe, freeze=freeze_parameters, strict=strict)
+    linear = linear_attachments(inner, modules, recipe)
+    calls = _Calls(inner, modules, recipe, freeze=freeze_parameters, strict=strict)
     with Patched(modules, linear, freeze=freeze_parameters), calls.opened():
         yield inner
 
@@ -82,15 +83,24 @@ class _Calls:
 
     Args:
         model: The model.
+        modules: All modules in it.
         recipe: The rules.
         freeze: Whether its parameters need no gradient.
         strict: Whether to refuse what has no rule.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, *, freeze: bool, strict: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: tuple[nn.Module, ...],
+        recipe: Recipe,
+        *,
+        freeze: bool,
+        strict: bool,
+    ) -> None:
         self.model, self.recipe = model, recipe
         self._freeze, self._strict = freeze, strict
-        self._modules = modules_of(model)
+        self._modules = modules
         self._passes: list[TracedPass] = []
         self._roots: list[Node] = []
         self._call = ExitStack()
@@ -125,6 +135,7 @@ class _Calls:
         in_backward = torch._C._current_graph_task_id() != -1  # noqa: SLF001 - no public name
         return here[-1:] == [self] and torch.is_grad_enabled() and not in_backward
 
+    @looks_only
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._is_meant():
             return
@@ -135,9 +146,10 @@ class _Calls:
                 self.model, self.recipe, self._form, freeze=self._freeze, before=before
             )
             self._passes.append(passed)
-            self._call.enter_context(passed.watching(self._modules))
+            self._call.enter_context(passed.watching())
         self._depth += 1
 
+    @looks_only
     def _after(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not self._depth or not self._is_meant():
             return

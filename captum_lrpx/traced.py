@@ -57,7 +57,8 @@ class TracedPass:
         form: What this call has in common with others of the same operations; None if nothing.
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
-        fast: Whether what the rules do not read need not be kept, and zeros not be multiplied.
+        fast: Whether zeros need not be multiplied.
+        lean: Whether, if so, what the rules do not read need not be kept either.
         freeze: Whether the parameters of the model need no gradient.
         before: An earlier pass, on whose graph that of this one may build.
     """
@@ -71,10 +72,12 @@ class TracedPass:
         watched: bool = False,
         values: bool = False,
         fast: bool = False,
+        lean: bool = True,
         freeze: bool = True,
         before: TracedPass | None = None,
     ) -> None:
         self.model = model
+        self._modules = modules_of(model)
         self._freeze = freeze
         self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
         self._saved: Saved | None = None
@@ -83,8 +86,11 @@ class TracedPass:
         self.recipe = recipe
         known = forms_of(model)
         self.form = (
-            Form() if form is None else known.setdefault((form, recipe, fingerprint(model)), Form())
+            Form()
+            if form is None
+            else known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
         )
+        self._lean = self._fast and lean and self.form.surprises <= MOST_SURPRISES
         # Overrides speak of modules, which only a watched pass tells.
         self.form.watched |= bool(recipe.overrides) or (not fast and has_hints(model))
         self.graph: Graph | None = None
@@ -99,17 +105,16 @@ class TracedPass:
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:
         """The pass, to be run inside of a ``with`` block."""
-        modules = modules_of(self.model)
-        warn_if_training(modules)
-        linear = linear_attachments(self.model, self.recipe)
+        warn_if_training(self._modules)
+        linear = linear_attachments(self.model, self._modules, self.recipe)
         with ExitStack() as stack:
             stack.callback(self.release)
-            stack.enter_context(Patched(modules, linear, freeze=self._freeze))
-            stack.enter_context(self.watching(modules))
+            stack.enter_context(Patched(self._modules, linear, freeze=self._freeze))
+            stack.enter_context(self.watching())
             yield self
 
     @contextmanager
-    def watching(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """What has to be seen of the forward pass, which runs inside of a ``with`` block."""
         with ExitStack() as stack:
             if self.form.seen and not self.form.watched and not self._watched:
@@ -121,10 +126,10 @@ class TracedPass:
                     ).inputs
             else:
                 self.watch = stack.enter_context(
-                    Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values)
+                    Watch(self._modules, _FUNCTIONS_WITH_INPUT, values=self._values)
                 )
                 self._inputs = self.watch.inputs
-            if self._fast and self.form.surprises <= MOST_SURPRISES:
+            if self._lean:
                 self._saved = Saved(self.form.economy)
                 stack.enter_context(self._saved)
             yield
@@ -151,7 +156,7 @@ class TracedPass:
         outputs = tuple(each for each in outputs if each.requires_grad)
         if not outputs:
             return
-        refuse_checkpointed(modules_of(self.model))
+        refuse_checkpointed(self._modules)
         graph, plan = self.read(outputs)
         assert self.structure is not None  # noqa: S101 - the graph has been read
         if self._saved is not None and self.form.economy is None:
@@ -179,7 +184,7 @@ class TracedPass:
         if plan is None:
             plan = plan_of(graph, structure.roles, self.recipe, self._seen(graph, structure))
             structure.plans[self.recipe] = plan
-            self.form.needs_inputs |= plan.needs_inputs(graph)
+            self.form.needs_inputs |= plan.needs_inputs()
             # Only a watched pass tells what was written into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
         return graph, plan
@@ -213,6 +218,8 @@ class TracedPass:
             raise NewWayError
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
+        graph.ordered_as(structure.order)
+        self.form.seen = bool(structure.places)  # a way that was not watched: the next pass is
         self.structure = structure
         return structure
 
@@ -222,8 +229,7 @@ class TracedPass:
         if watch is not None:
             outputs = watch.outputs
             self.form.entries = [weakref.ref(module) for module in watch.entered]
-        self.form.seen = watch is not None  # another way than before: the next pass is watched
-        structure = Structure([])
+        structure = Structure(graph.order, [])
         hints: dict[Edge, Nature] = {}
         if watch is not None:
             self._name(graph, structure)
@@ -345,20 +351,17 @@ def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
     return frozenset(number for number, each in enumerate(inside) if not each)
 
 
-def fingerprint(model: nn.Module) -> int:
+def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
     """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
     parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
-    for module in modules_of(model):
+    for module in modules:
         attributes = vars(module)
         parts.append(id(type(module)))
         parts.append(module.training)
         forward = attributes.get("forward")
         if forward is not None:
             parts.append(id(forward))
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001 - no public name
-            parts += [
-                key
-                for key, hook in hooks.items()
-                if getattr(hook, "__module__", "") != "captum_lrpx.propagation"
-            ]
+        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - no public name
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
+                parts += [key for key, hook in hooks.items() if not hasattr(hook, "looks_only")]
     return hash(tuple(parts))

@@ -8,7 +8,7 @@ and at which tensors.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -167,6 +167,7 @@ def forward_pass(
     forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
     attribution.check_memory(attribution.forward_func, inputs)  # type: ignore[attr-defined]
     form = form_of(attribution.model, forward.forward_func, inputs, arguments, layers, targets)
+    form = None if form is None else (type(attribution), form)
 
     @contextmanager
     def once() -> Iterator[_Result]:
@@ -179,6 +180,7 @@ def forward_pass(
             watched=watched,
             values=values,
             fast=attribution.economical and not watched,
+            lean=any(map(_is_large, inputs)),
         )
         with (
             torch.enable_grad(),
@@ -207,6 +209,15 @@ def forward_pass(
         yield passed
     finally:
         passed.close()
+
+
+_FEW_POSITIONS: Final = 64
+"""Below, what a graph keeps is not worth the time that it takes to keep less."""
+
+
+def _is_large(tensor: Tensor) -> bool:
+    """Whether an input has many positions; the pixels of an image count as such."""
+    return tensor.ndim > 3 or tensor.shape[:2].numel() >= _FEW_POSITIONS
 
 
 def _writable(alias: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ and PyTorch then computes nothing in its branch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -54,8 +54,10 @@ def scaled(factors: tuple[float | None, ...]) -> Hook:
 
     def hook(given: Gradients, _taken: Gradients) -> Gradients:
         return tuple(
-            None if factor is None or each is None else each if factor == 1 else each * factor
-            for each, factor in zip(given, factors, strict=True)
+            [  # faster than a generator
+                None if factor is None or each is None else each if factor == 1 else each * factor
+                for each, factor in zip(given, factors, strict=True)
+            ]
         )
 
     return hook
@@ -160,9 +162,11 @@ def _input_of(node: Any, name: str) -> Tensor:
     return found
 
 
-@torch.no_grad()
 def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
-    """The secant slope of an activation at ``z``, of its shape."""
+    """The secant slope of an activation at ``z``, of its shape, as a constant."""
+    if torch.is_grad_enabled():  # in a backward pass that is to have a graph itself
+        with torch.no_grad():
+            return slope_of(node, name, z)
     z = z.detach()
     saved = _arguments_of(node)
     closed = _CLOSED[name](saved) if name in _CLOSED else None
@@ -178,11 +182,14 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
 
 def _arguments_of(node: Any) -> dict[str, Any]:
     """What an activation was given beside its input."""
-    return {
-        key.removeprefix("_saved_"): getattr(node, key)
-        for key in dir(node)
-        if key.startswith("_saved_") and key not in ("_saved_self", "_saved_result")
-    }
+    return {key.removeprefix("_saved_"): getattr(node, key) for key in _names_of(node.__class__)}
+
+
+@cache
+def _names_of(kind: type) -> tuple[str, ...]:
+    """Names under which a class of nodes keeps arguments that are no tensors of its function."""
+    kept = (name for name in dir(kind) if name.startswith("_saved_"))
+    return tuple(name for name in kept if name not in ("_saved_self", "_saved_result"))
 
 
 def can_run_again(node: Node, name: str) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.onlookers import is_hooked, is_wrapped
+from captum_lrpx.onlookers import is_plain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,9 +44,9 @@ def chain_to_logits(model: nn.Module) -> Chain:
     base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     if not isinstance(base, nn.Module) or base is model or model.training:
         return ()
-    inside = set(modules_of(base))
-    head = [module for module in modules_of(model)[1:] if module not in inside]
-    if not head or any(is_hooked(module) or is_wrapped(module) for module in head):
+    parts = [each for each in model._modules.values() if each is not None and each is not base]  # noqa: SLF001
+    head = [module for part in parts for module in modules_of(part)]
+    if not head or not all(map(is_plain, head)):
         return ()
     key = tuple(map(id, (type(model), *head)))
     known = _known.get(model)

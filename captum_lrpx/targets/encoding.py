@@ -332,7 +332,7 @@ def context_length(model: nn.Module) -> int | None:
     """The most tokens that a model takes, if it has a limit."""
     config: Any = model.config
     limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is not None and positions_after_padding(model):
+    if limit is not None and config.pad_token_id is not None and positions_after_padding(model):
         limit -= config.pad_token_id + 1
     return limit
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.architectures import needs_position_ids
 from captum_lrpx.models import find_model, is_pretrained
-from captum_lrpx.patching import is_plain
+from captum_lrpx.onlookers import is_plain
 from captum_lrpx.structure import position_table_of, positions_after_padding
 from captum_lrpx.targets.chain import chain_to_logits
 from captum_lrpx.targets.task import task_of

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
+from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import name_of, node_of
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
     """Collect the nodes of what some modules return."""
     thread = threading.get_ident()
 
+    @looks_only
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
             found.extend(node for node in map(node_of, tensors_in(output)) if node is not None)
