@@ -115,7 +115,7 @@ def _knowing(
 
 
 def _secant(node: Any, name: str, gradient: Tensor, z: Tensor, **_options: Any) -> Tensor:
-    return gradient * nodes.slope_of(node, name, z)
+    return nodes.slope_of(node, name, z).mul_(gradient)
 
 
 # Attention with constant weights ------------------------------------------------------------------

@@ -49,13 +49,25 @@ NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
 
 
-def scaled(factors: tuple[float | None, ...]) -> Hook:
-    """Multiplies the gradient of each operand by a number; None holds it constant."""
+def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
+    """Multiplies the gradient of each operand by a number; None holds it constant.
+
+    Args:
+        factors: One number for each operand.
+        fresh: Whether the gradients have memory of their own, which may be written over.
+    """
+
+    def times(each: Tensor, factor: float) -> Tensor:
+        return each.mul_(factor) if fresh and not each.requires_grad else each * factor
 
     def hook(given: Gradients, _taken: Gradients) -> Gradients:
         return tuple(
             [  # faster than a generator
-                None if factor is None or each is None else each if factor == 1 else each * factor
+                None
+                if factor is None or each is None
+                else each
+                if factor == 1
+                else times(each, factor)
                 for each, factor in zip(given, factors, strict=True)
             ]
         )
