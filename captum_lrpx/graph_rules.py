@@ -347,6 +347,9 @@ def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
     return "one factor constant" if one_constant else "shared equally"
 
 
+_FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})
+"""Operators whose gradients are made for them, as are those of attention kernels."""
+
 # Attaching ----------------------------------------------------------------------------------------
 
 
@@ -370,7 +373,9 @@ def attach(
             continue
         done.add(node)
         if rule == "factors":
-            yield node.register_hook(nodes.scaled(factors))
+            yield node.register_hook(
+                nodes.scaled(factors, fresh=name in _FRESH or "Attention" in name)
+            )
         elif rule == "secant":
             z = inputs[node] if name in nodes.NEED_INPUT else None
             yield node.register_hook(nodes.secant(node, name, z))

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage import Coverage, Operation
+from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
 from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
@@ -163,6 +164,7 @@ class TracedPass:
             self.form.economy = economy_of(graph, plan, self._saved)
         if self._fast and at_once == 1:
             self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
+            self.handles += direct(graph, plan)
         self.handles += attach(graph, plan, self.inputs, self.done)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:

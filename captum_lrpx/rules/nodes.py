@@ -49,13 +49,25 @@ NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
 
 
-def scaled(factors: tuple[float | None, ...]) -> Hook:
-    """Multiplies the gradient of each operand by a number; None holds it constant."""
+def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
+    """Multiplies the gradient of each operand by a number; None holds it constant.
+
+    Args:
+        factors: One number for each operand.
+        fresh: Whether the gradients have memory of their own, which may be written over.
+    """
+
+    def times(each: Tensor, factor: float) -> Tensor:
+        return each.mul_(factor) if fresh and not each.requires_grad else each * factor
 
     def hook(given: Gradients, _taken: Gradients) -> Gradients:
         return tuple(
             [  # faster than a generator
-                None if factor is None or each is None else each if factor == 1 else each * factor
+                None
+                if factor is None or each is None
+                else each
+                if factor == 1
+                else times(each, factor)
                 for each, factor in zip(given, factors, strict=True)
             ]
         )
@@ -149,12 +161,21 @@ def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
     """
 
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
-        if taken[0] is None or given[0] is None:
+        if taken[0] is None or given[0] is None or is_answered(taken[0]):
             return None
         slope = slope_of(node, name, _input_of(node, name) if z is None else z)
         return (taken[0] * slope, *(None for _ in given[1:]))
 
     return hook
+
+
+class Answered(torch.Tensor):
+    """A gradient that had a node compute what its rule wants (see :mod:`captum_lrpx.fast`)."""
+
+
+def is_answered(gradient: Tensor) -> bool:
+    """Whether a node has been handed such a gradient."""
+    return isinstance(gradient, Answered)
 
 
 def _input_of(node: Any, name: str) -> Tensor:
