@@ -47,10 +47,11 @@ def test_where_strictness_is_not_asked_for_a_warning_says_the_same(modify):
     with pytest.warns(UserWarning, match="that no rule of 'attnlrp' covers"):
         found = AttnLRPx(model, strict=False).attribute(token_ids(), TARGET)
     assert found.isfinite().all()
+    embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
     with pytest.raises(ValueError, match="covers"), propagation(model, LRP):
-        model(token_ids())
+        model(inputs_embeds=embeds)
     with pytest.warns(UserWarning, match="covers"), propagation(model, LRP, strict=False):
-        model(token_ids())
+        model(inputs_embeds=embeds)
 
 
 # What the operations tell -------------------------------------------------------------------------

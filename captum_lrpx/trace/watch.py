@@ -236,8 +236,12 @@ class Watch(TorchFunctionMode):
 
     # Modules ----------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, _args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self._thread and id(module) in self._modules:
+            around = self._running[-1] if self._running else None
+            for tensor in tensors_in(args):  # perhaps of a torch.autograd.Function, which no
+                if tensor.requires_grad:  # function of PyTorch's has taken yet
+                    self.claim(tensor, "", around)
             if not self._running:
                 self.entered[module] = None
             self._running.append(module)
