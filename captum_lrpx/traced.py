@@ -115,8 +115,12 @@ class TracedPass:
             yield self
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """What has to be seen of the forward pass, which runs inside of a ``with`` block."""
+    def watching(self, running: nn.Module | None = None) -> Iterator[None]:
+        """What has to be seen of the forward pass, which runs inside of a ``with`` block.
+
+        Args:
+            running: The module that has been called already.
+        """
         with ExitStack() as stack:
             if self.form.seen and not self.form.watched and not self._watched:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
@@ -130,6 +134,8 @@ class TracedPass:
                     Watch(self._modules, _FUNCTIONS_WITH_INPUT, values=self._values)
                 )
                 self._inputs = self.watch.inputs
+                if running is not None:
+                    self.watch.enter(running)
             if self._lean:
                 self._saved = Saved(self.form.economy)
                 stack.enter_context(self._saved)
