@@ -28,9 +28,14 @@ class LinearRule(Rule):
 
     role: ClassVar[str] = "linear"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether layers are left alone: their own gradient is the rule."""
+        return False
+
     @abstractmethod
-    def patch(self, module: nn.Module, path: str) -> Patch | None:
-        """What runs in the place of a layer's forward, and gives its values; None for nothing.
+    def patch(self, module: nn.Module, path: str) -> Patch:
+        """What runs in the place of a layer's forward, and gives its values.
 
         Args:
             module: The layer.
@@ -58,10 +63,13 @@ class Epsilon(LinearRule):
     def __post_init__(self) -> None:
         _check_non_negative("epsilon", self.stabilizer)
 
-    def patch(self, module: nn.Module, path: str) -> Patch | None:  # noqa: ARG002 - of any class
+    @property
+    def is_plain(self) -> bool:
+        """Whether epsilon is 0."""
+        return self.stabilizer == 0
+
+    def patch(self, module: nn.Module, path: str) -> Patch:  # noqa: ARG002 - of any class
         """Damp the gradient of the output."""
-        if self.stabilizer == 0:
-            return None
 
         def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
             return functional.epsilon(forward(*args, **kwargs), self.stabilizer)
