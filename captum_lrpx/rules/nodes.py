@@ -114,33 +114,21 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
     "ClampMin": lambda _, s: partial(torch.clamp, min=s["min"]),
     "ClampMax": lambda _, s: partial(torch.clamp, max=s["max"]),
     "Pow": lambda _, s: lambda z: torch.pow(z, s["exponent"]),
-    "GeLUFunction": lambda *_: _bloom_gelu,  # transformers' own for BLOOM
+    "GeLUFunction": lambda *_: lambda z: z * slopes.bloom_gelu(z),  # transformers' own for BLOOM
 }
 
 
-def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The slope of ``g(z) - g(0)``: the constant, as in ``1 + tanh(z)``, belongs to no input."""
-    wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
-
-    def from_zero(x: Tensor) -> Tensor:
-        return function(x) - function(x.new_zeros(()))
-
-    slope = slopes.secant(wide, from_zero(wide), from_zero)
-    return slope.to(z.dtype)
+def _without_constant(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``g(z) - g(0)``: the constant, as in ``1 + tanh(z)``, belongs to no input."""
+    return lambda z: function(z) - function(z.new_zeros(()))
 
 
-def _bloom_gelu(z: Tensor) -> Tensor:
-    closed = slopes.closed_form("BloomGelu")
-    assert closed is not None  # noqa: S101 - it is in the table
-    return z * closed(z)
-
-
-_CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor] | None]]] = {
-    "Silu": lambda _: slopes.closed_form("silu"),
-    "Gelu": lambda s: slopes.closed_form("gelu_new" if s["approximate"] == "tanh" else "gelu"),
-    "Tanh": lambda _: slopes.closed_form("tanh"),
+_CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor]]]] = {
+    "Silu": lambda _: torch.sigmoid,
+    "Gelu": lambda s: slopes.tanh_gelu if s["approximate"] == "tanh" else slopes.gelu,
+    "Tanh": lambda _: slopes.tanh,
     "Pow": lambda s: lambda z: torch.pow(z, s["exponent"] - 1),
-    "GeLUFunction": lambda _: slopes.closed_form("BloomGelu"),
+    "GeLUFunction": lambda _: slopes.bloom_gelu,
 }
 
 
@@ -194,11 +182,29 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
+    if name in GATES:  # in double precision, as the constant may be large beside the rest
+        wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
+        value = _without_constant(function)(wide)
+        return slopes.ratio(wide, value, _limit(name, saved, function, z)).to(z.dtype)
+    return slopes.ratio(z, function(z), _limit(name, saved, function, z))
+
+
+def _limit(
+    name: str, saved: Mapping[str, Any], function: Callable[[Tensor], Tensor], z: Tensor
+) -> float | Tensor:
+    """The slope of an activation at 0."""
+    numbers = {key: each for key, each in saved.items() if not isinstance(each, torch.Tensor)}
+    if name.startswith("Clamp") and numbers.keys() != saved.keys():  # limits for each element
+        return slopes.limit_at_zero(function, torch.zeros_like(z))
+    return _limit_of_all(name, tuple(numbers.items()))
+
+
+@cache
+def _limit_of_all(name: str, numbers: tuple[tuple[str, Any], ...]) -> float:
+    function = _FUNCTIONS[name](torch.ops.aten, dict(numbers))
     if name in GATES:
-        return _without_constant(function, z)
-    if closed is not None:
-        return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
-    return slopes.secant(z, function(z), function)
+        function = _without_constant(function)
+    return float(slopes.limit_at_zero(function, torch.zeros((), dtype=torch.float64, device="cpu")))
 
 
 def _arguments_of(node: Any) -> dict[str, Any]:

@@ -105,7 +105,8 @@ _LINEAR_WRITES: Final = _names(
     "relu relu_ leaky_relu leaky_relu_"
 )
 _SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
-_RULES: Final = _names("_Relay _ScaleGradient _FrozenNorm _GatedProduct _SparseLinear")
+_RULES: Final = _names("_Relay _ScaleGradient _RelayGenerated _ScaleGradientGenerated")
+"""Functions of this package; under ``torch.func`` they have the other names."""
 _WITH_MEAN: Final = _names("VarMean StdMean")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")
