@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr import LRPx
-    from captum_lrpx.conservation.tally import Kind
+    from captum_lrpx.attr.engine import Passed
 
 __all__ = ["layer_in", "traced_ledger"]
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?=\.|$)")
-_Place = tuple["Kind", str]
 
 
 def traced_ledger(
@@ -47,31 +46,60 @@ def traced_ledger(
         selected = passed.explain(
             lambda run: _captum.select_targets(run.output, target).reshape(-1)
         )
+        value = _value(selected, len(tensors[0]))
         flow = Flow(passed.rules, passed.sources)
         relevances = []
-        for row in range(len(selected)):
+        for row in range(len(value)):
             flow.start(selected, row)
             found = torch.autograd.grad(
                 selected[row],
                 passed.sources,
                 allow_unused=True,
-                retain_graph=row + 1 < len(selected),
+                retain_graph=row + 1 < len(value),
             )
             relevances.append(passed.relevances(found))
             flow.stop()
+        paths = _paths(passed, tensors)
     attributions = tuple(torch.stack(rows).sum(0) for rows in zip(*relevances, strict=True))
-    value = wide(selected.detach())
-    names = ["inputs"] if len(tensors) == 1 else [f"inputs.{n}" for n in range(len(tensors))]
     tokens = [
-        Entry("tokens", name, None, _by_example(wide(each), len(value)))
-        for name, each in zip(names, attributions, strict=True)
+        Entry("tokens", path, layer_in(path), _by_example(wide(each), len(value)))
+        for path, each in zip(paths, attributions, strict=True)
+    ]
+    rounding = torch.finfo(selected.dtype).eps ** 0.5 * value.abs()
+    others = [
+        Entry(kind, path, layer_in(path), amount.to(value))
+        for (kind, path), amount in flow.lines().items()
+        # The square root separates a formula from its rounding, in any precision.
+        if kind != "output" or bool((amount.abs() > rounding).any())
     ]
     return Ledger(
         method=attribution.get_name(),
         value=value,
-        entries=(*tokens, *_entries(flow, len(value))),
+        entries=(*tokens, *others),
         attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
     )
+
+
+def _value(selected: Tensor, batch: int) -> Tensor:
+    if selected.numel() != batch:
+        raise ValueError(
+            f"The forward function gave {selected.numel()} explained values for {batch} examples: "
+            "the ledger is an account of one value for each example."
+        )
+    return wide(selected.detach())
+
+
+def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
+    """For token ids the path of the table that they were embedded in."""
+    watch = passed.rules.watch
+    assert watch is not None and watch.origins is not None  # noqa: S101, PT018
+    names = {module: path for path, module in passed.rules.model.named_modules()}
+    tables = {each.data_ptr(): names.get(table) for table, each in watch.origins.embedded}
+    own = ["inputs"] if len(inputs) == 1 else [f"inputs.{n}" for n in range(len(inputs))]
+    return [
+        path if tensor.is_floating_point() else tables.get(source.data_ptr()) or path
+        for path, tensor, source in zip(own, inputs, passed.sources, strict=True)
+    ]
 
 
 def _by_example(relevances: Tensor, examples: int) -> Tensor:
@@ -79,20 +107,6 @@ def _by_example(relevances: Tensor, examples: int) -> Tensor:
     if examples == 1:
         return relevances.sum().reshape(1)
     return relevances.flatten(1).sum(1)
-
-
-def _entries(flow: Flow, rows: int) -> list[Entry]:
-    amounts: dict[_Place, list[Tensor]] = {}
-    for row in range(rows):
-        for leak in flow.found(row):
-            if leak.kind is not None:
-                place = leak.kind, leak.path or leak.function
-                known = amounts.setdefault(place, [torch.zeros_like(leak.amount)] * rows)
-                known[row] = known[row] + leak.amount
-    return [
-        Entry(kind, path, layer_in(path), torch.stack(each))
-        for (kind, path), each in amounts.items()
-    ]
 
 
 def layer_in(path: str) -> int | None:

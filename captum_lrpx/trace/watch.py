@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 from captum_lrpx.trace.graph import name_of, node_of
+from captum_lrpx.trace.origins import Origins, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -79,6 +80,7 @@ class Watch(TorchFunctionMode):
         entered: The modules of the model that were called from outside of it.
         outputs: Nodes of what these returned.
         values: For each result of a node, its value, if that was asked for.
+        origins: The constants in its functions, if values were asked for; else None.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Watch(TorchFunctionMode):
         self.values: dict[tuple[Node, int], Tensor] = {}
         self._keeps_values = values
         self._by_storage: dict[int, list[tuple[dict[Any, Tensor], Any]]] = {}
+        modules = list(modules)
         self._modules = frozenset(map(id, modules))
+        self.origins = Origins(modules) if values else None
         self.calls: dict[Node, Call] = {}
         self.inputs: dict[Node, Tensor] = {}
         self.detached: set[Node] = set()
@@ -142,10 +146,12 @@ class Watch(TorchFunctionMode):
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
         if name not in _VALUE_INDEPENDENT:
-            made = _distinct([*_tensors(result), *written])
+            made = _distinct([*tensors_in(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, list(_tensors(seen)), made, written)
+                self._look(func, list(tensors_in(seen)), made, written)
+                if self.origins is not None:
+                    self._note(self.origins, func, args, kwargs or {}, made, written)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
@@ -185,6 +191,22 @@ class Watch(TorchFunctionMode):
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
                     self._hidden[tensor] = kind
+
+    def _note(
+        self,
+        origins: Origins,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        made: list[Tensor],
+        written: list[Tensor],
+    ) -> None:
+        module = self._running[-1] if self._running else None
+        node = node_of(made[0]) if torch.is_grad_enabled() else None
+        if node is not None:
+            origins.used(func, args, kwargs, node, module, partly=len(written) > 1)
+        elif not any(each.requires_grad for each in tensors_in((args, kwargs))):
+            origins.constant(func, args, kwargs, made, module)
 
     def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
         if tensor.requires_grad:  # made inside of a torch.autograd.Function, which has returned
@@ -244,7 +266,7 @@ class Watch(TorchFunctionMode):
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() != self._thread or module not in self._running:
             return
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             if tensor.requires_grad:
                 key = node_of(tensor), tensor.output_nr
                 if self._keeps_values and key not in self.values:
@@ -253,7 +275,7 @@ class Watch(TorchFunctionMode):
         while self._running.pop() is not module:
             pass
         if not self._running:
-            nodes = (node_of(tensor) for tensor in _tensors(output))
+            nodes = (node_of(tensor) for tensor in tensors_in(output))
             self.outputs += [node for node in nodes if node is not None]
 
 
@@ -305,18 +327,6 @@ _WRITING: Final = _names(
 )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in a structure."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-
-
 @contextmanager
 def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
     """Collect the nodes of what some modules return."""
@@ -324,7 +334,7 @@ def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            found.extend(node for node in map(node_of, _tensors(output)) if node is not None)
+            found.extend(node for node in map(node_of, tensors_in(output)) if node is not None)
 
     handles = [module.register_forward_hook(after) for module in modules]
     try:
