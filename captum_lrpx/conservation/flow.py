@@ -10,6 +10,7 @@ rest. What leaks elsewhere is on no line and leaves the account open.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.conservation.places import Place
     from captum_lrpx.trace.graph import Graph
-    from captum_lrpx.trace.origins import Masked
+    from captum_lrpx.trace.origins import Added, Masked
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Flow"]
@@ -58,13 +59,15 @@ class Flow:
     Args:
         passed: A pass that has kept its values, with its rules on the graph.
         sources: Tensors that relevance is attributed to.
+        explained: The explained values ``[B]``, the root of the graph.
     """
 
-    def __init__(self, passed: TracedPass, sources: tuple[Tensor, ...]) -> None:
+    def __init__(self, passed: TracedPass, sources: tuple[Tensor, ...], explained: Tensor) -> None:
         graph, structure, watch = passed.graph, passed.structure, passed.watch
         assert graph is not None and structure is not None and watch is not None  # noqa: S101, PT018
         self._passed = passed
         self._graph = graph
+        self._explained = explained.detach()
         self._values = dict(watch.values)
         for source in sources:
             self._values[node_of(source), source.output_nr] = source.detach()  # type: ignore[index]
@@ -76,8 +79,10 @@ class Flow:
         self._places = Places(passed, _leading(graph, sources))
         self._alive = structure.plans[passed.recipe].alive
         self._members: dict[int, list[int]] = {}
-        self._told: set[int] = set()  # groups that add constants of known numbers
+        self._constants: dict[int, list[Added]] = {}  # of each group
+        self._told: set[int] = set()  # groups whose constants have known numbers
         self._order: dict[Place, int] = {}  # by the calls that lines belong to
+        self._sure: set[Place] = set()  # lines of constants of known numbers
         self._leaks: dict[int, Tensor] = {}
         self._lines: dict[Place, Tensor] = {}
         self._masks: list[tuple[int, Masked, Tensor]] = []
@@ -91,17 +96,20 @@ class Flow:
             self._members.setdefault(self._group[number], []).append(number)
             self._hook(self._graph.nodes[number], partial(self._flowed, number))
         for node, constants in watch.origins.added.items():
-            known = index.get(node, -1)
-            if not constants and known in self._alive:
-                self._told.add(self._group[known])
+            if node not in watch.calls:
+                continue
+            group, number = watch.calls[node].number, index.get(node, -1)
+            self._constants.setdefault(group, []).extend(constants)
+            if not constants:
+                self._told.add(group)
             for constant in constants:
-                place = self._places.of_constant(known, constant)
-                if place is None or constant.value is None:
-                    continue
-                self._order.setdefault(place, watch.calls[node].number)
-                if known in self._alive:
-                    self._told.add(self._group[known])
-                    self._hook(node, partial(self._added, known, place, constant.value))
+                place = self._places.of_constant(number, constant)
+                if place is not None and constant.value is not None:
+                    self._sure.add(place)
+                    self._order.setdefault(place, group)
+                    if number in self._alive:
+                        self._told.add(group)
+                        self._hook(node, partial(self._added, number, place, constant.value))
         for node, masked in watch.origins.masked.items():
             if index.get(node) in self._alive:
                 self._hook(node, partial(self._masked, index[node], masked))
@@ -111,16 +119,11 @@ class Flow:
 
     # In the backward pass ------------------------------------------------------------------------
 
-    def start(self, values: Tensor, row: int) -> None:
-        """Begin with one explained value, which the function that made it is given.
-
-        Args:
-            values: ``[B]``, the root of the graph.
-            row: Which of them the backward pass starts from.
-        """
+    def start(self, row: int) -> None:
+        """Begin with one explained value, which the function that made it is given."""
         (root,) = self._graph.roots
         self._leaks, self._lines, self._masks = {}, {}, []
-        self._leak(root, wide(values.detach())[row])
+        self._leak(root, wide(self._explained)[row])
 
     def _leak(self, number: int, amount: Tensor) -> None:
         group = self._group[number]
@@ -161,7 +164,8 @@ class Flow:
         for group, members in self._members.items():
             # What a leaf is given is its relevance.
             if group in self._leaks and any(any(self._graph.operands[each]) for each in members):
-                place = self._places.of_rest(members, told=group in self._told)
+                constants, told = self._constants.get(group, ()), group in self._told
+                place = self._places.of_rest(members, constants, told=told)
                 if place is not None:
                     self._order.setdefault(place, group)
                     self._add(members[0], place, self._leaks[group])
@@ -181,8 +185,18 @@ class Flow:
 
     def lines(self) -> dict[Place, Tensor]:
         """The amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""
-        nothing = torch.zeros_like(next(iter(self._leaks.values())))
-        return {
+        nothing = wide(self._explained.new_zeros(()))
+        amounts = {
             place: torch.stack([row.get(place, nothing) for row in self._rows])
             for place in sorted(self._order, key=self._order.__getitem__)
         }
+        return {place: each for place, each in amounts.items() if self._is_something(place, each)}
+
+    def _is_something(self, place: Place, amounts: Tensor) -> bool:
+        """Whether a line of what is left of functions is more than their rounding."""
+        kind, eps = place[0], torch.finfo(self._explained.dtype).eps
+        if place in self._sure or kind not in ("bias", "score_bias", "output"):
+            return True
+        # Between the two lies what a formula leaves and rounding does not, in any precision.
+        least = math.sqrt(eps) if kind == "output" else 8 * eps
+        return bool((amounts.abs() > least * wide(self._explained).abs()).any())

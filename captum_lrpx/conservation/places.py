@@ -76,16 +76,14 @@ class Places:
     """
 
     def __init__(self, passed: TracedPass, leading: Collection[int]) -> None:
-        graph, structure, watch = passed.graph, passed.structure, passed.watch
-        assert graph is not None and structure is not None and watch is not None  # noqa: S101, PT018
-        assert watch.origins is not None  # noqa: S101 - it has kept its values
+        graph, structure = passed.graph, passed.structure
+        assert graph is not None and structure is not None  # noqa: S101, PT018
         self._graph = graph
         self._structure = structure
         self._plan = structure.plans[passed.recipe]
         self._recipe = passed.recipe
         self._leading = leading
         self._problems = {problem.number for problem in self._plan.problems}
-        self._added = watch.origins.added
         self._paths = {module: path for path, module in passed.model.named_modules()}
         self._scores = self._find_scores()
 
@@ -105,20 +103,19 @@ class Places:
 
     # Constants --------------------------------------------------------------------------------
 
-    def of_constant(self, number: int | None, constant: Added) -> Place | None:
+    def of_constant(self, number: int, constant: Added) -> Place | None:
         """The line of what a function adds.
 
         Args:
-            number: Index of the node of its result; None if nothing explained depends on it.
+            number: Index of the node of its result; -1 if nothing explained depends on it.
             constant: The constant.
 
         Returns:
             None if it is a part of what is explained, of a gate or a scale, or of nothing.
         """
-        if number is None or number not in self._plan.alive:
-            return self._named(None, constant.origins) if constant.origins else None
-        signal = self._structure.roles[number].nature in SIGNALS
-        if not constant.origins and (number in self._structure.explained or not signal):
+        explained = number in self._structure.explained
+        alive = number in self._plan.alive and not explained
+        if not constant.origins and not (alive and self._structure.roles[number].nature in SIGNALS):
             return None
         return self._named(number, constant.origins)
 
@@ -127,17 +124,14 @@ class Places:
         uniform = isinstance(self._rule("attention", number), UniformAttention)
         return ("score_bias", self._module(number)) if uniform else None
 
-    def _named(self, number: int | None, origins: Iterable[Origin]) -> Place:
+    def _named(self, number: int, origins: Iterable[Origin]) -> Place:
+        if number in self._scores and not self._projects(number):
+            return "score_bias", self._module(number)
         known = list(origins)
         paths = [f"{self._paths.get(each.module, '')}.{each.name}".strip(".") for each in known]
         kinds = {each.kind for each in known}
-        kind: Kind = kinds.pop() if len(kinds) == 1 else "positions" if kinds else "bias"
-        path = _common(paths)
-        if number is None:
-            return kind, path
-        if kind == "bias" and number in self._scores and not self._projects(number):
-            kind = "score_bias"
-        return kind, path or self._module(number)
+        kind: Kind = kinds.pop() if len(kinds) == 1 else "token_types" if kinds else "bias"
+        return kind, _common(paths) or self._module(number)
 
     def _projects(self, number: int) -> bool:
         """Whether the function of a node is a linear layer, whatever its last operator is."""
@@ -149,12 +143,15 @@ class Places:
 
     # What is left ------------------------------------------------------------------------------
 
-    def of_rest(self, members: list[int], *, told: bool) -> Place | None:
+    def of_rest(
+        self, members: list[int], constants: Iterable[Added], *, told: bool
+    ) -> Place | None:
         """The line of what a function keeps beside constants of known numbers.
 
         Args:
             members: Indices of its nodes.
-            told: Whether it adds such constants, and so no others.
+            constants: What is known of constants in it.
+            told: Whether their numbers are, and so there is nothing else that it may add.
 
         Returns:
             None if it may keep nothing.
@@ -167,14 +164,7 @@ class Places:
             return kind, ""
         if kind != "bias":
             return kind, self._module(members[-1])
-        nodes = [self._graph.nodes[number] for number in members]
-        origins = [
-            origin
-            for node in nodes
-            for each in self._added.get(node, ())
-            for origin in each.origins
-        ]
-        return self._named(members[-1], origins)
+        return self._named(members[-1], [each for one in constants for each in one.origins])
 
     def _kind(self, number: int, *, told: bool) -> Kind | None:
         if number in self._structure.explained:

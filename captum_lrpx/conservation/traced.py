@@ -47,10 +47,10 @@ def traced_ledger(
             lambda run: _captum.select_targets(run.output, target).reshape(-1)
         )
         value = _value(selected, len(tensors[0]))
-        flow = Flow(passed.rules, passed.sources)
+        flow = Flow(passed.rules, passed.sources, selected)
         relevances = []
         for row in range(len(value)):
-            flow.start(selected, row)
+            flow.start(row)
             found = torch.autograd.grad(
                 selected[row],
                 passed.sources,
@@ -65,12 +65,8 @@ def traced_ledger(
         Entry("tokens", path, layer_in(path), _by_example(wide(each), len(value)))
         for path, each in zip(paths, attributions, strict=True)
     ]
-    rounding = torch.finfo(selected.dtype).eps ** 0.5 * value.abs()
     others = [
-        Entry(kind, path, layer_in(path), amount.to(value))
-        for (kind, path), amount in flow.lines().items()
-        # The square root separates a formula from its rounding, in any precision.
-        if kind != "output" or bool((amount.abs() > rounding).any())
+        Entry(kind, path, layer_in(path), amount) for (kind, path), amount in flow.lines().items()
     ]
     return Ledger(
         method=attribution.get_name(),

@@ -7,6 +7,7 @@ parameters and embeddings that it was made of.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import Node
 
-__all__ = ["Added", "Masked", "Origin", "Origins", "tensors_in"]
+__all__ = ["Added", "Called", "Masked", "Origin", "Origins", "tensors_in"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -49,6 +50,36 @@ class Added(NamedTuple):
 
     origins: tuple[Origin, ...]
     value: Tensor | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it was made of rows of tables."""
+        return any(each.kind != "bias" for each in self.origins)
+
+
+class Called(NamedTuple):
+    """A function that a watched pass has called.
+
+    Attributes:
+        function: The function.
+        name: Its name.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        taken: The tensors among them whose numbers matter.
+        module: The innermost running module of the model; None outside of it.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    taken: list[Tensor]
+    module: nn.Module | None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether nothing that it takes depends on the inputs."""
+        return not any(each.requires_grad for each in self.taken)
 
 
 class Masked(NamedTuple):
@@ -116,7 +147,7 @@ class Origins:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.added: dict[Node, list[Added]] = {}
         self.masked: dict[Node, Masked] = {}
-        self.embedded: list[tuple[nn.Module, Tensor]] = []
+        self.embedded: list[tuple[nn.Module | None, Tensor]] = []
         self._owners = {
             id(tensor): Origin("bias", module, name)
             for module in modules
@@ -126,52 +157,53 @@ class Origins:
         self._terms = WeakTensorKeyDictionary()
         self._counters = WeakTensorKeyDictionary()
 
-    def constant(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        made: list[Tensor],
-        module: nn.Module | None,
-    ) -> None:
+    def constant(self, called: Called, made: list[Tensor]) -> None:
         """Look at what a function has made of constants."""
-        name = getattr(func, "__name__", "")
-        if name == "embedding" and module is not None:
-            self.embedded.append((module, made[0]))
-            counts = args[0] in self._counters or _counts(args[0])
-            table = Origin("positions" if counts else "token_types", module)
-            self._terms[made[0]] = [Added((table,))]
-            return
-        taken = list(tensors_in(args[:1] if name in _CHOOSING else (args, kwargs)))
+        name = called.name
+        if name == "embedding":
+            self.embedded.append((called.module, made[0]))
+        taken = called.taken[:1] if name in _CHOOSING else called.taken
         counts = name in ("arange", "cumsum") or any(each in self._counters for each in taken)
-        terms = self._combined(func, args, kwargs, module) if name in _CARRYING else []
+        terms = self._looked_up(called) or (self._combined(called) if name in _CARRYING else [])
         for tensor in made:
             if counts:
                 self._counters[tensor] = True
             if terms:
                 self._terms[tensor] = terms
 
-    def _combined(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        module: nn.Module | None,
-    ) -> list[Added]:
+    def _looked_up(self, called: Called) -> list[Added]:
+        """A table, if rows of one are what a function gives."""
+        if called.name not in ("embedding", "index_select", "__getitem__"):
+            return []
+        whole = [each for each in called.taken if each.is_floating_point()]
+        index = [each for each in called.taken if _is_whole_number(each)]
+        origins = [term.origins for each in whole[:1] for term in self._of(each, called.module)]
+        if not index or not (origins or called.name == "embedding"):
+            return []
+        counts = index[0] in self._counters or _counts(index[0])
+        kind: Literal["positions", "token_types"] = "positions" if counts else "token_types"
+        if not origins:  # weights of a class of their own
+            return [] if called.module is None else [Added((Origin(kind, called.module),))]
+        _, module, name = origins[0][0]
+        return [Added((Origin(kind, module, "" if name == "weight" else name),))]
+
+    def _combined(self, called: Called) -> list[Added]:
         """The terms of a result: those of its operands, one by one as long as they can be told."""
-        name = getattr(func, "__name__", "")
-        taken = [each for each in tensors_in((args, kwargs)) if each.is_floating_point()]
-        known = {id(each): terms for each in taken if (terms := self._of(each, module))}
-        if name in ("add", "__add__") and len(known) == 2 and not kwargs:
+        taken = [each for each in called.taken if each.is_floating_point()]
+        known = {id(each): terms for each in taken if (terms := self._of(each, called.module))}
+        if called.name in ("add", "__add__") and len(known) == 2 and not called.kwargs:
             return [
                 term if term.value is not None else term._replace(value=each)
                 for each in taken
                 for term in known[id(each)]
             ]
         terms = [term for each in known.values() for term in each]
-        if name in _VIEWS and len(known) == 1 and len(terms) > 1:
-            return [each._replace(value=func(each.value, *args[1:], **kwargs)) for each in terms]
-        return [_together(terms)] if terms else []
+        if called.name in _VIEWS and len(known) == 1 and len(terms) > 1:
+            again = partial(called.function, **called.kwargs)
+            return [each._replace(value=again(each.value, *called.args[1:])) for each in terms]
+        # A parameter that scales something unknown is not where that comes from.
+        found = [_together(terms)] if terms else []
+        return [each for each in found if len(known) == len(taken) or each.is_table]
 
     def _of(self, tensor: Tensor, module: nn.Module | None) -> list[Added]:
         """The terms of a constant, if anything is known of it."""
@@ -188,44 +220,32 @@ class Origins:
 
     # In functions of what depends on the inputs -------------------------------------------------
 
-    def used(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        node: Node,
-        module: nn.Module | None,
-        *,
-        partly: bool,
-    ) -> None:
+    def used(self, called: Called, node: Node, *, partly: bool) -> None:
         """Look at the constants in a function of something that depends on the inputs.
 
         Args:
-            func: The function.
-            args: Its arguments.
-            kwargs: Its keyword arguments.
+            called: The function.
             node: Of its result.
-            module: The running module.
             partly: Whether it has written into a part of something.
         """
-        name = getattr(func, "__name__", "")
-        if name == "scaled_dot_product_attention":
-            self._attention(func, dict(zip(_ATTENTION, args, strict=False), **kwargs), node)
+        if called.name == "scaled_dot_product_attention":
+            self._attention(called, node)
             return
-        summand = None if partly else _summand(name, args, kwargs)
-        if summand is None:
-            taken = [each for each in tensors_in((args, kwargs)) if not each.requires_grad]
-            terms = [term for each in taken for term in self._of(each, module)]
-            if terms:
-                self.added[node] = [_together(terms)]
+        summand = None if partly else _summand(called)
+        if summand is not None:
+            self.added[node] = self._terms_of(summand, called.module)
             return
-        self.added[node] = self._terms_of(summand, module)
+        constants = [each for each in called.taken if not each.requires_grad]
+        terms = [term for each in constants for term in self._of(each, called.module)]
+        if terms:
+            self.added[node] = [_together(terms)]
 
     def _terms_of(self, summand: _Summand, module: nn.Module | None) -> list[Added]:
         """What a function adds, term by term; it may be written over later on."""
         constant, factor, shape = summand
         if not isinstance(constant, Tensor):
-            return [Added((), torch.tensor(factor * constant, device="cpu"))]
+            number = torch.tensor(factor * constant, device="cpu")
+            return [Added((), number)] if constant else []
         if not _has_finite_terms(constant):
             return []
         terms = self._of(constant, module) or [Added(())]
@@ -238,13 +258,14 @@ class Origins:
             for term, value in zip(terms, values, strict=True)
         ]
 
-    def _attention(self, func: Callable[..., Any], given: dict[str, Any], node: Node) -> None:
+    def _attention(self, called: Called, node: Node) -> None:
+        given = dict(zip(_ATTENTION, called.args, strict=False), **called.kwargs)
         mask = given.pop("attn_mask", None)
         if mask is None or mask.requires_grad or not _has_finite_terms(mask):
             return
         of_values = given["value"].requires_grad
         given |= {name: given[name].detach() for name in _ATTENTION[:3]} | {"dropout_p": 0.0}
-        attention = lambda mask: func(attn_mask=mask, **given)  # noqa: E731
+        attention = lambda mask: called.function(attn_mask=mask, **given)  # noqa: E731
         self.masked[node] = Masked(attention, mask.detach().clone(), of_values)
 
 
@@ -254,10 +275,11 @@ class _Summand(NamedTuple):
     shape: tuple[int, ...] | None = None  # in which it fits the result, if another than its own
 
 
-def _summand(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Summand | None:
+def _summand(called: Called) -> _Summand | None:
     """The constant that a function adds, if it is a function whose other operands are linear."""
+    name, args, kwargs = called.name, called.args, called.kwargs
     if name in _BIAS_AT:
-        return _bias(name, args, kwargs)
+        return _bias(called)
     if name in _WITH_SUMMAND and not args[0].requires_grad:
         return _Summand(args[0], kwargs.get("beta", 1.0))
     if name in _ADD | _SUB | _SUB_FROM and len(args) > 1:
@@ -269,14 +291,16 @@ def _summand(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Su
     return None
 
 
-def _bias(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Summand | None:
-    place = _BIAS_AT[name]
-    bias = args[place] if len(args) > place else kwargs.get("bias")
-    if bias is None or bias.requires_grad:
+def _bias(called: Called) -> _Summand | None:
+    name, args, place = called.name, called.args, _BIAS_AT[called.name]
+    bias = args[place] if len(args) > place else called.kwargs.get("bias")
+    if bias is None:
+        return _Summand(0.0)
+    if bias.requires_grad:
         return None
-    by_channel = "conv" in name or name == "group_norm"
-    behind = args[0].ndim - 2 if name == "group_norm" else int(name[-2]) if by_channel else 0
-    return _Summand(bias, shape=(-1, *[1] * behind) if by_channel else None)
+    if name == "group_norm":
+        return _Summand(bias, shape=(-1, *[1] * (args[0].ndim - 2)))
+    return _Summand(bias, shape=(-1, *[1] * int(name[-2]))) if "conv" in name else _Summand(bias)
 
 
 def _depends(value: Any) -> bool:
@@ -297,6 +321,10 @@ def _counts(index: Tensor) -> bool:
     steps = whole.reshape(-1, whole.shape[-1]).diff(dim=-1) == 1
     most = int(steps.sum(-1).max()) if len(steps) else 0
     return most > 1 and 2 * most > steps.shape[-1]
+
+
+def _is_whole_number(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
 
 
 def _together(terms: Iterable[Added]) -> Added:

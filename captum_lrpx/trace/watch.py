@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 from captum_lrpx.trace.graph import name_of, node_of
-from captum_lrpx.trace.origins import Origins, tensors_in
+from captum_lrpx.trace.origins import Called, Origins, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -149,9 +149,12 @@ class Watch(TorchFunctionMode):
             made = _distinct([*tensors_in(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, list(tensors_in(seen)), made, written)
+                taken = list(tensors_in(seen))
+                self._look(func, taken, made, written)
                 if self.origins is not None:
-                    self._note(self.origins, func, args, kwargs or {}, made, written)
+                    module = self._running[-1] if self._running else None
+                    called = Called(func, name, args, kwargs or {}, taken, module)
+                    self._note(self.origins, called, made, partly=len(written) > 1)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
@@ -192,21 +195,13 @@ class Watch(TorchFunctionMode):
                 if kind is not None:
                     self._hidden[tensor] = kind
 
-    def _note(
-        self,
-        origins: Origins,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        made: list[Tensor],
-        written: list[Tensor],
-    ) -> None:
-        module = self._running[-1] if self._running else None
+    @staticmethod
+    def _note(origins: Origins, called: Called, made: list[Tensor], *, partly: bool) -> None:
         node = node_of(made[0]) if torch.is_grad_enabled() else None
         if node is not None:
-            origins.used(func, args, kwargs, node, module, partly=len(written) > 1)
-        elif not any(each.requires_grad for each in tensors_in((args, kwargs))):
-            origins.constant(func, args, kwargs, made, module)
+            origins.used(called, node, partly=partly)
+        elif called.is_constant:
+            origins.constant(called, made)
 
     def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
         if tensor.requires_grad:  # made inside of a torch.autograd.Function, which has returned
