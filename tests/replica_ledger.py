@@ -160,5 +160,21 @@ def ledger(
     )
 
 
+def biases_by_hand(
+    model: nn.Module, recipe: Recipe, index: tuple[int, ...], ids: Tensor
+) -> dict[str, float]:
+    """The relevance of each bias in ``outputs[index]``, with the layers' own rules of a recipe."""
+    with with_biases(model, recipe) as (rules, named), captured(embeddings_of(model)):
+        explained = outputs(model, input_ids=ids)[index]
+        rules.attach(explained)
+        gradients = torch.autograd.grad(
+            explained, [wanted for _, wanted in named.values()], materialize_grads=True
+        )
+    return {
+        name: (value * gradient).sum().item()
+        for (name, (value, _)), gradient in zip(named.items(), gradients, strict=True)
+    }
+
+
 def total_of(tensors: list[Tensor]) -> float:
     return sum(tensor.sum().item() for tensor in tensors)

@@ -18,7 +18,6 @@ import torch
 
 from captum_lrpx.conservation.places import Places
 from captum_lrpx.conservation.tally import wide
-from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -173,15 +172,15 @@ class Flow:
 
     def _settle(self, number: int, masked: Masked, gradient: Tensor) -> None:
         """Give a mask of finite numbers its part of what its attention has kept."""
-        place = self._places.of_mask(number)
-        if place is None:
+        found = self._places.of_mask(number, of_values=masked.of_values)
+        if found is None:
             return
+        place, share = found
         with torch.enable_grad():
             mask = masked.mask.requires_grad_()
-            (found,) = torch.autograd.grad(masked.attention(mask), mask, gradient)
+            (of_mask,) = torch.autograd.grad(masked.attention(mask), mask, gradient)
         self._order.setdefault(place, self._group[number])
-        share = UNIFORM_SHARE if masked.of_values else 1.0
-        self._add(number, place, share * _relevance(found, mask.detach()))
+        self._add(number, place, share * _relevance(of_mask, mask.detach()))
 
     def lines(self) -> dict[Place, Tensor]:
         """The amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""
@@ -190,13 +189,17 @@ class Flow:
             place: torch.stack([row.get(place, nothing) for row in self._rows])
             for place in sorted(self._order, key=self._order.__getitem__)
         }
-        return {place: each for place, each in amounts.items() if self._is_something(place, each)}
+        largest = torch.stack([*amounts.values(), wide(self._explained)]).abs().amax(0)
+        return {
+            place: each
+            for place, each in amounts.items()
+            if bool((each.abs() > self._rounding(place) * largest).any())
+            or (place in self._sure and place[0] != "score_bias")
+        }
 
-    def _is_something(self, place: Place, amounts: Tensor) -> bool:
-        """Whether a line of what is left of functions is more than their rounding."""
-        kind, eps = place[0], torch.finfo(self._explained.dtype).eps
-        if place in self._sure or kind not in ("bias", "score_bias", "output"):
-            return True
-        # Between the two lies what a formula leaves and rounding does not, in any precision.
-        least = math.sqrt(eps) if kind == "output" else 8 * eps
-        return bool((amounts.abs() > least * wide(self._explained).abs()).any())
+    def _rounding(self, place: Place) -> float:
+        """What a line may have of the largest amount, and be no more than rounding."""
+        eps = torch.finfo(self._explained.dtype).eps
+        if place[0] == "output":  # the square root separates a formula from its rounding
+            return math.sqrt(eps)
+        return -1.0 if place[0] in ("softmax", "rule", "absorbed") else 8 * eps

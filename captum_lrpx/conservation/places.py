@@ -6,6 +6,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.rules import AttentionGradient, ConstantWeights, UniformAttention
+from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.natures import SIGNALS
 from captum_lrpx.trace.operations import PROJECTIONS
 
@@ -119,10 +120,21 @@ class Places:
             return None
         return self._named(number, constant.origins)
 
-    def of_mask(self, number: int) -> Place | None:
-        """The line of the mask of an attention; None if that is no constant by its rule."""
-        uniform = isinstance(self._rule("attention", number), UniformAttention)
-        return ("score_bias", self._module(number)) if uniform else None
+    def of_mask(self, number: int, *, of_values: bool) -> tuple[Place, float] | None:
+        """The line of the mask of an attention, and what its gradient is multiplied by.
+
+        Args:
+            number: Index of the node of the attention.
+            of_values: Whether the values depend on the inputs as well as the weights.
+
+        Returns:
+            None if the rule holds the weights constant.
+        """
+        rule = self._rule("attention", number)
+        if isinstance(rule, ConstantWeights):
+            return None
+        share = UNIFORM_SHARE if of_values and isinstance(rule, UniformAttention) else 1.0
+        return ("score_bias", self._module(number)), share
 
     def _named(self, number: int, origins: Iterable[Origin]) -> Place:
         if number in self._scores and not self._projects(number):

@@ -141,13 +141,13 @@ class Origins:
         added: For nodes that depend on the inputs, the constants in their functions, as far as
             something is known of them; none if there is nothing but zeros and exclusions.
         masked: For nodes of attention with a mask of finite numbers, that mask.
-        embedded: The modules and results of all calls of ``embedding``.
+        embedded: Modules that were given whole numbers, and what they returned.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.added: dict[Node, list[Added]] = {}
         self.masked: dict[Node, Masked] = {}
-        self.embedded: list[tuple[nn.Module | None, Tensor]] = []
+        self.embedded: list[tuple[nn.Module, Tensor]] = []
         self._owners = {
             id(tensor): Origin("bias", module, name)
             for module in modules
@@ -160,8 +160,6 @@ class Origins:
     def constant(self, called: Called, made: list[Tensor]) -> None:
         """Look at what a function has made of constants."""
         name = called.name
-        if name == "embedding":
-            self.embedded.append((called.module, made[0]))
         taken = called.taken[:1] if name in _CHOOSING else called.taken
         counts = name in ("arange", "cumsum") or any(each in self._counters for each in taken)
         terms = self._looked_up(called) or (self._combined(called) if name in _CARRYING else [])
@@ -178,9 +176,13 @@ class Origins:
         whole = [each for each in called.taken if each.is_floating_point()]
         index = [each for each in called.taken if _is_whole_number(each)]
         origins = [term.origins for each in whole[:1] for term in self._of(each, called.module)]
-        if not index or not (origins or called.name == "embedding"):
+        if not index:
             return []
-        counts = index[0] in self._counters or _counts(index[0])
+        counts = index[0] in self._counters
+        if called.name == "embedding":
+            counts |= _counts(index[0])
+        elif not counts or not origins:  # of each expert its own bias, say
+            return []
         kind: Literal["positions", "token_types"] = "positions" if counts else "token_types"
         if not origins:  # weights of a class of their own
             return [] if called.module is None else [Added((Origin(kind, called.module),))]
@@ -217,6 +219,12 @@ class Origins:
                     return [Added((Origin("bias", module, name),))]
         owner = self._owners.get(id(whole))
         return [] if owner is None else [Added((owner,))]
+
+    def left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Look at what a module has returned."""
+        given = args[0] if args else None
+        if isinstance(given, Tensor) and _is_whole_number(given) and isinstance(output, Tensor):
+            self.embedded.append((module, output))
 
     # In functions of what depends on the inputs -------------------------------------------------
 

@@ -258,9 +258,11 @@ class Watch(TorchFunctionMode):
                 self.entered[module] = None
             self._running.append(module)
 
-    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() != self._thread or module not in self._running:
             return
+        if self.origins is not None:
+            self.origins.left(module, args, output)
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 key = node_of(tensor), tensor.output_nr
