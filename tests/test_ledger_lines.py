@@ -149,6 +149,26 @@ def test_parameters_and_buffers_have_their_names():
     torch.testing.assert_close(amounts["norm.bias"], module.norm.bias[1].detach().expand(2))
 
 
+def test_a_bias_in_what_is_written_over_and_used_before():
+    class Overwritten(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(WIDTH, WIDTH)
+            self.double().eval()
+
+        def forward(self, x):
+            z = self.inner(x)
+            y = z * 2
+            z.mul_(3)
+            return (y + z).sum(1)
+
+    module = Overwritten()
+    book = ledger(LRPx(module), torch.randn(2, LENGTH, WIDTH, dtype=torch.float64), 1)
+    (line,) = book.of("bias")
+    assert line.path == "inner.bias"
+    torch.testing.assert_close(line.amount, 5 * LENGTH * module.inner.bias[1].detach().expand(2))
+
+
 class Attention(nn.Module):
     """Attention with a table of distances, as T5 has one."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from captum_lrpx.conservation.places import Place
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.origins import Added, Masked
+    from captum_lrpx.trace.watch import Watch
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Flow"]
 
 Gradients = tuple["Tensor | None", ...]
+_MANY: Final = 1000
+"""What is summed rounds by so many units of the last place."""
 
 
 def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
@@ -63,7 +66,8 @@ class Flow:
 
     def __init__(self, passed: TracedPass, sources: tuple[Tensor, ...], explained: Tensor) -> None:
         graph, structure, watch = passed.graph, passed.structure, passed.watch
-        assert graph is not None and structure is not None and watch is not None  # noqa: S101, PT018
+        assert graph is not None and structure is not None  # noqa: S101, PT018
+        assert watch is not None and watch.origins is not None  # noqa: S101, PT018
         self._passed = passed
         self._graph = graph
         self._explained = explained.detach()
@@ -86,32 +90,42 @@ class Flow:
         self._lines: dict[Place, Tensor] = {}
         self._masks: list[tuple[int, Masked, Tensor]] = []
         self._rows: list[dict[Place, Tensor]] = []
-        self._attach()
+        for node, masked in watch.origins.masked.items():
+            if graph.index.get(node) in self._alive:
+                self._hook(node, partial(self._masked, graph.index[node], masked))
+        self._watch_constants(watch, self._watch_edges())
 
-    def _attach(self) -> None:
-        watch, index = self._passed.watch, self._graph.index
-        assert watch is not None and watch.origins is not None  # noqa: S101, PT018
+    def _watch_edges(self) -> dict[int, set[int]]:
+        """Attach to all nodes, and give for each group the nodes of it that others take."""
+        taken: dict[int, set[int]] = {}
         for number in self._alive:
-            self._members.setdefault(self._group[number], []).append(number)
+            group = self._group[number]
+            self._members.setdefault(group, []).append(number)
             self._hook(self._graph.nodes[number], partial(self._flowed, number))
+            for edge in self._graph.operands[number]:
+                if edge is not None and self._group[edge.node] != group:
+                    taken.setdefault(self._group[edge.node], set()).add(edge.node)
+        return taken
+
+    def _watch_constants(self, watch: Watch, taken: dict[int, set[int]]) -> None:
+        assert watch.origins is not None  # noqa: S101 - it has kept its values
         for node, constants in watch.origins.added.items():
             if node not in watch.calls:
                 continue
-            group, number = watch.calls[node].number, index.get(node, -1)
+            group, number = watch.calls[node].number, self._graph.index.get(node, -1)
             self._constants.setdefault(group, []).extend(constants)
-            if not constants:
+            # What was written over may have been taken before, and has two gradients.
+            whole = taken.get(group, set()) <= {number}
+            if whole and not constants:
                 self._told.add(group)
             for constant in constants:
                 place = self._places.of_constant(number, constant)
                 if place is not None and constant.value is not None:
                     self._sure.add(place)
                     self._order.setdefault(place, group)
-                    if number in self._alive:
+                    if whole and number in self._alive:
                         self._told.add(group)
                         self._hook(node, partial(self._added, number, place, constant.value))
-        for node, masked in watch.origins.masked.items():
-            if index.get(node) in self._alive:
-                self._hook(node, partial(self._masked, index[node], masked))
 
     def _hook(self, node: Node, hook: Callable[[Gradients, Gradients], None]) -> None:
         self._passed.handles.append(node.register_hook(hook))
@@ -193,13 +207,12 @@ class Flow:
         return {
             place: each
             for place, each in amounts.items()
-            if bool((each.abs() > self._rounding(place) * largest).any())
-            or (place in self._sure and place[0] != "score_bias")
+            if place in self._sure or bool((each.abs() > self._rounding(place) * largest).any())
         }
 
     def _rounding(self, place: Place) -> float:
-        """What a line may have of the largest amount, and be no more than rounding."""
-        eps = torch.finfo(self._explained.dtype).eps
+        """What of the largest amount a line of what is left may have, and be none."""
         if place[0] == "output":  # the square root separates a formula from its rounding
-            return math.sqrt(eps)
-        return -1.0 if place[0] in ("softmax", "rule", "absorbed") else 8 * eps
+            return math.sqrt(torch.finfo(self._explained.dtype).eps)
+        summed = torch.finfo(wide(self._explained).dtype).eps
+        return -1.0 if place[0] in ("softmax", "rule", "absorbed") else _MANY * summed

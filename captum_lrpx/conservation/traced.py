@@ -86,16 +86,15 @@ def _value(selected: Tensor, batch: int) -> Tensor:
 
 
 def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
-    """For token ids the path of the table that they were embedded in."""
-    watch = passed.rules.watch
-    assert watch is not None and watch.origins is not None  # noqa: S101, PT018
+    """Of token ids alone the path of the table that they were embedded in."""
+    if len(inputs) > 1:
+        return [f"inputs.{number}" for number in range(len(inputs))]
+    watch, tables = passed.rules.watch, {}
+    if watch is not None and watch.origins is not None and not inputs[0].is_floating_point():
+        tables = {each.data_ptr(): module for module, each in watch.origins.embedded}
+    table = tables.get(passed.sources[0].data_ptr())
     names = {module: path for path, module in passed.rules.model.named_modules()}
-    tables = {each.data_ptr(): names.get(table) for table, each in watch.origins.embedded}
-    own = ["inputs"] if len(inputs) == 1 else [f"inputs.{n}" for n in range(len(inputs))]
-    return [
-        path if tensor.is_floating_point() else tables.get(source.data_ptr()) or path
-        for path, tensor, source in zip(own, inputs, passed.sources, strict=True)
-    ]
+    return [names.get(table, "") or "inputs"] if table is not None else ["inputs"]
 
 
 def _by_example(relevances: Tensor, examples: int) -> Tensor:
