@@ -112,11 +112,12 @@ class Places:
             constant: The constant.
 
         Returns:
-            None if it is a part of what is explained, of a gate or a scale, or of nothing.
+            None if it is a part of what is explained, of a gate or a scale, or of nothing, or may
+            hide what depends on the inputs.
         """
         explained = number in self._structure.explained
-        alive = number in self._plan.alive and not explained
-        if not constant.origins and not (alive and self._structure.roles[number].nature in SIGNALS):
+        signal = number in self._plan.alive and self._structure.roles[number].nature in SIGNALS
+        if number in self._problems or not (constant.origins or (signal and not explained)):
             return None
         return self._named(number, constant.origins)
 

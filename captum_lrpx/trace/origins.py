@@ -200,7 +200,7 @@ class Origins:
                 for term in known[id(each)]
             ]
         terms = [term for each in known.values() for term in each]
-        if called.name in _VIEWS and len(known) == 1 and len(terms) > 1:
+        if called.name in _VIEWS and called.args and len(known) == 1 and len(terms) > 1:
             again = partial(called.function, **called.kwargs)
             return [each._replace(value=again(each.value, *called.args[1:])) for each in terms]
         # A parameter that scales something unknown is not where that comes from.
@@ -288,7 +288,7 @@ def _summand(called: Called) -> _Summand | None:
     name, args, kwargs = called.name, called.args, called.kwargs
     if name in _BIAS_AT:
         return _bias(called)
-    if name in _WITH_SUMMAND and not args[0].requires_grad:
+    if name in _WITH_SUMMAND and args and not args[0].requires_grad:
         return _Summand(args[0], kwargs.get("beta", 1.0))
     if name in _ADD | _SUB | _SUB_FROM and len(args) > 1:
         first, second = args[:2]
@@ -307,7 +307,7 @@ def _bias(called: Called) -> _Summand | None:
     if bias.requires_grad:
         return None
     if name == "group_norm":
-        return _Summand(bias, shape=(-1, *[1] * (args[0].ndim - 2)))
+        return _Summand(bias, shape=(-1, *[1] * (called.taken[0].ndim - 2)))
     return _Summand(bias, shape=(-1, *[1] * int(name[-2]))) if "conv" in name else _Summand(bias)
 
 
