@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users
 from torch.overrides import TorchFunctionMode
 
 from captum_lrpx.rules import UniformAttention
-from captum_lrpx.traced import traced_rules
+from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +112,7 @@ def with_biases(
 
     The rule of a norm gives none to its parameters, so zeros are added to what norms return.
     """
-    with traced_rules(model, recipe, None) as rules, ExitStack() as stack:
+    with TracedPass(model, recipe, None).opened() as rules, ExitStack() as stack:
         found = {}
         for path, module in model.named_modules():
             bias = module._parameters.get("bias")
