@@ -146,7 +146,7 @@ class _Calls:
                 self.model, self.recipe, self._form, freeze=self._freeze, before=before
             )
             self._passes.append(passed)
-            self._call.enter_context(passed.watching())
+            self._call.enter_context(passed.watching(module))
         self._depth += 1
 
     @looks_only

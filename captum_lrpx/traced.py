@@ -11,7 +11,7 @@ import weakref
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from captum_lrpx.coverage import Coverage, Operation
+from captum_lrpx.coverage import FORWARD_FUNCTION, Coverage, Operation
 from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
@@ -115,8 +115,12 @@ class TracedPass:
             yield self
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """What has to be seen of the forward pass, which runs inside of a ``with`` block."""
+    def watching(self, running: nn.Module | None = None) -> Iterator[None]:
+        """What has to be seen of the forward pass, which runs inside of a ``with`` block.
+
+        Args:
+            running: The module that has been called already.
+        """
         with ExitStack() as stack:
             if self.form.seen and not self.form.watched and not self._watched:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
@@ -130,6 +134,8 @@ class TracedPass:
                     Watch(self._modules, _FUNCTIONS_WITH_INPUT, values=self._values)
                 )
                 self._inputs = self.watch.inputs
+                if running is not None:
+                    self.watch.enter(running)
             if self._lean:
                 self._saved = Saved(self.form.economy)
                 stack.enter_context(self._saved)
@@ -292,7 +298,7 @@ class TracedPass:
     def _operation(self, number: int, reason: str, remedy: str) -> Operation:
         graph, structure = self.graph, self.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018
-        path, kind, function = structure.places.get(number, ("", "", ""))
+        path, kind, function = structure.places.get(number, ("", type(self.model).__name__, ""))
         role = structure.roles[number]
         verdict: Kind
         if number in structure.explained:
@@ -304,7 +310,7 @@ class TracedPass:
             verdict = "linear" if role.role == "linear" and not gated else "ruled"
         return Operation(
             module=path,
-            module_type=kind or type(self.model).__name__,
+            module_type=kind or FORWARD_FUNCTION,
             function=function or graph.names[number],
             kind=verdict,
             rule=rule_in_words(role, self.recipe, path) if verdict == "ruled" else "",

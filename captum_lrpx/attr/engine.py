@@ -131,7 +131,7 @@ def forward_pass(
     inputs: tuple[Tensor, ...],
     arguments: object | None,
     *,
-    targets: Sequence[TargetType] = (),
+    targets: Sequence[TargetType] | None = (),
     layers: Sequence[nn.Module] = (),
     at_input: bool = False,
     watched: bool = False,
@@ -145,7 +145,8 @@ def forward_pass(
         attribution: Forward function, model, rules, and whether they are strict.
         inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
         arguments: What the forward function takes after the inputs.
-        targets: What of the output will be explained, to be refused as soon as it is there.
+        targets: What of the output will be explained, to be refused as soon as it is there; None
+            if the output does not matter.
         layers: Layers whose tensors are captured.
         at_input: Whether what the layers take is captured instead of what they give.
         watched: Whether the names of functions and modules are asked for.
@@ -166,7 +167,9 @@ def forward_pass(
     warn_of_cache(attribution.forward_func, args)  # type: ignore[attr-defined]
     forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
     attribution.check_memory(attribution.forward_func, inputs)  # type: ignore[attr-defined]
-    form = form_of(attribution.model, forward.forward_func, inputs, arguments, layers, targets)
+    form = form_of(
+        attribution.model, forward.forward_func, inputs, arguments, layers, targets or ()
+    )
     form = None if form is None else (type(attribution), form)
 
     @contextmanager

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
     from captum_lrpx.attr.finite import Finite
+    from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["LayerAttnLRPx", "LayerLRPx"]
@@ -138,7 +139,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             >>> heads = heads.unflatten(-1, (number_of_heads, -1)).sum(-1)  # [B, T, H]
         """
         require_gradients()
-        layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
+        layers = self._layers()
         tensors = tensors_of(inputs)
         with forward_pass(
             self,
@@ -165,6 +166,17 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             ]
         output = explained.detach()
         return self._formatted(results, output, finite, with_delta=return_convergence_delta)
+
+    def coverage(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object | None = None,
+    ) -> Coverage:
+        """Every operation between the layers and the explained value, with its rule."""
+        return self.coverage_between(inputs, additional_forward_args, start=self._layers())
+
+    def _layers(self) -> list[nn.Module]:
+        return [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
 
     def _formatted(
         self, results: list[LayerRelevance], output: Tensor, finite: Finite, *, with_delta: bool

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.attr.engine import Passed
     from captum_lrpx.attr.finite import Finite
+    from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["NeuronAttnLRPx", "NeuronLRPx"]
@@ -107,7 +108,12 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         tensors = tensors_of(inputs)
         args = _captum.format_additional_forward_args(additional_forward_args)
         with forward_pass(
-            self, tensors, args, layers=[self.layer], at_input=attribute_to_neuron_input
+            self,
+            tensors,
+            args,
+            targets=None,
+            layers=[self.layer],
+            at_input=attribute_to_neuron_input,
         ) as passed:
             finite = self.finite(tensors, args)
             relevances = passed.relevances(self._gradients(neuron_selector, finite, passed))
@@ -115,6 +121,14 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         return cast(
             "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
         )
+
+    def coverage(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object | None = None,
+    ) -> Coverage:
+        """Every operation between the inputs and the layer, with its rule."""
+        return self.coverage_between(inputs, additional_forward_args, end=self.layer)
 
     def _gradients(self, selector: Any, finite: Finite, passed: Passed) -> tuple[Tensor, ...]:
         if self.layer not in passed.layers:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.checks import not_an_input
 from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward import model_of
+from captum_lrpx.coverage import without_a_trace
 from captum_lrpx.memory import require_memory
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
-
-    from torch import nn
 
     from captum_lrpx.coverage import Coverage
 
@@ -162,14 +162,46 @@ class LRPRules(RelevanceProtocol):
 
             >>> print(AttnLRPx(model).coverage(ids))
         """
+        return self.coverage_between(inputs, additional_forward_args)
+
+    def coverage_between(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        arguments: object | None,
+        *,
+        start: Sequence[nn.Module] = (),
+        end: nn.Module | None = None,
+    ) -> Coverage:
+        """The operations between layers: from some, or the inputs, to one, or the output.
+
+        Args:
+            inputs: As for ``attribute``.
+            arguments: What the forward function takes after them.
+            start: Layers; none for the inputs.
+            end: A layer; None for the output.
+        """
         from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
 
         require_gradients()
-        args = _captum.format_additional_forward_args(additional_forward_args)
+        args = _captum.format_additional_forward_args(arguments)
         copied = None if args is None else tuple(map(own_copy, args))
-        with forward_pass(self, tensors_of(inputs), copied, watched=True) as passed:
-            passed.rules.attach(passed.output)
-            return passed.rules.coverage(passed.sources)
+        forward_func: Any = self.forward_func  # type: ignore[attr-defined]
+        around = modules_of(forward_func) if isinstance(forward_func, nn.Module) else ()
+        layers = start if end is None else (end,)
+        with (
+            without_a_trace({*around, *modules_of(self.model)}),
+            forward_pass(
+                self,
+                tensors_of(inputs),
+                copied,
+                targets=() if end is None else None,
+                layers=layers,
+                watched=True,
+            ) as passed,
+        ):
+            found = [each for layer in layers for each in passed.layers.get(layer, ())]
+            passed.rules.attach(*([passed.output] if end is None else found))
+            return passed.rules.coverage(found if start else passed.sources)
 
     def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
         """The check that what is explained, and the relevances, are numbers."""

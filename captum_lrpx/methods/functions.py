@@ -11,6 +11,7 @@ or ``"mask"``, ``"pad"``, ``"unk"`` (the embedding of that token of the tokenize
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import captum.attr as captum
@@ -25,7 +26,8 @@ from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.frozen import frozen
 from captum_lrpx.methods.subject import Attributed
-from captum_lrpx.rules import Identity
+from captum_lrpx.recipes import ATTN_LRP
+from captum_lrpx.rules import ActivationGradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,13 +202,13 @@ def deep_lift(subject: Subject, *, baseline: str = "zero") -> Attributed:
 
 def _with_deep_lift_rules(subject: Subject) -> list[nn.Module]:
     """The modules of activations, for all of which Captum's DeepLift has a rule."""
-    found = LRPx(subject.question.forward, subject.model).coverage(
-        subject.ids, subject.question.additional_forward_args
-    )
-    identity = repr(Identity()).removesuffix("()")
+    chosen = ActivationGradient()  # with it those that are inside of another one are listed too
+    found = AttnLRPx(
+        subject.question.forward, subject.model, recipe=replace(ATTN_LRP, activation=chosen)
+    ).coverage(subject.ids, subject.question.additional_forward_args)
     modules: dict[nn.Module, None] = {}
     for each in found.operations:
-        if each.rule != identity:
+        if each.rule != repr(chosen).removesuffix("()"):
             continue
         module = subject.model.get_submodule(each.module)
         if type(module) not in _captum.DEEP_LIFT_RULES:  # modules are all that it puts rules on

@@ -254,7 +254,8 @@ def frozen_norm(node: Any, name: str) -> Hook:
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
         if taken[0] is None or given[0] is None:
             return None
-        return (slope(node, taken[0]).to(given[0].dtype), *(None for _ in given[1:]))
+        # The weight is a part of the scale; what is added has its own gradient.
+        return (slope(node, taken[0]).to(given[0].dtype), None, *given[2:])
 
     return hook
 

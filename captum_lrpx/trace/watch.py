@@ -115,7 +115,7 @@ class Watch(TorchFunctionMode):
         """Begin to watch."""
         if self._names:
             self._handles += [
-                module_hooks.register_module_forward_pre_hook(self._enter),
+                module_hooks.register_module_forward_pre_hook(self.enter),
                 module_hooks.register_module_forward_hook(self._leave, always_call=True),
             ]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -253,8 +253,13 @@ class Watch(TorchFunctionMode):
 
     # Modules ----------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, _args: Any) -> None:
+    def enter(self, module: nn.Module, args: Any = ()) -> None:
+        """Note that a module runs; to be called for one that has begun before the block."""
         if threading.get_ident() == self._thread and id(module) in self._modules:
+            around = self._running[-1] if self._running else None
+            for tensor in tensors_in(args):  # perhaps of a torch.autograd.Function, which no
+                if tensor.requires_grad:  # function of PyTorch's has taken yet
+                    self.claim(tensor, "", around)
             if not self._running:
                 self.entered[module] = None
             self._running.append(module)
