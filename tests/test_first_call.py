@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 import warnings
@@ -22,7 +21,6 @@ from captum_lrpx import (
     LRPx,
     NeuronAttnLRPx,
     TokenLogits,
-    compiled,
     ledger,
 )
 from captum_lrpx.recipes import NAMED_RECIPES
@@ -248,15 +246,6 @@ def test_a_checkpoint_of_the_users_own_around_the_model(recipe):
     plain = LRPx(lambda x: run(model, x), model, recipe=recipe).attribute(embeds, TARGET)
     torch.testing.assert_close(first, plain)
     assert torch.equal(LRPx(forward, model, recipe=recipe).attribute(embeds, TARGET), first)
-
-
-def test_compiling_first_is_not_compiling_up_to_rounding(monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
-    model = tiny("llama", attn="sdpa", layers=3)
-    plain = AttnLRPx(TokenLogits(copy.deepcopy(model))).attribute(token_ids(), TARGET)
-    for _ in range(3):
-        found = AttnLRPx(TokenLogits(model), compile=True).attribute(token_ids(), TARGET)
-        torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
 
 
 def test_in_a_fresh_process():
