@@ -46,7 +46,7 @@ class Action(NamedTuple):
     factors: tuple[float | None, ...] = ()
 
 
-Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched"]
+Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched", "again"]
 
 
 class Problem(NamedTuple):
@@ -177,7 +177,7 @@ class _Planner:
             self._activation(number)
         elif role == "norm":
             if not self._rule("norm", number).own_gradient:
-                self.plan.actions.append(Action(number, self.graph.names[number], "norm"))
+                self._replaced(number, "norm")
         elif role in ("undecided", "unknown") and not self._is_mean(number):
             self._problem(number, role)
         else:
@@ -206,7 +206,14 @@ class _Planner:
         elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
             self._problem(number, "unwatched" if inputs is None else "hidden")
         else:
-            self.plan.actions.append(Action(number, name, "secant"))
+            self._replaced(number, "secant")
+
+    def _replaced(self, number: int, rule: Literal["norm", "secant"]) -> None:
+        """Replace a gradient by what is found from the tensors that its node has saved."""
+        if nodes.is_checkpointed(self.graph.nodes[number]):
+            self._problem(number, "again")
+        else:
+            self.plan.actions.append(Action(number, self.graph.names[number], rule))
 
     # Factors ----------------------------------------------------------------------------------
 
@@ -303,6 +310,7 @@ _REASONS: Final[dict[Why, str]] = {
     "hidden": "it hides what an activation inside of it is given",
     "in place": "it works in place on a view of another tensor, which hides what it does",
     "unwatched": "the forward pass has taken a way here that it had not taken before",
+    "again": "it is inside of torch.utils.checkpoint, which computes its operands once more",
 }
 
 _REMEDIES: Final[dict[Why, str]] = {
@@ -316,6 +324,7 @@ _REMEDIES: Final[dict[Why, str]] = {
     ),
     "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
     "unwatched": "Call it again: the next pass is watched.",
+    "again": "Take torch.utils.checkpoint out and pass checkpointing=True, which saves as much.",
 }
 
 _WAY_OUT: Final = (

@@ -163,7 +163,6 @@ class TracedPass:
         outputs = tuple(each for each in outputs if each.requires_grad)
         if not outputs:
             return
-        refuse_checkpointed(self._modules)
         graph, plan = self.read(outputs)
         assert self.structure is not None  # noqa: S101 - the graph has been read
         if self._saved is not None and self.form.economy is None:
@@ -181,7 +180,9 @@ class TracedPass:
 
         Raises:
             NewWayError: If more has to be kept of this pass than was.
+            ValueError: If parts of the graph are made in the backward pass only.
         """
+        refuse_checkpointed(self._modules)
         graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
         if self._saved is not None and not self._saved.fits(graph.key):
             self.form.economy = None
