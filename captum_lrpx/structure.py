@@ -6,7 +6,7 @@ from torch import nn
 
 from captum_lrpx.plans import bound_for
 
-__all__ = ["is_declared", "token_embedding_of"]
+__all__ = ["blocks_of", "is_declared", "token_embedding_of"]
 
 
 def is_declared(model: nn.Module) -> bool:
@@ -39,3 +39,33 @@ def token_embedding_of(model: nn.Module) -> nn.Module:
             "embeddings instead of token ids."
         )
     return module
+
+
+def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
+    """The blocks of a model: of its trunk, or of each if it has several.
+
+    A trunk is a ``torch.nn.ModuleList`` (or ``torch.nn.Sequential``) of modules of one class that
+    are made of others, and is in no block itself; an encoder-decoder has two.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        For each trunk its blocks, in their order; nothing for a module without any.
+    """
+    found: list[list[nn.Module]] = []
+    waiting, seen = [model], {model}
+    while waiting:
+        module = waiting.pop()
+        blocks = list(module.children())
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and _are_alike(blocks):
+            found.append(blocks)
+        else:
+            waiting += [child for child in reversed(blocks) if child not in seen]
+            seen.update(blocks)
+    return found
+
+
+def _are_alike(modules: list[nn.Module]) -> bool:
+    made_of_others = all(any(True for _ in module.children()) for module in modules)
+    return made_of_others and len(set(map(type, modules))) == 1

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage.operations import Coverage, Operation
+from captum_lrpx.fast.checkpointing import Checkpoints, WatchOfBlocks
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
 from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
@@ -22,6 +23,7 @@ from captum_lrpx.plans import Plan as ModulePlan
 from captum_lrpx.plans import linear_attachments
 from captum_lrpx.propagation import Active
 from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
@@ -58,6 +60,7 @@ class TracedPass:
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
         fast: Whether what the rules do not read need not be kept, and zeros not be multiplied.
+        checkpointing: Whether blocks are computed once more in the backward pass.
     """
 
     def __init__(
@@ -69,10 +72,10 @@ class TracedPass:
         watched: bool = False,
         values: bool = False,
         fast: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         self.model = model
         self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
-        self._saved: Saved | None = None
         self._watched = watched or values
         self._values = values
         self.recipe = recipe
@@ -84,6 +87,12 @@ class TracedPass:
         )
         # Hints and overrides speak of modules, which only a watched pass tells.
         self.form.watched |= bool(recipe.overrides) or has_hints(model)
+        self._economical = self._fast and self.form.surprises <= MOST_SURPRISES
+        economy = self.form.economy if self._economical else None
+        self._saved = Saved(economy) if self._economical else None
+        self._blocks: Checkpoints | None = None
+        if checkpointing and not values:
+            self._saved = self._blocks = Checkpoints(economy, _FUNCTIONS_WITH_INPUT)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
         self.watch: Watch | None = None
@@ -97,9 +106,10 @@ class TracedPass:
         """The pass, to be run inside of a ``with`` block."""
         modules = modules_of(self.model)
         warn_if_training(modules)
-        rules = Active(
-            self.model, ModulePlan(modules[1:], linear_attachments(self.model, self.recipe))
-        )
+        attachments = list(linear_attachments(self.model, self.recipe))
+        if self._blocks is not None:
+            attachments += [Attachment(*each) for each in self._blocks.patches(self.model)]
+        rules = Active(self.model, ModulePlan(modules[1:], attachments))
         with ExitStack() as stack:
             stack.callback(self._release)
             stack.callback(rules.detach)
@@ -108,18 +118,18 @@ class TracedPass:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
                 stack.enter_context(results_of(entries, self._outputs))
                 if self.form.needs_inputs:
-                    self._inputs = stack.enter_context(
-                        Watch((), _FUNCTIONS_WITH_INPUT, names=False)
-                    ).inputs
+                    self._inputs = stack.enter_context(self._watch((), names=False)).inputs
             else:
-                self.watch = stack.enter_context(
-                    Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values)
-                )
+                self.watch = stack.enter_context(self._watch(modules))
                 self._inputs = self.watch.inputs
-            if self._fast and self.form.surprises <= MOST_SURPRISES:
-                self._saved = Saved(self.form.economy)
+            if self._saved is not None:
                 stack.enter_context(self._saved)
             yield self
+
+    def _watch(self, modules: Iterable[nn.Module], *, names: bool = True) -> Watch:
+        if self._blocks is not None:
+            return WatchOfBlocks(self._blocks, modules, _FUNCTIONS_WITH_INPUT, names=names)
+        return Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values, names=names)
 
     def _release(self) -> None:
         """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
@@ -145,8 +155,10 @@ class TracedPass:
         refuse_checkpointed(modules_of(self.model))
         graph, plan = self.read([output])
         assert self.structure is not None  # noqa: S101 - the graph has been read
-        if self._saved is not None and self.form.economy is None:
+        if self._saved is not None and self._economical and self.form.economy is None:
             self.form.economy = economy_of(graph, plan, self._saved)
+        if self._blocks is not None:
+            self._blocks.allow(self.form.economy if self._economical else None, graph.key)
         if self._fast and at_once == 1:
             self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
         self.handles += attach(graph, plan, self.inputs, self._done)
@@ -287,7 +299,12 @@ class TracedPass:
 
 @contextmanager
 def traced_rules(
-    model: nn.Module, recipe: Recipe, form: Hashable | None, *, values: bool = False
+    model: nn.Module,
+    recipe: Recipe,
+    form: Hashable | None,
+    *,
+    values: bool = False,
+    checkpointing: bool = False,
 ) -> Iterator[TracedPass]:
     """The rules of a recipe for one forward pass inside of a ``with`` block.
 
@@ -296,8 +313,10 @@ def traced_rules(
         recipe: The rules.
         form: See :class:`TracedPass`.
         values: See :class:`TracedPass`.
+        checkpointing: See :class:`TracedPass`.
     """
-    with TracedPass(model, recipe, form, values=values).opened() as opened:
+    traced = TracedPass(model, recipe, form, values=values, checkpointing=checkpointing)
+    with traced.opened() as opened:
         yield opened
 
 

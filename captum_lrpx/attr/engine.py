@@ -178,6 +178,7 @@ def forward_pass(
             watched=watched,
             values=values,
             fast=attribution.economical and not watched,
+            checkpointing=attribution.checkpointing,
         )
         with (
             torch.enable_grad(),

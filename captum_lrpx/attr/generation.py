@@ -278,9 +278,10 @@ class LLMRelevance(Attribution):
         wanted = wanted.to(device)
         steps = len(wanted)
         form = "states", at_input, weakref.ref(layer)
+        graph = traced(self.model, method.recipe, form, checkpointing=method.checkpointing)
         with (
             torch.enable_grad(),
-            method.rules() if method.fast else traced(self.model, method.recipe, form) as rules,
+            method.rules() if method.fast else graph as rules,
             embedding_with_gradients(embedding),
             captured([layer], at_input=at_input) as caught,
         ):

@@ -15,7 +15,7 @@ from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
 from captum_lrpx.memory import require_memory
 from captum_lrpx.propagation import plain_propagation, propagation
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
-from captum_lrpx.structure import is_declared
+from captum_lrpx.structure import blocks_of, is_declared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,9 +41,11 @@ class RelevanceProtocol:
 
     Attributes:
         economical: Whether a graph need not keep what no rule reads.
+        checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
     """
 
     economical: bool = False
+    checkpointing: bool = False
 
     def has_convergence_delta(self) -> bool:
         """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
@@ -94,7 +96,6 @@ class LRPRules(RelevanceProtocol):
         default_recipe: The rules of the class.
         model: The Hugging Face model that the rules are attached to.
         recipe: The rules of the instance.
-        checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
         compile: Whether blocks are compiled together with their rules, to save time.
         strict: Whether a model that the rules do not cover is refused.
         fast: Whether rules have the fast forms of a declared architecture, which are attached to
@@ -126,10 +127,15 @@ class LRPRules(RelevanceProtocol):
         self.strict = strict
         self.fast = fast and is_declared(self.model)
         self.economical = fast
-        if not self.fast and (checkpointing or compile):
+        if not self.fast and compile:
             raise ValueError(
                 f"{type(self.model).__name__} is explained from the graph of its forward pass, "
-                "which `checkpointing` and `compile` would hide: leave them out."
+                "which `compile` would hide: leave it out."
+            )
+        if checkpointing and not blocks_of(self.model):
+            raise ValueError(
+                f"{type(self.model).__name__} has no blocks that could be computed once more (a "
+                "torch.nn.ModuleList of modules of one class): leave `checkpointing` out."
             )
 
     def rules(self, *, plain: bool = False) -> AbstractContextManager[nn.Module]:

@@ -1,0 +1,380 @@
+"""Blocks that are computed once more in the backward pass instead of keeping what it reads.
+
+Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The graph is there as
+without it, so operations, rules and coverage are those of the whole pass; what is missing are the
+tensors that its nodes have saved inside of blocks. As soon as the backward pass or a rule asks for
+one of them, its block runs again on its inputs, and everything that it saves takes the place of
+what was saved the first time. The tensors of one block at a time are there. Memory is that of one
+block, and of one hidden state per block; time is up to one more forward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from captum_lrpx.fast.saved import Economy, Numbered, Saved
+from captum_lrpx.module_tree import modules_of
+from captum_lrpx.structure import blocks_of
+from captum_lrpx.trace.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+__all__ = ["Checkpoints", "WatchOfBlocks"]
+
+
+class _Enough(BaseException):
+    """Everything that is asked for of a block is there."""
+
+
+class _Piece(Numbered):
+    """Stands for a tensor that was saved in a block.
+
+    Attributes:
+        run: The run of the block.
+        form: Shape and type of the tensor.
+        found: What has been saved in its place when the block ran again, as long as that is there.
+    """
+
+    __slots__ = ("form", "found", "run")
+
+    def __init__(self, number: int, run: _Run, tensor: Tensor) -> None:
+        super().__init__(number)
+        self.run = run
+        self.form = (tensor.shape, tensor.dtype)
+        self.found: Any = None
+
+
+class _Run:
+    """One run of a block, and all that it takes to repeat it.
+
+    Attributes:
+        name: Of the block's class.
+        pieces: What stands for each tensor that was saved, as long as somebody needs it.
+        operands: How many operands of functions are needed that no node saves.
+        found: These, as long as they are there.
+    """
+
+    def __init__(
+        self, block: nn.Module, forward: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> None:
+        self.name = type(block).__name__
+        self.pieces: list[weakref.ref[_Piece]] = []
+        self.operands = 0
+        self.found: list[Tensor] | None = None
+        # Offloading puts weights where they are needed around the forward of a module.
+        self._forward = block.forward if "_old_forward" in vars(block) else forward
+        self.may_stop = not any("_old_forward" in vars(module) for module in modules_of(block))
+        given, self._structure = pytree.tree_flatten(arguments)
+        tensors: list[Tensor] = []
+        self._given = [_own(each, tensors) for each in given]
+        self._versions = [(each, each._version) for each in tensors]  # noqa: SLF001 - no public name
+        devices = {"cpu", *(each.device.type for each in tensors)}
+        self._autocast = [
+            (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+            for device in devices
+            if torch.amp.is_autocast_available(device)
+        ]
+        self._caches = torch.is_autocast_cache_enabled()
+        self._random = torch.get_rng_state()
+        self._devices, self._states = get_device_states(*tensors)
+
+    def repeat(self) -> None:
+        """Run the block on the same inputs under the same circumstances."""
+        if any(tensor._version != version for tensor, version in self._versions):  # noqa: SLF001
+            raise RuntimeError(
+                f"{self.name} cannot be computed once more in the backward pass: something has "
+                f"been written into its inputs since. {_WAY_OUT}"
+            )
+        given = [
+            each.detach().requires_grad_(each.requires_grad)
+            if isinstance(each, Tensor)
+            else _own(each, [])
+            for each in self._given
+        ]
+        args, kwargs = pytree.tree_unflatten(given, self._structure)
+        with self._circumstances():
+            self._forward(*args, **kwargs)
+
+    @contextmanager
+    def _circumstances(self) -> Iterator[None]:
+        """Random numbers and autocast as they were."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            for device, dtype, enabled in self._autocast:
+                stack.enter_context(
+                    torch.autocast(device, dtype, enabled=enabled, cache_enabled=self._caches)
+                )
+            kind = next((device for device, *_ in self._autocast if device != "cpu"), "cuda")
+            stack.enter_context(torch.random.fork_rng(self._devices, device_type=kind))
+            torch.set_rng_state(self._random)
+            set_device_states(self._devices, self._states, device_type=kind)
+            yield
+
+    def forget(self) -> None:
+        """Let go of what the block has saved."""
+        self.found = None
+        for reference in self.pieces:
+            piece = reference()
+            if piece is not None:
+                piece.found = None
+
+
+class Checkpoints(Saved):
+    """The tensors that are saved in a forward pass, without those of its blocks.
+
+    Args:
+        economy: What need not be kept; None to find out.
+        functions: Names of functions whose operand is kept, because their nodes do not.
+
+    Attributes:
+        running: The run of a block that the forward pass is in.
+        repeating: Whether a block is being computed once more.
+    """
+
+    def __init__(self, economy: Economy | None, functions: frozenset[str]) -> None:
+        super().__init__(economy)
+        self.running: _Run | None = None
+        self.repeating = False
+        self._functions = functions
+        self._within = Economy(None, 0)
+        self._there: weakref.ref[_Run] | None = None
+        self._lock = threading.RLock()  # devices may go backward at the same time
+
+    def patches(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+        """The blocks of a model, and what wraps the forward of each."""
+        for trunk in blocks_of(model):
+            # The backward pass begins in the last block: to compute it once more saves nothing.
+            for block in trunk[:-1] or trunk:
+                yield block, partial(self._run, block)
+
+    def _run(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.running is not None or self.repeating or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        self.running = _Run(block, forward, (args, kwargs))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.running = None
+
+    def allow(self, economy: Economy | None, key: Hashable) -> None:
+        """Say what of blocks need not be kept when they run again.
+
+        Args:
+            economy: What need not be kept of a graph.
+            key: Of the graph that goes backward next.
+        """
+        fits = economy is not None and (economy.key, economy.count) == (key, self.count)
+        within = economy if fits and economy is not None else Economy(None, 0)
+        if within is not self._within:
+            self._forget()
+            self._within = within
+
+    # Saved tensors ----------------------------------------------------------------------------
+
+    def _pack(self, tensor: Tensor) -> Any:
+        run = self.running
+        if run is None:
+            return super()._pack(tensor)
+        piece = _Piece(self.count, run, tensor)
+        self.count += 1
+        run.pieces.append(weakref.ref(piece))
+        return piece
+
+    def _unpack(self, packed: Any) -> Tensor:
+        if type(packed) is not _Piece:
+            return super()._unpack(packed)
+        with self._lock:
+            if packed.found is None:
+                self._repeat(packed.run)
+            return super()._unpack(packed.found)
+
+    def operand(self, run: _Run, place: int) -> Tensor:
+        """An operand of a function in a block that no node saves."""
+        with self._lock:
+            if run.found is None:
+                self._repeat(run)
+            assert run.found is not None  # noqa: S101 - it has been repeated
+            return run.found[place]
+
+    def _forget(self) -> None:
+        run = None if self._there is None else self._there()
+        if run is not None:
+            run.forget()
+        self._there = None
+
+    def _repeat(self, run: _Run) -> None:
+        """Run a block again, and let what it saves take the place of what it has saved."""
+        if self.running is not None or self.repeating:
+            _no_gradients()
+        self._forget()
+        self._there = weakref.ref(run)
+        filling = _Filling(run, self._within, self._put)
+        watch: Any = nullcontext()
+        if run.operands:
+            watch = Watch((), self._functions, names=False)
+        self.repeating = True
+        try:
+            with saved_tensors_hooks(filling, _no_gradients), watch:
+                run.repeat()
+            filling.require_all()
+            if run.operands:
+                run.found = list(watch.inputs.values())
+        except _Enough:
+            pass
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            self.repeating = False
+            self._sources.clear()
+
+    def _put(self, piece: _Piece, tensor: Tensor) -> None:
+        piece.found = self._packed(tensor, piece.number, self._within)
+
+
+class _Filling:
+    """Takes what a block saves when it runs again.
+
+    Args:
+        run: The run.
+        economy: What of it need not be kept.
+        put: Puts a tensor into a piece.
+    """
+
+    def __init__(self, run: _Run, economy: Economy, put: Callable[[_Piece, Tensor], None]) -> None:
+        self._run = run
+        self._put = put
+        self._count = 0
+        self._end = len(run.pieces)
+        if run.may_stop and not run.operands:
+            alive = ((place, each()) for place, each in enumerate(run.pieces))
+            wanted = [
+                place
+                for place, piece in alive
+                if piece is not None and piece.number not in economy.absent
+            ]
+            self._end = wanted[-1] + 1 if wanted else self._end
+        self._stops = self._end < len(run.pieces)
+
+    def __call__(self, tensor: Tensor) -> None:
+        place = self._count
+        self._count += 1
+        if place >= len(self._run.pieces):
+            self._differs()
+        piece = self._run.pieces[place]()
+        if piece is not None:
+            if piece.form != (tensor.shape, tensor.dtype):
+                self._differs()
+            self._put(piece, tensor)
+        if self._stops and self._count == self._end:
+            raise _Enough
+
+    def require_all(self) -> None:
+        """Refuse a run that has saved less than the first one."""
+        if self._count != len(self._run.pieces):
+            self._differs()
+
+    def _differs(self) -> NoReturn:
+        raise RuntimeError(
+            f"{self._run.name} does something else when it is computed once more in the backward "
+            "pass: it depends on more than its inputs, or on something that changes from run to "
+            f"run. {_WAY_OUT}"
+        )
+
+
+_WAY_OUT = "Leave `checkpointing` out for this model."
+
+
+def _no_gradients(*_: object) -> NoReturn:
+    raise RuntimeError(
+        "A block takes gradients of its own while it runs, for which its tensors would have to be "
+        f"kept. {_WAY_OUT}"
+    )
+
+
+def _own(value: Any, tensors: list[Tensor]) -> Any:
+    """An argument that others may change, with the same tensors in it, which are noted."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(_own(each, tensors) for each in value)
+    if isinstance(value, (nn.Module, type)) or callable(value):
+        return value
+    if not isinstance(value, (list, dict, set)) and not hasattr(value, "__dict__"):
+        return value
+    twin = copy.copy(value)
+    if isinstance(value, dict):
+        twin.update((key, _own(each, tensors)) for key, each in value.items())
+    elif isinstance(value, list):
+        twin[:] = [_own(each, tensors) for each in value]
+    for name, each in getattr(value, "__dict__", {}).items():
+        vars(twin)[name] = _own(each, tensors)
+    return twin
+
+
+# Operands -----------------------------------------------------------------------------------------
+
+
+class WatchOfBlocks(Watch):
+    """Sees what :class:`Watch` sees, without keeping operands of functions in blocks.
+
+    Args:
+        blocks: The blocks.
+        modules: See :class:`Watch`.
+        need_input: See :class:`Watch`.
+        names: See :class:`Watch`.
+    """
+
+    def __init__(
+        self,
+        blocks: Checkpoints,
+        modules: Iterable[nn.Module],
+        need_input: frozenset[str],
+        *,
+        names: bool = True,
+    ) -> None:
+        super().__init__(modules, need_input, names=names)
+        self._blocks = blocks
+
+    def _keep(self, kept: dict[Any, Tensor], key: Any, tensor: Tensor) -> None:
+        run = self._blocks.running
+        if run is None or key is None:
+            super()._keep(kept, key, tensor)
+        else:
+            kept[key] = cast("Tensor", _Operand(self._blocks, run, run.operands))
+            run.operands += 1
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if not self._blocks.repeating:
+            super()._enter(module, args)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._blocks.repeating:
+            super()._leave(module, args, output)
+
+
+class _Operand:
+    """Stands for an operand in a block: a rule that detaches it gets it."""
+
+    __slots__ = ("_blocks", "_place", "_run")
+
+    def __init__(self, blocks: Checkpoints, run: _Run, place: int) -> None:
+        self._blocks = blocks
+        self._run = run
+        self._place = place
+
+    def detach(self) -> Tensor:
+        return self._blocks.operand(self._run, self._place).detach()
