@@ -10,32 +10,51 @@ block, and of one hidden state per block; time is up to one more forward pass.
 
 from __future__ import annotations
 
-import copy
+import ctypes
+import sys
 import threading
 import weakref
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import get_device_states, set_device_states
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_lrpx.fast.repetition import WAY_OUT, Repetition
 from captum_lrpx.fast.saved import Economy, Numbered, Saved
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
+    from torch import nn
+
 __all__ = ["Checkpoints", "WatchOfBlocks"]
+
+_C_LIBRARY: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class _Enough(BaseException):
     """Everything that is asked for of a block is there."""
+
+
+def _give_back() -> None:
+    """Give the system the memory that has been freed on a CPU.
+
+    The nodes of the graph stay, and lie between what blocks allocate and free. The C library keeps
+    such gaps, into which the tensors of the next block do not quite fit: of a long text they would
+    take more than everything else.
+    """
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)
+
+
+# Blocks -------------------------------------------------------------------------------------------
 
 
 class _Piece(Numbered):
@@ -57,70 +76,20 @@ class _Piece(Numbered):
 
 
 class _Run:
-    """One run of a block, and all that it takes to repeat it.
+    """One run of a block.
 
     Attributes:
-        name: Of the block's class.
+        repetition: Of it.
         pieces: What stands for each tensor that was saved, as long as somebody needs it.
         operands: How many operands of functions are needed that no node saves.
         found: These, as long as they are there.
     """
 
-    def __init__(
-        self, block: nn.Module, forward: Callable[..., Any], arguments: tuple[Any, ...]
-    ) -> None:
-        self.name = type(block).__name__
+    def __init__(self, repetition: Repetition) -> None:
+        self.repetition = repetition
         self.pieces: list[weakref.ref[_Piece]] = []
         self.operands = 0
         self.found: list[Tensor] | None = None
-        # Offloading puts weights where they are needed around the forward of a module.
-        self._forward = block.forward if "_old_forward" in vars(block) else forward
-        self.may_stop = not any("_old_forward" in vars(module) for module in modules_of(block))
-        given, self._structure = pytree.tree_flatten(arguments)
-        tensors: list[Tensor] = []
-        self._given = [_own(each, tensors) for each in given]
-        self._versions = [(each, each._version) for each in tensors]  # noqa: SLF001 - no public name
-        devices = {"cpu", *(each.device.type for each in tensors)}
-        self._autocast = [
-            (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-            for device in devices
-            if torch.amp.is_autocast_available(device)
-        ]
-        self._caches = torch.is_autocast_cache_enabled()
-        self._random = torch.get_rng_state()
-        self._devices, self._states = get_device_states(*tensors)
-
-    def repeat(self) -> None:
-        """Run the block on the same inputs under the same circumstances."""
-        if any(tensor._version != version for tensor, version in self._versions):  # noqa: SLF001
-            raise RuntimeError(
-                f"{self.name} cannot be computed once more in the backward pass: something has "
-                f"been written into its inputs since. {_WAY_OUT}"
-            )
-        given = [
-            each.detach().requires_grad_(each.requires_grad)
-            if isinstance(each, Tensor)
-            else _own(each, [])
-            for each in self._given
-        ]
-        args, kwargs = pytree.tree_unflatten(given, self._structure)
-        with self._circumstances():
-            self._forward(*args, **kwargs)
-
-    @contextmanager
-    def _circumstances(self) -> Iterator[None]:
-        """Random numbers and autocast as they were."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            for device, dtype, enabled in self._autocast:
-                stack.enter_context(
-                    torch.autocast(device, dtype, enabled=enabled, cache_enabled=self._caches)
-                )
-            kind = next((device for device, *_ in self._autocast if device != "cpu"), "cuda")
-            stack.enter_context(torch.random.fork_rng(self._devices, device_type=kind))
-            torch.set_rng_state(self._random)
-            set_device_states(self._devices, self._states, device_type=kind)
-            yield
 
     def forget(self) -> None:
         """Let go of what the block has saved."""
@@ -148,6 +117,7 @@ class Checkpoints(Saved):
         self.running: _Run | None = None
         self.repeating = False
         self._functions = functions
+        self._copies = WeakTensorKeyDictionary()
         self._within = Economy(None, 0)
         self._there: weakref.ref[_Run] | None = None
         self._lock = threading.RLock()  # devices may go backward at the same time
@@ -162,11 +132,15 @@ class Checkpoints(Saved):
     def _run(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.running is not None or self.repeating or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        self.running = _Run(block, forward, (args, kwargs))
+        repetition = Repetition(block, forward, args, kwargs, self._copies)
+        self.running = _Run(repetition)
         try:
             return forward(*args, **kwargs)
         finally:
             self.running = None
+            repetition.over()
+            if repetition.is_large:
+                _give_back()
 
     def allow(self, economy: Economy | None, key: Hashable) -> None:
         """Say what of blocks need not be kept when they run again.
@@ -219,6 +193,8 @@ class Checkpoints(Saved):
         if self.running is not None or self.repeating:
             _no_gradients()
         self._forget()
+        if run.repetition.is_large:
+            _give_back()
         self._there = weakref.ref(run)
         filling = _Filling(run, self._within, self._put)
         watch: Any = nullcontext()
@@ -227,7 +203,7 @@ class Checkpoints(Saved):
         self.repeating = True
         try:
             with saved_tensors_hooks(filling, _no_gradients), watch:
-                run.repeat()
+                run.repetition.repeat()
             filling.require_all()
             if run.operands:
                 run.found = list(watch.inputs.values())
@@ -258,7 +234,7 @@ class _Filling:
         self._put = put
         self._count = 0
         self._end = len(run.pieces)
-        if run.may_stop and not run.operands:
+        if run.repetition.may_stop and not run.operands:
             alive = ((place, each()) for place, each in enumerate(run.pieces))
             wanted = [
                 place
@@ -288,41 +264,17 @@ class _Filling:
 
     def _differs(self) -> NoReturn:
         raise RuntimeError(
-            f"{self._run.name} does something else when it is computed once more in the backward "
-            "pass: it depends on more than its inputs, or on something that changes from run to "
-            f"run. {_WAY_OUT}"
+            f"{self._run.repetition.name} does something else when it is computed once more in the "
+            "backward pass: it depends on more than what it is given, or on something that changes "
+            f"from run to run. {WAY_OUT}"
         )
-
-
-_WAY_OUT = "Leave `checkpointing` out for this model."
 
 
 def _no_gradients(*_: object) -> NoReturn:
     raise RuntimeError(
         "A block takes gradients of its own while it runs, for which its tensors would have to be "
-        f"kept. {_WAY_OUT}"
+        f"kept. {WAY_OUT}"
     )
-
-
-def _own(value: Any, tensors: list[Tensor]) -> Any:
-    """An argument that others may change, with the same tensors in it, which are noted."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return value
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(_own(each, tensors) for each in value)
-    if isinstance(value, (nn.Module, type)) or callable(value):
-        return value
-    if not isinstance(value, (list, dict, set)) and not hasattr(value, "__dict__"):
-        return value
-    twin = copy.copy(value)
-    if isinstance(value, dict):
-        twin.update((key, _own(each, tensors)) for key, each in value.items())
-    elif isinstance(value, list):
-        twin[:] = [_own(each, tensors) for each in value]
-    for name, each in getattr(value, "__dict__", {}).items():
-        vars(twin)[name] = _own(each, tensors)
-    return twin
 
 
 # Operands -----------------------------------------------------------------------------------------

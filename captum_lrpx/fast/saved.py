@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrpx.rules import nodes
@@ -200,7 +201,7 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
     places = _places(graph)
     key = graph.key
     dead = set(range(len(graph.nodes))) - plan.alive
-    if any(hasattr(graph.nodes[number], "saved_tensors") for number in dead):
+    if any(isinstance(graph.nodes[number], BackwardCFunction) for number in dead):
         # A function of Python's computes its gradient even where it is given none.
         return Economy(key, saved.count)
     actions = {action.number: action.rule for action in plan.actions if action.rule != "factors"}
