@@ -44,8 +44,9 @@ def token_embedding_of(model: nn.Module) -> nn.Module:
 def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
     """The blocks of a model: of its trunk, or of each if it has several.
 
-    A trunk is a ``torch.nn.ModuleList`` (or ``torch.nn.Sequential``) of modules of one class that
-    are made of others, and is in no block itself; an encoder-decoder has two.
+    A trunk is a ``torch.nn.ModuleList`` of modules that are made of others, alike or of a few
+    classes that take turns, and is in no block itself; an encoder-decoder has two. What a
+    ``torch.nn.Sequential`` holds are blocks if they are all alike.
 
     Args:
         model: Any module.
@@ -57,15 +58,19 @@ def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
     waiting, seen = [model], {model}
     while waiting:
         module = waiting.pop()
-        blocks = list(module.children())
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and _are_alike(blocks):
-            found.append(blocks)
+        children = list(module.children())
+        if _is_trunk(module, children):
+            found.append(children)
         else:
-            waiting += [child for child in reversed(blocks) if child not in seen]
-            seen.update(blocks)
+            waiting += [child for child in reversed(children) if child not in seen]
+            seen.update(children)
     return found
 
 
-def _are_alike(modules: list[nn.Module]) -> bool:
-    made_of_others = all(any(True for _ in module.children()) for module in modules)
-    return made_of_others and len(set(map(type, modules))) == 1
+def _is_trunk(module: nn.Module, children: list[nn.Module]) -> bool:
+    classes = len(set(map(type, children)))
+    if isinstance(module, nn.ModuleList):
+        alike = classes == 1 or classes < len(children)
+    else:
+        alike = isinstance(module, nn.Sequential) and classes == 1
+    return alike and all(any(True for _ in child.children()) for child in children)

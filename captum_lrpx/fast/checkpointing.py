@@ -16,7 +16,8 @@ import threading
 import weakref
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -57,12 +58,22 @@ def _give_back() -> None:
 # Blocks -------------------------------------------------------------------------------------------
 
 
+def _address(tensor: Tensor) -> int:
+    """Where a tensor is; 0 if it is nowhere, as one that is elsewhere until it is needed."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return tensor.untyped_storage().data_ptr() if plain else 0
+
+
+def _nothing() -> None:
+    """In the place of a piece that nobody needs."""
+
+
 class _Piece(Numbered):
     """Stands for a tensor that was saved in a block.
 
     Attributes:
         run: The run of the block.
-        form: Shape and type of the tensor.
+        form: Of the tensor.
         found: What has been saved in its place when the block ran again, as long as that is there.
     """
 
@@ -71,8 +82,21 @@ class _Piece(Numbered):
     def __init__(self, number: int, run: _Run, tensor: Tensor) -> None:
         super().__init__(number)
         self.run = run
-        self.form = (tensor.shape, tensor.dtype)
+        self.form = _form_of(tensor)
         self.found: Any = None
+
+
+class _Form(NamedTuple):
+    """What a tensor looks like from outside."""
+
+    kind: type[Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _form_of(tensor: Tensor) -> _Form:
+    return _Form(type(tensor), tensor.shape, tensor.dtype, tensor.device)
 
 
 class _Run:
@@ -87,7 +111,7 @@ class _Run:
 
     def __init__(self, repetition: Repetition) -> None:
         self.repetition = repetition
-        self.pieces: list[weakref.ref[_Piece]] = []
+        self.pieces: list[Callable[[], _Piece | None]] = []
         self.operands = 0
         self.found: list[Tensor] | None = None
 
@@ -118,12 +142,15 @@ class Checkpoints(Saved):
         self.repeating = False
         self._functions = functions
         self._copies = WeakTensorKeyDictionary()
+        self._weights: set[int] = set()
         self._within = Economy(None, 0)
         self._there: weakref.ref[_Run] | None = None
         self._lock = threading.RLock()  # devices may go backward at the same time
 
     def patches(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
         """The blocks of a model, and what wraps the forward of each."""
+        weights = chain(model.parameters(), model.buffers())
+        self._weights = {_address(each) for each in weights} - {0}
         for trunk in blocks_of(model):
             # The backward pass begins in the last block: to compute it once more saves nothing.
             for block in trunk[:-1] or trunk:
@@ -161,6 +188,9 @@ class Checkpoints(Saved):
         run = self.running
         if run is None:
             return super()._pack(tensor)
+        if _address(tensor) in self._weights:  # which are there anyway
+            run.pieces.append(_nothing)
+            return super()._pack(tensor)
         piece = _Piece(self.count, run, tensor)
         self.count += 1
         run.pieces.append(weakref.ref(piece))
@@ -169,10 +199,19 @@ class Checkpoints(Saved):
     def _unpack(self, packed: Any) -> Tensor:
         if type(packed) is not _Piece:
             return super()._unpack(packed)
+        owns = self._owns(packed)
+        if owns is not None:
+            _, shape, dtype, device = packed.form
+            zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
+            return zeros.contiguous() if owns else zeros
         with self._lock:
             if packed.found is None:
                 self._repeat(packed.run)
             return super()._unpack(packed.found)
+
+    def _owns(self, piece: _Piece) -> bool | None:
+        """Whether zeros that stand for a tensor need memory of their own; None if it is needed."""
+        return self._within.absent.get(piece.number) if piece.form.kind is Tensor else None
 
     def operand(self, run: _Run, place: int) -> Tensor:
         """An operand of a function in a block that no node saves."""
@@ -196,7 +235,7 @@ class Checkpoints(Saved):
         if run.repetition.is_large:
             _give_back()
         self._there = weakref.ref(run)
-        filling = _Filling(run, self._within, self._put)
+        filling = _Filling(run, lambda piece: self._owns(piece) is None, self._put)
         watch: Any = nullcontext()
         if run.operands:
             watch = Watch((), self._functions, names=False)
@@ -225,24 +264,23 @@ class _Filling:
 
     Args:
         run: The run.
-        economy: What of it need not be kept.
+        is_wanted: Whether what a piece stands for is needed.
         put: Puts a tensor into a piece.
     """
 
-    def __init__(self, run: _Run, economy: Economy, put: Callable[[_Piece, Tensor], None]) -> None:
+    def __init__(
+        self,
+        run: _Run,
+        is_wanted: Callable[[_Piece], bool],
+        put: Callable[[_Piece, Tensor], None],
+    ) -> None:
         self._run = run
         self._put = put
         self._count = 0
-        self._end = len(run.pieces)
-        if run.repetition.may_stop and not run.operands:
-            alive = ((place, each()) for place, each in enumerate(run.pieces))
-            wanted = [
-                place
-                for place, piece in alive
-                if piece is not None and piece.number not in economy.absent
-            ]
-            self._end = wanted[-1] + 1 if wanted else self._end
-        self._stops = self._end < len(run.pieces)
+        alive = ((place, each()) for place, each in enumerate(run.pieces))
+        self._wanted = {place for place, each in alive if each is not None and is_wanted(each)}
+        stops = run.repetition.may_stop and not run.operands and self._wanted
+        self._last = max(self._wanted) if stops else None
 
     def __call__(self, tensor: Tensor) -> None:
         place = self._count
@@ -251,10 +289,11 @@ class _Filling:
             self._differs()
         piece = self._run.pieces[place]()
         if piece is not None:
-            if piece.form != (tensor.shape, tensor.dtype):
+            if piece.form != _form_of(tensor):
                 self._differs()
-            self._put(piece, tensor)
-        if self._stops and self._count == self._end:
+            if place in self._wanted:
+                self._put(piece, tensor)
+        if place == self._last:
             raise _Enough
 
     def require_all(self) -> None:

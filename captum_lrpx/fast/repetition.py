@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -59,7 +60,7 @@ class Repetition:
         self._before = [
             (each, each._version)  # noqa: SLF001 - no public name
             for each in given
-            if isinstance(each, Tensor) and each.requires_grad
+            if _is_input(each)
         ]
         self._written = False
         self.is_large = any(
@@ -87,15 +88,15 @@ class Repetition:
             )
         with self._circumstances.again():
             given = [
-                self._leaf(each) if isinstance(each, Tensor) else _own(each, [], None)
+                each.clone() if self._written and _is_input(each) else _own(each, [], None)
                 for each in self._given
             ]
             args, kwargs = pytree.tree_unflatten(given, self._structure)
             self._forward(*args, **kwargs)
 
-    def _leaf(self, tensor: Tensor) -> Tensor:
-        leaf = tensor.detach().requires_grad_(tensor.requires_grad)
-        return leaf.clone() if self._written and leaf.requires_grad else leaf
+
+def _is_input(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _own(value: Any, tensors: list[Tensor], copies: WeakTensorKeyDictionary | None) -> Any:
@@ -169,6 +170,8 @@ class _Circumstances:
     def again(self) -> Iterator[None]:
         """The same in a ``with`` block."""
         with ExitStack() as stack:
+            # The backward pass may be one of many targets at once: the block runs once.
+            stack.enter_context(temporarily_clear_interpreter_stack())
             stack.enter_context(torch.enable_grad())
             for device, dtype, enabled in self._autocast:
                 stack.enter_context(
