@@ -14,6 +14,7 @@ from questions import asked, plain_logits
 from state import snapshot
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_lrpx import LRP, AttnLRPx, LLMRelevance, LRPx, TokenLogits, zoo
@@ -138,6 +139,34 @@ def test_under_autocast(method):
     require_equal(method, forward, token_ids(), model=model)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_with_another_kernel_of_attention(method):
+    model = tiny("llama", attn="sdpa", layers=3)
+
+    def forward(ids):
+        with sdpa_kernel(SDPBackend.MATH):
+            return model(ids).logits
+
+    require_equal(method, forward, token_ids(), model=model)
+
+
+def test_the_default_device_is_that_of_the_first_run():
+    devices = []
+
+    def function(_x, y):
+        devices.append(torch.get_default_device().type)
+        return F.gelu(y) + F.gelu(y, approximate="tanh")
+
+    model = Stack(function)
+
+    def forward(x):
+        with torch.device("meta"):
+            return model(x)
+
+    LRPx(forward, model, checkpointing=True).attribute(vectors(), target=3)
+    assert devices == ["meta"] * 5
+
+
 def test_with_rules_that_are_attached_to_layers():
     recipe = replace(LRP, linear=Epsilon(0.1))
     require_equal(LRPx, tiny("gpt2", attn="sdpa", layers=3), token_ids(), recipe=recipe)
@@ -229,6 +258,21 @@ def test_tensors_of_one_block_are_there_at_a_time(method, monkeypatch):
     method(model, checkpointing=True).attribute_targets(ids, targets, targets_per_backward=1)
     assert len(there) == 3 * 5
     assert max(there[5:]) < 1.05 * max(there[:5])
+
+
+def test_what_no_rule_reads_is_not_kept_of_a_repeated_block(monkeypatch):
+    model, there, plain = tiny("llama", attn="sdpa", layers=3), [], Checkpoints._repeat
+
+    def repeat(checkpoints, run):
+        plain(checkpoints, run)
+        pieces = [each() for each in run.pieces]
+        there.append(sum(each is not None and each.found is not None for each in pieces))
+
+    monkeypatch.setattr(Checkpoints, "_repeat", repeat)
+    for fast in (False, True):
+        LRPx(model, checkpointing=True, fast=fast).attribute(token_ids(), target=TARGET)
+    everything, economical = there[:2], there[2:]
+    assert 0 < max(economical) < 0.5 * min(everything)
 
 
 class Largest(TorchDispatchMode):
@@ -561,3 +605,13 @@ def test_experts_are_no_blocks():
     trunk = nn.ModuleList(Mixture() for _ in range(2))
     model = nn.ModuleDict({"trunk": trunk, "head": nn.Linear(2, 2)})
     assert blocks_of(model) == [list(trunk)]
+
+
+def test_blocks_of_classes_that_take_turns():
+    class Other(Block):
+        pass
+
+    alike, other = (nn.Sequential(*(Block(None) for _ in range(2))), Other(None))
+    mixed = nn.ModuleList([Block(None), other, Block(None)])
+    model = nn.ModuleDict({"first": alike, "second": mixed, "no": nn.ModuleList([nn.Linear(2, 2)])})
+    assert blocks_of(model) == [list(alike), list(mixed)]

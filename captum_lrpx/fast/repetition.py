@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn.attention import _cur_sdpa_kernel_backends, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -112,19 +113,14 @@ def _own(value: Any, tensors: list[Tensor], copies: WeakTensorKeyDictionary | No
             return _copied(value, tensors, copies)
         tensors.append(value)
         return value
-    if type(value) is tuple:
-        return tuple(_own(each, tensors, copies) for each in value)
-    held = getattr(value, "__dict__", {})
-    if isinstance(value, (nn.Module, type)) or callable(value):
-        return value
-    if not held and not isinstance(value, (list, dict)):
+    if type(value) in (tuple, list):
+        return type(value)(_own(each, tensors, copies) for each in value)
+    if type(value) is dict:
+        return {key: _own(each, tensors, copies) for key, each in value.items()}
+    if not hasattr(value, "__dict__") or isinstance(value, (dict, list)) or callable(value):
         return value
     twin = copy.copy(value)  # a cache, to which the block adds its keys and values
-    if isinstance(value, dict):
-        twin.update((key, _own(each, tensors, None)) for key, each in value.items())
-    elif isinstance(value, list):
-        twin[:] = [_own(each, tensors, None) for each in value]
-    for name, each in held.items():
+    for name, each in vars(value).items():
         vars(twin)[name] = _own(each, tensors, None)
     return twin
 
@@ -148,7 +144,7 @@ def _apart(tensor: Tensor) -> Tensor:
 
 
 class _Circumstances:
-    """Random numbers and autocast of now.
+    """Random numbers, autocast, default device and kernels of attention, as they are now.
 
     Args:
         values: Among them the tensors whose devices count.
@@ -165,6 +161,8 @@ class _Circumstances:
         self._kind = next((device for device in devices if device != "cpu"), "cuda")
         self._random = torch.get_rng_state()
         self._devices, self._states = get_device_states(*values)
+        self._default = torch.get_default_device()
+        self._kernels = _cur_sdpa_kernel_backends()
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -177,6 +175,10 @@ class _Circumstances:
                 stack.enter_context(
                     torch.autocast(device, dtype, enabled=enabled, cache_enabled=self._caches)
                 )
+            if self._default.type != "cpu":
+                stack.enter_context(self._default)
+            if self._kernels != _cur_sdpa_kernel_backends():
+                stack.enter_context(sdpa_kernel(self._kernels))
             stack.enter_context(torch.random.fork_rng(self._devices, device_type=self._kind))
             torch.set_rng_state(self._random)
             set_device_states(self._devices, self._states, device_type=self._kind)
