@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
@@ -37,13 +37,16 @@ if TYPE_CHECKING:
     from captum_lrpx.methods import Subject
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["certified"]
+__all__ = ["Certify", "certified"]
 
 _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
 """What sums of products in another order may differ by, relative to the largest output."""
+
+Certify = bool | Literal["full"]
+"""Whether to check an explanation, and whether to audit it whatever has been audited before."""
 
 _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
