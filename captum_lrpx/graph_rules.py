@@ -46,7 +46,7 @@ class Action(NamedTuple):
     factors: tuple[float | None, ...] = ()
 
 
-Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched"]
+Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched", "again"]
 
 
 class Problem(NamedTuple):
@@ -85,11 +85,13 @@ class Plan:
         problems: What has no rule.
         factors: For each node that relevance goes through, the factors of its operands; None for
             one that gets nothing.
+        in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
     """
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     factors: dict[int, Factors] = field(default_factory=dict)
+    in_norms: set[int] = field(default_factory=set)
 
     @property
     def alive(self) -> KeysView[int]:
@@ -149,7 +151,6 @@ class _Planner:
         self.seen = seen
         self.plan = Plan()
         self.reached: set[Edge] = set()  # results that relevance goes to
-        self._in_norms: set[int] = set()  # what computes a scale that has its ordinary gradient
 
     def plain(self, number: int) -> Factors:
         """The factors of an operation that is left alone."""
@@ -171,13 +172,13 @@ class _Planner:
 
     def _by_role(self, number: int) -> Factors:
         role = self.roles[number].role
-        if number in self._in_norms:
+        if number in self.plan.in_norms:
             self._stay_in_norm(number)
         elif role == "activation":
             self._activation(number)
         elif role == "norm":
             if not self._rule("norm", number).own_gradient:
-                self.plan.actions.append(Action(number, self.graph.names[number], "norm"))
+                self._replaced(number, "norm")
         elif role in ("undecided", "unknown") and not self._is_mean(number):
             self._problem(number, role)
         else:
@@ -195,7 +196,7 @@ class _Planner:
         """What a scale is computed from belongs to the norm as well, as far as the squares."""
         if self.graph.names[number] not in _ENDS_OF_SCALES:
             taken = self.graph.operands[number]
-            self._in_norms.update(edge.node for edge in taken if edge is not None)
+            self.plan.in_norms.update(edge.node for edge in taken if edge is not None)
 
     def _activation(self, number: int) -> None:
         name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
@@ -206,7 +207,14 @@ class _Planner:
         elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
             self._problem(number, "unwatched" if inputs is None else "hidden")
         else:
-            self.plan.actions.append(Action(number, name, "secant"))
+            self._replaced(number, "secant")
+
+    def _replaced(self, number: int, rule: Literal["norm", "secant"]) -> None:
+        """Replace a gradient by what is found from the tensors that its node has saved."""
+        if nodes.is_checkpointed(self.graph.nodes[number]):
+            self._problem(number, "again")
+        else:
+            self.plan.actions.append(Action(number, self.graph.names[number], rule))
 
     # Factors ----------------------------------------------------------------------------------
 
@@ -237,7 +245,7 @@ class _Planner:
             if (edge := edges[place]) is not None and self.roles[edge.node].nature == "scale"
         }
         if scales and self._rule("norm", number).own_gradient:
-            self._in_norms |= scales
+            self.plan.in_norms |= {number, *scales}
             return self.plain(number)
         # A sum of softmax weights and something else: they are constant where weights are.
         weights = operation.weights if attention.constant_weights else ()
@@ -303,6 +311,7 @@ _REASONS: Final[dict[Why, str]] = {
     "hidden": "it hides what an activation inside of it is given",
     "in place": "it works in place on a view of another tensor, which hides what it does",
     "unwatched": "the forward pass has taken a way here that it had not taken before",
+    "again": "it is inside of torch.utils.checkpoint, which computes its operands once more",
 }
 
 _REMEDIES: Final[dict[Why, str]] = {
@@ -316,6 +325,7 @@ _REMEDIES: Final[dict[Why, str]] = {
     ),
     "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
     "unwatched": "Call it again: the next pass is watched.",
+    "again": "Take torch.utils.checkpoint out and pass checkpointing=True, which saves as much.",
 }
 
 _WAY_OUT: Final = (

@@ -59,15 +59,16 @@ def linear_attachments(
     ]
     with_rules = any("rule" in vars(module) for module in modules)
     overridden = any(override.rule.role == "linear" for override in recipe.overrides)
-    if not (with_rules or overridden) and recipe.linear.is_plain:
+    if not (with_rules or overridden) and recipe.linear.leaves_alone:
         return attachments
     layers = linear_layers(model)
     if with_rules:
         warn_of_unused_rules(model, layers.keys())
     for module, path in layers.items():
         rule: Any = captum_rule(module, path) or recipe.rule_for("linear", path)
-        if not rule.is_plain:
-            attachments.append(Attachment(module, rule.patch(module, path)))
+        patch = rule.patch(module, path)
+        if patch is not None:
+            attachments.append(Attachment(module, patch))
     return attachments
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.rules.base import Forward, Patch
 
-__all__ = ["Attachment", "Patched"]
+__all__ = ["Attachment", "Patched", "not_copied"]
 
 
 class Attachment(NamedTuple):
@@ -33,6 +33,14 @@ class Attachment(NamedTuple):
 
     module: nn.Module
     patch: Patch
+
+
+def not_copied() -> RuntimeError:
+    """The error for what is on a model for a while and must not be in a copy of it."""
+    return RuntimeError(
+        "A model cannot be copied or pickled while rules are attached to it (inside of "
+        "`with propagation(model)`): do it before or behind that block."
+    )
 
 
 # Attaching ------------------------------------------------------------------------------------
@@ -66,10 +74,7 @@ class _Dispatcher:
         return call(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RuntimeError(
-            "A model cannot be copied or pickled while rules are attached to it (inside of "
-            "`with propagation(model)`): do it before or behind that block."
-        )
+        raise not_copied()
 
     def _innermost(self) -> Patched | None:
         for active in reversed(_stack()):

@@ -19,7 +19,7 @@ from captum_lrpx.linear_rules import linear_attachments
 from captum_lrpx.models import model_in
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import looks_only
-from captum_lrpx.patching import Patched
+from captum_lrpx.patching import Patched, not_copied
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.trace.graph import node_of
 from captum_lrpx.trace.watch import tensors_in
@@ -106,6 +106,9 @@ class _Calls:
         self._call = ExitStack()
         self._form: tuple[Hashable, ...] = ()
         self._depth = 0
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise not_copied()
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import transformers
 from huggingface_hub import HfApi
 
 from captum_lrpx import Explanation, cli, compare, explain, loading, zoo

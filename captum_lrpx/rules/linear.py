@@ -29,13 +29,13 @@ class LinearRule(Rule):
     role: ClassVar[str] = "linear"
 
     @property
-    def is_plain(self) -> bool:
-        """Whether layers are left alone: their own gradient is the rule."""
+    def leaves_alone(self) -> bool:
+        """Whether the layer's own gradient is the rule, whatever the layer."""
         return False
 
     @abstractmethod
-    def patch(self, module: nn.Module, path: str) -> Patch:
-        """What runs in the place of a layer's forward, and gives its values.
+    def patch(self, module: nn.Module, path: str) -> Patch | None:
+        """What runs in the place of a layer's forward, and gives its values; None for nothing.
 
         Args:
             module: The layer.
@@ -64,12 +64,14 @@ class Epsilon(LinearRule):
         _check_non_negative("epsilon", self.stabilizer)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether epsilon is 0."""
+    def leaves_alone(self) -> bool:
+        """With epsilon = 0."""
         return self.stabilizer == 0
 
-    def patch(self, module: nn.Module, path: str) -> Patch:  # noqa: ARG002 - of any class
+    def patch(self, module: nn.Module, path: str) -> Patch | None:  # noqa: ARG002 - of any class
         """Damp the gradient of the output."""
+        if self.leaves_alone:
+            return None
 
         def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
             return functional.epsilon(forward(*args, **kwargs), self.stabilizer)

@@ -30,6 +30,7 @@ __all__ = [
     "function_of",
     "gated",
     "has_secant",
+    "is_checkpointed",
     "scaled",
     "secant",
 ]
@@ -245,6 +246,13 @@ def gated(node: Any) -> Hook:
 
 
 # Norms --------------------------------------------------------------------------------------------
+
+
+def is_checkpointed(node: Any) -> bool:
+    """Whether what a node has saved is computed again, by PyTorch, and can be read only once."""
+    names = (name for name in dir(node) if name.startswith("_raw_saved_"))
+    kept = (getattr(getattr(node, name), "data", None) for name in names)
+    return any(type(each).__module__ == "torch.utils.checkpoint" for each in kept)
 
 
 def frozen_norm(node: Any, name: str) -> Hook:
