@@ -38,7 +38,9 @@ __all__ = [
 Gradients = tuple["Tensor | None", ...]
 Hook = Callable[[Gradients, Gradients], "Gradients | None"]
 
-HOMOGENEOUS: Final = frozenset({"Relu", "LeakyRelu", "Prelu", "PreluKernel", "Abs"})
+HOMOGENEOUS: Final = frozenset(
+    {"Relu", "LeakyRelu", "RreluWithNoise", "Prelu", "PreluKernel", "Abs"}
+)
 """Activations whose own gradient is the secant slope: a line on either side of 0."""
 
 GATES: Final = frozenset(

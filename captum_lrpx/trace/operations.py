@@ -88,8 +88,9 @@ _WITH_SUMMAND: Final = _names("Addmm Baddbmm Addbmm Addmv Addr Addcmul")
 _PRODUCTS: Final = _names("Mul Addcmul")
 
 _ACTIVATIONS: Final = _names(
-    "Gelu Silu Relu LeakyRelu Prelu PreluKernel Elu Selu Celu Mish Hardswish Hardtanh "
-    "Hardshrink Softshrink Tanh Erf Abs Square Pow Relu6 Threshold Sinh Atan Asinh Sgn GeLUFunction"
+    "Gelu Silu Relu LeakyRelu RreluWithNoise Prelu PreluKernel Elu Selu Celu Mish Hardswish "
+    "Hardtanh Hardshrink Softshrink Tanh Erf Abs Square Pow Relu6 Threshold Sinh Atan Asinh Sgn "
+    "GeLUFunction"
 )
 _CLAMPS: Final = _names("Clamp ClampMin ClampMax")
 _GATE_FUNCTIONS: Final = _names(
