@@ -7,6 +7,7 @@ import pytest
 import torch
 from rule_cases import Function
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from transformers.activations import ACT2FN
 
 from captum_lrpx import propagation
@@ -181,17 +182,23 @@ def test_at_zero_the_slope_is_a_limit(name, zero):
 
 
 def test_limit_at_zero():
-    zero = torch.zeros(2, dtype=torch.float64)
+    assert slopes.limit_at_zero(torch.sin) == 1
+    assert slopes.limit_at_zero(torch.cos) == 0
+    assert slopes.limit_at_zero(lambda z: 3 * z) == 3
+    assert slopes.limit_at_zero(lambda z: 2 * z + 1) == 0
 
-    def limit(function):
-        return slopes.limit_at_zero(function, zero).tolist()
 
-    assert limit(torch.sin) == [1, 1]
-    assert limit(torch.cos) == [0, 0]
-    assert limit(lambda z: 3 * z) == [3, 3]
-    assert limit(lambda z: torch.stack([z[0] * 2, z[1] + 1])) == [2, 0]
-    with torch.no_grad():
-        assert limit(torch.sin) == [1, 1]
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.sigmoid, torch.exp, torch.exp2, torch.erfc, F.hardsigmoid, F.logsigmoid, F.softplus,
+        lambda z: F.softplus(z, beta=2), F.silu, F.mish, lambda z: F.celu(z, 0.3), torch.asinh,
+    ],
+)  # fmt: skip
+def test_at_zero_the_slope_is_the_derivative(function):
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(function(zero), zero)
+    torch.testing.assert_close(slope_of(Function(function), zero), expected, rtol=1e-7, atol=0)
 
 
 def test_limits_for_each_feature():

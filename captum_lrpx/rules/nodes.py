@@ -8,6 +8,7 @@ and PyTorch then computes nothing in its branch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -43,10 +44,19 @@ HOMOGENEOUS: Final = frozenset(
 )
 """Activations whose own gradient is the secant slope: a line on either side of 0."""
 
-GATES: Final = frozenset(
-    {"Sigmoid", "Hardsigmoid", "Softplus", "LogSigmoid", "Exp", "Exp2", "Erfc"}
-)
-"""Functions that are not 0 at 0: they matter where they are added, not where they multiply."""
+GATES: Final[Mapping[str, float]] = {
+    "Sigmoid": 1 / 4,
+    "Hardsigmoid": 1 / 6,
+    "Softplus": 1 / 2,
+    "LogSigmoid": 1 / 2,
+    "Exp": 1.0,
+    "Exp2": math.log(2),
+    "Erfc": -2 / math.sqrt(math.pi),
+}
+"""Functions that are not 0 at 0, with their slopes there.
+
+They matter where they are added, not where they multiply.
+"""
 
 NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
@@ -121,11 +131,6 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
 }
 
 
-def _without_constant(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``g(z) - g(0)``: the constant, as in ``1 + tanh(z)``, belongs to no input."""
-    return lambda z: function(z) - function(z.new_zeros(()))
-
-
 _CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor]]]] = {
     "Silu": lambda _: torch.sigmoid,
     "Gelu": lambda s: slopes.tanh_gelu if s["approximate"] == "tanh" else slopes.gelu,
@@ -185,10 +190,10 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
-    if name in GATES:  # in double precision, as the constant may be large beside the rest
+    if name in GATES:  # the constant, as in 1 + tanh(z), belongs to no input
         wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
-        value = _without_constant(function)(wide)
-        return slopes.ratio(wide, value, _limit(name, saved, function, z)).to(z.dtype)
+        value = function(wide) - function(wide.new_zeros(()))
+        return slopes.ratio(wide, value, GATES[name]).to(z.dtype)
     return slopes.ratio(z, function(z), _limit(name, saved, function, z))
 
 
@@ -196,18 +201,14 @@ def _limit(
     name: str, saved: Mapping[str, Any], function: Callable[[Tensor], Tensor], z: Tensor
 ) -> float | Tensor:
     """The slope of an activation at 0."""
-    numbers = {key: each for key, each in saved.items() if not isinstance(each, torch.Tensor)}
-    if name.startswith("Clamp") and numbers.keys() != saved.keys():  # limits for each element
-        return slopes.limit_at_zero(function, torch.zeros_like(z))
-    return _limit_of_all(name, tuple(numbers.items()))
+    if any(isinstance(each, torch.Tensor) for each in saved.values()):  # of a clamp
+        return (function(torch.zeros_like(z)) == 0).to(z.dtype)
+    return _limit_of_all(name, tuple(saved.items()))
 
 
 @cache
-def _limit_of_all(name: str, numbers: tuple[tuple[str, Any], ...]) -> float:
-    function = _FUNCTIONS[name](torch.ops.aten, dict(numbers))
-    if name in GATES:
-        function = _without_constant(function)
-    return float(slopes.limit_at_zero(function, torch.zeros((), dtype=torch.float64, device="cpu")))
+def _limit_of_all(name: str, saved: tuple[tuple[str, Any], ...]) -> float:
+    return slopes.limit_at_zero(_FUNCTIONS[name](torch.ops.aten, dict(saved)))
 
 
 def _arguments_of(node: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["bloom_gelu", "gelu", "limit_at_zero", "ratio", "tanh", "tanh_gelu"]
 
 _TANH_GELU_CUBIC: Final = 0.044715
+_TINY: Final = 1e-150  # nothing but the slope is left of a function
 _BLOOM_GELU_SCALE: Final = 0.79788456  # sqrt(2 / pi) as BLOOM rounds it
 
 
@@ -45,18 +46,16 @@ def tanh(z: Tensor) -> Tensor:
     return torch.where(z == 0, 1.0, torch.tanh(z) / torch.where(z == 0, 1.0, z))
 
 
-def limit_at_zero(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
-    """The limit of ``g(z) / z`` at zero: ``g'(0)`` where ``g(0) = 0``, else 0.
+def limit_at_zero(function: Callable[[Tensor], Tensor]) -> float:
+    """The limit of ``g(z) / z`` at zero from above: ``g'(0)`` where ``g(0) = 0``, else 0.
 
     Args:
-        function: ``g``, element-wise; under ``torch.func.vmap`` too, as backward passes may be.
-        zero: A tensor of zeros of the shape that ``g`` takes.
-
-    Returns:
-        The limits, of that shape.
+        function: ``g``, the same for each number, and exact around zero in relative terms.
     """
-    slope = torch.func.grad(lambda z: function(z).sum())(zero)
-    return torch.where(function(zero) == 0, slope, 0.0)
+    # Without autograd, which a backward pass may not have, as one under torch.func.vmap.
+    z = torch.tensor([0.0, _TINY], dtype=torch.float64, device="cpu")
+    of_zero, of_tiny = function(z).tolist()
+    return of_tiny / _TINY if of_zero == 0 else 0.0
 
 
 def ratio(z: Tensor, value: Tensor, limit: float | Tensor) -> Tensor:
