@@ -6,21 +6,14 @@ from models import FAMILIES, MORE_FAMILIES, outputs, tiny, token_ids
 from torch import nn
 
 from captum_lrpx import AttnLRPx, LayerLRPx, LogitDifference, LRPx, TokenLogits, TokenSum
-from captum_lrpx.attr import engine
-from captum_lrpx.fast import direct, narrow
+from captum_lrpx.fast import narrow
 from captum_lrpx.fast.saved import Saved
 from captum_lrpx.recipes import NAMED_RECIPES
 from captum_lrpx.traced import TracedPass
 
+pytestmark = pytest.mark.usefixtures("everything_fast")
+
 METHODS = [LRPx, AttnLRPx]
-
-
-@pytest.fixture(autouse=True)
-def worth_it(monkeypatch):
-    """However small."""
-    monkeypatch.setattr(engine, "_FEW_POSITIONS", 0)
-    monkeypatch.setattr(narrow, "_WORTH_IT", 0)
-    monkeypatch.setattr(direct, "_WORTH_IT", 0)
 
 
 def kept(method, model, ids):
