@@ -1,26 +1,33 @@
 """Peak memory and time of a long input, with and without checkpointed blocks.
 
-    OMP_NUM_THREADS=1 python benchmarks/checkpointing.py [--model smollm2] [--length 2048]
+    OMP_NUM_THREADS=1 python benchmarks/checkpointing.py [--model smollm2] [--length 4096]
 
-Memory is what one attribution adds to its process at the peak, in a process of its own. The
-relevances of both are compared, and the process time of both is measured once.
+Memory is what the first attribution adds to the resident memory of a process of its own at its
+peak, with the allocator as it is: the largest it has been (``ru_maxrss``) less what it was when the
+model was loaded and had run once. The process time is that of the same attribution. The relevances
+of both ways are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from harness import child_peak, machine, peak_of
+from harness import machine
 from shapes import SHAPES, build
 
 from captum_lrpx import AttnLRPx, LRPx, TokenLogits
-from captum_lrpx.memory import estimate
 
 METHODS: dict[str, type[LRPx]] = {"LRPx": LRPx, "AttnLRPx": AttnLRPx}
+WAYS = ("without", "with")
 
 
 def attribute(model: Any, method: str, length: int, *, checkpointing: bool) -> torch.Tensor:
@@ -34,55 +41,65 @@ def attribute(model: Any, method: str, length: int, *, checkpointing: bool) -> t
     return relevances
 
 
+def one(options: argparse.Namespace) -> None:
+    """Measure one way of one method in this process, and keep its relevances."""
+    method, way, file = options.one
+    model = build(options.model)
+    with torch.no_grad():
+        model(torch.randint(5, 1000, (1, 8)))
+    before, start = _peak(), time.process_time()
+    relevances = attribute(model, method, options.length, checkpointing=way == "with")
+    print(json.dumps([_peak() - before, time.process_time() - start]))
+    torch.save(relevances, file)
+
+
+def _peak() -> float:
+    """The largest that this process has been, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def row(method: str, options: argparse.Namespace) -> None:
+    """Measure one method in processes of their own and print its row."""
+    found, relevances = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for way in WAYS if not options.only_with else WAYS[1:]:
+            file = Path(folder) / way
+            command = [__file__, "--model", options.model, "--length", str(options.length)]
+            command += ["--one", method, way, str(file)]
+            result = subprocess.run(  # noqa: S603 - the benchmark itself
+                [sys.executable, *command], check=True, capture_output=True, text=True
+            )
+            found.append(json.loads(result.stdout.strip().splitlines()[-1]))
+            relevances.append(torch.load(file))
+    memory, seconds = zip(*found, strict=True)
+    if options.only_with:
+        print(f"| {method} | | {memory[0]:.0f} | | {seconds[0]:.0f} s | |", flush=True)
+        return
+    print(
+        f"| {method} | {memory[0]:.0f} | {memory[1]:.0f} | {memory[1] / memory[0]:.2f} "
+        f"| {seconds[1] / seconds[0]:.2f} | {torch.equal(*relevances)} |",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2", choices=list(SHAPES))
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # method, with or without
+    parser.add_argument("--only-with", action="store_true", help="for lengths that fit one way")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # method, way, file
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = build(options.model)
     if options.one:
-        method, checkpointing = options.one[0], options.one[1] == "with"
-
-        def run() -> torch.Tensor:
-            return attribute(model, method, options.length, checkpointing=checkpointing)
-
-        print(json.dumps(peak_of(run)))
+        one(options)
         return
-    print(
-        f"{machine()}\n{options.model}, {options.length} tokens, {next(model.parameters()).dtype}\n"
-    )
-    print(
-        "| | MB without | MB with | ratio | time with / without | equal | estimated without, with |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print(f"{machine()}\n{options.model}, {options.length} tokens, float32\n")
+    print("| | MiB without | MiB with | ratio | time with / without | equal |")
+    print("|---|---|---|---|---|---|")
     for method in options.methods:
-        row(model, method, options)
-
-
-def row(model: Any, method: str, options: argparse.Namespace) -> None:
-    """Measure one method and print its row."""
-    shape = ["--model", options.model, "--length", str(options.length)]
-    peaks = [child_peak(__file__, [*shape, "--one", method, way]) for way in ("without", "with")]
-    found, seconds = [], []
-    for checkpointing in (False, True):
-        start = time.process_time()
-        found.append(attribute(model, method, options.length, checkpointing=checkpointing))
-        seconds.append(time.process_time() - start)
-    recipe = METHODS[method].default_recipe
-    estimates = [
-        estimate(model, recipe, 1, options.length, checkpointing=checkpointing) / 2**20
-        for checkpointing in (False, True)
-    ]
-    print(
-        f"| {method} | {peaks[0]:.0f} | {peaks[1]:.0f} | {peaks[1] / peaks[0]:.2f} "
-        f"| {seconds[1] / seconds[0]:.2f} | {torch.equal(*found)} "
-        f"| {estimates[0]:.0f}, {estimates[1]:.0f} |",
-        flush=True,
-    )
+        row(method, options)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,13 @@ class Plan:
         problems: What has no rule.
         factors: For each node that relevance goes through, the factors of its operands; None for
             one that gets nothing.
+        in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
     """
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     factors: dict[int, Factors] = field(default_factory=dict)
+    in_norms: set[int] = field(default_factory=set)
 
     @property
     def alive(self) -> KeysView[int]:
@@ -148,7 +150,6 @@ class _Planner:
         self.seen = seen
         self.plan = Plan()
         self.reached: set[Edge] = set()  # results that relevance goes to
-        self._in_norms: set[int] = set()  # what computes a scale that has its ordinary gradient
 
     def plain(self, number: int) -> Factors:
         """The factors of an operation that is left alone."""
@@ -170,7 +171,7 @@ class _Planner:
 
     def _by_role(self, number: int) -> Factors:
         role = self.roles[number].role
-        if number in self._in_norms:
+        if number in self.plan.in_norms:
             self._stay_in_norm(number)
         elif role == "activation":
             self._activation(number)
@@ -194,7 +195,7 @@ class _Planner:
         """What a scale is computed from belongs to the norm as well, as far as the squares."""
         if self.graph.names[number] not in _ENDS_OF_SCALES:
             taken = self.graph.operands[number]
-            self._in_norms.update(edge.node for edge in taken if edge is not None)
+            self.plan.in_norms.update(edge.node for edge in taken if edge is not None)
 
     def _activation(self, number: int) -> None:
         name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
@@ -243,7 +244,7 @@ class _Planner:
             if (edge := edges[place]) is not None and self.roles[edge.node].nature == "scale"
         }
         if scales and self._rule("norm", number).own_gradient:
-            self._in_norms |= scales
+            self.plan.in_norms |= {number, *scales}
             return self.plain(number)
         # A sum of softmax weights and something else: they are constant where weights are.
         weights = operation.weights if attention.constant_weights else ()

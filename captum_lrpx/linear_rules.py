@@ -59,7 +59,7 @@ def linear_attachments(
     ]
     with_rules = any("rule" in vars(module) for module in modules)
     overridden = any(override.rule.role == "linear" for override in recipe.overrides)
-    if not (with_rules or overridden) and recipe.linear.patch(nn.Identity(), "") is None:
+    if not (with_rules or overridden) and recipe.linear.leaves_alone:
         return attachments
     layers = linear_layers(model)
     if with_rules:

@@ -42,14 +42,36 @@ def positions_after_padding(model: nn.Module) -> bool:
     return getattr(position_table_of(model), "padding_idx", None) is not None
 
 
-def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The blocks of a model: the members of its longest list of modules of one class.
+def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
+    """The blocks of a model: of its trunk, or of each if it has several.
 
-    Raises:
-        ValueError: If it has none.
+    A trunk is a ``torch.nn.ModuleList`` of modules that are made of others, alike or of a few
+    classes that take turns, and is in no block itself; an encoder-decoder has two. What a
+    ``torch.nn.Sequential`` holds are blocks if they are all alike.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        For each trunk its blocks, in their order; nothing for a module without any.
     """
-    lists = [tuple(each) for each in modules_of(model) if isinstance(each, nn.ModuleList)]
-    alike = [each for each in lists if len({type(block) for block in each}) == 1]
-    if not alike:
-        raise ValueError(f"{type(model).__name__} has no list of blocks (torch.nn.ModuleList).")
-    return max(alike, key=len)
+    found: list[list[nn.Module]] = []
+    waiting, seen = [model], {model}
+    while waiting:
+        module = waiting.pop()
+        children = list(module.children())
+        if _is_trunk(module, children):
+            found.append(children)
+        else:
+            waiting += [child for child in reversed(children) if child not in seen]
+            seen.update(children)
+    return found
+
+
+def _is_trunk(module: nn.Module, children: list[nn.Module]) -> bool:
+    classes = len(set(map(type, children)))
+    if isinstance(module, nn.ModuleList):
+        alike = classes == 1 or classes < len(children)
+    else:
+        alike = isinstance(module, nn.Sequential) and classes == 1
+    return alike and all(any(True for _ in child.children()) for child in children)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage import FORWARD_FUNCTION, Coverage, Operation
+from captum_lrpx.fast.checkpointing import Checkpoints, WatchOfBlocks
 from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
@@ -20,7 +21,7 @@ from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_reme
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import linear_attachments
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.patching import Patched
+from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rules.nodes import NEED_INPUT
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
@@ -60,6 +61,7 @@ class TracedPass:
         values: Whether to keep the result of each function, for a ledger.
         fast: Whether zeros need not be multiplied.
         lean: Whether, if so, what the rules do not read need not be kept either.
+        checkpointing: Whether blocks are computed once more in the backward pass.
         freeze: Whether the parameters of the model need no gradient.
         before: An earlier pass, on whose graph that of this one may build.
     """
@@ -74,6 +76,7 @@ class TracedPass:
         values: bool = False,
         fast: bool = False,
         lean: bool = True,
+        checkpointing: bool = False,
         freeze: bool = True,
         before: TracedPass | None = None,
     ) -> None:
@@ -81,7 +84,6 @@ class TracedPass:
         self._modules = modules_of(model)
         self._freeze = freeze
         self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
-        self._saved: Saved | None = None
         self._watched = watched or values
         self._values = values
         self.recipe = recipe
@@ -91,9 +93,14 @@ class TracedPass:
             if form is None
             else known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
         )
-        self._lean = self._fast and lean and self.form.surprises <= MOST_SURPRISES
         # Overrides speak of modules, which only a watched pass tells.
         self.form.watched |= bool(recipe.overrides) or (not fast and has_hints(model))
+        self._economical = self._fast and lean and self.form.surprises <= MOST_SURPRISES
+        economy = self.form.economy if self._economical else None
+        self._saved = Saved(economy) if self._economical else None
+        self._blocks: Checkpoints | None = None
+        if checkpointing and not values:
+            self._saved = self._blocks = Checkpoints(economy, _FUNCTIONS_WITH_INPUT)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
         self.watch: Watch | None = None
@@ -107,10 +114,12 @@ class TracedPass:
     def opened(self) -> Iterator[TracedPass]:
         """The pass, to be run inside of a ``with`` block."""
         warn_if_training(self._modules)
-        linear = linear_attachments(self.model, self._modules, self.recipe)
+        attachments = linear_attachments(self.model, self._modules, self.recipe)
+        if self._blocks is not None:
+            attachments += [Attachment(*each) for each in self._blocks.patches(self.model)]
         with ExitStack() as stack:
             stack.callback(self.release)
-            stack.enter_context(Patched(self._modules, linear, freeze=self._freeze))
+            stack.enter_context(Patched(self._modules, attachments, freeze=self._freeze))
             stack.enter_context(self.watching())
             yield self
 
@@ -126,20 +135,20 @@ class TracedPass:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
                 stack.enter_context(results_of(entries, self._outputs))
                 if self.form.needs_inputs:
-                    self._inputs = stack.enter_context(
-                        Watch((), _FUNCTIONS_WITH_INPUT, names=False)
-                    ).inputs
+                    self._inputs = stack.enter_context(self._watch((), names=False)).inputs
             else:
-                self.watch = stack.enter_context(
-                    Watch(self._modules, _FUNCTIONS_WITH_INPUT, values=self._values)
-                )
+                self.watch = stack.enter_context(self._watch(self._modules))
                 self._inputs = self.watch.inputs
                 if running is not None:
                     self.watch.enter(running)
-            if self._lean:
-                self._saved = Saved(self.form.economy)
+            if self._saved is not None:
                 stack.enter_context(self._saved)
             yield
+
+    def _watch(self, modules: Iterable[nn.Module], *, names: bool = True) -> Watch:
+        if self._blocks is not None:
+            return WatchOfBlocks(self._blocks, modules, _FUNCTIONS_WITH_INPUT, names=names)
+        return Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values, names=names)
 
     def release(self) -> None:
         """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
@@ -165,8 +174,10 @@ class TracedPass:
             return
         graph, plan = self.read(outputs)
         assert self.structure is not None  # noqa: S101 - the graph has been read
-        if self._saved is not None and self.form.economy is None:
+        if self._saved is not None and self._economical and self.form.economy is None:
             self.form.economy = economy_of(graph, plan, self._saved)
+        if self._blocks is not None:
+            self._blocks.allow(self.form.economy if self._economical else None, graph.key)
         if self._fast and at_once == 1:
             self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
             self.handles += direct(graph, plan)

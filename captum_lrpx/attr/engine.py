@@ -184,6 +184,7 @@ def forward_pass(
             values=values,
             fast=attribution.economical and not watched,
             lean=any(map(_is_large, inputs)),
+            checkpointing=attribution.checkpointing,
         )
         with (
             torch.enable_grad(),

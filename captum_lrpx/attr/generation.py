@@ -278,6 +278,7 @@ class LLMRelevance(Attribution):
             strict=method.strict,
             fast=method.economical,
         )
+        reading.checkpointing = method.checkpointing
         with forward_pass(
             reading, (read,), None, layers=[layer], at_input=at_input, at_inputs=False
         ) as passed:

@@ -15,6 +15,7 @@ from captum_lrpx.coverage import without_a_trace
 from captum_lrpx.memory import require_memory
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+from captum_lrpx.structure import blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,9 +38,11 @@ class RelevanceProtocol:
 
     Attributes:
         economical: Whether a graph need not keep what no rule reads.
+        checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
     """
 
     economical: bool = False
+    checkpointing: bool = False
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         """Refuse inputs that are too large before anything is computed.
@@ -123,6 +126,11 @@ class LRPRules(RelevanceProtocol):
         self.checkpointing = checkpointing
         self.strict = strict
         self.economical = fast
+        if checkpointing and not blocks_of(self.model):
+            raise ValueError(
+                f"{type(self.model).__name__} has no blocks that could be computed once more (a "
+                "torch.nn.ModuleList of modules of one class): leave `checkpointing` out."
+            )
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         """Refuse inputs that are too large before anything is computed.

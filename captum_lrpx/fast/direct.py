@@ -127,7 +127,7 @@ def _values_only(
     key: Tensor,
     _value: Tensor,
     _out: Tensor,
-    logsumexp: Tensor,
+    _logsumexp: Tensor,
     _dropout: float,
     is_causal: bool,
     *,
@@ -136,27 +136,31 @@ def _values_only(
 ) -> tuple[None, None, Tensor]:
     """``A^T grad`` for the values, from as many rows of the weights as memory is meant for."""
     batch, heads, rows, size = query.shape
-    length, groups = key.shape[2], key.shape[1]
+    groups, length = key.shape[1:3]
     query = query * (size**-0.5 if scale is None else scale)
-    keys = key.repeat_interleave(heads // groups, 1).transpose(-1, -2)
-    found = gradient.new_zeros(batch, heads, length, gradient.shape[-1])
+    found = gradient.new_zeros(batch, groups, length, gradient.shape[-1])
     step = max(1, _BUDGET // (batch * heads * length))
     if is_causal:
         step = min(step, _ROWS)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         seen = min(part.stop, length) if is_causal else length
-        scores = query[:, :, part] @ keys[..., :seen]
-        if is_causal:
-            later = scores.new_full((part.stop - start, seen - start), -torch.inf).triu_(1)
-            scores[..., start:] += later
+        grouped = query[:, :, part].reshape(batch, groups, -1, size)
+        scores = (grouped @ key[:, :, :seen].transpose(-1, -2)).view(batch, heads, -1, seen)
+        if is_causal:  # to add is several times as fast as to fill with a mask
+            scores[..., start:] += scores.new_full(
+                (part.stop - start, seen - start), -torch.inf
+            ).triu_(1)
         elif attn_mask is not None:
             scores += _rows_of(attn_mask, part)
-        weights = (scores - logsumexp[:, :, part, None]).exp_()
+        weights = torch.softmax(scores, -1)
         if attn_mask is not None:
             weights.nan_to_num_(nan=0.0)  # of a row that may attend to nothing
-        found[:, :, :seen] += weights.transpose(-1, -2) @ gradient[:, :, part]
-    return None, None, found.view(batch, groups, -1, length, found.shape[-1]).sum(2)
+        weights = weights.view(batch, groups, -1, seen).transpose(-1, -2)
+        found[:, :, :seen] += weights @ gradient[:, :, part].reshape(
+            batch, groups, -1, gradient.shape[-1]
+        )
+    return None, None, found
 
 
 def _rows_of(mask: Tensor, rows: slice) -> Tensor:

@@ -13,10 +13,12 @@ LRPx on a Llama keeps a third of what the graph alone would.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrpx.rules import nodes
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Economy", "Saved", "economy_of"]
+__all__ = ["Economy", "Numbered", "Saved", "economy_of"]
 
 _PREFIX: Final = "_raw_saved_"
 
@@ -73,6 +75,24 @@ class Economy:
     absent: Mapping[int, bool] = field(default_factory=dict)
     again: Mapping[int, tuple[int, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
 
+    @cached_property
+    def sources(self) -> frozenset[int]:
+        """Those from which others are computed again."""
+        return frozenset(source for source, _ in self.again.values())
+
+
+class Numbered:
+    """Stands for a saved tensor.
+
+    Attributes:
+        number: The order in which it was saved.
+    """
+
+    __slots__ = ("__weakref__", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
 
 class _Absent:
     """Stands for a saved tensor that is not kept."""
@@ -99,15 +119,15 @@ class _Again:
         self.function = function
 
 
-class _Kept:
+class _Kept(Numbered):
     """A saved tensor, and how often it had been written to by then."""
 
-    __slots__ = ("number", "tensor", "version")
+    __slots__ = ("tensor", "version")
 
     def __init__(self, tensor: Tensor, number: int) -> None:
+        super().__init__(number)
         self.tensor = tensor
         self.version = tensor._version  # noqa: SLF001 - as autograd itself does
-        self.number = number
 
     def value(self) -> Tensor:
         if self.tensor._version != self.version:  # noqa: SLF001
@@ -134,7 +154,6 @@ class Saved(saved_tensors_hooks):
         self.economy = economy or Economy(None, 0)
         self.count = 0
         self._sources: dict[int, _Kept] = {}
-        self._wanted = {source for source, _ in self.economy.again.values()}
         super().__init__(self._pack, self._unpack)
 
     def fits(self, key: Hashable) -> bool:
@@ -147,14 +166,17 @@ class Saved(saved_tensors_hooks):
     def _pack(self, tensor: Tensor) -> Any:
         number = self.count
         self.count += 1
-        owns = self.economy.absent.get(number)
+        return self._packed(tensor, number, self.economy)
+
+    def _packed(self, tensor: Tensor, number: int, economy: Economy) -> Any:
+        owns = economy.absent.get(number)
         if owns is not None and type(tensor) is Tensor:
             return _Absent(tensor, owns=owns)
-        again = self.economy.again.get(number)
+        again = economy.again.get(number)
         if again is not None and again[0] in self._sources:
             return _Again(self._sources[again[0]], again[1])
         kept = _Kept(tensor, number)
-        if number in self._wanted:
+        if number in economy.sources:
             self._sources[number] = kept
         return kept
 
@@ -179,7 +201,7 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
     places = _places(graph)
     key = graph.key
     dead = set(range(len(graph.nodes))) - plan.alive
-    if any(hasattr(graph.nodes[number], "saved_tensors") for number in dead):
+    if any(isinstance(graph.nodes[number], BackwardCFunction) for number in dead):
         # A function of Python's computes its gradient even where it is given none.
         return Economy(key, saved.count)
     actions = {action.number: action.rule for action in plan.actions if action.rule != "factors"}
@@ -207,7 +229,7 @@ def _places(graph: Graph) -> dict[tuple[int, str], int]:
             if attribute.startswith(_PREFIX):
                 # Not what it stands for: others' hooks may allow that to be asked only once.
                 kept = getattr(getattr(node, attribute), "data", None)
-                if type(kept) is _Kept:
+                if isinstance(kept, Numbered):
                     found[number, attribute.removeprefix(_PREFIX)] = kept.number
     return found
 

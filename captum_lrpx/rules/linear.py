@@ -28,6 +28,11 @@ class LinearRule(Rule):
 
     role: ClassVar[str] = "linear"
 
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether the layer's own gradient is the rule, whatever the layer."""
+        return False
+
     @abstractmethod
     def patch(self, module: nn.Module, path: str) -> Patch | None:
         """What runs in the place of a layer's forward, and gives its values; None for nothing.
@@ -58,9 +63,14 @@ class Epsilon(LinearRule):
     def __post_init__(self) -> None:
         _check_non_negative("epsilon", self.stabilizer)
 
+    @property
+    def leaves_alone(self) -> bool:
+        """With epsilon = 0."""
+        return self.stabilizer == 0
+
     def patch(self, module: nn.Module, path: str) -> Patch | None:  # noqa: ARG002 - of any class
         """Damp the gradient of the output."""
-        if self.stabilizer == 0:
+        if self.leaves_alone:
             return None
 
         def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:

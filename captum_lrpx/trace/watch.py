@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import name_of, node_of
+from captum_lrpx.trace.origins import Called, Origins, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,7 @@ class Watch(TorchFunctionMode):
         entered: The modules of the model that were called from outside of it.
         outputs: Nodes of what these returned.
         values: For each result of a node, its value, if that was asked for.
+        origins: The constants in its functions, if values were asked for; else None.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class Watch(TorchFunctionMode):
         self.values: dict[tuple[Node, int], Tensor] = {}
         self._keeps_values = values
         self._by_storage: dict[int, list[tuple[dict[Any, Tensor], Any]]] = {}
+        modules = list(modules)
         self._modules = frozenset(map(id, modules))
+        self.origins = Origins(modules) if values else None
         self.calls: dict[Node, Call] = {}
         self.inputs: dict[Node, Tensor] = {}
         self.detached: set[Node] = set()
@@ -146,7 +150,12 @@ class Watch(TorchFunctionMode):
             made = _distinct([*tensors_in(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, list(tensors_in(seen)), made, written)
+                taken = list(tensors_in(seen))
+                self._look(func, taken, made, written)
+                if self.origins is not None:
+                    module = self._running[-1] if self._running else None
+                    called = Called(func, name, args, kwargs or {}, taken, module)
+                    self._note(self.origins, called, made, partly=len(written) > 1)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
@@ -186,6 +195,14 @@ class Watch(TorchFunctionMode):
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
                     self._hidden[tensor] = kind
+
+    @staticmethod
+    def _note(origins: Origins, called: Called, made: list[Tensor], *, partly: bool) -> None:
+        node = node_of(made[0]) if torch.is_grad_enabled() else None
+        if node is not None:
+            origins.used(called, node, partly=partly)
+        elif called.is_constant:
+            origins.constant(called, made)
 
     def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
         if tensor.requires_grad:  # made inside of a torch.autograd.Function, which has returned
@@ -247,9 +264,11 @@ class Watch(TorchFunctionMode):
                 self.entered[module] = None
             self._running.append(module)
 
-    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() != self._thread or module not in self._running:
             return
+        if self.origins is not None:
+            self.origins.left(module, args, output)
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 key = node_of(tensor), tensor.output_nr
@@ -309,18 +328,6 @@ _WRITING: Final = _names(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __imod__ __iand__ "
     "__ior__ __ixor__"
 )
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a structure."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
 
 
 @contextmanager

@@ -1,0 +1,372 @@
+"""Blocks that are computed once more in the backward pass instead of keeping what it reads.
+
+Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The graph is there as
+without it, so operations, rules and coverage are those of the whole pass; what is missing are the
+tensors that its nodes have saved inside of blocks. As soon as the backward pass or a rule asks for
+one of them, its block runs again on its inputs, and everything that it saves takes the place of
+what was saved the first time. The tensors of one block at a time are there. Memory is that of one
+block, and of one hidden state per block; time is up to one more forward pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import weakref
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from captum_lrpx.fast.repetition import WAY_OUT, Repetition
+from captum_lrpx.fast.saved import Economy, Numbered, Saved
+from captum_lrpx.structure import blocks_of
+from captum_lrpx.trace.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+    from torch import nn
+
+__all__ = ["Checkpoints", "WatchOfBlocks"]
+
+_C_LIBRARY: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class _Enough(BaseException):
+    """Everything that is asked for of a block is there."""
+
+
+def _give_back() -> None:
+    """Give the system the memory that has been freed on a CPU.
+
+    The nodes of the graph stay, and lie between what blocks allocate and free. The C library keeps
+    such gaps, into which the tensors of the next block do not quite fit: of a long text they would
+    take more than everything else.
+    """
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)
+
+
+# Blocks -------------------------------------------------------------------------------------------
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor is; 0 if it is nowhere, as one that is elsewhere until it is needed."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return tensor.untyped_storage().data_ptr() if plain else 0
+
+
+def _nothing() -> None:
+    """In the place of a piece that nobody needs."""
+
+
+class _Piece(Numbered):
+    """Stands for a tensor that was saved in a block.
+
+    Attributes:
+        run: The run of the block.
+        form: Of the tensor.
+        found: What has been saved in its place when the block ran again, as long as that is there.
+    """
+
+    __slots__ = ("form", "found", "run")
+
+    def __init__(self, number: int, run: _Run, tensor: Tensor) -> None:
+        super().__init__(number)
+        self.run = run
+        self.form = _form_of(tensor)
+        self.found: Any = None
+
+
+class _Form(NamedTuple):
+    """What a tensor looks like from outside."""
+
+    kind: type[Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _form_of(tensor: Tensor) -> _Form:
+    return _Form(type(tensor), tensor.shape, tensor.dtype, tensor.device)
+
+
+class _Run:
+    """One run of a block.
+
+    Attributes:
+        repetition: Of it.
+        pieces: What stands for each tensor that was saved, as long as somebody needs it.
+        operands: How many operands of functions are needed that no node saves.
+        found: These, as long as they are there.
+    """
+
+    def __init__(self, repetition: Repetition) -> None:
+        self.repetition = repetition
+        self.pieces: list[Callable[[], _Piece | None]] = []
+        self.operands = 0
+        self.found: list[Tensor] | None = None
+
+    def forget(self) -> None:
+        """Let go of what the block has saved."""
+        self.found = None
+        for reference in self.pieces:
+            piece = reference()
+            if piece is not None:
+                piece.found = None
+
+
+class Checkpoints(Saved):
+    """The tensors that are saved in a forward pass, without those of its blocks.
+
+    Args:
+        economy: What need not be kept; None to find out.
+        functions: Names of functions whose operand is kept, because their nodes do not.
+
+    Attributes:
+        running: The run of a block that the forward pass is in.
+        repeating: Whether a block is being computed once more.
+    """
+
+    def __init__(self, economy: Economy | None, functions: frozenset[str]) -> None:
+        super().__init__(economy)
+        self.running: _Run | None = None
+        self.repeating = False
+        self._functions = functions
+        self._copies = WeakTensorKeyDictionary()
+        self._weights: set[int] = set()
+        self._within = Economy(None, 0)
+        self._there: weakref.ref[_Run] | None = None
+        self._lock = threading.RLock()  # devices may go backward at the same time
+
+    def patches(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+        """The blocks of a model, and what wraps the forward of each."""
+        weights = chain(model.parameters(), model.buffers())
+        self._weights = {_address(each) for each in weights} - {0}
+        for trunk in blocks_of(model):
+            # The backward pass begins in the last block: to compute it once more saves nothing.
+            for block in trunk[:-1] or trunk:
+                yield block, partial(self._run, block)
+
+    def _run(self, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.running is not None or self.repeating or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        repetition = Repetition(block, forward, args, kwargs, self._copies)
+        self.running = _Run(repetition)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.running = None
+            repetition.over()
+            if repetition.is_large:
+                _give_back()
+
+    def allow(self, economy: Economy | None, key: Hashable) -> None:
+        """Say what of blocks need not be kept when they run again.
+
+        Args:
+            economy: What need not be kept of a graph.
+            key: Of the graph that goes backward next.
+        """
+        fits = economy is not None and (economy.key, economy.count) == (key, self.count)
+        within = economy if fits and economy is not None else Economy(None, 0)
+        if within is not self._within:
+            self._forget()
+            self._within = within
+
+    # Saved tensors ----------------------------------------------------------------------------
+
+    def _pack(self, tensor: Tensor) -> Any:
+        run = self.running
+        if run is None:
+            return super()._pack(tensor)
+        if _address(tensor) in self._weights:  # which are there anyway
+            run.pieces.append(_nothing)
+            return super()._pack(tensor)
+        piece = _Piece(self.count, run, tensor)
+        self.count += 1
+        run.pieces.append(weakref.ref(piece))
+        return piece
+
+    def _unpack(self, packed: Any) -> Tensor:
+        if type(packed) is not _Piece:
+            return super()._unpack(packed)
+        owns = self._owns(packed)
+        if owns is not None:
+            _, shape, dtype, device = packed.form
+            zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
+            return zeros.contiguous() if owns else zeros
+        with self._lock:
+            if packed.found is None:
+                self._repeat(packed.run)
+            return super()._unpack(packed.found)
+
+    def _owns(self, piece: _Piece) -> bool | None:
+        """Whether zeros that stand for a tensor need memory of their own; None if it is needed."""
+        return self._within.absent.get(piece.number) if piece.form.kind is Tensor else None
+
+    def operand(self, run: _Run, place: int) -> Tensor:
+        """An operand of a function in a block that no node saves."""
+        with self._lock:
+            if run.found is None:
+                self._repeat(run)
+            assert run.found is not None  # noqa: S101 - it has been repeated
+            return run.found[place]
+
+    def _forget(self) -> None:
+        run = None if self._there is None else self._there()
+        if run is not None:
+            run.forget()
+        self._there = None
+
+    def _repeat(self, run: _Run) -> None:
+        """Run a block again, and let what it saves take the place of what it has saved."""
+        if self.running is not None or self.repeating:
+            _no_gradients()
+        self._forget()
+        if run.repetition.is_large:
+            _give_back()
+        self._there = weakref.ref(run)
+        filling = _Filling(run, lambda piece: self._owns(piece) is None, self._put)
+        watch: Any = nullcontext()
+        if run.operands:
+            watch = Watch((), self._functions, names=False)
+        self.repeating = True
+        try:
+            with saved_tensors_hooks(filling, _no_gradients), watch:
+                run.repetition.repeat()
+            filling.require_all()
+            if run.operands:
+                run.found = list(watch.inputs.values())
+        except _Enough:
+            pass
+        except BaseException:
+            self._forget()
+            raise
+        finally:
+            self.repeating = False
+            self._sources.clear()
+
+    def _put(self, piece: _Piece, tensor: Tensor) -> None:
+        piece.found = self._packed(tensor, piece.number, self._within)
+
+
+class _Filling:
+    """Takes what a block saves when it runs again.
+
+    Args:
+        run: The run.
+        is_wanted: Whether what a piece stands for is needed.
+        put: Puts a tensor into a piece.
+    """
+
+    def __init__(
+        self,
+        run: _Run,
+        is_wanted: Callable[[_Piece], bool],
+        put: Callable[[_Piece, Tensor], None],
+    ) -> None:
+        self._run = run
+        self._put = put
+        self._count = 0
+        alive = ((place, each()) for place, each in enumerate(run.pieces))
+        self._wanted = {place for place, each in alive if each is not None and is_wanted(each)}
+        stops = run.repetition.may_stop and not run.operands and self._wanted
+        self._last = max(self._wanted) if stops else None
+
+    def __call__(self, tensor: Tensor) -> None:
+        place = self._count
+        self._count += 1
+        if place >= len(self._run.pieces):
+            self._differs()
+        piece = self._run.pieces[place]()
+        if piece is not None:
+            if piece.form != _form_of(tensor):
+                self._differs()
+            if place in self._wanted:
+                self._put(piece, tensor)
+        if place == self._last:
+            raise _Enough
+
+    def require_all(self) -> None:
+        """Refuse a run that has saved less than the first one."""
+        if self._count != len(self._run.pieces):
+            self._differs()
+
+    def _differs(self) -> NoReturn:
+        raise RuntimeError(
+            f"{self._run.repetition.name} does something else when it is computed once more in the "
+            "backward pass: it depends on more than what it is given, or on something that changes "
+            f"from run to run. {WAY_OUT}"
+        )
+
+
+def _no_gradients(*_: object) -> NoReturn:
+    raise RuntimeError(
+        "A block takes gradients of its own while it runs, for which its tensors would have to be "
+        f"kept. {WAY_OUT}"
+    )
+
+
+# Operands -----------------------------------------------------------------------------------------
+
+
+class WatchOfBlocks(Watch):
+    """Sees what :class:`Watch` sees, without keeping operands of functions in blocks.
+
+    Args:
+        blocks: The blocks.
+        modules: See :class:`Watch`.
+        need_input: See :class:`Watch`.
+        names: See :class:`Watch`.
+    """
+
+    def __init__(
+        self,
+        blocks: Checkpoints,
+        modules: Iterable[nn.Module],
+        need_input: frozenset[str],
+        *,
+        names: bool = True,
+    ) -> None:
+        super().__init__(modules, need_input, names=names)
+        self._blocks = blocks
+
+    def _keep(self, kept: dict[Any, Tensor], key: Any, tensor: Tensor) -> None:
+        run = self._blocks.running
+        if run is None or key is None:
+            super()._keep(kept, key, tensor)
+        else:
+            kept[key] = cast("Tensor", _Operand(self._blocks, run, run.operands))
+            run.operands += 1
+
+    def enter(self, module: nn.Module, args: Any = ()) -> None:
+        """Note that a module runs, but for what is computed once more."""
+        if not self._blocks.repeating:
+            super().enter(module, args)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._blocks.repeating:
+            super()._leave(module, args, output)
+
+
+class _Operand:
+    """Stands for an operand in a block: a rule that detaches it gets it."""
+
+    __slots__ = ("_blocks", "_place", "_run")
+
+    def __init__(self, blocks: Checkpoints, run: _Run, place: int) -> None:
+        self._blocks = blocks
+        self._run = run
+        self._place = place
+
+    def detach(self) -> Tensor:
+        return self._blocks.operand(self._run, self._place).detach()
