@@ -270,9 +270,7 @@ def test_a_gate_that_is_linear_is_refused(family):
     before = snapshot(model)
     embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
     for recipe in RECIPES:
-        refused = pytest.raises(
-            ValueError, match=r"mul in 'model\.layers\.\*\.mlp'.*which the gate"
-        )
+        refused = pytest.raises(ValueError, match=r"mul in .*\.mlp.*which the gate")
         with refused, propagation(model, recipe):
             model(inputs_embeds=embeds)
     assert snapshot(model) == before
