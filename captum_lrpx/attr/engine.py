@@ -183,7 +183,7 @@ def forward_pass(
             watched=watched,
             values=values,
             fast=attribution.economical and not watched,
-            lean=any(map(_is_large, inputs)),
+            lean=attribution.checkpointing or any(map(_is_large, inputs)),
             checkpointing=attribution.checkpointing,
         )
         with (
