@@ -6,9 +6,9 @@ import math
 import warnings
 import weakref
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
@@ -26,7 +26,7 @@ from captum_lrpx.traced import fingerprint
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from captum_lrpx.methods import Subject
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["certified"]
+__all__ = ["Certify", "certified", "with_gradients"]
 
 _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps
@@ -45,11 +45,19 @@ _ROUNDING: Final = {
 }
 """What sums of products in another order may differ by, relative to the largest output."""
 
+Certify = bool | Literal["full"]
+"""Whether to check an explanation, and whether to audit it whatever has been audited before."""
+
 _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
 
 def certified(
-    explanation: Explanation, subject: Subject, recipe: Recipe | None, *, full: bool = False
+    explanation: Explanation,
+    subject: Subject,
+    recipe: Recipe | None,
+    *,
+    full: bool = False,
+    once: AbstractContextManager[None] | None = None,
 ) -> Explanation:
     """An explanation with its certificate; as it is, if its method has no rules to check.
 
@@ -63,6 +71,7 @@ def certified(
         subject: What was explained, a batch of one.
         recipe: The rules that were given, None for the method's own.
         full: Whether to make the audit whatever has been audited before.
+        once: Knows what the model has computed without rules before.
 
     Returns:
         The explanation with a certificate. If a check failed, this says so, and a warning does.
@@ -74,7 +83,8 @@ def certified(
     key = _key(attribution, explanation, subject)
     known = None if full or key is None else audits.get(key)
     with already_warned(subject.model):
-        value = _value(subject)
+        with nullcontext() if once is None else once:
+            value = _value(subject)
         unchanged = float(value) == explanation.value
         if known is not None:
             certificate = replace(known, forward_unchanged=unchanged)
@@ -161,14 +171,21 @@ def _value(subject: Subject) -> Tensor:
     Without them quantized layers, and some of PyTorch's modules, have another kernel.
     """
     question = subject.question
-    gradients: AbstractContextManager[object] = nullcontext()
-    if subject.scene is None:
-        gradients = embedding_with_gradients(token_embedding_of(subject.model))
-    with torch.enable_grad(), frozen(subject.model), gradients:
+    with with_gradients(subject.model, of_tokens=subject.scene is None):
         value: Tensor = _captum.run_forward(
             question.forward, subject.inputs, question.target, question.additional_forward_args
         )
     return value.detach()
+
+
+@contextmanager
+def with_gradients(model: nn.Module, *, of_tokens: bool) -> Iterator[None]:
+    """Run a model as an explanation does, whose embeddings of tokens have a gradient."""
+    gradients: AbstractContextManager[object] = nullcontext()
+    if of_tokens:
+        gradients = embedding_with_gradients(token_embedding_of(model))
+    with torch.enable_grad(), frozen(model), gradients:
+        yield
 
 
 def _is_own_value(subject: Subject, value: Tensor) -> bool:

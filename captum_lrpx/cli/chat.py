@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         gen_args=None if answer else {"max_new_tokens": options.tokens, "do_sample": False},
         quantity=options.quantity,
         method=options.method,
-        certify=not options.no_certificate,
+        certify=False if options.no_certificate else "full",
         **asked,
         **chosen,
     )
