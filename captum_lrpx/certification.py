@@ -92,7 +92,11 @@ def certified(
             certificate = _audit(attribution, subject, explanation, value, unchanged=unchanged)
             if key is not None and certificate.holds:
                 audits[key] = replace(
-                    certificate, audited=False, ledger_residual=None, ledger_delta=None
+                    certificate,
+                    audited=False,
+                    ledger_residual=None,
+                    ledger_delta=None,
+                    relevance_difference=None,
                 )
     if certificate.failed:
         warnings.warn(

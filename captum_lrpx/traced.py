@@ -23,11 +23,12 @@ from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
-from captum_lrpx.training import refuse_checkpointed, warn_if_training
+from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -99,7 +100,8 @@ class TracedPass:
         economy = self.form.economy if self._economical else None
         self._saved = Saved(economy) if self._economical else None
         self._blocks: Checkpoints | None = None
-        if checkpointing and not values:
+        self._checkpointed = checkpointed(self._modules)
+        if (checkpointing or (self._checkpointed and blocks_of(model))) and not values:
             self._saved = self._blocks = Checkpoints(economy, _FUNCTIONS_WITH_INPUT)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
@@ -120,6 +122,7 @@ class TracedPass:
         with ExitStack() as stack:
             stack.callback(self.release)
             stack.enter_context(Patched(self._modules, attachments, freeze=self._freeze))
+            stack.enter_context(without_checkpoints(self._checkpointed))
             stack.enter_context(self.watching())
             yield self
 
@@ -193,7 +196,6 @@ class TracedPass:
             NewWayError: If more has to be kept of this pass than was.
             ValueError: If parts of the graph are made in the backward pass only.
         """
-        refuse_checkpointed(self._modules)
         graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
         if self._saved is not None and not self._saved.fits(graph.key):
             self.form.economy = None
