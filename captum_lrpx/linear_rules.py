@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules.base import Forward
 
-__all__ = ["is_linear_in_numbers", "linear_attachments", "linear_layers"]
+__all__ = ["is_linear_in_numbers", "linear_attachments", "linear_layers", "with_own_gradients"]
 
 
 def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
@@ -53,11 +53,7 @@ def linear_attachments(
     Raises:
         TypeError: If a rule does not fit its layer.
     """
-    attachments = [
-        Attachment(module, _RequireGradient(module, model))
-        for module in modules
-        if _has_own_class(module)
-    ]
+    attachments = with_own_gradients(model, modules)
     with_rules = any("rule" in vars(module) for module in modules)
     overridden = any(override.rule.role == "linear" for override in recipe.overrides)
     if not (with_rules or overridden) and recipe.linear.leaves_alone:
@@ -71,6 +67,20 @@ def linear_attachments(
         if patch is not None:
             attachments.append(Attachment(module, patch))
     return attachments
+
+
+def with_own_gradients(model: nn.Module, modules: Sequence[nn.Module]) -> list[Attachment]:
+    """What lets layers of classes of somebody else compute as they do where a gradient is needed.
+
+    Args:
+        model: The model.
+        modules: All modules in it.
+    """
+    return [
+        Attachment(module, _RequireGradient(module, model))
+        for module in modules
+        if _has_own_class(module)
+    ]
 
 
 def _is_linear_by_name(module: nn.Module) -> bool:

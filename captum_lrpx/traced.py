@@ -226,7 +226,7 @@ class TracedPass:
         """What the plan has to know beside the graph."""
         return Seen(
             explained=structure.explained,
-            detached=structure.detached,
+            detached=structure.detached - structure.linear,
             written=_written(graph, structure),
             inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
@@ -282,9 +282,7 @@ class TracedPass:
             number for number, (path, _, _) in structure.places.items() if path in linear
         )
         structure.detached = frozenset(
-            number
-            for number, node in enumerate(graph.nodes)
-            if node in watch.detached and number not in structure.linear
+            number for number, node in enumerate(graph.nodes) if node in watch.detached
         )
 
     # Coverage ---------------------------------------------------------------------------------

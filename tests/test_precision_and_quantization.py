@@ -8,7 +8,7 @@ from ecosystem import TARGET, check_same, distance, embeds_of, hooks_of, methods
 from models import tiny, token_ids
 from torch import nn
 
-from captum_lrpx import ATTN_LRP, LRP, LRPx, propagation
+from captum_lrpx import ATTN_LRP, LRP, AttnLRPx, LRPx, ledger, propagation
 
 # Precision -------------------------------------------------------------------------------------
 
@@ -169,15 +169,19 @@ def with_own_layers(plain, kind=OwnLinear, **options):
     return model
 
 
-@methods
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_a_layer_with_a_function_that_nobody_knows_is_measured(family, method):
     plain = tiny(family, tie_word_embeddings=False)
     check_same(method, with_own_layers(plain), plain)
-    check_same(method, with_own_layers(plain, RoundingLinear), plain, rtol=0.05, atol=0.02)
+    rounding = with_own_layers(plain, RoundingLinear)
+    check_same(method, rounding, plain, rtol=0.05, atol=0.02)
+    book = ledger(method(rounding), token_ids(), TARGET)
+    assert book.closes(1e-6), str(book)
+    assert 0 < book.by_kind()["absorbed"].abs().max() < 0.02
 
 
-@methods
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
 @pytest.mark.parametrize(
     "wrong",
     [{"function": torch.relu}, {"function": torch.tanh}, {"multiply": HalfOfTheGradient}],
