@@ -251,7 +251,7 @@ class _Observed:
         self.residual = left / scale if left else 0.0
         self.amounts = tuple(beyond.items())
         if isinstance(attribution, LRPx):
-            recorded = torch.tensor(explanation.relevances, dtype=torch.float64)
+            recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")
             found = subject.real(book.attributions)[0].double().cpu()
             largest = float(recorded.abs().max()) or 1.0
             self.difference = float((found - recorded).abs().max()) / largest

@@ -21,6 +21,7 @@ from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ def _runs_once(model: nn.Module) -> Iterator[None]:
     """Refuse a forward function that does not run a model exactly once, with gradients."""
     runs, thread = 0, threading.get_ident()
 
+    @looks_only
     def before(_module: nn.Module, _args: Any) -> None:
         nonlocal runs
         if threading.get_ident() != thread:
