@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.trace.natures import SIGNALS
-from captum_lrpx.trace.operations import PROJECTIONS
+from captum_lrpx.trace.operations import PROJECTIONS, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -188,7 +188,7 @@ class Places:
         role = operation.role
         attention = self._rule("attention", number)
         gradient = attention.own_gradient
-        if role == "rule":
+        if role == "rule" or self._rounds(number):
             return "absorbed"
         if role == "softmax" or (role == "kernel" and not attention.conserves):
             return "rule" if gradient else "softmax"
@@ -199,6 +199,13 @@ class Places:
         keeps |= role in ("attention", "scores") and gradient and not attention.conserves
         # A function that is not 0 at 0 has a value there that no slope carries.
         return "rule" if keeps or operation.kind == "gate function" else None
+
+    def _rounds(self, number: int) -> bool:
+        """Whether a layer multiplies rounded numbers, which its gradient knows nothing of."""
+        name, structure = self._graph.names[number], self._structure
+        unheard_of = kind_of(name, self._graph.detail(number)) == "unknown"
+        rounds = unheard_of or number in structure.detached
+        return name == "MatMul8bitLt" or (number in structure.linear and rounds)
 
     def _rule(self, role: str, number: int) -> Any:
         path = self._structure.places.get(number, ("", "", ""))[0]
