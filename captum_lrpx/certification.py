@@ -1,30 +1,32 @@
-"""Checking an explanation: the forward pass, the coverage and the ledger."""
+"""Checking an explanation: its forward pass, and once for each form everything else."""
 
 from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Mapping
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
-from captum_lrpx.attr.capture import captured, embedding_with_gradients
-from captum_lrpx.conservation import ledger
+from captum_lrpx.attr.capture import embedding_with_gradients
+from captum_lrpx.attr.forms import form_of
+from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
-from captum_lrpx.frozen import FrozenParameters
+from captum_lrpx.frozen import frozen
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.propagation import attached, sites_of
-from captum_lrpx.structure import is_declared, token_embedding_of
+from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
-from captum_lrpx.traced import traced_rules
+from captum_lrpx.traced import fingerprint
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from captum_lrpx.methods import Subject
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["certified"]
+__all__ = ["Certify", "certified"]
 
 _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps
@@ -43,21 +45,27 @@ _ROUNDING: Final = {
 }
 """What sums of products in another order may differ by, relative to the largest output."""
 
-_DENSE = torch.contiguous_format
+Certify = bool | Literal["full"]
+"""Whether to check an explanation, and whether to audit it whatever has been audited before."""
+
 _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
 
-def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None) -> Explanation:
+def certified(
+    explanation: Explanation, subject: Subject, recipe: Recipe | None, *, full: bool = False
+) -> Explanation:
     """An explanation with its certificate; as it is, if its method has no rules to check.
 
-    Checked are the forward pass (one without the rules against one with them, and against the
-    outputs of the object that is explained), the coverage (which
-    the attribution itself has traced) and the ledger (one more forward and backward pass).
+    Each certificate compares the explained value with that of a forward pass without rules. The
+    audit is made for the first explanation of a form (model, method, rules, kinds of inputs), or
+    when it is asked for: the value is read from the outputs of the object that was given, and an
+    observed pass gives coverage, ledger, and relevances that must be the recorded ones.
 
     Args:
         explanation: What was found.
         subject: What was explained, a batch of one.
         recipe: The rules that were given, None for the method's own.
+        full: Whether to make the audit whatever has been audited before.
 
     Returns:
         The explanation with a certificate. If a check failed, this says so, and a warning does.
@@ -65,8 +73,20 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
     attribution = _attribution(explanation, subject, recipe)
     if attribution is None:
         return explanation
+    audits = _audits.setdefault(subject.model, {})
+    key = _key(attribution, explanation, subject)
+    known = None if full or key is None else audits.get(key)
     with already_warned(subject.model):
-        certificate = _certificate(attribution, subject, explanation)
+        value = _value(subject)
+        unchanged = float(value) == explanation.value
+        if known is not None:
+            certificate = replace(known, forward_unchanged=unchanged)
+        else:
+            certificate = _audit(attribution, subject, explanation, value, unchanged=unchanged)
+            if key is not None and certificate.holds:
+                audits[key] = replace(
+                    certificate, audited=False, ledger_residual=None, ledger_delta=None
+                )
     if certificate.failed:
         warnings.warn(
             f"The explanation did not pass its checks ({certificate}). Do not rely on it: see "
@@ -76,20 +96,52 @@ def certified(explanation: Explanation, subject: Subject, recipe: Recipe | None)
     return sealed(explanation, certificate)
 
 
-def _certificate(
-    attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
+_audits: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Certificate]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What was found by the audits of each model, by form."""
+
+
+def _key(
+    attribution: LRPx | ALTILogit, explanation: Explanation, subject: Subject
+) -> Hashable | None:
+    """What explanations of the same operations by the same rules have in common."""
+    inputs = subject.inputs if isinstance(subject.inputs, tuple) else (subject.inputs,)
+    arguments = subject.question.additional_forward_args
+    form = form_of(subject.model, subject.question.forward, inputs, arguments, ())
+    if form is None:
+        return None
+    options = repr(sorted(explanation.options.items()))
+    return (
+        form,
+        explanation.method,
+        attribution.recipe,
+        options,
+        fingerprint(subject.model, modules_of(subject.model)),
+    )
+
+
+def _audit(
+    attribution: LRPx | ALTILogit,
+    subject: Subject,
+    explanation: Explanation,
+    value: Tensor,
+    *,
+    unchanged: bool,
 ) -> Certificate:
-    coverage = _coverage(attribution, subject)
-    residual, missing, amounts = _ledger_residual(attribution, subject, explanation)
+    audited = _Observed(attribution, subject, explanation)
+    coverage = audited.coverage
     return Certificate(
-        forward_unchanged=_forward_unchanged(attribution, subject),
+        forward_unchanged=unchanged and _is_own_value(subject, value),
         operations=len(coverage.operations),
         ruled=sum(each.kind == "ruled" for each in coverage.operations),
         unruled=len(coverage.unruled),
         ledger_tolerance=LEDGER_TOLERANCES.get(explanation.dtype, max(LEDGER_TOLERANCES.values())),
-        ledger_residual=residual,
-        ledger_missing=missing,
-        ledger_delta=amounts,
+        ledger_residual=audited.residual,
+        ledger_missing=audited.missing,
+        ledger_delta=audited.amounts,
+        relevance_difference=audited.difference,
+        audited=True,
     )
 
 
@@ -103,92 +155,85 @@ def _attribution(
     return None if kind is None else kind(forward, model, recipe=recipe)
 
 
-def _rules(attribution: LRPx | ALTILogit) -> AbstractContextManager[object]:
-    """What an attribution attaches to its model."""
-    if isinstance(attribution, LRPx) and attribution.fast:
-        return attribution.rules()
-    return traced_rules(attribution.model, attribution.recipe, None)
-
-
-# The three checks ---------------------------------------------------------------------------------
-
-
-def _forward_unchanged(attribution: LRPx | ALTILogit, subject: Subject) -> bool:
-    """Whether hidden states, logits and values are the same bits with and without the rules.
-
-    The value must also be the one that can be read from the outputs of the object that is
-    explained, up to the rounding of a product with all rows of the head instead of some.
-    """
-    declared = is_declared(subject.model)
-    plain = _outputs(subject, attached(subject.model, ()) if declared else _frozen(subject.model))
-    ruled = _outputs(subject, _rules(attribution))
-    if len(plain) != len(ruled) or not all(map(_same_bits, plain, ruled)):
-        return False
-    # With a gradient, as for an explanation: quantized layers have another kernel without one.
-    gradients: AbstractContextManager[object] = (
-        embedding_with_gradients(token_embedding_of(subject.model))
-        if subject.scene is None
-        else nullcontext()
-    )
-    with read_whole(), torch.enable_grad(), gradients:
-        own = _value(subject).detach()
-    outputs = plain[2:] if declared else plain[1:]
-    scale = max(float(each.abs().max()) for each in (own, *outputs))
-    return float((own - plain[0]).abs().max()) <= _ROUNDING[own.dtype] * scale
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """A model whose parameters need no gradient, which may decide about the kernel of attention."""
-    frozen = FrozenParameters()
-    frozen.freeze(modules_of(model))
-    try:
-        yield
-    finally:
-        frozen.thaw()
-
-
-def _outputs(subject: Subject, rules: AbstractContextManager[object]) -> list[Tensor]:
-    """What the explained function gives, and the last block and the head, or the model itself.
-
-    With hooks on them, the last block computes all positions instead of the explained ones only,
-    and the head the whole vocabulary instead of the explained tokens: without rules as with them.
-    """
-    if not is_declared(subject.model):
-        seen: list[Any] = []
-        hook = subject.model.register_forward_hook(lambda *call: seen.append(call[2]))
-        try:
-            with torch.enable_grad(), rules:
-                value = _value(subject)
-        finally:
-            hook.remove()
-        found = [each.values() if isinstance(each, Mapping) else (each,) for each in seen]
-        tensors = [each for output in found for each in output if isinstance(each, torch.Tensor)]
-        return [each.detach() for each in (value, *tensors)]
-    sites = sites_of(subject.model)
-    in_blocks = tuple(f"{block.path}." for block in sites.blocks)
-    head = [site.module for site in sites.linear if not site.path.startswith(in_blocks)]
-    watched = [sites.token_embedding, sites.blocks[-1].module, *head]
-    with torch.enable_grad(), rules, captured(watched) as layers:
-        values = _value(subject)
-    caught = (tensor for layer in watched for tensor in layers.get(layer, ()))
-    return [each.detach() for each in (values, *caught)]
+# The checks ---------------------------------------------------------------------------------------
 
 
 def _value(subject: Subject) -> Tensor:
+    """The explained value of a forward pass without rules, with gradients as for an explanation.
+
+    Without them quantized layers, and some of PyTorch's modules, have another kernel.
+    """
     question = subject.question
-    value: Tensor = _captum.run_forward(
-        question.forward, subject.inputs, question.target, question.additional_forward_args
-    )
-    return value
+    gradients: AbstractContextManager[object] = nullcontext()
+    if subject.scene is None:
+        gradients = embedding_with_gradients(token_embedding_of(subject.model))
+    with torch.enable_grad(), frozen(subject.model), gradients:
+        value: Tensor = _captum.run_forward(
+            question.forward, subject.inputs, question.target, question.additional_forward_args
+        )
+    return value.detach()
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    # A new tensor has no stride left over from a slice, with which its bytes could not be viewed.
-    left, right = (each.flatten().clone(memory_format=_DENSE) for each in (one, other))
-    return torch.equal(left.view(torch.uint8), right.view(torch.uint8))
+def _is_own_value(subject: Subject, value: Tensor) -> bool:
+    """Whether an explained value can be read from the outputs of the object that was given.
+
+    Up to the rounding of a product with all rows of the head instead of some.
+    """
+    outputs: list[Tensor] = []
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        found = output.values() if isinstance(output, Mapping) else (output,)
+        outputs.extend(each for each in found if isinstance(each, torch.Tensor))
+
+    hook = subject.model.register_forward_hook(after)
+    try:
+        with read_whole():
+            own = _value(subject)
+    finally:
+        hook.remove()
+    scale = max(float(each.detach().abs().max()) for each in (own, *outputs))
+    return float((own - value).abs().max()) <= _ROUNDING[own.dtype] * scale
+
+
+class _Observed:
+    """What an observed pass tells about an explanation.
+
+    Attributes:
+        coverage: The operations.
+        residual: What the ledger leaves open, relative to its largest number; None without one.
+        missing: Why there is no ledger.
+        amounts: What the ledger has beyond the recorded relevances, by kind.
+        difference: The largest difference to a recorded relevance, relative to the largest one;
+            None if they are not computed another way.
+    """
+
+    def __init__(
+        self, attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
+    ) -> None:
+        self.residual: float | None = None
+        self.missing: str | None = None
+        self.amounts: tuple[tuple[str, float], ...] | None = None
+        self.difference: float | None = None
+        try:
+            book, self.coverage = observed_ledger(attribution, subject.inputs, **subject.arguments)
+        except (MemoryError, torch.OutOfMemoryError):
+            self.missing = "out of memory"
+        except ValueError as error:
+            self.missing = str(error)
+        if self.missing is not None:
+            self.coverage = _coverage(attribution, subject)
+            return
+        amounts = [book.value.abs(), *(entry.amount.abs() for entry in book.entries)]
+        scale = float(torch.stack(amounts).max())
+        beyond = _beyond_tokens(book, explanation)
+        left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
+        self.residual = left / scale if left else 0.0
+        self.amounts = tuple(beyond.items())
+        if isinstance(attribution, LRPx):
+            recorded = torch.tensor(explanation.relevances, dtype=torch.float64)
+            found = subject.real(book.attributions)[0].double().cpu()
+            largest = float(recorded.abs().max()) or 1.0
+            self.difference = float((found - recorded).abs().max()) / largest
 
 
 def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
@@ -197,23 +242,6 @@ def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
         return attribution.coverage(subject.inputs, arguments)
     target = subject.question.target
     return attribution.coverage(subject.inputs, target, arguments)
-
-
-def _ledger_residual(
-    attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
-) -> tuple[float | None, str | None, tuple[tuple[str, float], ...] | None]:
-    """What the ledger leaves open, relatively; or why there is none; what it has by kind."""
-    try:
-        book = ledger(attribution, subject.inputs, **subject.arguments)
-    except ValueError as error:
-        return None, str(error), None
-    except (MemoryError, torch.OutOfMemoryError):
-        return None, "out of memory", None
-    amounts = [book.value.abs(), *(entry.amount.abs() for entry in book.entries)]
-    scale = float(torch.stack(amounts).max())
-    beyond = _beyond_tokens(book, explanation)
-    left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
-    return left / scale if left else 0.0, None, tuple(beyond.items())
 
 
 def _beyond_tokens(book: Ledger, explanation: Explanation) -> dict[str, float]:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from captum_lrpx.attr.checks import check_model_and_tokenizer
-from captum_lrpx.binding import find_model
 from captum_lrpx.explainer import explain_encoding
 from captum_lrpx.leave_one_out import left_out
 from captum_lrpx.methods import options_of
+from captum_lrpx.models import find_model
 from captum_lrpx.segments import Region
 from captum_lrpx.targets import Target
 from captum_lrpx.targets.continuation import (
@@ -24,6 +24,7 @@ from captum_lrpx.targets.continuation import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from captum_lrpx.certification import Certify
     from captum_lrpx.explanation import Explanation, Segments
     from captum_lrpx.methods import Option
     from captum_lrpx.recipes import Recipe
@@ -55,7 +56,7 @@ def explain_chat(
     recipe: Recipe | None = None,
     gen_args: dict[str, Any] | None = None,
     model_name: str | None = None,
-    certify: bool = True,
+    certify: Certify = "full",
     **options: Option,
 ) -> Explanation:
     """Explain an answer, or a part of it, in one backward pass.
@@ -80,7 +81,8 @@ def explain_chat(
         recipe: Rules other than the method's own.
         gen_args: Arguments of ``model.generate``, if there is no ``answer``.
         model_name: Name for the record. Default: where the model was loaded from.
-        certify: As for :func:`captum_lrpx.explain`.
+        certify: As for :func:`captum_lrpx.explain`. Default: each is audited, as the ledger says
+            what the segments leave.
         **options: Options of the method.
 
     Returns:

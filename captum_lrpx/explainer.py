@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model, check_model_and_tokenizer
-from captum_lrpx.binding import find_model
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.methods import Option, Subject, attribute, check_several_inputs, options_of
+from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
 from captum_lrpx.targets.pictures import needs_image, picture_scene
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from captum_lrpx.certification import Certify
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
@@ -42,7 +43,7 @@ def explain(
     first_token: str | None = None,
     truncate: bool | int = False,
     model_name: str | None = None,
-    certify: bool = True,
+    certify: Certify = True,
     written: str | Sequence[int] | int | None = None,
     image: Any = None,
     **options: Option,
@@ -71,9 +72,12 @@ def explain(
             tokens: a causal model loses the beginning, others the end, of a pair that of the second
             text. Default: it is refused.
         model_name: Name for the record. Default: where the model was loaded from.
-        certify: Whether to check the forward pass, the coverage and the ledger and to record the
-            findings in :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit;
-            the others have nothing of the kind. A check that fails is a warning, not an error.
+        certify: Whether to check the explanation and record the findings in
+            :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit; the others
+            have nothing of the kind. Each is compared with a forward pass without rules; coverage,
+            ledger and a second computation of the relevances are audited at the first explanation
+            of a form (model, method, rules, kinds of inputs), or at each with ``"full"``. A check
+            that fails is a warning, not an error.
         written: For an encoder-decoder, what it has written so far and goes on from: a text, token
             ids without the start token, or a number of tokens that it generates first, greedily.
             Default: nothing, so the first token is explained. Both the text and this get relevance,
@@ -133,7 +137,7 @@ def explain_encoding(
     method: str,
     recipe: Recipe | None,
     model_name: str | None,
-    certify: bool,
+    certify: Certify,
     options: dict[str, Option],
     scene: Scene | None = None,
 ) -> Explanation:
@@ -147,7 +151,7 @@ def explain_encoding(
         method: A name in :data:`captum_lrpx.methods.METHODS`.
         recipe: Rules other than the method's own.
         model_name: Name for the record.
-        certify: Whether to check the explanation.
+        certify: Whether, and how, to check the explanation.
         options: Options of the method.
         scene: Several inputs, or an image; None for a single text.
 
@@ -192,7 +196,9 @@ def explain_encoding(
         parts=None if scene is None else scene.parts,
         regions=encoding.regions or None,
     )
-    return certified(explanation, subject, recipe) if certify else explanation
+    if not certify:
+        return explanation
+    return certified(explanation, subject, recipe, full=certify == "full")
 
 
 def _scene(

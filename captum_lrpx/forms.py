@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["MOST_SURPRISES", "Form", "NewWayError", "Structure", "forms_of"]
+__all__ = ["MOST_SURPRISES", "Form", "NewWayError", "Structure", "argument_kind", "forms_of"]
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Structure:
     """Everything known of graphs with the same operations in the same order.
 
     Attributes:
+        order: Where each node was found, operands first.
         roles: Their roles.
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
@@ -37,6 +41,7 @@ class Structure:
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
 
+    order: list[int]
     roles: Roles
     explained: frozenset[int] = frozenset()
     plans: dict[Recipe, Plan] = field(default_factory=dict)
@@ -92,3 +97,16 @@ _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.Wea
 def forms_of(model: nn.Module) -> dict[Hashable, Form]:
     """The forms that are known of a model."""
     return _forms.setdefault(model, {})
+
+
+def argument_kind(argument: object) -> Hashable:
+    """What of an argument may choose another way through a forward function."""
+    if isinstance(argument, Tensor):
+        return "tensor", argument.is_floating_point()
+    if argument is None or isinstance(argument, (bool, str)):
+        return argument
+    if isinstance(argument, Mapping):
+        return tuple((str(key), argument_kind(value)) for key, value in argument.items())
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(argument_kind, argument))
+    return type(argument).__name__

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from captum_lrpx.module_tree import modules_of
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
-__all__ = ["FrozenParameters"]
+__all__ = ["FrozenParameters", "frozen"]
 
 _frozen: dict[int, tuple[nn.Parameter, int]] = {}
 """By id: each parameter that is frozen now, and how often. Its users hold one lock."""
@@ -57,6 +60,17 @@ class FrozenParameters:
             if current is not None and current is not parameter and parameter.requires_grad:
                 current.requires_grad_(True)
         self._slots.clear()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """A model whose parameters need no gradient inside of a ``with`` block."""
+    parameters = FrozenParameters()
+    parameters.freeze(modules_of(model))
+    try:
+        yield
+    finally:
+        parameters.thaw()
 
 
 def _thaw(parameter: nn.Parameter) -> None:

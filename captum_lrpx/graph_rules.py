@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from captum_lrpx.rules import (
-    ActivationGradient,
-    AttentionGradient,
-    ConstantWeights,
-    NormGradient,
-    SignalTakeAll,
-    Uniform,
-    nodes,
-)
-from captum_lrpx.rules.functional import CONSTANT_WEIGHTS, UNIFORM_SHARE
+from captum_lrpx.rules import nodes
+from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
@@ -25,15 +17,16 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.rules import Rule
+    from captum_lrpx.rules import AttentionRule
+    from captum_lrpx.rules.base import Share, Shares
     from captum_lrpx.trace.graph import Edge, Graph
-    from captum_lrpx.trace.natures import Operation
+    from captum_lrpx.trace.natures import Operation, Role
     from captum_lrpx.trace.roles import Roles
 
 __all__ = ["Plan", "Seen", "attach", "plan_of"]
 
 
-Factors = tuple["float | None", ...]
+Factors = tuple["Share", ...]
 """What the gradient of each operand is multiplied by; None holds the operand constant."""
 
 
@@ -42,16 +35,18 @@ class Action(NamedTuple):
 
     Attributes:
         number: Index of the node.
+        operator: Its operator.
         rule: ``"factors"``, ``"secant"``, ``"norm"``, ``"gated"`` or ``"contiguous"``.
         factors: For ``"factors"``, one per operand; None holds it constant.
     """
 
     number: int
+    operator: str
     rule: Literal["factors", "secant", "norm", "gated", "contiguous"]
     factors: tuple[float | None, ...] = ()
 
 
-Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched"]
+Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched", "again"]
 
 
 class Problem(NamedTuple):
@@ -90,21 +85,23 @@ class Plan:
         problems: What has no rule.
         factors: For each node that relevance goes through, the factors of its operands; None for
             one that gets nothing.
+        in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
     """
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     factors: dict[int, Factors] = field(default_factory=dict)
+    in_norms: set[int] = field(default_factory=set)
 
     @property
     def alive(self) -> KeysView[int]:
         """Indices of the nodes that relevance goes through."""
         return self.factors.keys()
 
-    def needs_inputs(self, graph: Graph) -> bool:
+    def needs_inputs(self) -> bool:
         """Whether some action needs what the node of its function does not save."""
         return any(
-            action.rule == "secant" and graph.names[action.number] in nodes.NEED_INPUT
+            action.rule == "secant" and action.operator in nodes.NEED_INPUT
             for action in self.actions
         )
 
@@ -153,7 +150,6 @@ class _Planner:
         self.seen = seen
         self.plan = Plan()
         self.reached: set[Edge] = set()  # results that relevance goes to
-        self._in_norms: set[int] = set()  # what computes a scale that has its ordinary gradient
 
     def plain(self, number: int) -> Factors:
         """The factors of an operation that is left alone."""
@@ -175,13 +171,13 @@ class _Planner:
 
     def _by_role(self, number: int) -> Factors:
         role = self.roles[number].role
-        if number in self._in_norms:
+        if number in self.plan.in_norms:
             self._stay_in_norm(number)
         elif role == "activation":
             self._activation(number)
         elif role == "norm":
-            if not self._is("norm", number, NormGradient):
-                self.plan.actions.append(Action(number, "norm"))
+            if not self._rule("norm", number).own_gradient:
+                self._replaced(number, "norm")
         elif role in ("undecided", "unknown") and not self._is_mean(number):
             self._problem(number, role)
         else:
@@ -192,28 +188,32 @@ class _Planner:
         """Whether the mean is all that is taken of a variance with its mean."""
         return is_mean(self.graph.names[number], 1) and (number, 0) not in self.reached
 
-    def _rule(self, role: str, number: int) -> Rule[Any]:
+    def _rule(self, role: str, number: int) -> Any:
         return self.recipe.rule_for(role, self.seen.paths.get(number, ""))
-
-    def _is(self, role: str, number: int, kind: type[Rule[Any]]) -> bool:
-        return isinstance(self._rule(role, number), kind)
 
     def _stay_in_norm(self, number: int) -> None:
         """What a scale is computed from belongs to the norm as well, as far as the squares."""
         if self.graph.names[number] not in _ENDS_OF_SCALES:
             taken = self.graph.operands[number]
-            self._in_norms.update(edge.node for edge in taken if edge is not None)
+            self.plan.in_norms.update(edge.node for edge in taken if edge is not None)
 
     def _activation(self, number: int) -> None:
         name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
-        if is_homogeneous(name) or self._is("activation", number, ActivationGradient):
+        if is_homogeneous(name) or self._rule("activation", number).own_gradient:
             return
         if not nodes.has_secant(node, name):
             self._problem(number, "unknown")
         elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
             self._problem(number, "unwatched" if inputs is None else "hidden")
         else:
-            self.plan.actions.append(Action(number, "secant"))
+            self._replaced(number, "secant")
+
+    def _replaced(self, number: int, rule: Literal["norm", "secant"]) -> None:
+        """Replace a gradient by what is found from the tensors that its node has saved."""
+        if nodes.is_checkpointed(self.graph.nodes[number]):
+            self._problem(number, "again")
+        else:
+            self.plan.actions.append(Action(number, self.graph.names[number], rule))
 
     # Factors ----------------------------------------------------------------------------------
 
@@ -221,43 +221,47 @@ class _Planner:
         name, plain = self.graph.names[number], self.plain(number)
         if name == "Glu" or "BatchNorm" in name:
             rule: Literal["gated", "contiguous"] = "gated" if name == "Glu" else "contiguous"
-            self.plan.actions.append(Action(number, rule))
+            self.plan.actions.append(Action(number, name, rule))
         factors = self._factors(number)
         if has_summand(name):
             factors = (1.0, *factors[1:])
         if factors != plain:
-            self.plan.actions.append(Action(number, "factors", factors))
+            self.plan.actions.append(Action(number, name, "factors", factors))
         return factors
 
     def _factors(self, number: int) -> Factors:
         operation, edges = self.roles[number], self.graph.operands[number]
-        role, count, plain = operation.role, len(edges), self.plain(number)
-        both = (*operation.signal, *operation.constant)
-        of_signal = (
-            _without(count, operation.constant) if operation.constant else _shared(both, count)
-        )
+        role, count = operation.role, len(edges)
+        attention: AttentionRule = self._rule("attention", number)
         if role == "kernel":
-            return _of_kernel(edges, self._rule("attention", number))
-        if role in ("similarity", "composite"):
-            gradient = self._is("activation", number, ActivationGradient)
-            return plain if gradient and role == "composite" else of_signal
-        if role in ("scores", "attention"):
-            rule = self._rule("attention", number)
-            by_rule: dict[Any, Factors] = {AttentionGradient: plain, ConstantWeights: of_signal}
-            return by_rule.get(type(rule), _shared(both, count))
-        if role == "gated product":
-            return _of_gate(operation, count, self._rule("gate", number))
+            return _of_kernel(edges, attention)
+        shares = self._shares(role, number, attention)
+        if shares is not None:
+            return _by_shares(operation, count, shares)
         scales = {
             edge.node
             for place in operation.constant
             if (edge := edges[place]) is not None and self.roles[edge.node].nature == "scale"
         }
-        if scales and self._is("norm", number, NormGradient):
-            self._in_norms |= scales
-            return plain
+        if scales and self._rule("norm", number).own_gradient:
+            self.plan.in_norms |= {number, *scales}
+            return self.plain(number)
         # A sum of softmax weights and something else: they are constant where weights are.
-        weights = operation.weights if self._is("attention", number, ConstantWeights) else ()
+        weights = operation.weights if attention.constant_weights else ()
         return _without(count, (*operation.constant, *weights))
+
+    def _shares(self, role: Role, number: int, attention: AttentionRule) -> Shares | None:
+        """What the two operands of a product with a role get; None for another operation."""
+        if role == "attention":
+            return attention.shares
+        if role == "scores":
+            return attention.of_scores, attention.of_scores
+        if role == "gated product":
+            shares: Shares = self._rule("gate", number).shares
+            return shares
+        if role == "composite" and self._rule("activation", number).own_gradient:
+            return 1.0, 1.0
+        return (None, 1.0) if role in ("similarity", "composite") else None
 
 
 _ENDS_OF_SCALES: Final = frozenset(
@@ -265,35 +269,31 @@ _ENDS_OF_SCALES: Final = frozenset(
 )
 
 
-def _shared(places: Collection[int], count: int) -> Factors:
-    return tuple(UNIFORM_SHARE if place in places else 1.0 for place in range(count))
-
-
 def _without(count: int, constant: Collection[int]) -> Factors:
     return tuple(None if place in constant else 1.0 for place in range(count))
 
 
-def _of_gate(operation: Operation, count: int, rule: Rule[Any]) -> Factors:
-    if isinstance(rule, Uniform):
-        return _shared((*operation.signal, *operation.constant), count)
-    if isinstance(rule, SignalTakeAll):
-        return _without(count, operation.constant if rule.signal == "up" else operation.signal)
-    return (1.0,) * count
+def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
+    """The shares of the operands of a product; both are alike where none is to be constant."""
+    constant, signal = shares
+    if constant is None and not operation.constant:
+        constant = signal = UNIFORM_SHARE
+    share = dict.fromkeys(operation.constant, constant) | dict.fromkeys(operation.signal, signal)
+    return tuple(share.get(place, 1.0) for place in range(count))
 
 
-def _of_kernel(edges: tuple[object, ...], rule: Rule[Any]) -> Factors:
+def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> Factors:
     """Queries, keys, values and perhaps a mask."""
-    if isinstance(rule, ConstantWeights):
-        query, key, value = (factor or None for factor in CONSTANT_WEIGHTS)
-        return (query, key, value, *(None for _ in edges[3:]))
-    if isinstance(rule, AttentionGradient):
-        return (1.0,) * len(edges)
-    if None in edges[:2]:  # weights of a pool: what they are computed from is held constant
-        return (None, None, 1.0, *(None for _ in edges[3:]))
-    # A product with a constant is linear: the other factor gets all.
-    of_weights = UNIFORM_SHARE if edges[2] is not None else 1.0
-    of_scores = of_weights * UNIFORM_SHARE
-    return (of_scores, of_scores, UNIFORM_SHARE, *(of_weights for _ in edges[3:]))
+    of_weights, of_values = rule.shares
+    rest = len(edges) - 3
+    if of_weights is None:
+        return (None, None, of_values, *[None] * rest)
+    if not rule.own_gradient and None in edges[:2]:
+        return (None, None, 1.0, *[None] * rest)  # a pool, whose weights are held constant
+    if edges[2] is None:  # a product with a constant is linear: the other factor gets all
+        of_weights = 1.0
+    of_scores = of_weights * rule.of_scores
+    return (of_scores, of_scores, of_values, *[of_weights] * rest)
 
 
 def is_homogeneous(name: str) -> bool:
@@ -310,6 +310,7 @@ _REASONS: Final[dict[Why, str]] = {
     "hidden": "it hides what an activation inside of it is given",
     "in place": "it works in place on a view of another tensor, which hides what it does",
     "unwatched": "the forward pass has taken a way here that it had not taken before",
+    "again": "it is inside of torch.utils.checkpoint, which computes its operands once more",
 }
 
 _REMEDIES: Final[dict[Why, str]] = {
@@ -323,6 +324,7 @@ _REMEDIES: Final[dict[Why, str]] = {
     ),
     "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
     "unwatched": "Call it again: the next pass is watched.",
+    "again": "Take torch.utils.checkpoint out and pass checkpointing=True, which saves as much.",
 }
 
 _WAY_OUT: Final = (
@@ -355,6 +357,9 @@ def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
     return "one factor constant" if one_constant else "shared equally"
 
 
+_FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})
+"""Operators whose gradients are made for them, as are those of attention kernels."""
+
 # Attaching ----------------------------------------------------------------------------------------
 
 
@@ -371,19 +376,21 @@ def attach(
         inputs: The input of each node of an activation that does not save it.
         done: Nodes that have their rule already; those of this call are added.
     """
-    for number, rule, factors in plan.actions:
-        node = graph.nodes[number]
+    nodes_ = graph.nodes
+    for number, name, rule, factors in plan.actions:
+        node = nodes_[number]
         if node in done:
             continue
         done.add(node)
         if rule == "factors":
-            yield node.register_hook(nodes.scaled(factors))
+            yield node.register_hook(
+                nodes.scaled(factors, fresh=name in _FRESH or "Attention" in name)
+            )
         elif rule == "secant":
-            name = graph.names[number]
             z = inputs[node] if name in nodes.NEED_INPUT else None
             yield node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
-            yield node.register_hook(nodes.frozen_norm(node, graph.names[number]))
+            yield node.register_hook(nodes.frozen_norm(node, name))
         elif rule == "gated":
             yield node.register_hook(nodes.gated(node))
         else:

@@ -9,8 +9,8 @@ import torch
 
 from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model_and_tokenizer
-from captum_lrpx.binding import find_model
 from captum_lrpx.explanation import Explanation
+from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.batch import batch_of
 from captum_lrpx.targets.task import task_of

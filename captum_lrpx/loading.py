@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx import zoo
-from captum_lrpx.architectures import architecture_for
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class LoadedModel:
     name: str
 
 
-def load_model(name: str, *, declared: bool = True, images: bool = False) -> LoadedModel:
+def load_model(name: str, *, images: bool = False) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Weights are read from safetensors or GGUF files only, never unpickled, and no code that comes
@@ -54,15 +53,13 @@ def load_model(name: str, *, declared: bool = True, images: bool = False) -> Loa
     Args:
         name: An embedded model (:func:`captum_lrpx.zoo.names`), a directory, the path of a
             ``.gguf`` file, or a name of the Hugging Face hub.
-        declared: Whether a model whose architecture is not declared is refused.
         images: Whether the processor for images is loaded in place of the tokenizer.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If there is no such model, its files cannot be read, or its architecture is not
-            declared.
+        ValueError: If there is no such model, or its files cannot be read.
         TypeError: If the name is no string.
         ImportError: If a GGUF file is to be read and the extra for it is not installed.
     """
@@ -71,7 +68,7 @@ def load_model(name: str, *, declared: bool = True, images: bool = False) -> Loa
     if name in zoo.names():
         model, tokenizer = zoo.load(name)
     else:
-        model, tokenizer = _from_folder(source, keywords, declared=declared, images=images)
+        model, tokenizer = _from_folder(source, keywords, images=images)
     return LoadedModel(model.eval(), tokenizer, name)
 
 
@@ -159,9 +156,7 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _from_folder(
-    name: str, keywords: dict[str, Any], *, declared: bool, images: bool
-) -> tuple[nn.Module, Any]:
+def _from_folder(name: str, keywords: dict[str, Any], *, images: bool) -> tuple[nn.Module, Any]:
     """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415 - only when a model is loaded
@@ -170,8 +165,6 @@ def _from_folder(
     shown = str(Path(name, keywords["gguf_file"])) if "gguf_file" in keywords else name
     with _reading(shown, "configuration"):
         config = transformers.AutoConfig.from_pretrained(name, **keywords)
-    if declared:  # said before the weights are read, and those of a GGUF file made floats
-        architecture_for(config.model_type, config)
     with _reading(shown, "processor" if images else "tokenizer"):
         reader: Any = transformers.AutoProcessor if images else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(name, **keywords)

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
-
-from captum_lrpx.propagation import sites_of
-from captum_lrpx.rules import ConstantWeights, SignalTakeAll
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.sites import Sites
 
 __all__ = ["SWITCH", "available", "estimate", "require_memory"]
 
@@ -52,12 +48,12 @@ def estimate(
 ) -> int:
     """What one explanation adds to the memory of the model, at least.
 
-    Per token and block: what the rules keep of attention, activation and gate; with eager attention
-    the weights too. With checkpointing the input of each block, and one block. Besides, logits and
+    Per token and block: what the rules keep of attention and activation; with eager attention the
+    weights too. With checkpointing the input of each block, and one block. Besides, logits and
     their gradient.
 
     Args:
-        model: A transformers model.
+        model: Any module.
         recipe: The rules.
         batch: Number of rows.
         length: Number of tokens of a row, padding included.
@@ -65,41 +61,71 @@ def estimate(
         logit_positions: Number of positions of a row at which logits are computed.
 
     Returns:
-        Bytes.
+        Bytes; 0 for a model whose config does not tell its shape.
     """
-    sites = sites_of(model)
-    hidden = int(getattr(sites.token_embedding, "embedding_dim", 0))
-    block = _kept_by_block(model, sites, recipe, length)
-    blocks = len(sites.blocks)
-    kept = blocks * hidden + block if checkpointing else blocks * block
-    vocabulary = 0
-    if sites.language_model_head:
-        vocabulary = int(getattr(sites.language_model_head[-1], "out_features", 0))
-    logits = 2 * logit_positions * vocabulary
+    shape = _shape_of(model)
+    if shape is None:
+        return 0
+    constant = recipe.attention.constant_weights
+    if getattr(model.config, "_attn_implementation", None) == "eager":
+        attended = shape.heads * length
+    else:
+        attended = (1 if constant else 2) * (shape.queries + shape.keys)
+    block = attended + shape.wide  # beside it the slope of the activation, at least
+    kept = shape.blocks * shape.hidden + block if checkpointing else shape.blocks * block
+    logits = 2 * logit_positions * shape.vocabulary
     return batch * (length * kept + logits) * _item_size(model)
 
 
-def _kept_by_block(model: nn.Module, sites: Sites, recipe: Recipe, length: int) -> int:
-    """Numbers that one block keeps per token."""
-    attention = sites.blocks[0].attention
-    queries = attention.heads * attention.head_dim
-    keys = attention.key_value_heads * attention.head_dim
-    wide = _features(sites.blocks[0].mlp_inputs[0])
-    constant = isinstance(recipe.attention, ConstantWeights)
-    gated = bool(sites.gated_products)
-    one_factor = gated and isinstance(recipe.gate, SignalTakeAll)
-    config: Any = model.config
-    if getattr(config, "_attn_implementation", None) == "eager":
-        attended = attention.heads * length
-    else:
-        attended = queries + keys + (0 if constant else keys + queries)
-    # The slope of the activation, and both factors of a product that both take part in.
-    return attended + (wide if one_factor or not gated else 3 * wide)
+class _Shape(NamedTuple):
+    """What of a model's shape decides about memory: numbers of features, but for blocks and heads.
+
+    Attributes:
+        blocks: Number of blocks.
+        heads: Number of query heads.
+        hidden: Of the residual stream.
+        queries: Of all query heads.
+        keys: Of all key heads.
+        wide: Of the inside of an MLP.
+        vocabulary: Of the logits.
+    """
+
+    blocks: int
+    heads: int
+    hidden: int
+    queries: int
+    keys: int
+    wide: int
+    vocabulary: int
 
 
-def _features(linear: nn.Module) -> int:
-    """Output features of a linear layer of whichever class, 0 if it does not say."""
-    return int(getattr(linear, "out_features", getattr(linear, "nf", 0)))
+def _shape_of(model: Any) -> _Shape | None:
+    """The shape that a transformers model's config tells; None if it does not."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else None
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    found = [getattr(config, name, None) for name in names]
+    if not all(isinstance(each, int) and each > 0 for each in found):
+        return None
+    blocks, heads, hidden = (int(each) for each in found if each is not None)
+    size = getattr(config, "head_dim", None) or hidden // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    wide = next(
+        (each for name in _WIDE if isinstance(each := getattr(config, name, None), int)), hidden
+    )
+    vocabulary = int(getattr(config, "vocab_size", 0)) if _has_logits(model) else 0
+    return _Shape(blocks, heads, hidden, heads * size, groups * size, wide, vocabulary)
+
+
+_WIDE: Final = ("intermediate_size", "ffn_dim", "hidden_dim", "n_inner", "d_ff")
+"""Names that configs have for the width of an MLP."""
+
+
+def _has_logits(model: Any) -> bool:
+    try:
+        return model.get_output_embeddings() is not None
+    except (AttributeError, NotImplementedError):
+        return False
 
 
 def _item_size(model: nn.Module) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 from captum_lrpx.rules import (
     ActivationGradient,
@@ -50,7 +49,7 @@ class Override:
     """
 
     pattern: str
-    rule: Rule[Any]
+    rule: Rule
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Recipe:
                     f"not {rule!r}."
                 )
 
-    def override(self, pattern: str, rule: Rule[Any]) -> Recipe:
+    def override(self, pattern: str, rule: Rule) -> Recipe:
         """A recipe in which ``rule`` holds for the modules that ``pattern`` matches.
 
         Args:
@@ -108,7 +107,7 @@ class Recipe:
         overrides = (Override(pattern, rule), *self.overrides)
         return replace(self, name=f"{self.name.rstrip('*')}*", overrides=overrides)
 
-    def rule_for(self, role: str, path: str) -> Rule[Any]:
+    def rule_for(self, role: str, path: str) -> Rule:
         """The rule for a site of the given role at the given path.
 
         Args:
@@ -118,7 +117,7 @@ class Recipe:
         for override in self.overrides:
             if override.rule.role == role and fnmatchcase(path, override.pattern):
                 return override.rule
-        rule: Rule[Any] = getattr(self, role)
+        rule: Rule = getattr(self, role)
         return rule
 
 

@@ -1,23 +1,12 @@
-"""What is known of a model beside its operations: a declaration, a table of token embeddings."""
+"""Parts of a model that the operations alone do not name: its tables of embeddings, its blocks."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from captum_lrpx.plans import bound_for
+from captum_lrpx.module_tree import modules_of
 
-__all__ = ["blocks_of", "is_declared", "token_embedding_of"]
-
-
-def is_declared(model: nn.Module) -> bool:
-    """Whether a declaration says where a model keeps its parts, so that rules have fast forms."""
-    if not hasattr(model, "config"):
-        return False
-    try:
-        bound_for(model)
-    except ValueError:
-        return False
-    return True
+__all__ = ["blocks_of", "position_table_of", "positions_after_padding", "token_embedding_of"]
 
 
 def token_embedding_of(model: nn.Module) -> nn.Module:
@@ -26,8 +15,6 @@ def token_embedding_of(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    if is_declared(model):
-        return bound_for(model).sites.token_embedding
     get = getattr(model, "get_input_embeddings", None)
     try:
         module = None if get is None else get()
@@ -39,6 +26,20 @@ def token_embedding_of(model: nn.Module) -> nn.Module:
             "embeddings instead of token ids."
         )
     return module
+
+
+def position_table_of(model: nn.Module) -> nn.Embedding | None:
+    """The table of absolute positions, which has an end; None if a model has none."""
+    for module in modules_of(model):
+        for name, child in module._modules.items():  # noqa: SLF001 - named_modules() is slow
+            if isinstance(child, nn.Embedding) and (name == "wpe" or "position" in name):
+                return child
+    return None
+
+
+def positions_after_padding(model: nn.Module) -> bool:
+    """Whether positions are counted from the padding token's number on, as in RoBERTa."""
+    return getattr(position_table_of(model), "padding_idx", None) is not None
 
 
 def blocks_of(model: nn.Module) -> list[list[nn.Module]]:

@@ -11,19 +11,18 @@ import weakref
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from captum_lrpx.coverage.operations import Coverage, Operation
+from captum_lrpx.coverage import FORWARD_FUNCTION, Coverage, Operation
 from captum_lrpx.fast.checkpointing import Checkpoints, WatchOfBlocks
+from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
 from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
 from captum_lrpx.hints import has_hints, natures_of
+from captum_lrpx.linear_rules import linear_attachments
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.plans import Plan as ModulePlan
-from captum_lrpx.plans import linear_attachments
-from captum_lrpx.propagation import Active
+from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rules.nodes import NEED_INPUT
-from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
@@ -37,12 +36,12 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-    from captum_lrpx.coverage.operations import Kind
+    from captum_lrpx.coverage import Kind
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.trace.graph import Edge
     from captum_lrpx.trace.natures import Nature
 
-__all__ = ["TracedPass", "traced_rules"]
+__all__ = ["TracedPass", "fingerprint"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
 
@@ -52,6 +51,7 @@ class TracedPass:
 
     Attributes:
         handles: Of the hooks on nodes, which are taken off when the pass is over.
+        done: Nodes that have their rules.
 
     Args:
         model: The module whose parameters are frozen, and inside of which rules hold.
@@ -59,8 +59,11 @@ class TracedPass:
         form: What this call has in common with others of the same operations; None if nothing.
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
-        fast: Whether what the rules do not read need not be kept, and zeros not be multiplied.
+        fast: Whether zeros need not be multiplied.
+        lean: Whether, if so, what the rules do not read need not be kept either.
         checkpointing: Whether blocks are computed once more in the backward pass.
+        freeze: Whether the parameters of the model need no gradient.
+        before: An earlier pass, on whose graph that of this one may build.
     """
 
     def __init__(
@@ -72,9 +75,14 @@ class TracedPass:
         watched: bool = False,
         values: bool = False,
         fast: bool = False,
+        lean: bool = True,
         checkpointing: bool = False,
+        freeze: bool = True,
+        before: TracedPass | None = None,
     ) -> None:
         self.model = model
+        self._modules = modules_of(model)
+        self._freeze = freeze
         self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
         self._watched = watched or values
         self._values = values
@@ -83,11 +91,11 @@ class TracedPass:
         self.form = (
             Form()
             if form is None
-            else known.setdefault((form, recipe, _fingerprint(model)), Form())
+            else known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
         )
-        # Hints and overrides speak of modules, which only a watched pass tells.
-        self.form.watched |= bool(recipe.overrides) or has_hints(model)
-        self._economical = self._fast and self.form.surprises <= MOST_SURPRISES
+        # Overrides speak of modules, which only a watched pass tells.
+        self.form.watched |= bool(recipe.overrides) or (not fast and has_hints(model))
+        self._economical = self._fast and lean and self.form.surprises <= MOST_SURPRISES
         economy = self.form.economy if self._economical else None
         self._saved = Saved(economy) if self._economical else None
         self._blocks: Checkpoints | None = None
@@ -98,40 +106,51 @@ class TracedPass:
         self.watch: Watch | None = None
         self._outputs: list[Node] = []
         self._inputs: Mapping[Node, Tensor] | None = None
-        self._done: set[Node] = set()
+        self._before = before
+        self.done: set[Node] = set() if before is None else set(before.done)
         self.handles: list[RemovableHandle] = []
 
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:
         """The pass, to be run inside of a ``with`` block."""
-        modules = modules_of(self.model)
-        warn_if_training(modules)
-        attachments = list(linear_attachments(self.model, self.recipe))
+        warn_if_training(self._modules)
+        attachments = linear_attachments(self.model, self._modules, self.recipe)
         if self._blocks is not None:
             attachments += [Attachment(*each) for each in self._blocks.patches(self.model)]
-        rules = Active(self.model, ModulePlan(modules[1:], attachments))
         with ExitStack() as stack:
-            stack.callback(self._release)
-            stack.callback(rules.detach)
-            rules.attach(freeze_parameters=True)
+            stack.callback(self.release)
+            stack.enter_context(Patched(self._modules, attachments, freeze=self._freeze))
+            stack.enter_context(self.watching())
+            yield self
+
+    @contextmanager
+    def watching(self, running: nn.Module | None = None) -> Iterator[None]:
+        """What has to be seen of the forward pass, which runs inside of a ``with`` block.
+
+        Args:
+            running: The module that has been called already.
+        """
+        with ExitStack() as stack:
             if self.form.seen and not self.form.watched and not self._watched:
                 entries = [module for each in self.form.entries if (module := each()) is not None]
                 stack.enter_context(results_of(entries, self._outputs))
                 if self.form.needs_inputs:
                     self._inputs = stack.enter_context(self._watch((), names=False)).inputs
             else:
-                self.watch = stack.enter_context(self._watch(modules))
+                self.watch = stack.enter_context(self._watch(self._modules))
                 self._inputs = self.watch.inputs
+                if running is not None:
+                    self.watch.enter(running)
             if self._saved is not None:
                 stack.enter_context(self._saved)
-            yield self
+            yield
 
     def _watch(self, modules: Iterable[nn.Module], *, names: bool = True) -> Watch:
         if self._blocks is not None:
             return WatchOfBlocks(self._blocks, modules, _FUNCTIONS_WITH_INPUT, names=names)
         return Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values, names=names)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
         for handle in self.handles:
             handle.remove()
@@ -139,21 +158,21 @@ class TracedPass:
 
     # Rules ------------------------------------------------------------------------------------
 
-    def attach(self, output: Tensor, *, at_once: int = 1) -> None:
-        """Put the rules on everything that an output depends on.
+    def attach(self, *outputs: Tensor, at_once: int = 1) -> None:
+        """Put the rules on everything that some outputs depend on.
 
         Args:
-            output: A tensor with a graph, and all that is to be explained upstream of it.
+            *outputs: Tensors, and all that is to be explained upstream of them.
             at_once: How many gradients one backward pass will be for.
 
         Raises:
             NewWayError: If more has to be kept of this pass than was.
             ValueError: If parts of the graph are made in the backward pass only.
         """
-        if not output.requires_grad:
+        outputs = tuple(each for each in outputs if each.requires_grad)
+        if not outputs:
             return
-        refuse_checkpointed(modules_of(self.model))
-        graph, plan = self.read([output])
+        graph, plan = self.read(outputs)
         assert self.structure is not None  # noqa: S101 - the graph has been read
         if self._saved is not None and self._economical and self.form.economy is None:
             self.form.economy = economy_of(graph, plan, self._saved)
@@ -161,7 +180,8 @@ class TracedPass:
             self._blocks.allow(self.form.economy if self._economical else None, graph.key)
         if self._fast and at_once == 1:
             self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
-        self.handles += attach(graph, plan, self.inputs, self._done)
+            self.handles += direct(graph, plan)
+        self.handles += attach(graph, plan, self.inputs, self.done)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
         """The graph of everything that some outputs depend on, and the rules for it.
@@ -171,8 +191,10 @@ class TracedPass:
 
         Raises:
             NewWayError: If more has to be kept of this pass than was.
+            ValueError: If parts of the graph are made in the backward pass only.
         """
-        graph = self.graph = Graph(outputs)
+        refuse_checkpointed(self._modules)
+        graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
         if self._saved is not None and not self._saved.fits(graph.key):
             self.form.economy = None
             self.form.surprises += 1
@@ -182,15 +204,21 @@ class TracedPass:
         if plan is None:
             plan = plan_of(graph, structure.roles, self.recipe, self._seen(graph, structure))
             structure.plans[self.recipe] = plan
-            self.form.needs_inputs |= plan.needs_inputs(graph)
+            self.form.needs_inputs |= plan.needs_inputs()
             # Only a watched pass tells what was written into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
         return graph, plan
 
+    def _parameters(self) -> list[Node]:
+        """The nodes of parameters that need a gradient."""
+        nodes = (node_of(parameter) for parameter in self.model.parameters())
+        return [node for node in nodes if node is not None]
+
     @property
     def inputs(self) -> Mapping[Node, Tensor]:
         """The inputs of functions that do not save them."""
-        return self._inputs or {}
+        own = self._inputs or {}
+        return own if self._before is None else {**self._before.inputs, **own}
 
     def _seen(self, graph: Graph, structure: Structure) -> Seen:
         """What the plan has to know beside the graph."""
@@ -198,15 +226,20 @@ class TracedPass:
             explained=structure.explained,
             detached=structure.detached,
             written=_written(graph, structure),
-            inputs=self._inputs,
+            inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
         )
 
     def _structure(self, graph: Graph) -> Structure:
         key = graph.key
         structure = self.form.structures.get(key)
+        if structure is None and self._fast and self.watch is None and has_hints(self.model):
+            self.form.seen = False  # hints speak of modules, which only a watched pass tells
+            raise NewWayError
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
+        graph.ordered_as(structure.order)
+        self.form.seen = bool(structure.places)  # a way that was not watched: the next pass is
         self.structure = structure
         return structure
 
@@ -216,8 +249,7 @@ class TracedPass:
         if watch is not None:
             outputs = watch.outputs
             self.form.entries = [weakref.ref(module) for module in watch.entered]
-        self.form.seen = watch is not None  # another way than before: the next pass is watched
-        structure = Structure([])
+        structure = Structure(graph.order, [])
         hints: dict[Edge, Nature] = {}
         if watch is not None:
             self._name(graph, structure)
@@ -246,10 +278,12 @@ class TracedPass:
 
     def problems(self, sources: Sequence[Tensor]) -> Coverage | None:
         """The coverage, if something between sources and output has no rule; else None."""
-        structure = self.structure
-        if structure is None or not structure.plans[self.recipe].problems:
+        graph, structure = self.graph, self.structure
+        if graph is None or structure is None or not structure.plans[self.recipe].problems:
             return None
-        coverage = self.coverage(sources)
+        earlier = set() if self._before is None else self._before.done
+        new = {number for number, node in enumerate(graph.nodes) if node not in earlier}
+        coverage = self.coverage(sources, None if self._before is None else new)
         return None if coverage.complete else coverage
 
     def coverage(
@@ -276,7 +310,7 @@ class TracedPass:
     def _operation(self, number: int, reason: str, remedy: str) -> Operation:
         graph, structure = self.graph, self.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018
-        path, kind, function = structure.places.get(number, ("", "", ""))
+        path, kind, function = structure.places.get(number, ("", type(self.model).__name__, ""))
         role = structure.roles[number]
         verdict: Kind
         if number in structure.explained:
@@ -288,36 +322,13 @@ class TracedPass:
             verdict = "linear" if role.role == "linear" and not gated else "ruled"
         return Operation(
             module=path,
-            module_type=kind or type(self.model).__name__,
+            module_type=kind or FORWARD_FUNCTION,
             function=function or graph.names[number],
             kind=verdict,
             rule=rule_in_words(role, self.recipe, path) if verdict == "ruled" else "",
             reason=reason,
             remedy=remedy,
         )
-
-
-@contextmanager
-def traced_rules(
-    model: nn.Module,
-    recipe: Recipe,
-    form: Hashable | None,
-    *,
-    values: bool = False,
-    checkpointing: bool = False,
-) -> Iterator[TracedPass]:
-    """The rules of a recipe for one forward pass inside of a ``with`` block.
-
-    Args:
-        model: Any module.
-        recipe: The rules.
-        form: See :class:`TracedPass`.
-        values: See :class:`TracedPass`.
-        checkpointing: See :class:`TracedPass`.
-    """
-    traced = TracedPass(model, recipe, form, values=values, checkpointing=checkpointing)
-    with traced.opened() as opened:
-        yield opened
 
 
 def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
@@ -360,10 +371,10 @@ def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
     return frozenset(number for number, each in enumerate(inside) if not each)
 
 
-def _fingerprint(model: nn.Module) -> int:
+def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
     """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
     parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
-    for module in modules_of(model):
+    for module in modules:
         attributes = vars(module)
         parts.append(id(type(module)))
         parts.append(module.training)
@@ -371,5 +382,6 @@ def _fingerprint(model: nn.Module) -> int:
         if forward is not None:
             parts.append(id(forward))
         if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - no public name
-            parts += [*module._forward_hooks, *module._forward_pre_hooks]  # noqa: SLF001
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
+                parts += [key for key, hook in hooks.items() if not hasattr(hook, "looks_only")]
     return hash(tuple(parts))

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from captum_lrpx.binding import is_pretrained
+from captum_lrpx.models import is_pretrained
+from captum_lrpx.onlookers import is_hooked
 
 __all__ = ["called_module", "has_virtual_tokens", "unwrapped"]
 
@@ -26,8 +27,6 @@ _INSIDE_OF_MODULES: Final = frozenset(
 )
 """Adapters of PEFT that change layers of the model and nothing else."""
 
-_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
-
 
 def unwrapped(root: nn.Module) -> nn.Module | None:
     """The transformers model whose inputs and outputs are those of a module.
@@ -42,7 +41,7 @@ def unwrapped(root: nn.Module) -> nn.Module | None:
         The model. None if the module may compute something else: a module of the user's own,
         prompt or prefix tuning, a model with hooks or a forward of its own.
     """
-    if any(vars(root)[hooks] for hooks in _HOOKS) or _has_own_forward(root):
+    if is_hooked(root) or _has_own_forward(root):
         return None
     if is_pretrained(root):
         forward: Any = type(root).forward

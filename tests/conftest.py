@@ -78,3 +78,13 @@ def loaded():
     from captum_lrpx import zoo
 
     return {name: zoo.load(name) for name in zoo.names()}
+
+
+@pytest.fixture(scope="module")
+def of_the_graph():
+    """``fast=False`` wherever nothing is said."""
+    from captum_lrpx import LRPx
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LRPx.__init__.__kwdefaults__, "fast", False)
+        yield

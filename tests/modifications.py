@@ -1,4 +1,4 @@
-"""Supported models, each with something in it that no rule covers."""
+"""Tiny models, each with something in it that its family does not have."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def linear(inputs, outputs):
     return layer
 
 
-# Modifications of supported models: each returns the model, part of the path that must be named and
-# part of the function's name.
+# Each returns the model, the module, a part of its path and a part of the name of the function.
 
 
 def inline_gelu():
@@ -181,7 +180,40 @@ def custom_function():
     return model, mlp, "h.0.mlp", ""
 
 
-MODIFICATIONS = [
+def unknown_function():
+    model = tiny("gpt2", layers=1)
+    mlp = model.transformer.h[0].mlp
+    rewritten(mlp, lambda self, x: self.c_proj(torch.lgamma(self.c_fc(x))))
+    return model, mlp, "h.0.mlp", "lgamma"
+
+
+def detached_branch():
+    model = tiny("gpt2", layers=1)
+    mlp = model.transformer.h[0].mlp
+    rewritten(mlp, lambda self, x: self.c_proj(self.act(self.c_fc(x))) + x.detach())
+    return model, mlp, "h.0.mlp", "add"
+
+
+def in_place_on_a_part():
+    model = tiny("gpt2", layers=1)
+    mlp = model.transformer.h[0].mlp
+
+    def forward(self, x):
+        z = self.act(self.c_fc(x))
+        z[..., :6].tanh_()
+        return self.c_proj(z)
+
+    return model, rewritten(mlp, forward), "h.0.mlp", "tanh_"
+
+
+def activation_with_the_size_of_its_row():
+    model = tiny("gpt2", layers=1)
+    act = model.transformer.h[0].mlp.act
+    rewritten(act, lambda _self, x: F.gelu(x) * x.abs().mean(-1, keepdim=True))
+    return model, act, "h.0.mlp.act", "mul"
+
+
+EXPLAINED = [
     inline_gelu,
     inline_squared_relu,
     relu_by_comparison,
@@ -190,10 +222,19 @@ MODIFICATIONS = [
     soft_cap_on_logits,
     soft_cap_on_scores,
     bypassed_projection,
-    gated_attention,
     unknown_norm,
     router,
     max_pool,
     softmax_elsewhere,
-    custom_function,
 ]
+"""What the operations tell."""
+
+REFUSED = {
+    gated_attention: "a hint",
+    activation_with_the_size_of_its_row: "a hint",
+    custom_function: "strict=False",
+    unknown_function: "strict=False",
+    detached_branch: "strict=False",
+    in_place_on_a_part: "inplace=False",
+}
+"""What no rule is for, and a part of the way out."""

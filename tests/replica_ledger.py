@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 from torch.overrides import TorchFunctionMode
 
-from captum_lrpx import propagation
 from captum_lrpx.rules import UniformAttention
+from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.traced import TracedPass
 
 RELATIVE = 1e-10
 # Relevances of both signs cancel in the sum. Where they cancel to a value much smaller than their
@@ -103,11 +104,27 @@ def captured(modules) -> Iterator[list[Tensor]]:
         yield found
 
 
-# The uniform rule at A V halves the gradient of the weights A too. That half is applied behind the
-# softmax, at the query and key projections (1/4 there, not 1/2), so the gradients that the softmax
-# sees are twice those of the rule. Where the weights are constant no relevance enters the softmax,
-# whether its gradient is computed (and multiplied by zero) or not.
-SHARE_OF_WEIGHTS = {UniformAttention: 0.5}
+@contextmanager
+def with_biases(
+    model: nn.Module, recipe: Recipe
+) -> Iterator[tuple[TracedPass, dict[str, tuple[Tensor, Tensor]]]]:
+    """The rules of a recipe, and for each bias its value and a tensor with its gradient.
+
+    The rule of a norm gives none to its parameters, so zeros are added to what norms return.
+    """
+    with TracedPass(model, recipe, None).opened() as rules, ExitStack() as stack:
+        found = {}
+        for path, module in model.named_modules():
+            bias = module._parameters.get("bias")
+            if bias is None:
+                continue
+            wanted = bias
+            if isinstance(module, nn.LayerNorm):
+                wanted = torch.zeros_like(bias)
+                add = lambda *call, zeros=wanted: call[2] + zeros  # noqa: E731
+                stack.callback(module.register_forward_hook(add).remove)
+            found[f"{path}.bias"] = bias.detach(), wanted.requires_grad_()
+        yield rules, found
 
 
 def ledger(
@@ -115,29 +132,48 @@ def ledger(
 ) -> Ledger:
     """Decompose ``outputs[index]`` by ordinary autograd under the rules of a recipe."""
     recorder = Exact()
-    biases = [bias for name, bias in model.named_parameters() if name.endswith("bias")]
     with (
-        propagation(model, recipe, freeze_parameters=False),
+        with_biases(model, recipe) as (rules, named),
         captured(embeddings_of(model)) as embedded,
         recorder if exact else ExitStack(),
     ):
         explained = outputs(model, **inputs)[index]
+        rules.attach(explained)
+        biases = {id(wanted): (value, wanted) for value, wanted in named.values()}.values()
         scores = [scores for scores, _ in recorder.softmaxes]
         weights = [weights for _, weights in recorder.softmaxes]
-        groups = [embedded, biases, scores, weights]
+        groups = [embedded, [wanted for _, wanted in biases], scores, weights]
         flat = [tensor for group in groups for tensor in group]
         gradients = torch.autograd.grad(explained, flat, allow_unused=True, materialize_grads=True)
     remaining = iter(gradients)
+    groups[1] = [value for value, _ in biases]
     of_embeddings, of_biases, of_scores, of_weights = (
         [tensor.detach() * next(remaining) for tensor in group] for group in groups
     )
-    share = SHARE_OF_WEIGHTS.get(type(recipe.attention), 0.0)
+    # Where the weights are constant no relevance enters the softmax.
+    enters = isinstance(recipe.attention, UniformAttention)
     return Ledger(
         explained=explained.item(),
         embeddings=of_embeddings,
         biases=total_of(of_biases),
-        softmax=share * (total_of(of_weights) - total_of(of_scores)),
+        softmax=enters * (total_of(of_weights) - total_of(of_scores)),
     )
+
+
+def biases_by_hand(
+    model: nn.Module, recipe: Recipe, index: tuple[int, ...], ids: Tensor
+) -> dict[str, float]:
+    """The relevance of each bias in ``outputs[index]``, with the layers' own rules of a recipe."""
+    with with_biases(model, recipe) as (rules, named), captured(embeddings_of(model)):
+        explained = outputs(model, input_ids=ids)[index]
+        rules.attach(explained)
+        gradients = torch.autograd.grad(
+            explained, [wanted for _, wanted in named.values()], materialize_grads=True
+        )
+    return {
+        name: (value * gradient).sum().item()
+        for (name, (value, _)), gradient in zip(named.items(), gradients, strict=True)
+    }
 
 
 def total_of(tensors: list[Tensor]) -> float:

@@ -8,20 +8,13 @@ sums are exact in any order, and zeros, cancellations and equal rows are frequen
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from functools import partial
 from math import sqrt
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from captum_lrpx.sites import (
-    AttentionSite,
-    GatedProductSite,
-    Projection,
-)
+from captum_lrpx import LRP, propagation
 
 HALF = [torch.bfloat16, torch.float16]
 ACCURACY = {torch.bfloat16: 3e-2, torch.float16: 4e-3}  # a few units of the last place
@@ -94,46 +87,36 @@ def relevance(function, inputs, grad):
     return output.detach(), [leaf.detach() * grad for leaf, grad in zip(leaves, found, strict=True)]
 
 
+class Function(nn.Module):
+    """A function as a module, which rules can be put on."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def ruled(function, inputs, grad, recipe=LRP):
+    """What :func:`relevance` gives for a function or module that a recipe has its rules on.
+
+    It runs twice, as a pass of a new form and as one of a form that is known.
+    """
+    module = function if isinstance(function, nn.Module) else Function(function)
+    with torch.no_grad():
+        plain = module(*(each.clone() for each in inputs))  # strides may decide about last bits
+    with propagation(module, recipe):
+        (value, first), (again, second) = (relevance(module, inputs, grad) for _ in range(2))
+    assert torch.equal(value, plain)
+    assert torch.equal(again, plain)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    return value, first
+
+
 def assert_same(one, other):
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-def attached(rule, site):
-    """The rule on the modules of a site."""
-    return attached_patches(rule.attach(site))
-
-
-@contextmanager
-def attached_patches(attachments):
-    """Patches on their modules."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module, patch in attachments:
-            patched.setattr(module, "forward", partial(patch, module.forward))
-        yield
-
-
-def identity_projections():
-    """Query, key and value projections that leave everything as it is."""
-    return [Projection(nn.Identity()) for _ in range(3)]
-
-
-def identity_product():
-    """A gated product of modules that leave everything as it is."""
-    return GatedProductSite("product", *(nn.Identity() for _ in range(4)))
-
-
-def attention_site(query, key, value):
-    return AttentionSite(
-        path="attn",
-        module=nn.Identity(),
-        query=query,
-        key=key,
-        value=value,
-        output=nn.Identity(),
-        heads=1,
-        key_value_heads=1,
-        head_dim=2,
-    )
 
 
 def attention_weights(q, k, mask):

@@ -2,69 +2,97 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_cases import assert_same, attached, pairs, relevance
+from rule_cases import assert_same, pairs, ruled
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
-from captum_lrpx.rules import (
-    Identity,
-    functional,
-)
-from captum_lrpx.sites import (
-    ActivationSite,
-    InlineActivationSite,
-)
+from captum_lrpx import propagation
+
+
+def gelu_by_hand(z):
+    return 0.5 * z * (1.0 + torch.erf(z / math.sqrt(2.0)))
+
+
+def silu_by_hand(z):
+    return z * torch.sigmoid(z)
+
+
+def squared_relu(z):
+    return F.relu(z).square()
+
+
+ACTIVATIONS = [
+    *(torch.tanh, F.relu, F.gelu, F.silu, torch.square, F.mish, F.hardswish, F.elu, torch.erf),
+    *(gelu_by_hand, silu_by_hand, squared_relu),
+]
+"""Zero at zero, in one operator and written out."""
 
 
 @pytest.mark.proof("D.3")
-@given(pairs(), st.sampled_from([torch.tanh, F.relu, F.gelu, F.silu, torch.sin, torch.square]))
+@given(pairs(), st.sampled_from(ACTIVATIONS))
 def test_identity(pair, activation):
     z, _, grad = pair
-    slope = torch.where(z == 0, 7.0, activation(z) / torch.where(z == 0, 1.0, z))
-    value, (found,) = relevance(lambda z: functional.identity(z, activation(z), slope), [z], grad)
-    assert torch.equal(value, activation(z))
-    assert_same(found, activation(z) * grad)
+    value, (found,) = ruled(activation, [z], grad)
+    assert_same(found, value * grad)
 
 
-def test_an_inline_activation_is_one_between_two_modules():
+@given(pairs(), st.sampled_from([torch.sigmoid, F.softplus, torch.exp, F.hardsigmoid]))
+def test_what_a_function_is_at_zero_is_a_constant(pair, function):
+    """It belongs to no input, as a bias does."""
+    z, _, grad = pair
+    value, (found,) = ruled(function, [z], grad)
+    assert_same(found, (value - function(torch.zeros_like(z))) * grad)
+
+
+@pytest.fixture
+def network():
+    """A unit whose inputs cancel for :func:`examples`: its pre-activation is exactly zero."""
     torch.manual_seed(0)
-    before, after = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
-    x, grad = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-    with torch.no_grad():  # a unit whose inputs cancel: its pre-activation is exactly zero
-        before.bias[1], before.weight[1] = 0.0, torch.tensor([1.0, 1.0, 0.0])
-        x[:, 1] = -x[:, 0]
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        layers[0].bias[1], layers[0].weight[1] = 0.0, torch.tensor([1.0, 1.0, 0.0])
+    return layers
 
-    def network(x):
-        return after(torch.tanh(before(x)))
 
-    plain = network(x)
-    with attached(Identity(), InlineActivationSite("head", before, after, "tanh")):
-        value, (found,) = relevance(network, [x], grad)
+def examples():
+    x = torch.randn(5, 3, dtype=torch.float64)
+    x[:, 1] = -x[:, 0]
+    return x
+
+
+def test_an_activation_between_two_layers(network):
+    x, grad = examples(), torch.randn(5, 2, dtype=torch.float64)
+    before, _, after = network
+    _, (found,) = ruled(network, [x], grad)
     z = before(x)
     assert torch.equal(z == 0, torch.tensor([False, True, False, False]).expand(5, 4))
     slope = torch.where(z == 0, 1.0, torch.tanh(z) / z)
-    assert torch.equal(value, plain)
     assert_same(found, x * ((grad @ after.weight * slope) @ before.weight))
 
 
-def test_an_inline_activation_is_that_of_the_calling_thread():
-    torch.manual_seed(0)
-    before, after = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
-    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    with attached(Identity(), InlineActivationSite("head", before, after, "tanh")):
-        (expected,) = torch.autograd.grad(after(torch.tanh(before(x))).sum(), x)
-        z = before(x)
-        other = threading.Thread(target=lambda: after(torch.tanh(before(x[:2]))))
+def test_a_rule_is_that_of_the_calling_thread(network):
+    x, found = examples().requires_grad_(), []
+
+    def gradient():
+        return torch.autograd.grad(network(x[:2]).sum(), x)[0]
+
+    plain = gradient()
+    with propagation(network):
+        ours = gradient()
+        other = threading.Thread(target=lambda: found.append(gradient()))
+        value = network(x)
         other.start()
         other.join()
-        (found,) = torch.autograd.grad(after(torch.tanh(z)).sum(), x)
-    assert torch.equal(found, expected)
+        assert torch.equal(torch.autograd.grad(value[:2].sum(), x)[0], ours)
+    assert torch.equal(found[0], plain)
+    assert not torch.allclose(ours, plain)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -73,7 +101,6 @@ def test_activations_may_overwrite_their_input(kind, inplace):
     torch.manual_seed(0)
     z, grad = (torch.randn(20, dtype=torch.float64) for _ in range(2))
     module = kind(inplace=inplace)
-    with attached(Identity(), ActivationSite("act", module)):
-        value, (found,) = relevance(lambda z: module(z * 1), [z], grad)
+    value, (found,) = ruled(lambda z: module(z * 1), [z], grad)
     assert torch.equal(value, kind()(z))
     assert_same(found, value * grad)

@@ -1,6 +1,7 @@
 """``captum-lrpx coverage``."""
 
 import pytest
+import torch
 
 from captum_lrpx import loading, zoo
 from captum_lrpx.cli import main
@@ -26,16 +27,18 @@ def served(monkeypatch, change):
 def test_an_incomplete_model_has_exit_status_1(monkeypatch, capsys):
     def change(model):
         mlp = model.transformer.h[0].mlp
-        mlp.forward = lambda x: mlp.c_proj(mlp.c_fc(x).tanh())
+        mlp.forward = lambda x: mlp.c_proj(torch.lgamma(mlp.c_fc(x)))
 
     served(monkeypatch, change)
     assert main(["coverage"]) == 1
     shown = capsys.readouterr().out
-    assert "transformer.h.0.mlp" in shown
+    (row,) = [line for line in shown.splitlines() if "lgamma" in line]
+    assert row.startswith("transformer.h.0.mlp ")
+    assert "unruled" in row
     assert "INCOMPLETE" in shown
 
 
-def test_an_undeclared_architecture_is_listed(monkeypatch, capsys):
+def test_an_unheard_of_architecture_is_listed(monkeypatch, capsys):
     def change(model):
         model.config.model_type = "unheard-of"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 import warnings
@@ -11,18 +10,16 @@ import pytest
 import torch
 from models import FAMILIES, MORE_FAMILIES, tiny, token_ids
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, StaticCache
 
 from captum_lrpx import (
-    ATTN_LRP,
-    LRP,
     ALTILogit,
     AttnLRPx,
     LayerAttnLRPx,
     LRPx,
     NeuronAttnLRPx,
     TokenLogits,
-    compiled,
     ledger,
 )
 from captum_lrpx.recipes import NAMED_RECIPES
@@ -163,14 +160,14 @@ def test_so_does_alti_logit():
     torch.testing.assert_close(second, 2 * first)
 
 
-def test_a_refused_function_has_run_once_and_the_next_time_not_at_all():
+def test_so_does_one_that_is_refused():
     counted = Counted(tiny("gpt2"))
     mlp = counted.model.transformer.h[0].mlp
-    mlp.forward = lambda x: mlp.c_proj(mlp.c_fc(x).sigmoid())
-    for _ in range(2):
-        with pytest.raises(ValueError, match="sigmoid"):
+    mlp.forward = lambda x: mlp.c_proj(torch.lgamma(mlp.c_fc(x)))
+    for runs in (1, 2):
+        with pytest.raises(ValueError, match="lgamma"):
             AttnLRPx(counted).attribute(token_ids(), TARGET)
-        assert counted.runs == 1
+        assert counted.runs == runs
 
 
 def test_buffers_are_as_before_the_table_of_operations():
@@ -234,29 +231,19 @@ def test_checkpointing_first_is_checkpointing_later(family):
     assert torch.equal(first, later)
 
 
-@pytest.mark.parametrize("recipe", [LRP, ATTN_LRP], ids=lambda recipe: recipe.name)
-def test_a_checkpoint_of_the_users_own_around_the_model(recipe):
-    from torch.utils.checkpoint import checkpoint
-
+def test_a_checkpoint_of_the_users_own_around_the_model():
+    """It works where no rule reads what is computed again, and is refused by name elsewhere."""
     model = tiny("llama", attn="sdpa")
 
     def forward(embeds):
         return checkpoint(lambda x: run(model, x), embeds, use_reentrant=False)
 
     embeds = model.get_input_embeddings()(token_ids()).detach()
-    first = LRPx(forward, model, recipe=recipe).attribute(embeds, TARGET)
-    plain = LRPx(lambda x: run(model, x), model, recipe=recipe).attribute(embeds, TARGET)
-    torch.testing.assert_close(first, plain)
-    assert torch.equal(LRPx(forward, model, recipe=recipe).attribute(embeds, TARGET), first)
-
-
-def test_compiling_first_is_not_compiling_up_to_rounding(monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
-    model = tiny("llama", attn="sdpa", layers=3)
-    plain = AttnLRPx(TokenLogits(copy.deepcopy(model))).attribute(token_ids(), TARGET)
-    for _ in range(3):
-        found = AttnLRPx(TokenLogits(model), compile=True).attribute(token_ids(), TARGET)
-        torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
+    plain = LRPx(lambda x: run(model, x), model).attribute(embeds, TARGET)
+    for _ in range(2):
+        torch.testing.assert_close(LRPx(forward, model).attribute(embeds, TARGET), plain)
+        with pytest.raises(ValueError, match=r"silu in .* inside of torch\.utils\.checkpoint"):
+            AttnLRPx(forward, model).attribute(embeds, TARGET)
 
 
 def test_in_a_fresh_process():

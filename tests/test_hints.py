@@ -14,7 +14,7 @@ from captum_lrpx import traced
 from captum_lrpx.attr.embedded import embedded_ids
 from captum_lrpx.hints import HINTS, Hint
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
-from captum_lrpx.traced import traced_rules
+from captum_lrpx.traced import TracedPass
 
 TYPES = {
     **dict.fromkeys(
@@ -69,7 +69,7 @@ def _relevances(kind: str, recipe: Recipe) -> tuple[float, Tensor] | None:
         inputs = inputs.requires_grad_()
     with (
         torch.enable_grad(),
-        traced_rules(model, recipe, None) as rules,
+        TracedPass(model, recipe, None).opened() as rules,
         embedded_ids(model, ids) as embedded,
     ):
         logits = model(**{**given.keywords, name: inputs}).logits[0]
@@ -130,7 +130,7 @@ def test_both_towers_of_clip_get_relevance(recipe: Recipe) -> None:
     pixels = torch.randn(1, 3, 8, 8).requires_grad_()
     with (
         torch.enable_grad(),
-        traced_rules(model, recipe, None) as rules,
+        TracedPass(model, recipe, None).opened() as rules,
         embedded_ids(model, [ids]) as embedded,
     ):
         value = model(input_ids=ids, pixel_values=pixels).logits_per_image[0, 1]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from anatomy import blocks_of
 from captum.attr import LLMGradientAttribution, NoiseTunnel, TextTokenInput
 from models import FAMILIES, tiny, token_ids
 from state import snapshot
@@ -16,7 +17,6 @@ from captum_lrpx import (
     NeuronLRPx,
     zoo,
 )
-from captum_lrpx.propagation import sites_of
 from captum_lrpx.rules import SignalTakeAll
 
 TARGET = (-1, 7)
@@ -54,7 +54,7 @@ def test_the_embedding_layer_is_the_input(family, layer, whole):
 @all_families
 def test_without_biases_every_block_carries_the_whole_explained_value(family):
     model = tiny(family, biases="zero", layers=3)
-    blocks = [block.module for block in sites_of(model).blocks]
+    blocks = [block.module for block in blocks_of(model)]
     explained = model(token_ids()).logits[:, -1, 7].detach()
     for per_layer in relevance(LayerLRPx, model, blocks):
         close(per_layer.sum((1, 2)), explained, family)
@@ -64,9 +64,9 @@ def test_without_biases_every_block_carries_the_whole_explained_value(family):
 @all_families
 def test_an_activation_passes_its_relevance_on(family, method):
     model = tiny(family)
-    for site in sites_of(model).activations[:2]:
-        inside = relevance(method, model, site.module, at_input=True)
-        outside = relevance(method, model, site.module)
+    for block in blocks_of(model):
+        inside = relevance(method, model, block.activation, at_input=True)
+        outside = relevance(method, model, block.activation)
         if method is LayerLRPx and family in GATED:
             assert outside.eq(0).all(), "the gate is constant"
         close(inside, outside, family)
@@ -76,9 +76,9 @@ def test_an_activation_passes_its_relevance_on(family, method):
 @pytest.mark.parametrize("family", GATED)
 def test_a_gated_product_shares_its_relevance(family, method):
     model = tiny(family)
-    site = sites_of(model).gated_products[0]
-    product = relevance(method, model, site.output, at_input=True)
-    up, activation, gate = relevance(method, model, [site.up, site.activation, site.gate])
+    block = blocks_of(model)[0]
+    product = relevance(method, model, block.output, at_input=True)
+    up, activation, gate = relevance(method, model, [block.up, block.activation, block.gate])
     close(up + activation, product, family)
     share = 0.0 if method is LayerLRPx else 0.5
     close(activation, share * product, family)
@@ -88,15 +88,11 @@ def test_a_gated_product_shares_its_relevance(family, method):
 @pytest.mark.parametrize("family", GATED)
 def test_the_mirror_choice_gives_all_to_the_activation(family):
     model = tiny(family)
-    site = sites_of(model).gated_products[0]
+    block = blocks_of(model)[0]
     recipe = LayerLRPx.default_recipe.override("*", SignalTakeAll("activation"))
-    product = relevance(LayerLRPx, model, site.output, at_input=True, recipe=recipe)
-    close(relevance(LayerLRPx, model, site.activation, recipe=recipe), product, family)
-    assert relevance(LayerLRPx, model, site.up, recipe=recipe).eq(0).all()
-
-
-def part(relevances, projection):
-    return relevances if projection.features is None else relevances[..., projection.features]
+    product = relevance(LayerLRPx, model, block.output, at_input=True, recipe=recipe)
+    close(relevance(LayerLRPx, model, block.activation, recipe=recipe), product, family)
+    assert relevance(LayerLRPx, model, block.up, recipe=recipe).eq(0).all()
 
 
 @layer_methods
@@ -104,11 +100,11 @@ def part(relevances, projection):
 def test_attention_shares_its_relevance(family, method):
     """All of it goes to the values in LRP; half in AttnLRP, the rest to queries and keys alike."""
     model = tiny(family, biases="zero")
-    site = sites_of(model).blocks[1].attention
-    mixed = relevance(method, model, site.output, at_input=True)
+    block = blocks_of(model)[1]
+    mixed = relevance(method, model, block.mixed, at_input=True)
     query, key, value = (
-        part(relevance(method, model, projection.module), projection)
-        for projection in (site.query, site.key, site.value)
+        projection.part(relevance(method, model, projection.module))
+        for projection in (block.query, block.key, block.value)
     )
     share = 1.0 if method is LayerLRPx else 0.5
     close(value.sum((1, 2)), share * mixed.sum((1, 2)), family)
@@ -123,10 +119,9 @@ def test_attention_shares_its_relevance(family, method):
 @all_families
 def test_relevance_of_heads_is_a_view_of_the_output_projections_input(family):
     model = tiny(family)
-    site = sites_of(model).blocks[0].attention
-    mixed = relevance(LayerAttnLRPx, model, site.output, at_input=True)
-    heads = mixed.unflatten(-1, (site.heads, site.head_dim)).sum(-1)
-    assert heads.shape == (2, 5, site.heads)
+    mixed = relevance(LayerAttnLRPx, model, blocks_of(model)[0].mixed, at_input=True)
+    heads = mixed.unflatten(-1, (2, 4)).sum(-1)
+    assert heads.shape == (2, 5, 2)
     close(heads.sum(-1), mixed.sum(-1), family)
 
 
@@ -134,8 +129,8 @@ def test_relevance_of_heads_is_a_view_of_the_output_projections_input(family):
 @all_families
 def test_many_layers_from_one_backward_pass(family, method):
     model = tiny(family)
-    block = sites_of(model).blocks[1]
-    layers = [model.get_input_embeddings(), block.module, block.mlp_output]
+    block = blocks_of(model)[1]
+    layers = [model.get_input_embeddings(), block.module, block.output]
     many = relevance(method, model, layers)
     assert isinstance(many, list)
     for layer, result in zip(layers, many, strict=True):
@@ -147,15 +142,15 @@ def test_many_layers_from_one_backward_pass(family, method):
 def test_layers_with_more_than_one_tensor_or_with_keywords(family, method):
     """Attention returns its weights or None as well; Llama's is called with keywords only."""
     model = tiny(family)
-    block = sites_of(model).blocks[1]
-    for layer in (block.attention.module, block.module):
+    block = blocks_of(model)[1]
+    for layer in (block.attention, block.module):
         for at_input in (False, True):
             result = relevance(method, model, layer, at_input=at_input)
             assert isinstance(result, torch.Tensor)
             assert result.shape[:2] == (2, 5)
-    eager = relevance(method, model, block.attention.module)
+    eager = relevance(method, model, block.attention)
     sdpa = tiny(family, attn="sdpa")
-    close(relevance(method, sdpa, sites_of(sdpa).blocks[1].attention.module), eager, family)
+    close(relevance(method, sdpa, blocks_of(sdpa)[1].attention), eager, family)
 
 
 @layer_methods
@@ -194,8 +189,8 @@ def test_gradients_instead_of_relevances(method):
 def test_nothing_is_left_behind(family, method):
     model = tiny(family)
     before = snapshot(model)
-    block = sites_of(model).blocks[0]
-    relevance(method, model, [block.module, block.attention.output])
+    block = blocks_of(model)[0]
+    relevance(method, model, [block.module, block.mixed])
     for target in (None, "are", (0, 10**6)):
         with pytest.raises((AssertionError, IndexError)):
             method(model, block.module).attribute(token_ids(), target=target)
@@ -251,11 +246,13 @@ def test_captums_wrapper_for_language_models(method, name):
 NEURONS = [(NeuronLRPx, LRPx), (NeuronAttnLRPx, AttnLRPx)]
 
 
+@pytest.mark.parametrize("part", ["output", "activation", "mixed"])
 @pytest.mark.parametrize(("neuron", "whole"), NEURONS)
 @all_families
-def test_a_neuron_is_an_output_like_any_other(family, neuron, whole):
+def test_a_neuron_is_an_output_like_any_other(family, neuron, whole, part):
+    """Also one of a gate, which is constant where a logit is explained by LRP."""
     model = tiny(family)
-    layer = sites_of(model).blocks[1].mlp_output
+    layer = getattr(blocks_of(model)[1], part)
     embeds = model.get_input_embeddings()(token_ids()).detach()
 
     def activation(embeds):
@@ -291,12 +288,11 @@ def test_tuples_of_embeddings():
     assert not embeds.requires_grad
 
 
-def test_a_neuron_on_a_constant_branch_is_an_error():
-    model = tiny("llama")
-    gate = model.model.layers[0].mlp.act_fn
-    with pytest.raises(ValueError, match="constant"):
-        NeuronLRPx(model, gate).attribute(token_ids(), (3, 2))
-    assert NeuronAttnLRPx(model, gate).attribute(token_ids(), (3, 2)).shape == (2, 5)
+@pytest.mark.parametrize("method", [NeuronLRPx, NeuronAttnLRPx])
+def test_a_neuron_that_no_token_decides_about_is_an_error(method):
+    model = tiny("gpt2")
+    with pytest.raises(ValueError, match="does not depend on the inputs"):
+        method(model, model.transformer.wpe).attribute(token_ids(), (3, 2))
 
 
 def test_nothing_is_left_behind_after_a_wrong_selector():

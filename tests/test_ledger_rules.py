@@ -9,12 +9,11 @@ import pytest
 import torch
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule, IdentityRule
 from models import FAMILIES, MORE_FAMILIES, tiny, token_ids
-from replica_ledger import Exact
+from replica_ledger import Exact, biases_by_hand
 from torch import nn
 
 from captum_lrpx import AttnLRPx, LRPx, propagation
 from captum_lrpx.conservation import ledger
-from captum_lrpx.propagation import sites_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, LRP_UNIFORM_GATE
 from captum_lrpx.rules import (
     ActivationGradient,
@@ -25,6 +24,8 @@ from captum_lrpx.rules import (
     NormGradient,
     ProductGradient,
 )
+
+pytestmark = pytest.mark.usefixtures("of_the_graph")
 
 RELATIVE = 1e-10
 EVERY = FAMILIES | MORE_FAMILIES
@@ -91,7 +92,8 @@ def test_norms_of_queries_and_keys():
     with_gradient = replace(recipe, attention=AttentionGradient())
     book = account(model, with_gradient)
     assert_closes(book)
-    assert {entry.path.rsplit(".", 1)[1] for entry in book.of("rule")} == {"self_attn"}
+    paths = {entry.path.rsplit(".", 1)[1] for entry in book.of("rule")}
+    assert paths == {"q_norm", "k_norm", "self_attn"}
 
 
 def test_an_override_for_one_layer_has_a_line_there_alone():
@@ -151,26 +153,39 @@ def test_each_bias_under_a_linear_rule_has_its_own_amount(family, rule, recipe):
     model, ids = tiny(family), token_ids(3)
     book = account(model, recipe)
     found = {entry.path: entry.amount for entry in book.of("bias")}
-    parameters = model.named_parameters(remove_duplicate=False)  # a tied bias has two names
-    named = {name: value for name, value in parameters if name in found}
-    assert len(named) == len(found)
+    assert len(found) == sum(name.endswith("bias") for name, _ in model.named_parameters())
     for row, index in enumerate(TARGET):
-        with propagation(model, recipe, freeze_parameters=False), Exact():
-            value = model(ids[row : row + 1]).logits[(0, *index)]
-            gradients = torch.autograd.grad(value, named.values(), materialize_grads=True)
-        for (name, bias), gradient in zip(named.items(), gradients, strict=True):
-            expected = (bias * gradient).sum().item()
-            assert found[name][row].item() == pytest.approx(expected, rel=1e-8, abs=1e-11), name
+        with Exact():
+            expected = biases_by_hand(model, recipe, (0, *index), ids[row : row + 1])
+        for name, amount in found.items():
+            assert amount[row].item() == pytest.approx(expected[name], rel=1e-8, abs=1e-11), name
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "bloom"])
+LAYERS = {
+    "bert": [
+        f"bert.encoder.layer.1.{path}"
+        for path in ("attention.self.value", "attention.output.dense", "output.dense")
+    ],
+    "gpt2": [f"transformer.h.1.{path}" for path in ("attn.c_attn", "attn.c_proj", "mlp.c_proj")],
+    "llama": [
+        f"model.layers.1.{path}"
+        for path in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+    ],
+    "bloom": [
+        f"transformer.h.1.{path}"
+        for path in ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_4h_to_h")
+    ],
+}
+"""Values, the output of attention and that of the MLP."""
+
+
+@pytest.mark.parametrize("family", LAYERS)
 @pytest.mark.parametrize(
     "rule", [EpsilonRule(0.05), GammaRule(), Alpha1_Beta0_Rule()], ids=lambda r: type(r).__name__
 )
 def test_captum_s_rules_on_modules(family, rule):
     model = tiny(family)
-    block = sites_of(model).blocks[1]
-    modules = [block.attention.value.module, block.attention.output, block.mlp_output]
+    modules = [model.get_submodule(path) for path in LAYERS[family]]
     for module in modules:
         module.rule = rule
     book = account(model, ATTN_LRP)
@@ -181,11 +196,11 @@ def test_captum_s_rules_on_modules(family, rule):
 
 def test_captum_s_identity_rule():
     model = tiny("llama")
-    sites_of(model).blocks[0].attention.output.rule = IdentityRule()
+    model.model.layers[0].self_attn.o_proj.rule = IdentityRule()
     book = account(model, LRP)
     assert_closes(book)
     by_path = {entry.path: entry.amount for entry in book.entries}
-    assert not by_path["model.layers.0.self_attn.o_proj.bias"].any()
+    assert "model.layers.0.self_attn.o_proj.bias" not in by_path
     assert (by_path["model.layers.0.self_attn.o_proj"].abs() < 1e-9).all()
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 from captum_lrpx.trace.graph import Graph
 from captum_lrpx.trace.roles import roles_of
-from captum_lrpx.traced import traced_rules
+from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def _explained(
     """Value and relevances; a ``ValueError`` with the reasons of what has no rule."""
     leaves = [each.clone().requires_grad_() for each in inputs]
     model = _Function(function)
-    with torch.enable_grad(), traced_rules(model, recipe, None) as rules:
+    with torch.enable_grad(), TracedPass(model, recipe, None).opened() as rules:
         value = model(*leaves).sum()
         rules.attach(value)
         unruled = rules.coverage(leaves).unruled
@@ -224,7 +224,7 @@ class _Hashing(torch.autograd.Function):
 def test_a_function_of_ones_own_is_refused_by_its_name(recipe: Recipe) -> None:
     leaf = X.clone().requires_grad_()
     model = _Function(lambda x: F.layer_norm(_Hashing.apply(x), (WIDTH,)))
-    with torch.enable_grad(), traced_rules(model, recipe, None) as rules:
+    with torch.enable_grad(), TracedPass(model, recipe, None).opened() as rules:
         rules.attach(model(leaf)[0, 0])
     (refused,) = rules.coverage([leaf]).unruled
     assert refused.function == "_Hashing"
@@ -308,7 +308,7 @@ def test_a_function_written_over_its_operand_is_the_same(name: str, recipe: Reci
 
 def test_a_pass_leaves_the_values_alone() -> None:
     x: Any = X.clone().requires_grad_()
-    with torch.enable_grad(), traced_rules(_Function(_fused_mlp), LRP, None) as rules:
+    with torch.enable_grad(), TracedPass(_Function(_fused_mlp), LRP, None).opened() as rules:
         value = _fused_mlp(x).sum()
         rules.attach(value)
     assert torch.equal(value, _fused_mlp(X.clone().requires_grad_()).sum())

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from anatomy import positions_of
 from models import tiny, token_ids
 
 from captum_lrpx import ATTN_LRP, LRP, AttnLRPx, LRPx, propagation
-from captum_lrpx.architectures import OPT, OPT_POST_NORM, architecture_for
-from captum_lrpx.propagation import sites_of
 
 MODELS = {
     "opt": ("opt", {}),
@@ -36,7 +35,7 @@ def test_the_forward_pass_is_bit_identical(name, dtype, recipe):
 @every_model
 def test_lrp_conserves_without_biases(name):
     model = model_of(name, biases="zero")
-    positions = sites_of(model).position_embedding
+    positions = positions_of(model)
     if positions is not None:
         torch.nn.init.zeros_(positions.weight)
     for head in ((2, 7), (4, 3)):
@@ -50,9 +49,3 @@ def test_what_follows_has_no_relevance(name, method):
     relevance = method(model_of(name)).attribute(token_ids(), (2, 7))
     assert relevance[:, :3].abs().min() > 0
     assert not relevance[:, 3:].any()
-
-
-def test_the_place_of_the_norms_is_read_from_the_config():
-    assert architecture_for("opt", model_of("opt").config) is OPT
-    assert architecture_for("opt", model_of("opt with norms behind").config) is OPT_POST_NORM
-    assert sites_of(model_of("opt with norms behind")).final_norm is None

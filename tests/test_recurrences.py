@@ -18,7 +18,7 @@ from captum_lrpx import traced
 from captum_lrpx.attr.embedded import embedded_ids
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.traced import traced_rules
+from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def _relevances(model: Any, ids: Tensor, target: int, recipe: Recipe) -> tuple[T
     """Value and relevance ``[T]``."""
     with (
         torch.enable_grad(),
-        traced_rules(model, recipe, None) as rules,
+        TracedPass(model, recipe, None).opened() as rules,
         embedded_ids(model, [ids]) as embedded,
     ):
         value = model(ids, use_cache=False).logits[0, -1, target]

@@ -213,6 +213,9 @@ def test_what_the_model_cannot_read(family, forward, case):
     inputs, kind, message = UNREADABLE[case]
     model = tiny(family)
     method = LRPx(FORWARDS[forward](model), model)
+    if "dimension" in case and forward == "a function" and family == "opt":
+        assert method.attribute(inputs, (0, 0)).shape == inputs.shape  # OPT reads them as rows
+        return
     error = refusal(model, lambda: method.attribute(inputs, (0, 0)))
     if "dimension" in case and forward == "a function" and family != "bert":
         return  # the model of the function reads them, and what it gives is refused

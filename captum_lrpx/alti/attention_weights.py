@@ -1,39 +1,30 @@
-"""The attention weights that an attention module uses, taken beside its own computation.
+"""The attention weights that a model has used, read from the graph of its pass.
 
-Most attention implementations never return their weights (SDPA does not even hold them). Here the
-module computes as it always does, and PyTorch's function mode, which is local to the thread and
-leaves no trace, sees the one call that makes or implies the weights: a softmax, or SDPA, whose
-weights are computed from the same arguments for the rows that are asked for.
+Most attention implementations never return their weights (SDPA does not even hold them). The node
+of a matrix product has saved them; those of a kernel are computed from the queries and keys that
+its node has saved, for the rows that are asked for.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
-from torch.overrides import TorchFunctionMode
-
-from captum_lrpx.rules.kernels import attention_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 __all__ = [
     "AttentionWeights",
     "MaterializedWeights",
     "ScoredWeights",
-    "WeightCapture",
     "attention_of",
+    "attention_weights",
     "in_order",
 ]
-
-_SDPA = F.scaled_dot_product_attention
-_SOFTMAX = frozenset({F.softmax, torch.softmax, torch.Tensor.softmax})
 
 
 class AttentionWeights(ABC):
@@ -146,61 +137,33 @@ def _gathered(rows_of: Tensor, rows: Tensor) -> Tensor:
     return flat.view(*rows.shape, -1) if in_order(rows) else flat[rows]
 
 
-class WeightCapture(TorchFunctionMode):
-    """Inside this context, softmax and SDPA calls of the thread leave their weights in ``found``.
+@torch.no_grad()
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Softmax of the scaled scores.
 
-    Attributes:
-        found: The weights of each call that has the shape of a self-attention's.
+    Args:
+        query: ``[..., H, R, z]``.
+        key: ``[..., G, S, z]``; each of the ``G`` heads serves ``H / G`` query heads.
+        mask: Broadcastable to ``[..., H, R, S]``: True where attention is allowed, or added to the
+            scores; or None.
+        scale: Factor on the scores.
+
+    Returns:
+        ``[..., H, R, S]``, without a graph; rows that may attend to nothing are 0.
     """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.found: list[AttentionWeights] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is _SDPA:
-            self.found.append(self._scored(*args, **(kwargs or {})))
-        elif func in _SOFTMAX:
-            weights = result.detach()
-            tokens = weights.shape[-1]
-            if weights.ndim > 2 and weights.shape[-2] == tokens:
-                self.found.append(
-                    MaterializedWeights(weights.reshape(-1, self.heads, tokens, tokens))
-                )
-        return result
-
-    def _scored(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,  # noqa: ARG002 - SDPA's signature
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,  # noqa: ARG002
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,  # noqa: ARG002
-    ) -> ScoredWeights:
-        tokens, size = key.shape[-2:]
-        if query.shape[-2] != tokens:
-            # transformers packs the query heads of a group into rows where there is one token.
-            query = query.reshape(query.shape[0], -1, tokens, size)
-            attn_mask = attn_mask if attn_mask is None else _unpack(attn_mask, tokens)
-        if attn_mask is not None:
-            attn_mask = attn_mask.detach()[(None,) * (4 - attn_mask.ndim)]
-        factor = size**-0.5 if scale is None else scale
-        return ScoredWeights(query.detach(), key.detach(), attn_mask, is_causal, factor)
-
-
-def _unpack(mask: Tensor, tokens: int) -> Tensor:
-    return mask if mask.shape[-3] == 1 else mask.reshape(mask.shape[0], -1, tokens, tokens)
+    *lead, heads, rows, _ = query.shape
+    groups, length = key.shape[-3:-1]
+    grouped = (query * scale).reshape(*lead, groups, -1, query.shape[-1])
+    scores = (grouped @ key.transpose(-1, -2)).view(*lead, heads, rows, length)
+    if mask is None:
+        return torch.softmax(scores, -1)
+    is_open = mask if mask.dtype == torch.bool else mask > -math.inf
+    # A row without any allowed position has no weights; softmax would give NaN.
+    attends = is_open.any(-1, keepdim=True)
+    if mask.dtype == torch.bool:
+        mask = scores.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
+    scores += mask.masked_fill(~attends, 0.0)
+    return torch.softmax(scores, -1).mul_(attends)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.coverage import Coverage
+
 __all__ = ["ALTILogitDecomposition"]
 
 
@@ -24,6 +26,7 @@ class ALTILogitDecomposition:
 
     Attributes:
         value: The explained values ``[B]``.
+        coverage: The operations that the directions of the values go through.
         updates: What each head of each block reads from each position of its own input
             ``[B, L, H, T]`` (logit updates, before they are carried back).
         heads: The same carried back to the input tokens by the ALTI matrices ``[B, L, H, T]``; the
@@ -44,6 +47,7 @@ class ALTILogitDecomposition:
     """
 
     value: Tensor
+    coverage: Coverage
     updates: Tensor
     heads: Tensor
     start: Tensor

@@ -21,7 +21,6 @@ from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
-from captum_lrpx.attr.strictness import require
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class Explained:
             structure.notes["layout"] = known
         self.layout = known
         self.coverage = rules.coverage((), self.layout.order)
-        require(self.coverage, strict=attribution.strict)
+        self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
             graph,
             Pull(graph, plan, rules.inputs),
@@ -181,6 +180,7 @@ class Explained:
         value = directions.value
         parts: dict[str, Any] = {
             "value": value,
+            "coverage": self.coverage,
             "updates": updates,
             "heads": heads,
             "start": self.start(directions),

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from captum.attr._utils.attribution import Attribution
 
 from captum_lrpx import _captum
-from captum_lrpx.alti.attention_weights import WeightCapture
-from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import CheckedForward, check_inputs
-from captum_lrpx.attr.forward import model_of
+from captum_lrpx.attr.alti_logit import ALTILogit
+from captum_lrpx.attr.alti_pass import explained_pass
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import only_input, require_gradients, tensors_of
-from captum_lrpx.propagation import attached, sites_of
-from captum_lrpx.rules.patches import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +21,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
     from captum_lrpx.alti.attention_weights import AttentionWeights
-    from captum_lrpx.rules.patches import Forward
-    from captum_lrpx.sites import AttentionSite
+    from captum_lrpx.attr.alti_pass import Explained
 
 __all__ = ["AttentionRollout", "RandomAttribution"]
 
@@ -49,7 +43,7 @@ class AttentionRollout(Attribution):
     """
 
     def __init__(self, forward_func: Callable[..., Any], model: nn.Module | None = None) -> None:
-        r"""Find the model and check that its architecture is declared.
+        r"""Find the model.
 
         Args:
             forward_func (Callable): The forward function of the model or any modification of it: a
@@ -59,11 +53,12 @@ class AttentionRollout(Attribution):
                 Default: found in ``forward_func``.
 
         Raises:
-            ValueError: If no model is found, or its architecture is not declared.
+            ValueError: If no model is found.
         """
         Attribution.__init__(self, forward_func)
-        self.model = model_of(forward_func, model)
-        sites_of(self.model)
+        # It finds the attentions of a model, whose weights are all that is asked for here.
+        self._reader = ALTILogit(forward_func, model)
+        self.model = self._reader.model
 
     @entry_point
     def attribute(
@@ -79,7 +74,8 @@ class AttentionRollout(Attribution):
                 embeddings ``[B, T, D]``. The first dimension is the batch.
             target (int, tuple, Tensor, or list, optional): Output indices, in every form that
                 Captum takes. Only the position at which the output is read matters; it is found as
-                the one at which the last layer has a gradient (their mean, where it has several).
+                the one at which the last attention has a gradient (their mean, where it has
+                several).
                 Default: None
             additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
                 inputs, given by position. Default: None
@@ -103,42 +99,16 @@ class AttentionRollout(Attribution):
             >>> rollout.attribute(ids, target=(-1, are))  # [B, T]
         """
         tensor = only_input(inputs, "Attention rollout")
-        weights, hidden_gradient = self._record(tensor, target, additional_forward_args)
-        read = (hidden_gradient != 0).any(-1)  # [B, T]
-        if not bool(read.any(-1).all()):
-            raise ValueError(
-                "The explained output has no gradient at any position of the last layer, so there "
-                "is no position to roll attention out from."
-            )
-        dtype = torch.promote_types(hidden_gradient.dtype, torch.float32)
-        tokens = torch.stack(
-            [_rollout(weights, row, mask.to(dtype)) for row, mask in enumerate(read)]
-        )
+        require_gradients()
+        arguments = _captum.format_additional_forward_args(additional_forward_args)
+        with explained_pass(self._reader, (tensor,), [target], arguments) as found:
+            tokens = _rolled_out(found, tensor)
         if tensor.ndim == 3:
             tokens = (tokens / tensor.shape[-1]).unsqueeze(-1).expand(tensor.shape).contiguous()
         if torch.is_floating_point(tensor):
             tokens = tokens.to(tensor.dtype)
         formatted = _captum.format_output(_captum.is_tuple(inputs), (tokens,))
         return cast("TensorOrTupleOfTensorsGeneric", formatted)
-
-    def _record(
-        self, inputs: Tensor, target: TargetType, additional_forward_args: object | None
-    ) -> tuple[list[AttentionWeights], Tensor]:
-        """The weights of every layer, and the gradient at the last one's output ``[B, T, D]``."""
-        require_gradients()
-        check_inputs(self.model, self.forward_func, (inputs,))
-        found: dict[str, AttentionWeights] = {}
-        sites = sites_of(self.model)
-        patches = [
-            Attachment(site.module, partial(_capture, found, site)) for site in sites.attentions
-        ]
-        last = sites.blocks[-1].module
-        forward = CheckedForward(self.forward_func, self.model, [target])
-        with torch.enable_grad(), attached(self.model, patches), captured([last]) as caught:
-            output = _captum.run_forward(forward, inputs, target, additional_forward_args)
-            hidden = caught[last][0]
-            (gradient,) = torch.autograd.grad(output.sum(), hidden)
-        return [found[site.path] for site in sites.attentions], gradient
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -154,24 +124,24 @@ class AttentionRollout(Attribution):
         raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
 
 
-def _capture(
-    found: dict[str, AttentionWeights],
-    site: AttentionSite,
-    forward: Forward,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """An attention module: its own output, and its weights besides."""
-    with WeightCapture(site.heads) as capture:
-        output = forward(*args, **kwargs)
-    if len(capture.found) != 1:
+def _rolled_out(found: Explained, inputs: Tensor) -> Tensor:
+    """Attention ``[B, T]`` that reaches the position from which the explained value is read."""
+    batch, count = inputs.shape[:2]
+    (directions,) = found.directions
+    parts = [
+        found.reader.part(attention, batch, count, count) for attention in found.layout.attentions
+    ]
+    last = parts[-1]
+    rows = directions.found.get(last.attention.mixing)
+    if rows is None:
         raise ValueError(
-            f"The attention weights of {site.path!r} cannot be had: it made {len(capture.found)} "
-            "calls of softmax or scaled_dot_product_attention, not one. Load the model with "
-            'attn_implementation="sdpa" or "eager".'
+            "The explained output depends on no position behind the last attention, so there is no "
+            "position to roll attention out from."
         )
-    found[site.path] = capture.found[0]
-    return output
+    read = (last.found(rows.whole(last.rows.numel())) != 0).any(-1).any(1)  # [B, T]
+    dtype = torch.promote_types(directions.value.dtype, torch.float32)
+    weights = [part.weights for part in parts]
+    return torch.stack([_rollout(weights, row, mask.to(dtype)) for row, mask in enumerate(read)])
 
 
 def _rollout(weights: list[AttentionWeights], example: int, read: Tensor) -> Tensor:

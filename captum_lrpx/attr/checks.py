@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from captum_lrpx.attr.forward import RecordedForward, model_given
 from captum_lrpx.attr.selection import check_target
-from captum_lrpx.binding import architecture_of, is_pretrained, not_a_model
+from captum_lrpx.models import is_pretrained, not_a_model
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.propagation import sites_of
-from captum_lrpx.structure import is_declared, token_embedding_of
+from captum_lrpx.structure import (
+    position_table_of,
+    positions_after_padding,
+    token_embedding_of,
+)
 from captum_lrpx.targets.encoding import context_length
 
 if TYPE_CHECKING:
@@ -81,27 +84,21 @@ def check_values(model: nn.Module) -> None:
     Raises:
         ValueError: If there is such a weight.
     """
-    name = _without_values(model, "")
-    if name is not None:
-        raise ValueError(
-            f'{type(model).__name__} is on the device "meta", at least its {name}: it has a shape '
-            "and no values. Load the model with `from_pretrained`, outside of "
-            '`torch.device("meta")` and `init_empty_weights()`.'
-        )
-
-
-def _without_values(module: nn.Module, path: str) -> str | None:
-    """The first tensor without values in a module, but for what accelerate loads when needed."""
-    if hasattr(module, "_hf_hook"):
-        return None
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):  # noqa: SLF001
-        if tensor is not None and tensor.is_meta:
-            return path + name
-    for name, child in module._modules.items():  # noqa: SLF001 - named_modules() is slow
-        found = None if child is None else _without_values(child, f"{path}{name}.")
-        if found is not None:
-            return found
-    return None
+    if "_hf_hook" in vars(model):  # accelerate loads what has no values when it is needed
+        return
+    for module in modules_of(model):
+        own = vars(module)
+        if "_hf_hook" in own:
+            continue
+        for name, tensor in (*own["_parameters"].items(), *own["_buffers"].items()):
+            if tensor is not None and tensor.is_meta:
+                path = next(path for path, each in model.named_modules() if each is module)
+                raise ValueError(
+                    f'{type(model).__name__} is on the device "meta", at least its '
+                    f"{path}.{name}: it has a shape and no values. Load the model with "
+                    '`from_pretrained`, outside of `torch.device("meta")` and '
+                    "`init_empty_weights()`."
+                )
 
 
 def _named(value: Any) -> str:
@@ -205,13 +202,13 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
 
 def _check_positions(model: nn.Module, x: Tensor) -> None:
     """Only a table of positions has an end; rotary and relative ones go on."""
-    if not is_declared(model) or sites_of(model).position_embedding is None:
-        return
     limit, length = context_length(model), x.shape[-2 if x.is_floating_point() else -1]
+    if limit is None or length <= limit or position_table_of(model) is None:
+        return
     config: Any = model.config
-    if not x.is_floating_point() and architecture_of(model).embeddings.positions_after_padding:
+    if not x.is_floating_point() and positions_after_padding(model):
         length = int((x != config.pad_token_id).sum(-1).max())
-    if limit is not None and length > limit:
+    if length > limit:
         raise ValueError(
             f"The inputs have {length} tokens, but {type(model).__name__} has positions for at "
             f"most {limit}: cut the text, as `tokenizer(text, truncation=True, "

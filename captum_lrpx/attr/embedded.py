@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.module_tree import modules_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -31,9 +33,12 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
         For each input a list that fills with the embeddings ``[B, T, D]`` of it.
     """
     found: list[list[Tensor]] = [[] for _ in ids]
+    if not ids:
+        yield found
+        return
     thread = threading.get_ident()
     tables: list[nn.Module] = [
-        module for module in model.modules() if isinstance(module, nn.Embedding)
+        module for module in modules_of(model) if isinstance(module, nn.Embedding)
     ]
     own = _token_weight(model)
 

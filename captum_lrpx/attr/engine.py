@@ -8,7 +8,7 @@ and at which tensors.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs
 from captum_lrpx.attr.embedded import embedded_ids
+from captum_lrpx.attr.forms import form_of
 from captum_lrpx.attr.forward import with_gradients
-from captum_lrpx.attr.strictness import form_of, require
 from captum_lrpx.forms import NewWayError
 from captum_lrpx.traced import TracedPass
 
@@ -106,7 +106,7 @@ class Passed:
             self.rules.attach(value, at_once=at_once)
         coverage = self.rules.problems(self.sources if at is None else at(self))
         if coverage is not None:
-            require(coverage, strict=self._strict)
+            coverage.require(strict=self._strict)
         return value
 
     def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -131,7 +131,7 @@ def forward_pass(
     inputs: tuple[Tensor, ...],
     arguments: object | None,
     *,
-    targets: Sequence[TargetType] = (),
+    targets: Sequence[TargetType] | None = (),
     layers: Sequence[nn.Module] = (),
     at_input: bool = False,
     watched: bool = False,
@@ -145,7 +145,8 @@ def forward_pass(
         attribution: Forward function, model, rules, and whether they are strict.
         inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
         arguments: What the forward function takes after the inputs.
-        targets: What of the output will be explained, to be refused as soon as it is there.
+        targets: What of the output will be explained, to be refused as soon as it is there; None
+            if the output does not matter.
         layers: Layers whose tensors are captured.
         at_input: Whether what the layers take is captured instead of what they give.
         watched: Whether the names of functions and modules are asked for.
@@ -165,7 +166,11 @@ def forward_pass(
     args = _captum.format_additional_forward_args(arguments)
     warn_of_cache(attribution.forward_func, args)  # type: ignore[attr-defined]
     forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
-    form = form_of(attribution, forward.forward_func, inputs, arguments, layers, targets)
+    attribution.check_memory(attribution.forward_func, inputs)  # type: ignore[attr-defined]
+    form = form_of(
+        attribution.model, forward.forward_func, inputs, arguments, layers, targets or ()
+    )
+    form = None if form is None else (type(attribution), form)
 
     @contextmanager
     def once() -> Iterator[_Result]:
@@ -178,6 +183,7 @@ def forward_pass(
             watched=watched,
             values=values,
             fast=attribution.economical and not watched,
+            lean=attribution.checkpointing or any(map(_is_large, inputs)),
             checkpointing=attribution.checkpointing,
         )
         with (
@@ -207,6 +213,15 @@ def forward_pass(
         yield passed
     finally:
         passed.close()
+
+
+_FEW_POSITIONS: Final = 64
+"""Below, what a graph keeps is not worth the time that it takes to keep less."""
+
+
+def _is_large(tensor: Tensor) -> bool:
+    """Whether an input has many positions; the pixels of an image count as such."""
+    return tensor.ndim > 3 or tensor.shape[:2].numel() >= _FEW_POSITIONS
 
 
 def _writable(alias: Tensor) -> Tensor:

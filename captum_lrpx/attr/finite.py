@@ -13,7 +13,6 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import uncaptured
 from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.notices import warn
-from captum_lrpx.propagation import attached
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
@@ -132,7 +131,6 @@ class Finite:
             stack.enter_context(torch.no_grad())
             stack.enter_context(uncaptured())
             stack.enter_context(already_warned(self.model))
-            stack.enter_context(attached(self.model, ()))  # hides the rules that are open
             for path, module in self.model.named_modules():
                 handle = module.register_forward_hook(
                     lambda module, _args, output, path=path: look(path, module, output)

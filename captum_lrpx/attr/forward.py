@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.binding import model_in, not_a_model
+from captum_lrpx.models import model_in, not_a_model
 from captum_lrpx.targets.head import ModelForward
 from captum_lrpx.targets.outputs import (
     LogProbabilities,

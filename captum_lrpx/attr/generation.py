@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.backward import at_once_of, gradients
-from captum_lrpx.attr.capture import captured, embedding_with_gradients
 from captum_lrpx.attr.checks import check_model_and_tokenizer
+from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.generated import Generated, result_of
 from captum_lrpx.attr.generation_alti import rows_of_alti
@@ -22,8 +21,6 @@ from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.attr.seeds import seeds_of
-from captum_lrpx.attr.strictness import coverage_of, require
-from captum_lrpx.propagation import gradient_scale
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
@@ -33,10 +30,8 @@ from captum_lrpx.targets.continuation import (
     prompt_of,
     span_rows,
 )
-from captum_lrpx.targets.head import LanguageModelHead
+from captum_lrpx.targets.head import LanguageModelHead, ModelForward
 from captum_lrpx.targets.quantity import check_quantity
-from captum_lrpx.traced import TracedPass
-from captum_lrpx.traced import traced_rules as traced
 from captum_lrpx.wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -271,32 +266,32 @@ class LLMRelevance(Attribution):
         embedding = token_embedding_of(self.model)
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
         device = next(self.model.parameters()).device
-        # It is the model itself that runs, not a function of the user's that may have a state.
-        if method.fast:
-            passage = method.passage(at_input=at_input)
-            require(coverage_of(passage, ids[None, :-1].to(device), None), strict=method.strict)
+        read = ids[None, :-1].to(device)
         wanted = wanted.to(device)
         steps = len(wanted)
-        form = "states", at_input, weakref.ref(layer)
-        graph = traced(self.model, method.recipe, form, checkpointing=method.checkpointing)
-        with (
-            torch.enable_grad(),
-            method.rules() if method.fast else graph as rules,
-            embedding_with_gradients(embedding),
-            captured([layer], at_input=at_input) as caught,
-        ):
+        size = at_once_of(at_once, len(ids) - 1, device)
+        reading = LayerLRPx(
+            _LastStates(self.model),
+            layer,
+            model=self.model,
+            recipe=method.recipe,
+            strict=method.strict,
+            fast=method.economical,
+        )
+        reading.checkpointing = method.checkpointing
+        with forward_pass(
+            reading, (read,), None, layers=[layer], at_input=at_input, at_inputs=False
+        ) as passed:
+            states = passed.explain(
+                lambda run: run.output[0, -steps:],
+                lambda run: _of_sequence(run.layers.get(layer), len(ids) - 1, layer),
+                at_once=min(size, len(rows)),
+            )  # [K, D]
+            found = _of_sequence(passed.layers.get(layer), len(ids) - 1, layer)
             head = LanguageModelHead(self.model)
-            states = head.states(ids[None, :-1].to(device))[0, -steps:]  # [K, D]
-            found = _of_sequence(caught.get(layer), len(ids) - 1, layer)
-            if isinstance(rules, TracedPass):
-                rules.attach(states)
-                require(rules.problems(found), strict=method.strict)
             values, decomposed, seeds = seeds_of(head, states, wanted, self.attr_target)
-            read = ids[None, :-1].to(device)
             Finite(self.model, self.model, (read,), noun="token").require(values)
             rows = rows.to(seeds)
-            scale = gradient_scale(layer, at_input=at_input)
-            size = method.targets_at_once(at_once_of(at_once, len(ids) - 1, device))
 
             def explain(weights: Tensor, seeds: Tensor, *, retain: bool) -> Tensor:
                 """Relevances ``[R, P + K]`` of weighted sums; the last token is not read."""
@@ -305,7 +300,7 @@ class LLMRelevance(Attribution):
                 for number, chunk in enumerate(chunks, start=1):
                     again = retain or number < len(chunks)
                     slopes = gradients(states, found, chunk.unsqueeze(2) * seeds, retain=again)
-                    relevances.append(_relevance(method, found, slopes, scale))
+                    relevances.append(_relevance(method, found, slopes))
                 context = torch.cat(relevances)
                 _check_causal(context, weights)
                 return nn.functional.pad(context, (0, 1))
@@ -325,17 +320,24 @@ class LLMRelevance(Attribution):
         return context, rows.to(values) @ values, rows.to(decomposed) @ decomposed, lost
 
 
+class _LastStates(ModelForward):
+    """What a language model computes at each position before its head."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The states ``[B, T, D]``."""
+        return LanguageModelHead(self.model).states(ids)
+
+
 def _relevance(
     method: LRPx | LayerLRPx,
     values: Sequence[Tensor],
     slopes: Sequence[Tensor],
-    scale: float | Tensor,
 ) -> Tensor:
     """Relevance of each position ``[R, T]`` from gradients ``[R, 1, T, ...]``."""
     multiply = method.multiplies_by_inputs
     total: Any = 0
     for value, gradient in zip(values, slopes, strict=True):
-        product = gradient * scale * (value.detach() if multiply else 1)
+        product = gradient * (value.detach() if multiply else 1)
         total = total + product.detach()[:, 0].flatten(2).sum(2)
     relevance: Tensor = total
     return relevance

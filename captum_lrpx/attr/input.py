@@ -9,17 +9,9 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.many import (
-    check_embedded,
-    only_ids,
-    relevances_by_target,
-    traced_by_target,
-)
+from captum_lrpx.attr.many import relevances_by_target
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
@@ -27,7 +19,6 @@ from captum_lrpx.attr.protocol import (
     tensors_of,
 )
 from captum_lrpx.attr.selection import check_targets
-from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
-    from captum_lrpx.attr.strictness import Check
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["AttnLRPx", "LRPx"]
@@ -60,7 +50,6 @@ class LRPx(LRPRules, GradientAttribution):
         *,
         recipe: Recipe | None = None,
         checkpointing: bool = False,
-        compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
         fast: bool = True,
     ) -> None:
@@ -77,16 +66,11 @@ class LRPx(LRPRules, GradientAttribution):
             checkpointing (bool, optional): Whether each block keeps its input only and is computed
                 once more in the backward pass: the same relevances from less memory and more time,
                 for long inputs. Default: False
-            compile (bool, optional): Whether the blocks of the model but the last are compiled
-                together with their rules by ``torch.compile``'s backend: the same relevances up to
-                rounding from less time, for many inputs of the same shape. Compiling takes seconds
-                for each new shape, and a C++ compiler on a CPU. Default: False
             strict (bool, optional): Whether ``attribute`` refuses a model with something non-linear
                 that no rule covers, which would make its relevances wrong. Otherwise it warns, and
                 the ordinary gradient is taken there. Default: True
-            fast (bool, optional): Whether rules have fast forms where the architecture is one that
-                the package knows in detail. Otherwise, and for every other model, they act on the
-                operations of the model's own graph: the same relevances in more time and memory.
+            fast (bool, optional): Whether what the rules do not read is not kept, and zeros are
+                not multiplied. Otherwise the same relevances take more time and memory.
                 Default: True
 
         Raises:
@@ -98,7 +82,6 @@ class LRPx(LRPRules, GradientAttribution):
             model,
             recipe,
             checkpointing=checkpointing,
-            compile=compile,
             strict=strict,
             fast=fast,
         )
@@ -161,10 +144,9 @@ class LRPx(LRPRules, GradientAttribution):
             AssertionError: Captum's errors for inputs and targets that do not fit.
             MemoryError: If the inputs are so large that they cannot fit (see
                 :mod:`captum_lrpx.memory`).
-            ValueError: If something non-linear has no rule (see ``strict``), a module is not what
-                it is declared as, or the explained value is infinite or NaN.
-            RuntimeError: Under ``torch.inference_mode``, where no gradient exists; if a block
-                cannot be compiled that should be.
+            ValueError: If something non-linear has no rule (see ``strict``), or the explained value
+                is infinite or NaN.
+            RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 
         Examples::
 
@@ -177,22 +159,7 @@ class LRPx(LRPRules, GradientAttribution):
         require_gradients()
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
-        if not self.fast:
-            relevances, output = self._traced(tensors, target, additional_forward_args)
-            attributions = _captum.format_output(is_inputs_tuple, relevances)
-            if not return_convergence_delta:
-                return cast("TensorOrTupleOfTensorsGeneric", attributions)
-            return attributions, self.compute_convergence_delta(attributions, output)
-        check = self._check(tensors, additional_forward_args)
-        forward = CheckedForward(self.forward_func, self.model, [target])
-        if all(torch.is_floating_point(tensor) for tensor in tensors):
-            relevances = self._of_floats(forward, check, tensors, target, additional_forward_args)
-        else:
-            relevances = self._of_ids(forward, check, tensors, target, additional_forward_args)
-        output = _captum.select_targets(forward.output, target)
-        finite = self.finite(tensors, additional_forward_args)
-        finite.require(output)
-        finite.warn(relevances)
+        relevances, output = self._explained(tensors, target, additional_forward_args)
         attributions = _captum.format_output(is_inputs_tuple, relevances)
         if not return_convergence_delta:
             return cast("TensorOrTupleOfTensorsGeneric", attributions)
@@ -218,7 +185,7 @@ class LRPx(LRPRules, GradientAttribution):
                 pass. More is faster on short inputs and accelerators, and takes memory in
                 proportion; beside it only the relevances grow with the number of targets. With 1
                 the backward pass is an ordinary one, as it always is for outputs of more than two
-                dimensions, and of compiled blocks.
+                dimensions.
                 Default: None, up to 8, fewer for long inputs
 
         Returns:
@@ -243,31 +210,15 @@ class LRPx(LRPRules, GradientAttribution):
         if targets is not None:
             check_targets(targets)
         arguments = _captum.format_additional_forward_args(additional_forward_args)
-        if self.fast:
-            check = self._check(tensors, additional_forward_args)
-            relevances = relevances_by_target(
-                self, check, tensors, targets, arguments, targets_per_backward
-            )
-        else:
-            relevances = traced_by_target(self, tensors, targets, arguments, targets_per_backward)
+        relevances = relevances_by_target(self, tensors, targets, arguments, targets_per_backward)
         return cast(
             "TensorOrTupleOfTensorsGeneric", _captum.format_output(is_inputs_tuple, relevances)
         )
 
-    def _check(
-        self, inputs: tuple[Tensor, ...], additional_forward_args: object | None
-    ) -> Check | None:
-        """Refuse what cannot be explained, before anything is computed."""
-        if not all(torch.is_floating_point(tensor) for tensor in inputs):
-            only_ids(inputs)
-        check_inputs(self.model, self.forward_func, inputs)
-        self.check_memory(self.forward_func, inputs)
-        return self.require_coverage(inputs, additional_forward_args)
-
-    def _traced(
+    def _explained(
         self, inputs: tuple[Tensor, ...], target: TargetType, arguments: object | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Relevances and the explained output, by rules on the graph."""
+        """Relevances and the explained output."""
         with forward_pass(self, inputs, arguments, targets=[target]) as passed:
             finite = self.finite(inputs, arguments)
             selected = passed.explain(
@@ -279,53 +230,6 @@ class LRPx(LRPRules, GradientAttribution):
             relevances = passed.relevances(found)
         finite.warn(relevances)
         return relevances, selected.detach()
-
-    def _of_floats(
-        self,
-        forward: RecordedForward,
-        check: Check | None,
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object | None,
-    ) -> tuple[Tensor, ...]:
-        aliases = with_gradients(inputs)
-        if check is not None:
-            forward.around = check.around(lambda: aliases)
-        with self.rules(plain=check is not None):
-            gradients = self.gradient_func(forward, aliases, target, additional_forward_args)
-        return tuple(
-            (tensor * gradient).detach() for tensor, gradient in zip(inputs, gradients, strict=True)
-        )
-
-    def _of_ids(
-        self,
-        forward: RecordedForward,
-        check: Check | None,
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object | None,
-    ) -> tuple[Tensor, ...]:
-        only_ids(inputs)
-        embedding = sites_of(self.model).token_embedding
-        rules = self.rules(plain=check is not None)
-        with torch.enable_grad(), rules, captured([embedding]) as embedded:
-            if check is not None:
-                forward.around = check.around(lambda: embedded.get(embedding, ()))
-            output = _captum.run_forward(
-                forward,
-                inputs,
-                target,
-                _captum.format_additional_forward_args(additional_forward_args),
-            )
-            if embedding not in embedded:
-                raise ValueError(
-                    "The forward function embeds no token ids: give embeddings instead of ids."
-                )
-            (values,) = embedded[embedding]
-            (gradient,) = torch.autograd.grad(torch.unbind(output), values)
-        relevance = (gradient * values).sum(-1).detach()
-        check_embedded(relevance.shape, inputs[0])
-        return (relevance,)
 
 
 class AttnLRPx(AttnLRPRules, LRPx):

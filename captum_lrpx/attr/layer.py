@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.capture import captured, embedding_with_gradients
-from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
+from captum_lrpx.attr.checks import check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.forward import RecordedForward, with_gradients
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
@@ -21,14 +18,13 @@ from captum_lrpx.attr.protocol import (
     require_gradients,
     tensors_of,
 )
-from captum_lrpx.propagation import gradient_scale, sites_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
     from captum_lrpx.attr.finite import Finite
-    from captum_lrpx.attr.strictness import Passage
+    from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["LayerAttnLRPx", "LayerLRPx"]
@@ -84,11 +80,6 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         )
         self.set_rules(forward_func, model, recipe, strict=strict, fast=fast)
         check_layers(self.model, layer)
-
-    def passage(self, *, at_input: bool = False) -> Passage:
-        """From the layers to the output."""
-        layers = (self.layer,) if isinstance(self.layer, nn.Module) else tuple(self.layer)
-        return replace(super().passage(at_input=at_input), layers=layers)
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -148,75 +139,21 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             >>> heads = heads.unflatten(-1, (number_of_heads, -1)).sum(-1)  # [B, T, H]
         """
         require_gradients()
-        layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
+        layers = self._layers()
         tensors = tensors_of(inputs)
-        if not self.fast:
-            return self._traced(
-                tensors,
-                target,
-                additional_forward_args,
-                grad_kwargs,
-                at_input=attribute_to_layer_input,
-                with_delta=return_convergence_delta,
-            )
-        check_inputs(self.model, self.forward_func, tensors)
-        check = self.require_coverage(
-            tensors, additional_forward_args, at_input=attribute_to_layer_input
-        )
-        forward = CheckedForward(self.forward_func, self.model, [target])
-        with (
-            torch.enable_grad(),
-            self.rules(plain=check is not None),
-            embedding_with_gradients(sites_of(self.model).token_embedding) as embedded,
-            captured(layers, at_input=attribute_to_layer_input) as values,
-        ):
-            aliases = with_gradients(tensors)
-            if check is not None:
-                of_ids = not all(tensor.is_floating_point() for tensor in tensors)
-                forward.around = check.around(
-                    lambda: embedded if of_ids else aliases,
-                    lambda: [each for layer in layers for each in values.get(layer, ())],
-                )
-            explained = _run(forward, aliases, target, additional_forward_args)
-            finite = self.finite(tensors, additional_forward_args)
-            finite.require(explained)
-            scales = [gradient_scale(layer, at_input=attribute_to_layer_input) for layer in layers]
-            for layer in layers:
-                if layer not in values:
-                    raise did_not_run(self.model, layer)
-            gradients = self._gradients(explained, [values[layer] for layer in layers], grad_kwargs)
-        output = _captum.select_targets(forward.output, target)
-        results = [
-            self._relevances(values[layer], gradient, scale)
-            for layer, gradient, scale in zip(layers, gradients, scales, strict=True)
-        ]
-        return self._formatted(results, output, finite, with_delta=return_convergence_delta)
-
-    def _traced(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: TargetType,
-        arguments: object | None,
-        grad_kwargs: dict[str, Any] | None,
-        *,
-        at_input: bool,
-        with_delta: bool,
-    ) -> Any:
-        """The same, by rules on the graph."""
-        layers = [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
         with forward_pass(
             self,
-            inputs,
-            arguments,
+            tensors,
+            additional_forward_args,
             targets=[target],
             layers=layers,
-            at_input=at_input,
+            at_input=attribute_to_layer_input,
             at_inputs=False,
         ) as passed:
             for layer in layers:
                 if layer not in passed.layers:
                     raise did_not_run(self.model, layer)
-            finite = self.finite(inputs, arguments)
+            finite = self.finite(tensors, additional_forward_args)
             explained = passed.explain(
                 lambda run: finite.require(_captum.select_targets(run.output, target)),
                 lambda run: [each for layer in layers for each in run.layers[layer]],
@@ -224,10 +161,22 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             values = [passed.layers[layer] for layer in layers]
             gradients = self._gradients(explained.reshape(-1), values, grad_kwargs)
             results = [
-                self._relevances(tensors, slopes, 1.0)
-                for tensors, slopes in zip(values, gradients, strict=True)
+                self._relevances(found, slopes)
+                for found, slopes in zip(values, gradients, strict=True)
             ]
-        return self._formatted(results, explained.detach(), finite, with_delta=with_delta)
+        output = explained.detach()
+        return self._formatted(results, output, finite, with_delta=return_convergence_delta)
+
+    def coverage(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object | None = None,
+    ) -> Coverage:
+        """Every operation between the layers and the explained value, with its rule."""
+        return self.coverage_between(inputs, additional_forward_args, start=self._layers())
+
+    def _layers(self) -> list[nn.Module]:
+        return [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
 
     def _formatted(
         self, results: list[LayerRelevance], output: Tensor, finite: Finite, *, with_delta: bool
@@ -264,10 +213,10 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         return grouped
 
     def _relevances(
-        self, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...], scale: float | Tensor
+        self, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
     ) -> LayerRelevance:
         products = tuple(
-            (gradient * scale * (value if self.multiplies_by_inputs else 1)).detach()
+            (gradient * (value if self.multiplies_by_inputs else 1)).detach()
             for value, gradient in zip(values, gradients, strict=True)
         )
         return products if len(products) > 1 else products[0]
@@ -275,21 +224,3 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
 
 class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
     r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`AttnLRPx`."""
-
-
-def _run(
-    forward: RecordedForward,
-    inputs: tuple[Tensor, ...],
-    target: TargetType,
-    additional_forward_args: object | None,
-) -> Tensor:
-    """The explained output, one value per example."""
-    return cast(
-        "Tensor",
-        _captum.run_forward(
-            forward,
-            inputs,
-            target,
-            _captum.format_additional_forward_args(additional_forward_args),
-        ),
-    )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution, NeuronAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
+from captum_lrpx.attr.checks import check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.forward import with_gradients
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients, tensors_of
 from captum_lrpx.attr.selection import select_neuron
-from captum_lrpx.propagation import sites_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.attr.engine import Passed
     from captum_lrpx.attr.finite import Finite
-    from captum_lrpx.attr.strictness import Passage
+    from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
 __all__ = ["NeuronAttnLRPx", "NeuronLRPx"]
@@ -66,10 +62,6 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         GradientAttribution.__init__(self, forward_func)
         self.set_rules(forward_func, model, recipe, strict=strict, fast=fast)
         check_layers(self.model, [layer])
-
-    def passage(self, *, at_input: bool = False) -> Passage:
-        """From the inputs to the layer of the neuron."""
-        return replace(super().passage(at_input=at_input), layers=(self.layer,), end=True)
 
     @entry_point
     def attribute(
@@ -115,84 +107,36 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(inputs)
         args = _captum.format_additional_forward_args(additional_forward_args)
-        of_ids = not all(tensor.is_floating_point() for tensor in tensors)
-        if self.fast and of_ids and len(tensors) != 1:
-            raise ValueError("Token ids must be the only input.")
-        if not self.fast:
-            relevances = self._traced(
-                tensors, neuron_selector, args, at_input=attribute_to_neuron_input
-            )
-            return cast(
-                "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
-            )
-        check_inputs(self.model, self.forward_func, tensors)
-        check = self.require_coverage(
-            tensors, additional_forward_args, at_input=attribute_to_neuron_input
-        )
-        forward = CheckedForward(self.forward_func, self.model)
-        embedding = [sites_of(self.model).token_embedding] if of_ids else []
-        aliases = with_gradients(tensors)
-        with (
-            torch.enable_grad(),
-            self.rules(plain=check is not None),
-            captured(embedding) as embedded,
-            captured([self.layer], at_input=attribute_to_neuron_input) as layers,
-        ):
-            if check is not None:
-                forward.around = check.around(
-                    lambda: embedded.get(embedding[0], ()) if of_ids else aliases,
-                    lambda: layers.get(self.layer, ()),
-                )
-            _captum.run_forward(forward, aliases, None, args)
-            sources = embedded[embedding[0]] if of_ids else aliases
-            finite = self.finite(tensors, additional_forward_args)
-            gradients = self._gradients(layers, sources, neuron_selector, finite)
-        relevances = tuple(
-            (source * gradient).detach()
-            for source, gradient in zip(sources, gradients, strict=True)
-        )
-        if of_ids:
-            relevances = tuple(relevance.sum(-1) for relevance in relevances)
+        with forward_pass(
+            self,
+            tensors,
+            args,
+            targets=None,
+            layers=[self.layer],
+            at_input=attribute_to_neuron_input,
+        ) as passed:
+            finite = self.finite(tensors, args)
+            relevances = passed.relevances(self._gradients(neuron_selector, finite, passed))
         finite.warn(relevances)
         return cast(
             "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
         )
 
-    def _traced(
+    def coverage(
         self,
-        inputs: tuple[Tensor, ...],
-        selector: Any,
-        arguments: object | None,
-        *,
-        at_input: bool,
-    ) -> tuple[Tensor, ...]:
-        """The same, by rules on the graph."""
-        with forward_pass(
-            self, inputs, arguments, layers=[self.layer], at_input=at_input
-        ) as passed:
-            finite = self.finite(inputs, arguments)
-            gradients = self._gradients(passed.layers, passed.sources, selector, finite, passed)
-            relevances = passed.relevances(gradients)
-        finite.warn(relevances)
-        return relevances
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object | None = None,
+    ) -> Coverage:
+        """Every operation between the inputs and the layer, with its rule."""
+        return self.coverage_between(inputs, additional_forward_args, end=self.layer)
 
-    def _gradients(
-        self,
-        layers: dict[nn.Module, tuple[Tensor, ...]],
-        sources: tuple[Tensor, ...],
-        selector: Any,
-        finite: Finite,
-        passed: Passed | None = None,
-    ) -> tuple[Tensor, ...]:
-        if self.layer not in layers:
+    def _gradients(self, selector: Any, finite: Finite, passed: Passed) -> tuple[Tensor, ...]:
+        if self.layer not in passed.layers:
             raise did_not_run(self.model, self.layer)
-        if passed is None:
-            neuron = finite.require(select_neuron(layers[self.layer], selector))
-        else:
-            neuron = passed.explain(
-                lambda run: finite.require(select_neuron(run.layers[self.layer], selector))
-            )
-            sources = passed.sources
+        neuron = passed.explain(
+            lambda run: finite.require(select_neuron(run.layers[self.layer], selector))
+        )
+        sources = passed.sources
         found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(

@@ -5,24 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.checks import check_inputs, not_an_input
+from captum_lrpx.attr.checks import not_an_input
 from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward import model_of
-from captum_lrpx.attr.strictness import Check, Passage, check, coverage_of
+from captum_lrpx.coverage import without_a_trace
 from captum_lrpx.memory import require_memory
-from captum_lrpx.propagation import plain_propagation, propagation
+from captum_lrpx.module_tree import modules_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
-from captum_lrpx.structure import blocks_of, is_declared
+from captum_lrpx.structure import blocks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Sequence
     from typing import Any
-
-    from torch import nn
 
     from captum_lrpx.coverage import Coverage
 
@@ -46,6 +43,13 @@ class RelevanceProtocol:
 
     economical: bool = False
     checkpointing: bool = False
+
+    def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
+        """Refuse inputs that are too large before anything is computed.
+
+        Raises:
+            MemoryError: If more memory is needed than there is.
+        """
 
     def has_convergence_delta(self) -> bool:
         """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
@@ -96,10 +100,8 @@ class LRPRules(RelevanceProtocol):
         default_recipe: The rules of the class.
         model: The Hugging Face model that the rules are attached to.
         recipe: The rules of the instance.
-        compile: Whether blocks are compiled together with their rules, to save time.
+        checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
         strict: Whether a model that the rules do not cover is refused.
-        fast: Whether rules have the fast forms of a declared architecture, which are attached to
-            its modules; else they act on the operations of the graph.
     """
 
     default_recipe: ClassVar[Recipe] = LRP
@@ -111,7 +113,6 @@ class LRPRules(RelevanceProtocol):
         recipe: Recipe | None,
         *,
         checkpointing: bool = False,
-        compile: bool = False,  # noqa: A002 - what PyTorch calls it
         strict: bool = True,
         fast: bool = True,
     ) -> None:
@@ -123,35 +124,13 @@ class LRPRules(RelevanceProtocol):
         self.model = model_of(forward_func, model)
         self.recipe = self.default_recipe if recipe is None else recipe
         self.checkpointing = checkpointing
-        self.compile = compile
         self.strict = strict
-        self.fast = fast and is_declared(self.model)
         self.economical = fast
-        if not self.fast and compile:
-            raise ValueError(
-                f"{type(self.model).__name__} is explained from the graph of its forward pass, "
-                "which `compile` would hide: leave it out."
-            )
         if checkpointing and not blocks_of(self.model):
             raise ValueError(
                 f"{type(self.model).__name__} has no blocks that could be computed once more (a "
                 "torch.nn.ModuleList of modules of one class): leave `checkpointing` out."
             )
-
-    def rules(self, *, plain: bool = False) -> AbstractContextManager[nn.Module]:
-        """The rules, attached to the model for a ``with`` block.
-
-        Args:
-            plain: Whether each operation is to be seen: nothing is fused or compiled.
-        """
-        attach = plain_propagation if plain else propagation
-        return attach(
-            self.model, self.recipe, checkpointing=self.checkpointing, compile=self.compile
-        )
-
-    def targets_at_once(self, wanted: int) -> int:
-        """How many targets one backward pass may be for: compiled blocks take one."""
-        return min(wanted, 1) if self.compile else wanted
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         """Refuse inputs that are too large before anything is computed.
@@ -159,7 +138,7 @@ class LRPRules(RelevanceProtocol):
         Raises:
             MemoryError: If more memory is needed than there is.
         """
-        if inputs and self.fast:
+        if inputs:
             require_memory(
                 self.model,
                 self.recipe,
@@ -191,44 +170,46 @@ class LRPRules(RelevanceProtocol):
 
             >>> print(AttnLRPx(model).coverage(ids))
         """
-        require_gradients()
-        check_inputs(self.model, self.forward_func, tensors_of(inputs))  # type: ignore[attr-defined]
-        if not self.fast:
-            return traced_coverage(self, inputs, additional_forward_args)
-        found = coverage_of(self.passage(), inputs, additional_forward_args)
-        if found is None:
-            raise ValueError(
-                "The forward function returns nothing that has a gradient (does it run the model "
-                "under torch.no_grad?), so there is nothing between inputs and output to list."
-            )
-        return found
+        return self.coverage_between(inputs, additional_forward_args)
 
-    def passage(self, *, at_input: bool = False) -> Passage:
-        """What part of the forward pass is explained; ``at_input`` is for those with layers."""
-        return Passage(self.model, self.recipe, self.forward_func, at_input=at_input)  # type: ignore[attr-defined]
-
-    def require_coverage(
+    def coverage_between(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        additional_forward_args: object | None = None,
+        arguments: object | None,
         *,
-        at_input: bool = False,
-    ) -> Check | None:
-        """Refuse, or warn of, something non-linear without a rule.
+        start: Sequence[nn.Module] = (),
+        end: nn.Module | None = None,
+    ) -> Coverage:
+        """The operations between layers: from some, or the inputs, to one, or the output.
 
         Args:
             inputs: As for ``attribute``.
-            additional_forward_args: As for ``attribute``.
-            at_input: Whether what the layers take is explained.
-
-        Returns:
-            None if this is done; else the check that is to be made in the run, the first time.
-
-        Raises:
-            ValueError: If there is such a thing, and the attribution is strict.
+            arguments: What the forward function takes after them.
+            start: Layers; none for the inputs.
+            end: A layer; None for the output.
         """
-        passage = self.passage(at_input=at_input)
-        return check(passage, inputs, additional_forward_args, strict=self.strict)
+        from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
+
+        require_gradients()
+        args = _captum.format_additional_forward_args(arguments)
+        copied = None if args is None else tuple(map(own_copy, args))
+        forward_func: Any = self.forward_func  # type: ignore[attr-defined]
+        around = modules_of(forward_func) if isinstance(forward_func, nn.Module) else ()
+        layers = start if end is None else (end,)
+        with (
+            without_a_trace({*around, *modules_of(self.model)}),
+            forward_pass(
+                self,
+                tensors_of(inputs),
+                copied,
+                targets=() if end is None else None,
+                layers=layers,
+                watched=True,
+            ) as passed,
+        ):
+            found = [each for layer in layers for each in passed.layers.get(layer, ())]
+            passed.rules.attach(*([passed.output] if end is None else found))
+            return passed.rules.coverage(found if start else passed.sources)
 
     def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
         """The check that what is explained, and the relevances, are numbers."""
@@ -239,19 +220,6 @@ class AttnLRPRules(LRPRules):
     """The same with the rules of AttnLRP."""
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
-
-
-def traced_coverage(
-    attribution: LRPRules, inputs: Tensor | tuple[Tensor, ...], arguments: object | None
-) -> Coverage:
-    """The operations between inputs and output, from a watched pass on copies of the arguments."""
-    from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
-
-    args = _captum.format_additional_forward_args(arguments)
-    copied = None if args is None else tuple(map(own_copy, args))
-    with forward_pass(attribution, tensors_of(inputs), copied, watched=True) as passed:
-        passed.rules.attach(passed.output)
-        return passed.rules.coverage(passed.sources)
 
 
 def require_gradients() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.cli.explain import DEFAULT_METHOD, OF_DECLARED, options_by_method
+from captum_lrpx.cli.explain import DEFAULT_METHOD, options_by_method
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_writable
 
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     check_by(by)
     chosen = options_by_method([options.method], options.option)[options.method]
     silence_transformers()
-    loaded = load_model(options.model, declared=options.method in OF_DECLARED)
+    loaded = load_model(options.model)
     answer = options.answer or chat.get("answer")
     asked: dict[str, Any] = {
         "messages": chat["messages"],
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
         gen_args=None if answer else {"max_new_tokens": options.tokens, "do_sample": False},
         quantity=options.quantity,
         method=options.method,
-        certify=not options.no_certificate,
+        certify=False if options.no_certificate else "full",
         **asked,
         **chosen,
     )

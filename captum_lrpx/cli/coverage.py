@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if options.recipe not in NAMED_RECIPES:
         raise ValueError(f"The recipe must be one of {', '.join(NAMED_RECIPES)}.")
     silence_transformers()
-    loaded = load_model(options.model or zoo.DEFAULT, declared=False)
+    loaded = load_model(options.model or zoo.DEFAULT)
     coverage = _coverage(loaded, options)
     print_all(coverage)
     return 0 if coverage.complete else 1

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "options_by_method", "run"]
 
-OF_DECLARED = frozenset({"altilogit", "attention_rollout", "deep_lift"})
-"""Methods that have to know where an architecture keeps its parts."""
-
 DEFAULT_METHOD = "attnlrpx"
 
 
@@ -119,9 +116,8 @@ def run(options: argparse.Namespace) -> None:
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)
     silence_transformers()
-    needs_declaration = not set(methods).isdisjoint(OF_DECLARED)
     name = options.model or zoo.DEFAULT
-    loaded = load_model(name, declared=needs_declaration, images=options.image is not None)
+    loaded = load_model(name, images=options.image is not None)
     explanations = [
         explain(
             loaded.model,

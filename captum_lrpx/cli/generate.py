@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     check_writable(options.html, options.json, options.view)
     silence_transformers()
     alti = options.method == "altilogit"
-    loaded = load_model(options.model, declared=alti)
+    loaded = load_model(options.model)
     methods = {"lrpx": LRPx, "attnlrpx": AttnLRPx, "altilogit": ALTILogit}
     method = methods[options.method](loaded.model)
     quantity: Quantity = options.quantity or ("logit" if alti else "log_prob")

@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
                 )
     files = {Path(path).stem: read_pairs(path) for path in options.pairs}
     silence_transformers()
-    loaded = load_model(options.model, declared=False)
+    loaded = load_model(options.model)
     if options.device:
         loaded.model.to(options.device)
     pairs, lines = [], []

@@ -2,95 +2,41 @@
 
 Relevance flows along the edges of the graph. What a function receives from its consumers and does
 not pass on to its operands is its leak; all leaks and the relevance of the inputs sum to the
-explained value by construction. What makes this a check is that only some functions *may* leak: one
-that adds a constant (a bias, an embedding of positions), and a rule that says that it does not
-conserve. Whatever leaks elsewhere leaves the account open, and is named.
+explained value by construction. What makes this a check is that only two things may keep any. A
+constant that a function adds (a bias, an embedding of positions) has its number times its gradient,
+computed for itself wherever the number is known. A rule that says that it does not conserve has the
+rest. What leaks elsewhere is on no line and leaves the account open.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from captum_lrpx.conservation.tally import Kind, wide
-from captum_lrpx.rules import (
-    AttentionGradient,
-    ConstantWeights,
-    Identity,
-    NormGradient,
-    ProductGradient,
-)
+from captum_lrpx.conservation.places import Places
+from captum_lrpx.conservation.tally import wide
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
 
-    from captum_lrpx.recipes import Recipe
+    from torch import Tensor
+    from torch.autograd.graph import Node
+
+    from captum_lrpx.conservation.places import Place
     from captum_lrpx.trace.graph import Graph
+    from captum_lrpx.trace.origins import Added, Masked
+    from captum_lrpx.trace.watch import Watch
     from captum_lrpx.traced import TracedPass
 
-__all__ = ["Flow", "Leak"]
+__all__ = ["Flow"]
 
 Gradients = tuple["Tensor | None", ...]
-
-_WITH_SUMMAND: Final = frozenset({"Addmm", "Baddbmm", "Addbmm", "Addmv", "Addr"})
-_WITH_BIAS: Final = frozenset(
-    {
-        "Convolution",
-        "ConvolutionOverrideable",
-        "CudnnBatchNorm",
-        "CudnnConvolution",
-        "Linear",
-        "MkldnnConvolution",
-        "MkldnnLinear",
-        "NativeBatchNorm",
-        "NativeGroupNorm",
-        "NativeLayerNorm",
-    }
-)
-_FILLING: Final = frozenset(
-    {
-        "Cat",
-        "ConstantPadNd",
-        "Copy",
-        "CopySlices",
-        "Fill",
-        "IndexAdd",
-        "IndexCopy",
-        "IndexFill",
-        "IndexPut",
-        "IndexPutImpl",
-        "MaskedFill",
-        "MaskedScatter",
-        "Maximum",
-        "Minimum",
-        "Scatter",
-        "ScatterAdd",
-        "SelectScatter",
-        "SliceScatter",
-        "Stack",
-        "Where",
-    }
-)
-"""Operators that may write a constant somewhere."""
-
-
-class Leak(NamedTuple):
-    """What one function kept.
-
-    Attributes:
-        kind: What it is in a ledger; None for what no rule allows.
-        path: Path of its module.
-        function: Its name.
-        amount: In units of the explained value.
-    """
-
-    kind: Kind | None
-    path: str
-    function: str
-    amount: Tensor
+_MANY: Final = 1000
+"""What is summed rounds by so many units of the last place."""
 
 
 def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
@@ -115,132 +61,158 @@ class Flow:
     Args:
         passed: A pass that has kept its values, with its rules on the graph.
         sources: Tensors that relevance is attributed to.
+        explained: The explained values ``[B]``, the root of the graph.
     """
 
-    def __init__(self, passed: TracedPass, sources: tuple[Tensor, ...]) -> None:
+    def __init__(self, passed: TracedPass, sources: tuple[Tensor, ...], explained: Tensor) -> None:
         graph, structure, watch = passed.graph, passed.structure, passed.watch
-        assert graph is not None and structure is not None and watch is not None  # noqa: S101, PT018
-        self.passed = passed
-        self.graph = graph
-        self.structure = structure
-        self.plan = structure.plans[passed.recipe]
-        self.recipe: Recipe = passed.recipe
-        self.values = dict(watch.values)
+        assert graph is not None and structure is not None  # noqa: S101, PT018
+        assert watch is not None and watch.origins is not None  # noqa: S101, PT018
+        self._passed = passed
+        self._graph = graph
+        self._explained = explained.detach()
+        self._values = dict(watch.values)
         for source in sources:
-            self.values[node_of(source), source.output_nr] = source.detach()  # type: ignore[index]
+            self._values[node_of(source), source.output_nr] = source.detach()  # type: ignore[index]
         # A leaf is a group of its own, whoever was the first to take it.
-        self.group = [
+        self._group = [
             watch.calls[node].number if node in watch.calls and any(edges) else -1 - number
             for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True))
         ]
-        self.leading = _leading(graph, sources)
-        self.leaks: dict[int, Tensor] = {}
-        self._rows: list[dict[int, Tensor]] = []
-        self.unobserved: set[int] = set()
+        self._places = Places(passed, _leading(graph, sources))
+        self._alive = structure.plans[passed.recipe].alive
         self._members: dict[int, list[int]] = {}
-        for number in self.plan.alive:
-            self._members.setdefault(self.group[number], []).append(number)
-            hook = graph.nodes[number].register_hook(partial(self._flowed, number))
-            passed.handles.append(hook)
+        self._constants: dict[int, list[Added]] = {}  # of each group
+        self._told: set[int] = set()  # groups whose constants have known numbers
+        self._order: dict[Place, int] = {}  # by the calls that lines belong to
+        self._sure: set[Place] = set()  # lines of constants of known numbers
+        self._leaks: dict[int, Tensor] = {}
+        self._lines: dict[Place, Tensor] = {}
+        self._masks: list[tuple[int, Masked, Tensor]] = []
+        self._rows: list[dict[Place, Tensor]] = []
+        for node, masked in watch.origins.masked.items():
+            if graph.index.get(node) in self._alive:
+                self._hook(node, partial(self._masked, graph.index[node], masked))
+        self._watch_constants(watch, self._watch_edges())
 
-    def start(self, values: Tensor, row: int) -> None:
-        """Begin with one explained value, which the function that made it is given.
+    def _watch_edges(self) -> dict[int, set[int]]:
+        """Attach to all nodes, and give for each group the nodes of it that others take."""
+        taken: dict[int, set[int]] = {}
+        for number in self._alive:
+            group = self._group[number]
+            self._members.setdefault(group, []).append(number)
+            self._hook(self._graph.nodes[number], partial(self._flowed, number))
+            for edge in self._graph.operands[number]:
+                if edge is not None and self._group[edge.node] != group:
+                    taken.setdefault(self._group[edge.node], set()).add(edge.node)
+        return taken
 
-        Args:
-            values: ``[B]``, the root of the graph.
-            row: Which of them the backward pass starts from.
-        """
-        (root,) = self.graph.roots
-        self.leaks = {}
-        self._add(root, wide(values.detach())[row])
+    def _watch_constants(self, watch: Watch, taken: dict[int, set[int]]) -> None:
+        assert watch.origins is not None  # noqa: S101 - it has kept its values
+        for node, constants in watch.origins.added.items():
+            if node not in watch.calls:
+                continue
+            group, number = watch.calls[node].number, self._graph.index.get(node, -1)
+            self._constants.setdefault(group, []).extend(constants)
+            # What was written over may have been taken before, and has two gradients.
+            whole = taken.get(group, set()) <= {number}
+            if whole and not constants:
+                self._told.add(group)
+            for constant in constants:
+                place = self._places.of_constant(number, constant)
+                if place is not None and constant.value is not None:
+                    self._sure.add(place)
+                    self._order.setdefault(place, group)
+                    if whole and number in self._alive:
+                        self._told.add(group)
+                        self._hook(node, partial(self._added, number, place, constant.value))
+
+    def _hook(self, node: Node, hook: Callable[[Gradients, Gradients], None]) -> None:
+        self._passed.handles.append(node.register_hook(hook))
+
+    # In the backward pass ------------------------------------------------------------------------
+
+    def start(self, row: int) -> None:
+        """Begin with one explained value, which the function that made it is given."""
+        (root,) = self._graph.roots
+        self._leaks, self._lines, self._masks = {}, {}, []
+        self._leak(root, wide(self._explained)[row])
+
+    def _leak(self, number: int, amount: Tensor) -> None:
+        group = self._group[number]
+        self._leaks[group] = self._leaks.get(group, torch.zeros_like(amount)) + amount
+
+    def _add(self, number: int, place: Place, amount: Tensor) -> None:
+        """Move some of what a function keeps to a line."""
+        self._leak(number, -amount)
+        self._lines[place] = self._lines.get(place, torch.zeros_like(amount)) + amount
+
+    def _flowed(self, number: int, given: Gradients, _taken: Gradients) -> None:
+        for edge, gradient in zip(self._graph.operands[number], given, strict=True):
+            if edge is None or gradient is None or self._group[edge.node] == self._group[number]:
+                continue
+            value = self._values.get((self._graph.nodes[edge.node], edge.output))
+            if value is not None:
+                amount = _relevance(gradient.detach(), value)
+                self._leak(number, -amount)
+                self._leak(edge.node, amount)
+
+    def _added(
+        self, number: int, place: Place, value: Tensor, _given: Gradients, taken: Gradients
+    ) -> None:
+        if taken[0] is not None:
+            gradient = wide(taken[0].detach()).sum_to_size(value.shape)
+            self._add(number, place, _relevance(gradient, value.to(gradient.device)))
+
+    def _masked(self, number: int, masked: Masked, _given: Gradients, taken: Gradients) -> None:
+        if taken[0] is not None:  # a backward pass inside of a hook would be one too many
+            self._masks.append((number, masked, taken[0].detach()))
+
+    # After the backward pass ---------------------------------------------------------------------
 
     def stop(self) -> None:
         """Keep what one backward pass has found."""
-        self._rows.append(self.leaks)
+        for number, masked, gradient in self._masks:
+            self._settle(number, masked, gradient)
+        for group, members in self._members.items():
+            # What a leaf is given is its relevance.
+            if group in self._leaks and any(any(self._graph.operands[each]) for each in members):
+                constants, told = self._constants.get(group, ()), group in self._told
+                place = self._places.of_rest(members, constants, told=told)
+                if place is not None:
+                    self._order.setdefault(place, group)
+                    self._add(members[0], place, self._leaks[group])
+        self._rows.append(self._lines)
 
-    def _add(self, number: int, amount: Tensor) -> None:
-        group = self.group[number]
-        self.leaks[group] = self.leaks.get(group, torch.zeros_like(amount)) + amount
+    def _settle(self, number: int, masked: Masked, gradient: Tensor) -> None:
+        """Give a mask of finite numbers its part of what its attention has kept."""
+        found = self._places.of_mask(number, of_values=masked.of_values)
+        if found is None:
+            return
+        place, share = found
+        with torch.enable_grad():
+            mask = masked.mask.requires_grad_()
+            (of_mask,) = torch.autograd.grad(masked.attention(mask), mask, gradient)
+        self._order.setdefault(place, self._group[number])
+        self._add(number, place, share * _relevance(of_mask, mask.detach()))
 
-    def _flowed(self, number: int, given: Gradients, _taken: Gradients) -> None:
-        for edge, gradient in zip(self.graph.operands[number], given, strict=True):
-            if edge is None or gradient is None or self.group[edge.node] == self.group[number]:
-                continue
-            value = self.values.get((self.graph.nodes[edge.node], edge.output))
-            if value is None:
-                self.unobserved.add(edge.node)
-                continue
-            amount = _relevance(gradient.detach(), value)
-            self._add(number, -amount)
-            self._add(edge.node, amount)
-
-    # After the backward pass ------------------------------------------------------------------
-
-    def found(self, row: int) -> list[Leak]:
-        """The leaks of all functions but the sources, in the order of the forward pass.
-
-        Args:
-            row: Of which explained value.
-        """
-        leaks, amounts = [], self._rows[row]
-        for group in sorted(self._members):
-            if group not in amounts:
-                continue
-            members = self._members[group]
-            if all(not any(self.graph.operands[number]) for number in members):
-                continue  # a leaf: what it is given is its relevance
-            path, _, function = self.structure.places.get(members[-1], ("", "", ""))
-            leaks.append(Leak(self._kind(members), path, function, amounts[group]))
-        return leaks
-
-    def _kind(self, members: list[int]) -> Kind | None:
-        kinds = {self._kind_of(number) for number in members} - {None}
-        order: tuple[Kind, ...] = ("output", "softmax", "rule", "absorbed", "bias")
-        return next((kind for kind in order if kind in kinds), None)
-
-    def _kind_of(self, number: int) -> Kind | None:
-        """What a node may keep; None if nothing."""
-        if number in self.structure.explained:
-            return "output"
-        return self._by_rule(number) or self._by_constant(number)
-
-    def _by_rule(self, number: int) -> Kind | None:
-        """What the rule of a node says that it does not conserve."""
-        operation, recipe = self.structure.roles[number], self.recipe
-        role = operation.role
-        if role == "rule":
-            return "absorbed"
-        constant = isinstance(recipe.attention, ConstantWeights)
-        if role == "softmax" or (role == "kernel" and not constant):
-            return "softmax"
-        not_conserving = {
-            "attention": isinstance(recipe.attention, AttentionGradient),
-            "scores": isinstance(recipe.attention, AttentionGradient),
-            "gated product": isinstance(recipe.gate, ProductGradient),
-            "norm": isinstance(recipe.norm, NormGradient),
-            "activation": not isinstance(recipe.activation, Identity)
-            or operation.kind == "gate function",
+    def lines(self) -> dict[Place, Tensor]:
+        """The amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""
+        nothing = wide(self._explained.new_zeros(()))
+        amounts = {
+            place: torch.stack([row.get(place, nothing) for row in self._rows])
+            for place in sorted(self._order, key=self._order.__getitem__)
         }
-        scale = isinstance(recipe.norm, NormGradient) and operation.nature == "scale"
-        return "rule" if scale or not_conserving.get(role, False) else None
+        largest = torch.stack([*amounts.values(), wide(self._explained)]).abs().amax(0)
+        return {
+            place: each
+            for place, each in amounts.items()
+            if place in self._sure or bool((each.abs() > self._rounding(place) * largest).any())
+        }
 
-    def _by_constant(self, number: int) -> Kind | None:
-        """Whether a node may add a constant."""
-        name = self.graph.names[number]
-        edges = [
-            edge if edge is not None and edge.node in self.leading else None
-            for edge in self.graph.operands[number]
-        ]
-        missing = None in edges or len(edges) < 2
-        adds = (
-            name in _WITH_BIAS
-            or name == "Rsub"
-            or (name in _WITH_SUMMAND and edges[0] is None)
-            or (missing and (name in ("Add", "Sub") or name in _FILLING))
-        )
-        if adds:
-            return "bias"
-        weights = self.structure.roles[number].weights
-        return (
-            "absorbed" if weights and isinstance(self.recipe.attention, ConstantWeights) else None
-        )
+    def _rounding(self, place: Place) -> float:
+        """What of the largest amount a line of what is left may have, and be none."""
+        if place[0] == "output":  # the square root separates a formula from its rounding
+            return math.sqrt(torch.finfo(self._explained.dtype).eps)
+        summed = torch.finfo(wide(self._explained).dtype).eps
+        return -1.0 if place[0] in ("softmax", "rule", "absorbed") else _MANY * summed

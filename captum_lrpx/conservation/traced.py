@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr import LRPx
-    from captum_lrpx.conservation.tally import Kind
+    from captum_lrpx.attr.engine import Passed
+    from captum_lrpx.coverage import Coverage
 
-__all__ = ["layer_in", "traced_ledger"]
+__all__ = ["layer_in", "observed"]
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)(?=\.|$)")
-_Place = tuple["Kind", str]
 
 
-def traced_ledger(
+def observed(
     attribution: LRPx,
     inputs: Tensor | tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: object | None,
-) -> Ledger:
-    """Account for an explained value by the operations of its graph.
+) -> tuple[Ledger, Coverage]:
+    """Account for an explained value by the operations of its graph, and list them.
 
     One watched forward pass, and one backward pass for each example: what flows along the edges of
     the graph is summed over everything that an operation works on. Arguments as of
@@ -47,31 +47,57 @@ def traced_ledger(
         selected = passed.explain(
             lambda run: _captum.select_targets(run.output, target).reshape(-1)
         )
-        flow = Flow(passed.rules, passed.sources)
+        value = _value(selected, len(tensors[0]))
+        flow = Flow(passed.rules, passed.sources, selected)
         relevances = []
-        for row in range(len(selected)):
-            flow.start(selected, row)
+        for row in range(len(value)):
+            flow.start(row)
             found = torch.autograd.grad(
                 selected[row],
                 passed.sources,
                 allow_unused=True,
-                retain_graph=row + 1 < len(selected),
+                retain_graph=row + 1 < len(value),
             )
             relevances.append(passed.relevances(found))
             flow.stop()
+        coverage = passed.rules.coverage(passed.sources)
+        paths = _paths(passed, tensors)
     attributions = tuple(torch.stack(rows).sum(0) for rows in zip(*relevances, strict=True))
-    value = wide(selected.detach())
-    names = ["inputs"] if len(tensors) == 1 else [f"inputs.{n}" for n in range(len(tensors))]
     tokens = [
-        Entry("tokens", name, None, _by_example(wide(each), len(value)))
-        for name, each in zip(names, attributions, strict=True)
+        Entry("tokens", path, layer_in(path), _by_example(wide(each), len(value)))
+        for path, each in zip(paths, attributions, strict=True)
     ]
-    return Ledger(
+    others = [
+        Entry(kind, path, layer_in(path), amount) for (kind, path), amount in flow.lines().items()
+    ]
+    book = Ledger(
         method=attribution.get_name(),
         value=value,
-        entries=(*tokens, *_entries(flow, len(value))),
+        entries=(*tokens, *others),
         attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
     )
+    return book, coverage
+
+
+def _value(selected: Tensor, batch: int) -> Tensor:
+    if selected.numel() != batch:
+        raise ValueError(
+            f"The forward function gave {selected.numel()} explained values for {batch} examples: "
+            "the ledger is an account of one value for each example."
+        )
+    return wide(selected.detach())
+
+
+def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Of token ids alone the path of the table that they were embedded in."""
+    if len(inputs) > 1:
+        return [f"inputs.{number}" for number in range(len(inputs))]
+    watch, tables = passed.rules.watch, {}
+    if watch is not None and watch.origins is not None and not inputs[0].is_floating_point():
+        tables = {each.data_ptr(): module for module, each in watch.origins.embedded}
+    table = tables.get(passed.sources[0].data_ptr())
+    names = {module: path for path, module in passed.rules.model.named_modules()}
+    return [names.get(table, "") or "inputs"] if table is not None else ["inputs"]
 
 
 def _by_example(relevances: Tensor, examples: int) -> Tensor:
@@ -79,20 +105,6 @@ def _by_example(relevances: Tensor, examples: int) -> Tensor:
     if examples == 1:
         return relevances.sum().reshape(1)
     return relevances.flatten(1).sum(1)
-
-
-def _entries(flow: Flow, rows: int) -> list[Entry]:
-    amounts: dict[_Place, list[Tensor]] = {}
-    for row in range(rows):
-        for leak in flow.found(row):
-            if leak.kind is not None:
-                place = leak.kind, leak.path or leak.function
-                known = amounts.setdefault(place, [torch.zeros_like(leak.amount)] * rows)
-                known[row] = known[row] + leak.amount
-    return [
-        Entry(kind, path, layer_in(path), torch.stack(each))
-        for (kind, path), each in amounts.items()
-    ]
 
 
 def layer_in(path: str) -> int | None:

@@ -33,9 +33,9 @@ class Certificate:
     them together with the findings.
 
     Attributes:
-        forward_unchanged: Whether the explained value and the output of the last block, at all
-            positions, are the same bits with the rules attached as without, and the value is that
-            of the object that was given, up to rounding.
+        forward_unchanged: Whether the explained value is the same, to the last bit, in a forward
+            pass without rules; of an audit also whether it can be read from the outputs of the
+            object that was given, up to rounding.
         operations: Number of operations between the embeddings and the explained value.
         ruled: Those of them that are not linear and have a rule.
         unruled: Those of them that are not linear and have none.
@@ -49,6 +49,12 @@ class Certificate:
             (``"softmax"``, ``"bias"``, ``"positions"``, ...; see
             :class:`captum_lrpx.conservation.Entry`). None if there is no ledger, and in records of
             older versions.
+        relevance_difference: The largest difference between a recorded relevance and that of the
+            observed pass of the audit, relative to the largest relevance. None if it was not
+            compared.
+        audited: Whether this explanation was audited (coverage, ledger, relevances), or, if False,
+            an earlier one of the same model, method, rules and kinds of inputs. None in records of
+            older versions, which audited each.
         digest: SHA-256 over everything else in the explanation and its certificate. It shows that
             a record was edited or damaged; it is no signature, and proves nothing about who made
             the record.
@@ -62,6 +68,8 @@ class Certificate:
     ledger_residual: float | None = None
     ledger_missing: str | None = None
     ledger_delta: tuple[tuple[str, float], ...] | None = None
+    relevance_difference: float | None = None
+    audited: bool | None = None
     digest: str = ""
 
     @property
@@ -75,22 +83,31 @@ class Certificate:
         return self.ledger_residual is not None and self.ledger_residual <= self.ledger_tolerance
 
     @property
+    def relevances_confirmed(self) -> bool:
+        """Whether no relevance was found to be another one in the observed pass."""
+        difference = self.relevance_difference
+        return difference is None or difference <= self.ledger_tolerance
+
+    @property
     def holds(self) -> bool:
         """Whether every check was made, and none failed."""
-        return self.forward_unchanged and self.coverage_complete and self.ledger_closes
+        accounted = self.ledger_closes or self.audited is False
+        return not self.failed and accounted
 
     @property
     def failed(self) -> bool:
         """Whether a check failed; one that could not be made has not."""
         ledger_open = self.ledger_residual is not None and not self.ledger_closes
-        return not self.forward_unchanged or not self.coverage_complete or ledger_open
+        passed = self.forward_unchanged and self.coverage_complete and self.relevances_confirmed
+        return not passed or ledger_open
 
     def __str__(self) -> str:
         """The findings in one line."""
         verdict = "NOT certified" if self.failed else "certified in part"
         if self.holds:
             verdict = "certified"
-        return f"{verdict}: {self._forward()}, {self._coverage()}, {self._ledger()}"
+        relevances = "" if self.relevances_confirmed else ", relevances DIFFER in a second pass"
+        return f"{verdict}: {self._forward()}, {self._coverage()}, {self._ledger()}{relevances}"
 
     def _forward(self) -> str:
         return "forward unchanged" if self.forward_unchanged else "forward CHANGED by the rules"
@@ -101,6 +118,8 @@ class Certificate:
         return f"{self.unruled} of {self.operations} operations WITHOUT a rule"
 
     def _ledger(self) -> str:
+        if self.audited is False:
+            return "ledger closed when the first explanation of this form was audited"
         if self.ledger_residual is None:
             return f"ledger: not available ({self.ledger_missing})"
         if self.ledger_closes:
@@ -188,6 +207,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "ledger_residual": (float, _NONE),
     "ledger_missing": (str, _NONE),
     "ledger_delta": (tuple, _NONE),
+    "relevance_difference": (float, _NONE),
+    "audited": (bool, _NONE),
     "digest": (str,),
 }
 

@@ -345,9 +345,10 @@ class WatchOfBlocks(Watch):
             kept[key] = cast("Tensor", _Operand(self._blocks, run, run.operands))
             run.operands += 1
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module, args: Any = ()) -> None:
+        """Note that a module runs, but for what is computed once more."""
         if not self._blocks.repeating:
-            super()._enter(module, args)
+            super().enter(module, args)
 
 
 class _Operand:

@@ -139,5 +139,11 @@ def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
         yield graph.nodes[number].register_prehook(_mostly_zero)
 
 
+_WORTH_IT: Final = 1 << 13
+"""Numbers in a gradient below which a look at them takes longer than the product."""
+
+
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    return None if taken[0] is None else (_MostlyZero(taken[0]), *taken[1:])
+    if taken[0] is None or taken[0].numel() < _WORTH_IT:
+        return None
+    return (_MostlyZero(taken[0]), *taken[1:])

@@ -11,6 +11,7 @@ or ``"mask"``, ``"pad"``, ``"unk"`` (the embedding of that token of the tokenize
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import captum.attr as captum
@@ -23,9 +24,10 @@ from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
 from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.attr.protocol import require_gradients
+from captum_lrpx.frozen import frozen
 from captum_lrpx.methods.subject import Attributed
-from captum_lrpx.propagation import attached, sites_of
-from captum_lrpx.sites import ActivationSite
+from captum_lrpx.recipes import ATTN_LRP
+from captum_lrpx.rules import ActivationGradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.methods.subject import Subject
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.sites import InlineActivationSite
 
 __all__ = [
     "altilogit",
@@ -183,7 +184,7 @@ def _gradient_shap(
 
 def deep_lift(subject: Subject, *, baseline: str = "zero") -> Attributed:
     """DeepLift on embeddings, for models whose activations Captum has a rule for (ReLU, tanh)."""
-    activations = [_with_deep_lift_rule(site) for site in sites_of(subject.model).activations]
+    activations = _with_deep_lift_rules(subject)
     try:
         with _for_gradients(subject):
             found, delta = captum.DeepLift(subject.question.forward).attribute(
@@ -199,18 +200,25 @@ def deep_lift(subject: Subject, *, baseline: str = "zero") -> Attributed:
     return _of_embeddings(subject, found, delta)
 
 
-def _with_deep_lift_rule(site: ActivationSite | InlineActivationSite) -> nn.Module:
-    """The module of an activation that Captum's DeepLift has a rule for; others are refused."""
-    if isinstance(site, ActivationSite):
-        if type(site.module) in _captum.DEEP_LIFT_RULES:
-            return site.module
-        kind = type(site.module).__name__
-    else:  # not a module, which is all that Captum attaches rules to
-        kind = site.function
-    raise ValueError(
-        f"Captum's DeepLift has no rule for {site.path!r} ({kind}) and would take its plain "
-        "gradient without saying so: use input_x_gradient for that, or lrpx."
-    )
+def _with_deep_lift_rules(subject: Subject) -> list[nn.Module]:
+    """The modules of activations, for all of which Captum's DeepLift has a rule."""
+    chosen = ActivationGradient()  # with it those that are inside of another one are listed too
+    found = AttnLRPx(
+        subject.question.forward, subject.model, recipe=replace(ATTN_LRP, activation=chosen)
+    ).coverage(subject.ids, subject.question.additional_forward_args)
+    modules: dict[nn.Module, None] = {}
+    for each in found.operations:
+        if each.rule != repr(chosen).removesuffix("()"):
+            continue
+        module = subject.model.get_submodule(each.module)
+        if type(module) not in _captum.DEEP_LIFT_RULES:  # modules are all that it puts rules on
+            raise ValueError(
+                f"Captum's DeepLift has no rule for {each.function.rpartition('.')[2]} in "
+                f"{each.place} and would take its plain gradient without saying so: use "
+                "input_x_gradient for that, or lrpx."
+            )
+        modules[module] = None
+    return list(modules)
 
 
 def feature_ablation(
@@ -298,7 +306,7 @@ def _for_gradients(subject: Subject) -> Iterator[None]:
     Captum makes its steps and samples on the default device, which is that of the inputs here.
     """
     require_gradients()
-    with attached(subject.model, ()), subject.ids.device:
+    with frozen(subject.model), subject.ids.device:
         yield
 
 

@@ -1,8 +1,9 @@
 """Backward rules: one formula each, its source, and what it conserves.
 
-:mod:`~captum_lrpx.rules.functional` holds the formulas as pure functions on tensors;
-:mod:`~captum_lrpx.rules.slopes` the secant slopes of activations; the other files hold the rules of
-one role each, which attach a formula to a place in a model.
+The rules of one role are in one file, and say what they do: which shares the operands of a product
+get, whether an operation keeps its own gradient. :mod:`~captum_lrpx.rules.nodes` does it on the
+nodes of a graph; :mod:`~captum_lrpx.rules.slopes` has the secant slopes of activations, and
+:mod:`~captum_lrpx.rules.functional` the formulas of linear layers.
 """
 
 from captum_lrpx.rules.activation import ActivationGradient, ActivationRule, Identity
@@ -15,14 +16,12 @@ from captum_lrpx.rules.attention import (
 from captum_lrpx.rules.base import Rule
 from captum_lrpx.rules.linear import Alpha1Beta0, Epsilon, Gamma, LinearRule
 from captum_lrpx.rules.norm import FrozenScale, NormGradient, NormRule
-from captum_lrpx.rules.patches import Attachment
 from captum_lrpx.rules.product import GateRule, ProductGradient, SignalTakeAll, Uniform
 
 __all__ = [
     "ActivationGradient",
     "ActivationRule",
     "Alpha1Beta0",
-    "Attachment",
     "AttentionGradient",
     "AttentionRule",
     "ConstantWeights",

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from captum_lrpx.rules.base import Rule
-from captum_lrpx.rules.patches import Attachment, InlineSecant, SecantPatch
-from captum_lrpx.sites import ActivationSite, InlineActivationSite
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["ActivationGradient", "ActivationRule", "Identity"]
 
 
-class ActivationRule(Rule[ActivationSite | InlineActivationSite]):
+class ActivationRule(Rule):
     """A rule for an element-wise activation."""
 
     role: ClassVar[str] = "activation"
@@ -25,17 +20,11 @@ class ActivationRule(Rule[ActivationSite | InlineActivationSite]):
 class Identity(ActivationRule):
     """``R_z = R_g(z)``: the activation passes relevance through (Arras et al. 2025, D.3).
 
-    Formula: :func:`captum_lrpx.rules.functional.identity`.
+    The activation becomes ``z * [g(z) / z]``, with the limit ``g'(0)`` of the slope at ``z = 0``.
+    Slope: :func:`captum_lrpx.rules.nodes.secant`.
     """
 
     conserves: ClassVar[bool] = True
-
-    def attach(self, site: ActivationSite | InlineActivationSite) -> Sequence[Attachment]:
-        """Give the activation its secant slope."""
-        if isinstance(site, InlineActivationSite):
-            inline = InlineSecant(site.function, site.path, site.before)
-            return [Attachment(site.before, inline.before), Attachment(site.after, inline.after)]
-        return [Attachment(site.module, SecantPatch(site.module, site.path))]
 
 
 @dataclass(frozen=True)
@@ -43,7 +32,4 @@ class ActivationGradient(ActivationRule):
     """The ordinary gradient of the activation; for ablations, does not conserve."""
 
     conserves: ClassVar[bool] = False
-
-    def attach(self, site: ActivationSite | InlineActivationSite) -> Sequence[Attachment]:  # noqa: ARG002
-        """Leave the activation alone."""
-        return []
+    own_gradient: ClassVar[bool] = True

@@ -1,25 +1,27 @@
-"""What a rule is: a formula for one role of an architecture, attached to a site of a model."""
+"""What a rule is: a formula for one role of an operation, and what it says about itself."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
-from captum_lrpx.sites import Site
+__all__ = ["Forward", "Patch", "Rule", "Share", "Shares"]
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Forward = Callable[..., Any]
+Patch = Callable[..., Any]
+"""``patch(forward, *args, **kwargs)`` returns what ``forward(*args, **kwargs)`` returns."""
 
-    from captum_lrpx.rules.patches import Attachment
+Share = float | None
+"""What the gradient of an operand is multiplied by; None holds the operand constant."""
 
-__all__ = ["Rule", "SiteT"]
-
-SiteT = TypeVar("SiteT", bound=Site)
+Shares = tuple[Share, Share]
+"""The shares of the two operands of a product: the constant or activated one, and the signal."""
 
 
 @dataclass(frozen=True)
-class Rule(ABC, Generic[SiteT]):
+class Rule(ABC):
     """A backward rule for one role.
 
     Subclasses are frozen dataclasses: their fields are the rule's parameters, two equal rules are
@@ -30,11 +32,9 @@ class Rule(ABC, Generic[SiteT]):
             ``"gate"`` or ``"linear"``.
         conserves: Whether the relevance of the output is the sum of the relevances of the inputs,
             biases counted as inputs.
+        own_gradient: Whether the operation keeps its ordinary gradient.
     """
 
     role: ClassVar[str]
     conserves: ClassVar[bool]
-
-    @abstractmethod
-    def attach(self, site: SiteT) -> Sequence[Attachment]:
-        """What has to be patched so that the rule holds at ``site``; nothing is changed yet."""
+    own_gradient: ClassVar[bool] = False

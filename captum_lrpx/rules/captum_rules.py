@@ -19,19 +19,16 @@ from captum.attr._utils.lrp_rules import (
     IdentityRule,
     PropagationRule,
 )
-from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.rules import functional
-from captum_lrpx.rules.linear import LinearRule
-from captum_lrpx.rules.linear_patches import weight_and_bias
-from captum_lrpx.rules.patches import Attachment, Forward, Patch
+from captum_lrpx.rules.linear import LinearRule, weights_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from torch import Tensor, nn
 
-    from captum_lrpx.sites import LinearSite
+    from captum_lrpx.rules.base import Forward, Patch
 
 __all__ = ["CaptumRule", "captum_rule", "warn_of_unused_rules"]
 
@@ -85,17 +82,17 @@ class CaptumRule(LinearRule):
 
     rule: PropagationRule
 
-    def attach(self, site: LinearSite) -> Sequence[Attachment]:
+    def patch(self, module: nn.Module, path: str) -> Patch:
         """Give the layer the slope of Captum's rule."""
         if isinstance(self.rule, IdentityRule):
-            return [Attachment(site.module, _identity(site.path))]
+            return _identity(path)
         if isinstance(self.rule, (GammaRule, Alpha1_Beta0_Rule)):
-            weight_and_bias(site.module, site.path)
-            return [Attachment(site.module, self._manipulated(site))]
+            weights_of(module, path)
+            return self._manipulated(module, path)
         if isinstance(self.rule, EpsilonRule):
-            return [Attachment(site.module, self._epsilon())]
+            return self._epsilon()
         raise TypeError(
-            f"Captum's {type(self.rule).__name__} on {site.path!r} has no Gradient x Input form "
+            f"Captum's {type(self.rule).__name__} on {path!r} has no Gradient x Input form "
             "here: use EpsilonRule, GammaRule, Alpha1_Beta0_Rule or IdentityRule."
         )
 
@@ -105,15 +102,15 @@ class CaptumRule(LinearRule):
 
         return patch
 
-    def _manipulated(self, site: LinearSite) -> Patch:
+    def _manipulated(self, module: nn.Module, path: str) -> Patch:
         def patch(forward: Forward, x: Tensor) -> Tensor:
             with torch.no_grad():
                 value: Tensor = forward(x)
-            weight, bias = weight_and_bias(site.module, site.path)
+            apply, weight, bias = weights_of(module, path)
             positive = weight.clamp(min=0)
             if isinstance(self.rule, GammaRule):
                 positive = weight + self.rule.gamma * positive
-            z = F.linear(x, positive, None if self.rule.set_bias_to_zero else bias)
+            z = apply(x, positive, None if self.rule.set_bias_to_zero else bias)
             ratio = functional.signed_ratio(value, z.detach(), self.rule.STABILITY_FACTOR)
             return functional.relay(z, value, ratio)
 

@@ -1,30 +1,49 @@
-"""Rules for linear layers. The default, epsilon = 0, is the layer's own gradient."""
+"""Rules for linear layers and convolutions. The default, epsilon = 0, is their own gradient."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from captum_lrpx.rules import functional
 from captum_lrpx.rules.base import Rule
-from captum_lrpx.rules.linear_patches import weight_and_bias
-from captum_lrpx.rules.patches import Attachment, Forward
-from captum_lrpx.sites import LinearSite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-__all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule"]
+    from captum_lrpx.rules.base import Forward, Patch
+    from captum_lrpx.rules.functional import Apply
+
+__all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule", "Weights", "weights_of"]
 
 
-class LinearRule(Rule[LinearSite]):
+class LinearRule(Rule):
     """A rule for a linear layer."""
 
     role: ClassVar[str] = "linear"
+
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether the layer's own gradient is the rule, whatever the layer."""
+        return False
+
+    @abstractmethod
+    def patch(self, module: nn.Module, path: str) -> Patch | None:
+        """What runs in the place of a layer's forward, and gives its values; None for nothing.
+
+        Args:
+            module: The layer.
+            path: Its path in the model, for messages.
+
+        Raises:
+            TypeError: If the layer has no weights that the rule could split.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,15 +63,20 @@ class Epsilon(LinearRule):
     def __post_init__(self) -> None:
         _check_non_negative("epsilon", self.stabilizer)
 
-    def attach(self, site: LinearSite) -> Sequence[Attachment]:
+    @property
+    def leaves_alone(self) -> bool:
+        """With epsilon = 0."""
+        return self.stabilizer == 0
+
+    def patch(self, module: nn.Module, path: str) -> Patch | None:  # noqa: ARG002 - of any class
         """Damp the gradient of the output."""
-        if self.stabilizer == 0:
-            return []
+        if self.leaves_alone:
+            return None
 
         def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
             return functional.epsilon(forward(*args, **kwargs), self.stabilizer)
 
-        return [Attachment(site.module, patch)]
+        return patch
 
 
 @dataclass(frozen=True)
@@ -64,17 +88,17 @@ class Alpha1Beta0(LinearRule):
 
     conserves: ClassVar[bool] = True
 
-    def attach(self, site: LinearSite) -> Sequence[Attachment]:
+    def patch(self, module: nn.Module, path: str) -> Patch:
         """Replace the layer's slope."""
-        weight_and_bias(site.module, site.path)  # refuse now, not during the forward pass
+        weights_of(module, path)  # refuse now, not during the forward pass
 
         def patch(forward: Forward, x: Tensor) -> Tensor:
             with torch.no_grad():
                 value: Tensor = forward(x)
-            weight, bias = weight_and_bias(site.module, site.path)
-            return functional.alpha1_beta0(x, value, weight, bias)
+            apply, weight, bias = weights_of(module, path)
+            return functional.alpha1_beta0(apply, x, value, weight, bias)
 
-        return [Attachment(site.module, patch)]
+        return patch
 
 
 @dataclass(frozen=True)
@@ -94,19 +118,57 @@ class Gamma(LinearRule):
     def __post_init__(self) -> None:
         _check_non_negative("gamma", self.strength)
 
-    def attach(self, site: LinearSite) -> Sequence[Attachment]:
+    def patch(self, module: nn.Module, path: str) -> Patch:
         """Replace the layer's slope."""
-        weight_and_bias(site.module, site.path)
+        weights_of(module, path)
 
         def patch(forward: Forward, x: Tensor) -> Tensor:
             with torch.no_grad():
                 value: Tensor = forward(x)
-            weight, bias = weight_and_bias(site.module, site.path)
-            return functional.gamma(x, value, weight, bias, self.strength)
+            apply, weight, bias = weights_of(module, path)
+            return functional.gamma(apply, x, value, weight, bias, self.strength)
 
-        return [Attachment(site.module, patch)]
+        return patch
 
 
 def _check_non_negative(name: str, value: float) -> None:
     if not value >= 0:
         raise ValueError(f"{name} must be a number >= 0, not {value!r}.")
+
+
+class Weights(NamedTuple):
+    """What a linear layer computes, and from what.
+
+    Attributes:
+        apply: ``apply(x, weight, bias)`` is the layer with other numbers in the place of its own.
+        weight: ``[out, in]``, or that of a convolution.
+        bias: ``[out]`` or None.
+    """
+
+    apply: Apply
+    weight: Tensor
+    bias: Tensor | None
+
+
+def weights_of(module: nn.Module, path: str = "a layer") -> Weights:
+    """The weights of a linear layer.
+
+    Args:
+        module: ``torch.nn.Linear``, a convolution, or transformers' ``Conv1D``, which stores its
+            weight transposed.
+        path: For the error message.
+
+    Raises:
+        TypeError: If the layer keeps no plain weight (a quantized layer, a LoRA adapter).
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    convolution = isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
+    transposed = type(module).__name__ == "Conv1D"
+    plain = convolution or transposed or isinstance(module, nn.Linear)
+    if not plain or not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        raise TypeError(
+            f"The rule needs the weight of {path!r}, but {type(module).__name__} has no plain "
+            "floating-point weight: use Epsilon for this layer, or merge the adapter."
+        )
+    apply: Any = module._conv_forward if convolution else F.linear  # noqa: SLF001 - knows all modes
+    return Weights(apply, weight.t() if transposed else weight, bias)

@@ -9,7 +9,7 @@ and PyTorch then computes nothing in its branch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -30,6 +30,7 @@ __all__ = [
     "function_of",
     "gated",
     "has_secant",
+    "is_checkpointed",
     "scaled",
     "secant",
 ]
@@ -49,13 +50,27 @@ NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
 
 
-def scaled(factors: tuple[float | None, ...]) -> Hook:
-    """Multiplies the gradient of each operand by a number; None holds it constant."""
+def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
+    """Multiplies the gradient of each operand by a number; None holds it constant.
+
+    Args:
+        factors: One number for each operand.
+        fresh: Whether the gradients have memory of their own, which may be written over.
+    """
+
+    def times(each: Tensor, factor: float) -> Tensor:
+        return each.mul_(factor) if fresh and not each.requires_grad else each * factor
 
     def hook(given: Gradients, _taken: Gradients) -> Gradients:
         return tuple(
-            None if factor is None or each is None else each if factor == 1 else each * factor
-            for each, factor in zip(given, factors, strict=True)
+            [  # faster than a generator
+                None
+                if factor is None or each is None
+                else each
+                if factor == 1
+                else times(each, factor)
+                for each, factor in zip(given, factors, strict=True)
+            ]
         )
 
     return hook
@@ -147,7 +162,7 @@ def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
     """
 
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
-        if taken[0] is None or given[0] is None:
+        if taken[0] is None or given[0] is None or is_answered(taken[0]):
             return None
         slope = slope_of(node, name, _input_of(node, name) if z is None else z)
         return (taken[0] * slope, *(None for _ in given[1:]))
@@ -155,14 +170,25 @@ def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
     return hook
 
 
+class Answered(torch.Tensor):
+    """A gradient that had a node compute what its rule wants (see :mod:`captum_lrpx.fast`)."""
+
+
+def is_answered(gradient: Tensor) -> bool:
+    """Whether a node has been handed such a gradient."""
+    return isinstance(gradient, Answered)
+
+
 def _input_of(node: Any, name: str) -> Tensor:
     found: Tensor = node.saved_tensors[0] if name == "GeLUFunction" else node._saved_self  # noqa: SLF001
     return found
 
 
-@torch.no_grad()
 def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
-    """The secant slope of an activation at ``z``, of its shape."""
+    """The secant slope of an activation at ``z``, of its shape, as a constant."""
+    if torch.is_grad_enabled():  # in a backward pass that is to have a graph itself
+        with torch.no_grad():
+            return slope_of(node, name, z)
     z = z.detach()
     saved = _arguments_of(node)
     closed = _CLOSED[name](saved) if name in _CLOSED else None
@@ -178,11 +204,14 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
 
 def _arguments_of(node: Any) -> dict[str, Any]:
     """What an activation was given beside its input."""
-    return {
-        key.removeprefix("_saved_"): getattr(node, key)
-        for key in dir(node)
-        if key.startswith("_saved_") and key not in ("_saved_self", "_saved_result")
-    }
+    return {key.removeprefix("_saved_"): getattr(node, key) for key in _names_of(node.__class__)}
+
+
+@cache
+def _names_of(kind: type) -> tuple[str, ...]:
+    """Names under which a class of nodes keeps arguments that are no tensors of its function."""
+    kept = (name for name in dir(kind) if name.startswith("_saved_"))
+    return tuple(name for name in kept if name not in ("_saved_self", "_saved_result"))
 
 
 def can_run_again(node: Node, name: str) -> bool:
@@ -213,6 +242,13 @@ def gated(node: Any) -> Hook:
 # Norms --------------------------------------------------------------------------------------------
 
 
+def is_checkpointed(node: Any) -> bool:
+    """Whether what a node has saved is computed again, by PyTorch, and can be read only once."""
+    names = (name for name in dir(node) if name.startswith("_raw_saved_"))
+    kept = (getattr(getattr(node, name), "data", None) for name in names)
+    return any(type(each).__module__ == "torch.utils.checkpoint" for each in kept)
+
+
 def frozen_norm(node: Any, name: str) -> Hook:
     """Holds the scale of a norm constant (Ali et al. 2022; Arras et al. 2025, D.5)."""
     slope = {
@@ -226,7 +262,8 @@ def frozen_norm(node: Any, name: str) -> Hook:
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
         if taken[0] is None or given[0] is None:
             return None
-        return (slope(node, taken[0]).to(given[0].dtype), *(None for _ in given[1:]))
+        # The weight is a part of the scale; what is added has its own gradient.
+        return (slope(node, taken[0]).to(given[0].dtype), None, *given[2:])
 
     return hook
 

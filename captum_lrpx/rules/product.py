@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from captum_lrpx.rules.base import Rule
 from captum_lrpx.rules.functional import UNIFORM_SHARE
-from captum_lrpx.rules.linear_patches import ScaleInputGradient
-from captum_lrpx.rules.patches import Attachment, Constant
-from captum_lrpx.sites import GatedProductSite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from captum_lrpx.rules.base import Shares
 
 __all__ = ["GateRule", "ProductGradient", "SignalTakeAll", "Uniform"]
 
 
-class GateRule(Rule[GatedProductSite]):
+class GateRule(Rule):
     """A rule for a gated product."""
 
     role: ClassVar[str] = "gate"
+
+    @property
+    @abstractmethod
+    def shares(self) -> Shares:
+        """Of the activated factor and of the other one."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,25 @@ class SignalTakeAll(GateRule):
         if self.signal not in ("up", "activation"):
             raise ValueError(f"signal must be 'up' or 'activation', not {self.signal!r}.")
 
-    def attach(self, site: GatedProductSite) -> Sequence[Attachment]:
-        """Hold the other factor constant, its whole branch included."""
-        constant = (site.gate, site.activation) if self.signal == "up" else (site.up,)
-        return [Attachment(module, Constant()) for module in constant]
+    @property
+    def shares(self) -> Shares:
+        """All for the signal."""
+        return (None, 1.0) if self.signal == "up" else (1.0, None)
 
 
 @dataclass(frozen=True)
 class Uniform(GateRule):
     """Both factors get half (Achtibat et al. 2024; Jafari et al. 2024; Arras et al. 2025, 2.7).
 
-    Formula: :data:`captum_lrpx.rules.functional.UNIFORM_SHARE`, at the input of the product's
-    consumer.
+    Also known as the half rule. Formula: :data:`captum_lrpx.rules.functional.UNIFORM_SHARE`.
     """
 
     conserves: ClassVar[bool] = True
 
-    def attach(self, site: GatedProductSite) -> Sequence[Attachment]:
-        """Halve the gradient of the product."""
-        return [Attachment(site.output, ScaleInputGradient(UNIFORM_SHARE, site.output))]
+    @property
+    def shares(self) -> Shares:
+        """Half for each."""
+        return (UNIFORM_SHARE, UNIFORM_SHARE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ class ProductGradient(GateRule):
     """The ordinary gradient of the product; for ablations, doubles the relevance."""
 
     conserves: ClassVar[bool] = False
+    own_gradient: ClassVar[bool] = True
 
-    def attach(self, site: GatedProductSite) -> Sequence[Attachment]:  # noqa: ARG002 - nothing to do
-        """Leave the product alone."""
-        return []
+    @property
+    def shares(self) -> Shares:
+        """All for each."""
+        return (1.0, 1.0)

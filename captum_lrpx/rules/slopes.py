@@ -176,14 +176,14 @@ def ratio(z: Tensor, value: Tensor, limit: float) -> Tensor:
 
     Args:
         z: Pre-activation.
-        value: ``g(z)``, of the same shape.
+        value: ``g(z)``, of the same shape, which is written over.
         limit: ``g'(0)``.
 
     Returns:
         The slope, of the shape of ``z``.
     """
     # 0 / 0 is the only NaN, and infinity is g(0) / 0: no slope at zero carries that value.
-    return (value / z).nan_to_num_(nan=limit, posinf=0.0, neginf=0.0)
+    return value.div_(z).nan_to_num_(nan=limit, posinf=0.0, neginf=0.0)
 
 
 def secant(z: Tensor, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -191,7 +191,7 @@ def secant(z: Tensor, value: Tensor, function: Callable[[Tensor], Tensor]) -> Te
 
     Args:
         z: Pre-activation.
-        value: ``g(z)``, of the same shape.
+        value: ``g(z)``, of the same shape, which is written over.
         function: ``g``, evaluated at 0 when a zero occurs.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx.binding import find_model
+from captum_lrpx.models import find_model
 from captum_lrpx.targets.head import ModelForward, output_of
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.binding import architecture_of
 from captum_lrpx.decoding import decoded
-from captum_lrpx.structure import is_declared
+from captum_lrpx.structure import positions_after_padding
 from captum_lrpx.targets.inputs import check_known, of_row, render
 from captum_lrpx.targets.place import Token, token_id, token_names
 from captum_lrpx.targets.task import task_of
@@ -333,19 +332,9 @@ def context_length(model: nn.Module) -> int | None:
     """The most tokens that a model takes, if it has a limit."""
     config: Any = model.config
     limit: int | None = getattr(config, "max_position_embeddings", None)
-    if limit is not None and _positions_after_padding(model):
+    if limit is not None and config.pad_token_id is not None and positions_after_padding(model):
         limit -= config.pad_token_id + 1
     return limit
-
-
-def _positions_after_padding(model: nn.Module) -> bool:
-    """Whether positions are counted from the padding token's number on, as in RoBERTa."""
-    if is_declared(model):
-        return architecture_of(model).embeddings.positions_after_padding
-    return any(
-        path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-        for path, module in model.named_modules()
-    )
 
 
 def _with_mask(tokenizer: Any, texts: tuple[str, ...]) -> tuple[str, ...]:

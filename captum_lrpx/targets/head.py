@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx.architectures.registry import is_built_in
-from captum_lrpx.binding import architecture_of, find_model, is_pretrained
-from captum_lrpx.narrowing import only_positions
-from captum_lrpx.propagation import is_plain, sites_of
-from captum_lrpx.structure import is_declared
+from captum_lrpx.architectures import needs_position_ids
+from captum_lrpx.models import find_model, is_pretrained
+from captum_lrpx.onlookers import is_plain
+from captum_lrpx.structure import position_table_of, positions_after_padding
+from captum_lrpx.targets.chain import chain_to_logits
 from captum_lrpx.targets.task import task_of
 from captum_lrpx.wrappers import called_module, has_virtual_tokens, unwrapped
 
@@ -68,10 +68,7 @@ class LanguageModelHead:
     def __init__(self, model: nn.Module) -> None:
         inner = None if getattr(_reading, "whole", False) else unwrapped(model)
         self.model = model if inner is None else inner
-        self.chain: tuple[nn.Module, ...] = ()
-        # In a family that somebody else has declared the logits may be scaled behind the chain.
-        if inner is not None and is_declared(inner) and is_built_in(architecture_of(inner)):
-            self.chain = sites_of(inner).language_model_head
+        self.chain = () if inner is None else chain_to_logits(inner)
 
     def states(self, x: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Run the model as far as its head.
@@ -82,9 +79,8 @@ class LanguageModelHead:
             types: Token types ``[B, T]`` or None.
 
         Returns:
-            The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` of a model without a
-            head that the declaration of its architecture spells out, and of a module around a
-            model.
+            The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` of a model whose head is
+            no chain of modules, and of a module around a model.
 
         Raises:
             ValueError: If a module around the model has no logits for each token.
@@ -198,8 +194,7 @@ class HeadForward(ModelForward):
             output = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra)
             kept = output_of(output, "logits")
             return kept if tokens is None else _chosen(kept, tokens)
-        with only_positions(head.model, at, x.shape[1]) if head.chain else nullcontext():
-            states = head.states(x, mask, types)[rows, at].flatten(0, 1)
+        states = head.states(x, mask, types)[rows, at].flatten(0, 1)
         logits = head.logits(states, None if tokens is None else tokens.flatten(0, 1))
         return logits.view(*at.shape, -1)
 
@@ -269,9 +264,11 @@ def run_model(
 
 def _counts_by_argument(model: nn.Module) -> bool:
     """Whether positions have to be given where there is padding in front."""
-    if is_declared(model):
-        return architecture_of(model).position_ids
-    return task_of(model) == "causal-lm"
+    declared = needs_position_ids(getattr(getattr(model, "config", None), "model_type", ""))
+    if declared is not None:
+        return declared
+    counts = task_of(model) == "causal-lm" or position_table_of(model) is not None
+    return counts and not positions_after_padding(model)
 
 
 def _place_input(

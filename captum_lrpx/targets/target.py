@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.binding import find_model
+from captum_lrpx.models import find_model
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
 from captum_lrpx.targets.encoding import vocabulary_size
 from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum

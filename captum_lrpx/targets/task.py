@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from captum_lrpx.binding import find_model
+from captum_lrpx.models import find_model
 
 if TYPE_CHECKING:
     from torch import nn

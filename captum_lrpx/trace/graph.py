@@ -35,10 +35,12 @@ class Edge(NamedTuple):
 
 
 _SUFFIX: Final = re.compile(r"Backwards?\d*$")
-_numbers: dict[str, int] = {}
-"""Names of nodes as PyTorch spells them, numbered in the order in which they were met."""
+_numbers: dict[Any, int] = {}
+"""Classes of nodes, numbered in the order in which they were met; names of those without one."""
 _operators: list[str] = []
 """The operators that they belong to, in the same order."""
+_details: dict[int, Callable[[Any], Any]] = {}
+"""For some of them what decides about the kind of operation."""
 
 _OUTPUTS: Final = 1 << 20
 _END: Final = -2
@@ -64,64 +66,108 @@ _DETAILS: Final[dict[str, Callable[[Any], Any]]] = {
 class Graph:
     """The nodes between some tensors and the leaves that they depend on.
 
+    Reading it happens at every explanation, and does as little as it can: nodes are found in any
+    order, from which :attr:`key` is made. All else is worked out when it is asked for.
+
     Args:
         tensors: The tensors.
+        constants: Nodes that count as constants, as do all that depend on nothing else: those of
+            parameters that need a gradient.
 
     Attributes:
-        nodes: All nodes, operands first.
-        index: Node -> its index.
-        roots: Indices of the nodes of the tensors.
+        key: Equal for graphs of the same operations in the same order.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.nodes: list[Node] = []
-        self.index: dict[Node, int] = {}
-        self._shape: list[int] = []  # per node: its name's number, then its operands
-        roots = [node for node in map(node_of, tensors) if node is not None]
-        for node in roots:
-            self._read(node)
-        self.roots = [self.index[node] for node in roots]
+    key: Hashable
 
-    def _read(self, root: Node) -> None:
-        """Walk to the leaves. It happens at every explanation, so it does as little as it can."""
-        nodes, index, shape = self.nodes, self.index, self._shape
-        entered: dict[Node, Any] = {}
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            edges = entered.get(node)
-            if edges is None:
-                edges = entered[node] = node.next_functions
-                for operand, _ in edges:
-                    if operand is not None and operand not in entered:
-                        stack.append(operand)
-                continue
-            stack.pop()
-            if node in index:
-                continue
-            index[node] = len(nodes)
-            nodes.append(node)
-            name = node.name()
-            number = _numbers.get(name)
+    def __init__(self, tensors: Iterable[Tensor], constants: Iterable[Node] = ()) -> None:
+        ends = [node for node in map(node_of, tensors) if node is not None]
+        self._constants = _constant_nodes(ends, set(constants))
+        self._found: list[Node] = list(dict.fromkeys(ends))
+        self._place = {node: place for place, node in enumerate(self._found)}
+        self._ends = [self._place[node] for node in ends]
+        self._order: list[int] | None = None
+        self._read()
+
+    def _read(self) -> None:
+        nodes, places, numbers, constants = self._found, self._place, _numbers, self._constants
+        shape: list[int] = []  # per node: its class's number, then its operands
+        details = []
+        for node in nodes:  # grows
+            number = numbers.get(type(node))
             if number is None:
-                number = _numbers[name] = len(_numbers)
-                _operators.append(_SUFFIX.sub("", name.rpartition("::")[2]))
+                number = _number_of(node)
             shape.append(number)
-            for operand, output in edges:
-                shape.append(-1 if operand is None else index[operand] * _OUTPUTS + output)
+            if number in _details:
+                details.append(_details[number](node))
+            for operand, output in node.next_functions:
+                if operand is None or operand in constants:
+                    shape.append(-1)
+                    continue
+                place = places.get(operand)
+                if place is None:
+                    place = places[operand] = len(nodes)
+                    nodes.append(operand)
+                shape.append(place * _OUTPUTS + output)
             shape.append(_END)
+        self._shape = shape
+        self.key = tuple(shape), tuple(self._ends), repr(details)
+
+    # In the order of the forward pass ---------------------------------------------------------
+
+    @property
+    def order(self) -> list[int]:
+        """Where each node was found, operands first."""
+        if self._order is None:
+            self._order = _operands_first(self._edges, self._ends)
+        return self._order
+
+    def ordered_as(self, order: list[int]) -> None:
+        """Take over the order of a graph with the same key."""
+        self._order = order
+
+    @cached_property
+    def _edges(self) -> list[list[int]]:
+        """For each node as it was found its operands."""
+        edges: list[list[int]] = []
+        start = True
+        for each in self._shape:
+            if start:
+                edges.append([])
+            elif each != _END:
+                edges[-1].append(each)
+            start = each == _END
+        return edges
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All nodes, operands first."""
+        found = self._found
+        return [found[place] for place in self.order]
+
+    @cached_property
+    def index(self) -> dict[Node, int]:
+        """Node -> its index among all."""
+        return {node: number for number, node in enumerate(self.nodes)}
+
+    @cached_property
+    def roots(self) -> list[int]:
+        """Indices of the nodes of the tensors."""
+        return [self.index[self._found[place]] for place in self._ends]
 
     @cached_property
     def names(self) -> list[str]:
         """The operator of each node (``"Mul"``), ``"AccumulateGrad"`` for leaves."""
-        return [_operators[_numbers[node.name()]] for node in self.nodes]
+        return [_operators[_number_of(node)] for node in self.nodes]
 
     @cached_property
     def operands(self) -> list[tuple[Edge | None, ...]]:
         """For each node an edge per operand, None for one without a gradient."""
         return [
             tuple(
-                None if operand is None else Edge(self.index[operand], output)
+                None
+                if operand is None or operand in self._constants
+                else Edge(self.index[operand], output)
                 for operand, output in node.next_functions
             )
             for node in self.nodes
@@ -138,15 +184,52 @@ class Graph:
         """How many results a node has."""
         return len(getattr(self.nodes[number], "_input_metadata", (None,)))
 
-    @cached_property
-    def key(self) -> Hashable:
-        """Equal for graphs of the same operations in the same order."""
-        details = [
-            _DETAILS[name](node)
-            for node, name in ((node, node.name()) for node in self.nodes)
-            if name in _DETAILS
-        ]
-        return tuple(self._shape), tuple(self.roots), repr(details)
+
+def _number_of(node: Node) -> int:
+    """The number of a node's class."""
+    kind: Any = type(node)
+    if kind.__name__ == "CppFunction":  # what has no class of its own
+        kind = node.name()
+    number = _numbers.get(kind)
+    if number is None:
+        number = _numbers[kind] = len(_operators)
+        _operators.append(name_of(node))
+        if node.name() in _DETAILS:
+            _details[number] = _DETAILS[node.name()]
+    return number
+
+
+def _operands_first(edges: list[list[int]], ends: Iterable[int]) -> list[int]:
+    """The order in which a walk from the ends leaves nodes, after their operands."""
+    order: list[int] = []
+    entered = [False] * len(edges)
+    for end in ends:
+        stack = [end]
+        while stack:
+            place = stack.pop()
+            if place < 0:
+                order.append(~place)
+            elif not entered[place]:
+                entered[place] = True
+                stack.append(~place)
+                stack += [each // _OUTPUTS for each in edges[place] if each >= 0]
+    return order
+
+
+def _constant_nodes(ends: list[Node], constants: set[Node]) -> set[Node]:
+    """These constants, and all nodes that depend on nothing else."""
+    entered: set[Node] = set()
+    stack: list[tuple[Node, bool]] = [(node, False) for node in ends] if constants else []
+    while stack:
+        node, left = stack.pop()
+        operands = [operand for operand, _ in node.next_functions if operand is not None]
+        if left and operands and all(operand in constants for operand in operands):
+            constants.add(node)
+        elif not left and node not in entered:
+            entered.add(node)
+            stack.append((node, True))
+            stack += [(operand, False) for operand in operands]
+    return constants
 
 
 def name_of(node: Node) -> str:

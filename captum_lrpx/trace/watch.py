@@ -20,7 +20,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
+from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import name_of, node_of
+from captum_lrpx.trace.origins import Called, Origins, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Call", "Watch"]
+__all__ = ["Call", "Watch", "results_of", "tensors_in"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -79,6 +81,7 @@ class Watch(TorchFunctionMode):
         entered: The modules of the model that were called from outside of it.
         outputs: Nodes of what these returned.
         values: For each result of a node, its value, if that was asked for.
+        origins: The constants in its functions, if values were asked for; else None.
     """
 
     def __init__(
@@ -95,7 +98,9 @@ class Watch(TorchFunctionMode):
         self.values: dict[tuple[Node, int], Tensor] = {}
         self._keeps_values = values
         self._by_storage: dict[int, list[tuple[dict[Any, Tensor], Any]]] = {}
+        modules = list(modules)
         self._modules = frozenset(map(id, modules))
+        self.origins = Origins(modules) if values else None
         self.calls: dict[Node, Call] = {}
         self.inputs: dict[Node, Tensor] = {}
         self.detached: set[Node] = set()
@@ -110,7 +115,7 @@ class Watch(TorchFunctionMode):
         """Begin to watch."""
         if self._names:
             self._handles += [
-                module_hooks.register_module_forward_pre_hook(self._enter),
+                module_hooks.register_module_forward_pre_hook(self.enter),
                 module_hooks.register_module_forward_hook(self._leave, always_call=True),
             ]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -142,10 +147,15 @@ class Watch(TorchFunctionMode):
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
         result = func(*args, **(kwargs or {}))
         if name not in _VALUE_INDEPENDENT:
-            made = _distinct([*_tensors(result), *written])
+            made = _distinct([*tensors_in(result), *written])
             if made:
                 seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                self._look(func, list(_tensors(seen)), made, written)
+                taken = list(tensors_in(seen))
+                self._look(func, taken, made, written)
+                if self.origins is not None:
+                    module = self._running[-1] if self._running else None
+                    called = Called(func, name, args, kwargs or {}, taken, module)
+                    self._note(self.origins, called, made, partly=len(written) > 1)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
@@ -185,6 +195,14 @@ class Watch(TorchFunctionMode):
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
                     self._hidden[tensor] = kind
+
+    @staticmethod
+    def _note(origins: Origins, called: Called, made: list[Tensor], *, partly: bool) -> None:
+        node = node_of(made[0]) if torch.is_grad_enabled() else None
+        if node is not None:
+            origins.used(called, node, partly=partly)
+        elif called.is_constant:
+            origins.constant(called, made)
 
     def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
         if tensor.requires_grad:  # made inside of a torch.autograd.Function, which has returned
@@ -235,16 +253,23 @@ class Watch(TorchFunctionMode):
 
     # Modules ----------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, _args: Any) -> None:
+    def enter(self, module: nn.Module, args: Any = ()) -> None:
+        """Note that a module runs; to be called for one that has begun before the block."""
         if threading.get_ident() == self._thread and id(module) in self._modules:
+            around = self._running[-1] if self._running else None
+            for tensor in tensors_in(args):  # perhaps of a torch.autograd.Function, which no
+                if tensor.requires_grad:  # function of PyTorch's has taken yet
+                    self.claim(tensor, "", around)
             if not self._running:
                 self.entered[module] = None
             self._running.append(module)
 
-    def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() != self._thread or module not in self._running:
             return
-        for tensor in _tensors(output):
+        if self.origins is not None:
+            self.origins.left(module, args, output)
+        for tensor in tensors_in(output):
             if tensor.requires_grad:
                 key = node_of(tensor), tensor.output_nr
                 if self._keeps_values and key not in self.values:
@@ -253,7 +278,7 @@ class Watch(TorchFunctionMode):
         while self._running.pop() is not module:
             pass
         if not self._running:
-            nodes = (node_of(tensor) for tensor in _tensors(output))
+            nodes = (node_of(tensor) for tensor in tensors_in(output))
             self.outputs += [node for node in nodes if node is not None]
 
 
@@ -305,26 +330,15 @@ _WRITING: Final = _names(
 )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in a structure."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-
-
 @contextmanager
 def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
     """Collect the nodes of what some modules return."""
     thread = threading.get_ident()
 
+    @looks_only
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            found.extend(node for node in map(node_of, _tensors(output)) if node is not None)
+            found.extend(node for node in map(node_of, tensors_in(output)) if node is not None)
 
     handles = [module.register_forward_hook(after) for module in modules]
     try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "ablation", "combination"]
 
-RULES: dict[str, dict[str, Rule[Any]]] = {
+RULES: dict[str, dict[str, Rule]] = {
     "attention": {
         "values": ConstantWeights(),
         "uniform": UniformAttention(),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import torch
 from tqdm import tqdm
 
+from captum_lrpx.attr import LRPx
 from captum_lrpx.batching import buckets
-from captum_lrpx.binding import find_model
-from captum_lrpx.propagation import sites_of
+from captum_lrpx.rules import SignalTakeAll
 from captum_lrpx.sva.evaluation.faithfulness import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
 from captum_lrpx.sva.evaluation.records import several_runs
@@ -139,7 +140,7 @@ class Runner:
         ]
         content = {
             "task": task_of(model),
-            "gated": _is_gated(model),
+            "gated": _is_gated(model, tokenized),
             "counts": tokenized.counts,
             "kept": kept,
         }
@@ -262,12 +263,14 @@ class Runner:
         return self._loaded
 
 
-def _is_gated(model: nn.Module) -> bool:
-    """Whether a model has gated products; False for one whose architecture is not declared."""
-    try:
-        return bool(sites_of(find_model(model)).gated_products)
-    except ValueError:
+def _is_gated(model: nn.Module, tokenized: TokenizedSamples) -> bool:
+    """Whether a model has gated products, as it shows on the first sample."""
+    first = next(iter(tokenized), None)
+    if first is None:
         return False
+    ids = torch.tensor([first.ids], device=next(model.parameters()).device)
+    found = LRPx(model, strict=False).coverage(ids)
+    return any(each.rule == repr(SignalTakeAll()) for each in found.operations)
 
 
 def _require_dtype(name: str, model: nn.Module, wanted: str | None) -> None:

@@ -1,15 +1,12 @@
-"""What an architecture declaration says: where a model family keeps its parts.
+"""Declarations of architectures, which no longer have to be made: deprecated.
 
-Declarations are data. They name modules by path and say nothing about rules; they need neither
-torch nor transformers. Three kinds of paths occur, each relative to something:
-
-- paths of the *base model* (``model.base_model`` in transformers: ``BertModel``, ``LlamaModel``),
-- paths of a *block*, relative to that block,
-- paths of a *head*, relative to the whole model (``BertForMaskedLM``).
+What a model is made of is seen in the graph of its forward pass. A declaration is still accepted,
+with a warning, and read as a hint: whether the family has to be given ``position_ids``.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +20,53 @@ __all__ = [
     "Head",
     "Inline",
     "Norms",
+    "needs_position_ids",
+    "register",
+    "unregister",
 ]
+
+_registered: list[Architecture] = []
+
+
+def register(architecture: Architecture) -> Architecture:
+    """Accept a declaration; deprecated, as no model needs one.
+
+    Args:
+        architecture: The declaration.
+
+    Returns:
+        The declaration.
+
+    Raises:
+        TypeError: If it is not an :class:`Architecture`.
+    """
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"register() takes an Architecture, not {type(architecture).__name__}.")
+    warnings.warn(
+        "Architectures need no declaration any more: what a model is made of is seen in its "
+        "forward pass. register() will go; of a declaration only `position_ids` is read.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    _registered.insert(0, architecture)
+    return architecture
+
+
+def unregister(architecture: Architecture) -> None:
+    """Take back what :func:`register` added.
+
+    Raises:
+        ValueError: If the declaration was not registered.
+    """
+    if architecture not in _registered:
+        raise ValueError(f"The declaration of {architecture.model_types} was not registered.")
+    _registered.remove(architecture)
+
+
+def needs_position_ids(model_type: str) -> bool | None:
+    """What a declaration says about position ids where there is padding; None without one."""
+    known = (each.position_ids for each in _registered if model_type in each.model_types)
+    return next(known, None)
 
 
 @dataclass(frozen=True)

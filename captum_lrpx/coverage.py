@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+import torch
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from captum_lrpx.notices import warn
 
-__all__ = ["Coverage", "Kind", "Operation", "Row"]
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from torch import nn
+
+__all__ = ["FORWARD_FUNCTION", "Coverage", "Kind", "Operation", "Row", "without_a_trace"]
 
 Kind = Literal["linear", "ruled", "explained function", "unruled"]
 
@@ -22,6 +28,9 @@ _STYLES: dict[Kind, str] = {
     "explained function": "cyan",
     "unruled": "bold red",
 }
+FORWARD_FUNCTION: Final = "the forward function"
+"""What stands in the place of a module's class, for operations outside of all modules."""
+
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -32,7 +41,7 @@ class Operation:
     Attributes:
         module: Path of the module that computes it, in the Hugging Face model; empty for what the
             forward function around the model computes.
-        module_type: Class of that module; of the forward function where ``module`` is empty.
+        module_type: Class of that module; "the forward function" for what is outside of the model.
         function: Name of the function (``"torch.nn.functional.gelu"``).
         kind: ``"linear"`` (its own gradient is the rule), ``"ruled"``, ``"explained function"``
             (non-linear, but behind the model: part of what the user asks to explain), or
@@ -101,6 +110,21 @@ class Coverage:
     def rows(self) -> tuple[Row, ...]:
         """The operations by place and kind, repeated blocks folded into one."""
         return fold(self.operations)
+
+    def require(self, *, strict: bool) -> None:
+        """Refuse what has no rule, or warn of it.
+
+        Args:
+            strict: Whether to refuse it.
+
+        Raises:
+            ValueError: If something non-linear has no rule and ``strict`` is set.
+        """
+        if self.complete:
+            return
+        if strict:
+            raise ValueError(self.problem())
+        warn(self.problem())
 
     def problem(self) -> str:
         """What is not covered and what can be done about it, in words; empty if nothing is."""
@@ -194,3 +218,27 @@ def _sentence(row: Row) -> str:
 def _short(function: str) -> str:
     """A function without the module that everybody knows."""
     return function.removeprefix("torch.nn.functional.").removeprefix("torch.")
+
+
+@contextmanager
+def without_a_trace(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Put random states and buffers back, after a forward pass that is made only to look at it."""
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules]  # noqa: SLF001
+    tensors = {each for _, named in buffers for each in named.values() if each is not None}
+    kept = [
+        (each, each._version, each.clone())  # noqa: SLF001 - no public name
+        for each in tensors
+        if not each.is_inference()
+    ]
+    parameters = (each for module in modules for each in module.parameters(recurse=False))
+    devices = {each.device for each in parameters if each.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        for own, named in buffers:
+            own.update(named)
+        for tensor, version, values in kept:
+            if tensor._version != version:  # noqa: SLF001
+                with torch.no_grad():
+                    tensor.copy_(values)

@@ -1,0 +1,231 @@
+"""What a function of a graph may keep of its relevance, and what that is called."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
+
+from captum_lrpx.trace.natures import SIGNALS
+from captum_lrpx.trace.operations import PROJECTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from captum_lrpx.conservation.tally import Kind
+    from captum_lrpx.trace.origins import Added, Origin
+    from captum_lrpx.traced import TracedPass
+
+__all__ = ["Place", "Places"]
+
+Place = tuple["Kind", str]
+"""Kind and path of a line."""
+
+_WITH_SUMMAND: Final = frozenset({"Addmm", "Baddbmm", "Addbmm", "Addmv", "Addr"})
+_WITH_BIAS: Final = frozenset(
+    {
+        "Convolution",
+        "ConvolutionOverrideable",
+        "CudnnBatchNorm",
+        "CudnnConvolution",
+        "Linear",
+        "MkldnnConvolution",
+        "MkldnnLinear",
+        "NativeBatchNorm",
+        "NativeGroupNorm",
+        "NativeLayerNorm",
+    }
+)
+_FILLING: Final = frozenset(
+    {
+        "Cat",
+        "ConstantPadNd",
+        "Copy",
+        "CopySlices",
+        "Fill",
+        "IndexAdd",
+        "IndexCopy",
+        "IndexFill",
+        "IndexPut",
+        "IndexPutImpl",
+        "MaskedFill",
+        "MaskedScatter",
+        "Maximum",
+        "Minimum",
+        "Scatter",
+        "ScatterAdd",
+        "SelectScatter",
+        "SliceScatter",
+        "Stack",
+        "Where",
+    }
+)
+"""Operators that may write a constant somewhere."""
+
+_ORDER: Final[tuple[Kind, ...]] = ("output", "softmax", "rule", "absorbed", "bias")
+"""Of what several operators inside of one function keep, the first names it."""
+
+
+class Places:
+    """The lines of a graph whose rules are known.
+
+    Args:
+        passed: A watched pass, with its rules on the graph.
+        leading: Indices of the nodes that depend on what relevance is attributed to.
+    """
+
+    def __init__(self, passed: TracedPass, leading: Collection[int]) -> None:
+        graph, structure = passed.graph, passed.structure
+        assert graph is not None and structure is not None  # noqa: S101, PT018
+        self._graph = graph
+        self._structure = structure
+        self._plan = structure.plans[passed.recipe]
+        self._recipe = passed.recipe
+        self._leading = leading
+        self._problems = {problem.number for problem in self._plan.problems}
+        self._paths = {module: path for path, module in passed.model.named_modules()}
+        self._scores = self._find_scores()
+
+    def _find_scores(self) -> set[int]:
+        """The nodes between the product of queries and keys and the softmax, that one included."""
+        graph, roles = self._graph, self._structure.roles
+        found: set[int] = set()
+        for number in range(len(graph.nodes) - 1, -1, -1):
+            role = roles[number].role
+            if role == "softmax" or (
+                number in found
+                and role in ("linear", "activation")
+                and graph.names[number] not in PROJECTIONS
+            ):
+                found.update(edge.node for edge in graph.operands[number] if edge is not None)
+        return found
+
+    # Constants --------------------------------------------------------------------------------
+
+    def of_constant(self, number: int, constant: Added) -> Place | None:
+        """The line of what a function adds.
+
+        Args:
+            number: Index of the node of its result; -1 if nothing explained depends on it.
+            constant: The constant.
+
+        Returns:
+            None if it is a part of what is explained, of a gate or a scale, or of nothing, or may
+            hide what depends on the inputs.
+        """
+        explained = number in self._structure.explained
+        signal = number in self._plan.alive and self._structure.roles[number].nature in SIGNALS
+        if number in self._problems or not (constant.origins or (signal and not explained)):
+            return None
+        return self._named(number, constant.origins)
+
+    def of_mask(self, number: int, *, of_values: bool) -> tuple[Place, float] | None:
+        """The line of the mask of an attention, and what its gradient is multiplied by.
+
+        Args:
+            number: Index of the node of the attention.
+            of_values: Whether the values depend on the inputs as well as the weights.
+
+        Returns:
+            None if the rule holds the weights constant.
+        """
+        share = self._rule("attention", number).shares[0]
+        if share is None:
+            return None
+        return ("score_bias", self._module(number)), share if of_values else 1.0
+
+    def _named(self, number: int, origins: Iterable[Origin]) -> Place:
+        if number in self._scores and not self._projects(number):
+            return "score_bias", self._module(number)
+        known = list(origins)
+        paths = [f"{self._paths.get(each.module, '')}.{each.name}".strip(".") for each in known]
+        kinds = {each.kind for each in known}
+        kind: Kind = kinds.pop() if len(kinds) == 1 else "token_types" if kinds else "bias"
+        return kind, _common(paths) or self._module(number)
+
+    def _projects(self, number: int) -> bool:
+        """Whether the function of a node is a linear layer, whatever its last operator is."""
+        return self._structure.places.get(number, ("", "", ""))[2].endswith(".linear")
+
+    def _module(self, number: int) -> str:
+        path, _, function = self._structure.places.get(number, ("", "", ""))
+        return path or function
+
+    # What is left ------------------------------------------------------------------------------
+
+    def of_rest(
+        self, members: list[int], constants: Iterable[Added], *, told: bool
+    ) -> Place | None:
+        """The line of what a function keeps beside constants of known numbers.
+
+        Args:
+            members: Indices of its nodes.
+            constants: What is known of constants in it.
+            told: Whether their numbers are, and so there is nothing else that it may add.
+
+        Returns:
+            None if it may keep nothing.
+        """
+        kinds = {self._kind(number, told=told) for number in members}
+        kind = next((each for each in _ORDER if each in kinds), None)
+        if kind is None:
+            return None
+        if kind == "output":
+            return kind, ""
+        if kind != "bias":
+            return kind, self._module(members[-1])
+        return self._named(members[-1], [each for one in constants for each in one.origins])
+
+    def _kind(self, number: int, *, told: bool) -> Kind | None:
+        if number in self._structure.explained:
+            return "output"
+        if number in self._problems:
+            return None
+        return self._by_rule(number) or self._by_constant(number, told=told)
+
+    def _by_rule(self, number: int) -> Kind | None:
+        """What the rule of a node says that it does not conserve."""
+        operation = self._structure.roles[number]
+        role = operation.role
+        attention = self._rule("attention", number)
+        gradient = attention.own_gradient
+        if role == "rule":
+            return "absorbed"
+        if role == "softmax" or (role == "kernel" and not attention.conserves):
+            return "rule" if gradient else "softmax"
+        if number in self._plan.in_norms or role == "norm":
+            return None if self._rule("norm", number).conserves else "rule"
+        rules = {"activation": "activation", "composite": "activation", "gated product": "gate"}
+        keeps = role in rules and not self._rule(rules[role], number).conserves
+        keeps |= role in ("attention", "scores") and gradient and not attention.conserves
+        # A function that is not 0 at 0 has a value there that no slope carries.
+        return "rule" if keeps or operation.kind == "gate function" else None
+
+    def _rule(self, role: str, number: int) -> Any:
+        path = self._structure.places.get(number, ("", "", ""))[0]
+        return self._recipe.rule_for(role, path)
+
+    def _by_constant(self, number: int, *, told: bool) -> Kind | None:
+        """Whether a node may add a constant whose number is not known."""
+        graph, roles = self._graph, self._structure.roles
+        name = graph.names[number]
+        edges = [
+            edge if edge is not None and edge.node in self._leading else None
+            for edge in graph.operands[number]
+        ]
+        missing = None in edges or len(edges) < 2
+        adds = (
+            name in _WITH_BIAS
+            or name == "Rsub"
+            or (name in _WITH_SUMMAND and edges[0] is None)
+            or (missing and (name in ("Add", "Sub") or name in _FILLING))
+        )
+        if adds:
+            return None if told else "bias"
+        held = self._rule("attention", number).constant_weights
+        return "absorbed" if roles[number].weights and held else None
+
+
+def _common(paths: list[str]) -> str:
+    """What all paths begin with."""
+    parts = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(each[0] for each in takewhile(lambda each: len(set(each)) == 1, parts))

@@ -1,0 +1,167 @@
+"""Gradients that a rule replaces are not computed in the first place.
+
+A rule acts when the node of its operation has computed its own gradients, some of which it then
+replaces or drops. For large tensors that is work for nothing: the derivative of an activation whose
+secant slope is wanted, the gradients of queries and keys that are constant. Here the node is handed
+a gradient that knows better: it answers the one function that the node calls with what the rule
+wants.
+
+Measured on the shape of bert-base at 1 x 128, on one core: 2 % of AttnLRPx, 6 % of LRPx.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from typing_extensions import Self
+
+from captum_lrpx.rules import nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch.utils.hooks import RemovableHandle
+
+    from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.trace.graph import Graph
+
+__all__ = ["direct"]
+
+_WORTH_IT: Final = 1 << 15
+"""Numbers in a gradient below which the detour takes longer."""
+
+_BUDGET: Final = 1 << 24
+"""At most so many attention weights are held at once."""
+
+_ROWS: Final = 128
+"""Rows of a causal attention at once: fewer compute less in vain, more need fewer products."""
+
+_ACTIVATIONS: Final = {
+    "Gelu": torch.ops.aten.gelu_backward.default,
+    "Silu": torch.ops.aten.silu_backward.default,
+}
+_KERNEL: Final = "ScaledDotProductFlashAttentionForCpu"
+_OF_KERNEL: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default  # noqa: SLF001
+
+
+class _Knowing(nodes.Answered):
+    """A gradient that answers one function instead of the function."""
+
+    whole: Tensor
+    function: Any
+    answer: Callable[..., Any]
+
+    @staticmethod
+    def __new__(
+        cls: type[Self], whole: Tensor, _function: Any, _answer: Callable[..., Any]
+    ) -> Self:
+        return Tensor._make_wrapper_subclass(  # noqa: SLF001
+            cls, whole.shape, strides=whole.stride(), dtype=whole.dtype, device=whole.device
+        )
+
+    def __init__(self, whole: Tensor, function: Any, answer: Callable[..., Any]) -> None:
+        self.whole, self.function, self.answer = whole, function, answer
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
+        first = args[0]
+        known = type(first) is cls and func is first.function
+        args, kwargs = pytree.tree_map_only(cls, lambda each: each.whole, (args, kwargs or {}))
+        return first.answer(*args, **kwargs) if known else func(*args, **kwargs)
+
+
+def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
+    """Put hooks in front of nodes whose own gradients are not wanted, if these are large.
+
+    The hooks behind them that have the rule find its gradients, and leave them as they are.
+
+    Args:
+        graph: The graph.
+        plan: What rules will do.
+
+    Yields:
+        What takes each off again.
+    """
+    all_nodes = graph.nodes
+    for number, name, rule, factors in plan.actions:
+        node: Any = all_nodes[number]
+        if math.prod(node._input_metadata[0].shape) < _WORTH_IT:  # noqa: SLF001 - no public name
+            continue
+        if rule == "secant" and name in _ACTIVATIONS:
+            slope = partial(_secant, node, name)
+            yield node.register_prehook(partial(_knowing, _ACTIVATIONS[name], slope))
+        elif name == _KERNEL and factors[:2] == (None, None):
+            yield node.register_prehook(partial(_knowing, _OF_KERNEL, _values_only))
+
+
+def _knowing(
+    function: Any, answer: Callable[..., Any], taken: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """A hook; in a backward pass that is to have a graph itself it does nothing."""
+    if taken[0] is None or torch.is_grad_enabled():
+        return None
+    return (_Knowing(taken[0], function, answer), *taken[1:])
+
+
+def _secant(node: Any, name: str, gradient: Tensor, z: Tensor, **_options: Any) -> Tensor:
+    return nodes.slope_of(node, name, z).mul_(gradient)
+
+
+# Attention with constant weights ------------------------------------------------------------------
+
+
+def _values_only(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    _value: Tensor,
+    _out: Tensor,
+    _logsumexp: Tensor,
+    _dropout: float,
+    is_causal: bool,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[None, None, Tensor]:
+    """``A^T grad`` for the values, from as many rows of the weights as memory is meant for."""
+    batch, heads, rows, size = query.shape
+    groups, length = key.shape[1:3]
+    query = query * (size**-0.5 if scale is None else scale)
+    found = gradient.new_zeros(batch, groups, length, gradient.shape[-1])
+    step = max(1, _BUDGET // (batch * heads * length))
+    if is_causal:
+        step = min(step, _ROWS)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        seen = min(part.stop, length) if is_causal else length
+        grouped = query[:, :, part].reshape(batch, groups, -1, size)
+        scores = (grouped @ key[:, :, :seen].transpose(-1, -2)).view(batch, heads, -1, seen)
+        if is_causal:  # to add is several times as fast as to fill with a mask
+            scores[..., start:] += scores.new_full(
+                (part.stop - start, seen - start), -torch.inf
+            ).triu_(1)
+        elif attn_mask is not None:
+            scores += _rows_of(attn_mask, part)
+        weights = torch.softmax(scores, -1)
+        if attn_mask is not None:
+            weights.nan_to_num_(nan=0.0)  # of a row that may attend to nothing
+        weights = weights.view(batch, groups, -1, seen).transpose(-1, -2)
+        found[:, :, :seen] += weights @ gradient[:, :, part].reshape(
+            batch, groups, -1, gradient.shape[-1]
+        )
+    return None, None, found
+
+
+def _rows_of(mask: Tensor, rows: slice) -> Tensor:
+    return mask[..., rows, :] if mask.shape[-2] > 1 else mask

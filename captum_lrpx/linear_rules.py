@@ -1,0 +1,145 @@
+"""Rules of linear layers: which ones a recipe, or ``module.rule``, gives other slopes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.conv import _ConvNd
+
+from captum_lrpx.patching import Attachment
+from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from captum_lrpx.recipes import Recipe
+    from captum_lrpx.rules.base import Forward
+
+__all__ = ["linear_attachments", "linear_layers"]
+
+
+def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
+    """The linear layers and convolutions of a model, adapters around one included, by path."""
+    found: dict[nn.Module, str] = {}
+    adapter = ""
+    for path, module in model.named_modules():
+        if adapter and path.startswith(f"{adapter}."):
+            continue  # a part of the sum that the adapter computes, no layer of its own
+        if hasattr(module, "base_layer"):
+            adapter = path
+            found[module] = path
+        elif isinstance(module, (nn.Linear, _ConvNd)) or _is_linear_by_name(module):
+            found[module] = path
+    return found
+
+
+def linear_attachments(
+    model: nn.Module, modules: Sequence[nn.Module], recipe: Recipe
+) -> list[Attachment]:
+    """What has to be put on the linear layers of a model, which is nothing for most.
+
+    Args:
+        model: The model.
+        modules: All modules in it.
+        recipe: The rules.
+
+    Raises:
+        TypeError: If a rule does not fit its layer.
+    """
+    attachments = [
+        Attachment(module, _RequireGradient(module, model))
+        for module in modules
+        if _has_own_class(module)
+    ]
+    with_rules = any("rule" in vars(module) for module in modules)
+    overridden = any(override.rule.role == "linear" for override in recipe.overrides)
+    if not (with_rules or overridden) and recipe.linear.leaves_alone:
+        return attachments
+    layers = linear_layers(model)
+    if with_rules:
+        warn_of_unused_rules(model, layers.keys())
+    for module, path in layers.items():
+        rule: Any = captum_rule(module, path) or recipe.rule_for("linear", path)
+        patch = rule.patch(module, path)
+        if patch is not None:
+            attachments.append(Attachment(module, patch))
+    return attachments
+
+
+def _is_linear_by_name(module: nn.Module) -> bool:
+    """Whether a class that is no ``nn.Linear`` is one all the same (quantized, transposed)."""
+    name = type(module).__name__
+    return "Linear" in name or name == "Conv1D"
+
+
+def _has_own_class(module: nn.Module) -> bool:
+    """Whether a layer is a linear one of somebody else, as quantized ones are."""
+    kind = type(module)
+    known = kind.__module__.startswith(("torch.nn.", "transformers."))
+    return not known and "Linear" in kind.__name__ and not module._modules  # noqa: SLF001
+
+
+@dataclass(frozen=True, eq=False)
+class _RequireGradient:
+    """A linear layer of a class of its own must have a gradient: not all quantized ones have.
+
+    Attributes:
+        module: The layer.
+        model: The model around it.
+    """
+
+    module: nn.Module
+    model: nn.Module
+
+    def __call__(self, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer and look whether its output has a graph back to its input."""
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        if not x.requires_grad and x.is_floating_point() and not self._trained():
+            # For inputs without a gradient bitsandbytes packs the weights for a kernel without one.
+            with torch.no_grad():
+                return forward(x.detach().requires_grad_(), *args, **kwargs)
+        output = forward(x, *args, **kwargs)
+        if wanted and not _has_gradient(output, x):
+            self.module.state_dict()  # unpacks them
+            output = forward(x, *args, **kwargs)
+        if wanted and not _has_gradient(output, x):
+            kind = type(self.module)
+            path = next(path for path, each in self.model.named_modules() if each is self.module)
+            raise RuntimeError(
+                f"The layer {path!r} ({kind.__module__}.{kind.__name__}) has no backward "
+                "pass in PyTorch, as layers with dynamic int8 quantization have none: all "
+                "relevance would be lost there. Explain the model before it is quantized, or "
+                "quantize its weights only."
+            )
+        return output
+
+    def _trained(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.module.parameters())
+
+
+def _has_gradient(output: Tensor, x: Tensor) -> bool:
+    """Whether all operations between two tensors have a backward pass.
+
+    For those that have none PyTorch records one that warns and gives zeros.
+    """
+    if not output.requires_grad:
+        return False
+    return not any("NotImplemented" in name for name in _between(output, x))
+
+
+def _between(output: Tensor, x: Tensor) -> Iterator[str]:
+    """Names of the nodes between two tensors."""
+    seen = {get_gradient_edge(x).node}
+    nodes = [get_gradient_edge(output).node]
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node.name()
+            nodes += [before for before, _ in node.next_functions if before is not None]

@@ -1,0 +1,153 @@
+"""The head of a language model as a chain of modules, found by looking at it once.
+
+A model whose logits are ``head(base(x))``, and nothing else, can be asked for the logits at some
+positions only. That it is so is seen, not declared: the model runs on two made-up hidden states in
+the place of what its base would compute, and each tensor on the way to the logits must be what a
+module of the head was given or gave.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrpx.module_tree import modules_of
+from captum_lrpx.onlookers import is_plain
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["chain_to_logits"]
+
+Chain = tuple[nn.Module, ...]
+
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Chain]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def chain_to_logits(model: nn.Module) -> Chain:
+    """The modules between the last hidden states of a model and its logits, one after the other.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        The chain, its last member the output layer; empty if something else happens on the way, or
+        could be seen by hooks.
+    """
+    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
+    if not isinstance(base, nn.Module) or base is model or model.training:
+        return ()
+    parts = [each for each in model._modules.values() if each is not None and each is not base]  # noqa: SLF001
+    head = [module for part in parts for module in modules_of(part)]
+    if not head or not all(map(is_plain, head)):
+        return ()
+    key = tuple(map(id, (type(model), *head)))
+    known = _known.get(model)
+    if known is None or known[0] != key:
+        known = _known[model] = key, _found(model, base, head)
+    return known[1]
+
+
+class _Base(nn.Module):
+    """Stands for the base of a model, and for any part of it: gives hidden states as they are."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def __getattr__(self, name: str) -> Any:
+        """A part that some heads call by itself."""
+        return self
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> _Output:
+        return _Output(self.states)
+
+
+class _Output(dict[str, Any]):
+    """What a base returns: hidden states, and nothing else."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__(last_hidden_state=states)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __getitem__(self, name: Any) -> Any:
+        return self["last_hidden_state"] if name == 0 else super().__getitem__(name)
+
+
+@torch.no_grad()
+def _found(model: Any, base: nn.Module, head: list[nn.Module]) -> Chain:
+    try:
+        weight = model.get_output_embeddings().weight
+        width = model.config.get_text_config().hidden_size
+        states = torch.linspace(-1, 1, 2 * width, device=weight.device, dtype=weight.dtype)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return ()
+    states = states.view(1, 2, width)
+    twin = copy.copy(model)
+    twin._modules = {  # noqa: SLF001 - no public name
+        name: _Base(states) if module is base else module
+        for name, module in model._modules.items()  # noqa: SLF001
+    }
+    with _Calls(head) as calls:
+        try:
+            logits = twin(torch.zeros(1, 2, dtype=torch.long, device=states.device)).logits
+        except Exception:  # noqa: BLE001 - its head wants more of its base
+            return ()
+    return tuple(_way(logits, states, calls.found) or ())
+
+
+def _way(current: Any, states: Tensor, calls: list[_Call]) -> list[nn.Module] | None:
+    """The modules that lead from the states to a tensor, inner ones rather than outer ones."""
+    if not isinstance(current, Tensor):
+        return None
+    if _same(current, states):
+        return []
+    for index, call in enumerate(calls):
+        if _same(call.output, current):
+            before = _way(call.taken, states, calls[:index])
+            if before is not None:
+                return [*before, call.module]
+    return None
+
+
+class _Call(NamedTuple):
+    """A call of a module with one tensor."""
+
+    module: nn.Module
+    taken: Tensor
+    output: Tensor
+
+
+class _Calls:
+    """The calls of some modules with one tensor by one thread, inner ones first."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.found: list[_Call] = []
+        self._thread = threading.get_ident()
+        self._modules = modules
+
+    def __enter__(self) -> Self:
+        self._hooks = [module.register_forward_hook(self._after) for module in self._modules]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        tensors = [each for each in (*args, output) if isinstance(each, Tensor)]
+        if threading.get_ident() == self._thread and len(args) == 1 and len(tensors) == 2:
+            self.found.append(_Call(module, *tensors))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
