@@ -18,8 +18,9 @@ from captum_lrpx.attr.capture import embedding_with_gradients
 from captum_lrpx.attr.forms import form_of
 from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
-from captum_lrpx.frozen import frozen
+from captum_lrpx.linear_rules import with_own_gradients
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.patching import Patched
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.traced import fingerprint
@@ -92,7 +93,11 @@ def certified(
             certificate = _audit(attribution, subject, explanation, value, unchanged=unchanged)
             if key is not None and certificate.holds:
                 audits[key] = replace(
-                    certificate, audited=False, ledger_residual=None, ledger_delta=None
+                    certificate,
+                    audited=False,
+                    ledger_residual=None,
+                    ledger_delta=None,
+                    relevance_difference=None,
                 )
     if certificate.failed:
         warnings.warn(
@@ -184,7 +189,9 @@ def with_gradients(model: nn.Module, *, of_tokens: bool) -> Iterator[None]:
     gradients: AbstractContextManager[object] = nullcontext()
     if of_tokens:
         gradients = embedding_with_gradients(token_embedding_of(model))
-    with torch.enable_grad(), frozen(model), gradients:
+    modules = modules_of(model)
+    plain = Patched(modules, with_own_gradients(model, modules), freeze=True)
+    with torch.enable_grad(), plain, gradients:
         yield
 
 
@@ -244,7 +251,7 @@ class _Observed:
         self.residual = left / scale if left else 0.0
         self.amounts = tuple(beyond.items())
         if isinstance(attribution, LRPx):
-            recorded = torch.tensor(explanation.relevances, dtype=torch.float64)
+            recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")
             found = subject.real(book.attributions)[0].double().cpu()
             largest = float(recorded.abs().max()) or 1.0
             self.difference = float((found - recorded).abs().max()) / largest

@@ -36,6 +36,7 @@ class Structure:
         plans: The plan of each recipe.
         calls: Index of a node -> the function and module that made it, where a pass was watched.
         detached: Indices of nodes that use a detached number.
+        linear: Indices of the nodes inside of layers that have been found to be linear.
         modules: Index of a node -> path and class of its module.
         notes: What others have found out about such graphs.
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
@@ -47,6 +48,7 @@ class Structure:
     plans: dict[Recipe, Plan] = field(default_factory=dict)
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     detached: frozenset[int] = frozenset()
+    linear: frozenset[int] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
     narrowings: dict[Recipe, frozenset[int]] = field(default_factory=dict)
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.architectures import needs_position_ids
-from captum_lrpx.models import find_model, is_pretrained
+from captum_lrpx.models import find_model
 from captum_lrpx.onlookers import is_plain
 from captum_lrpx.structure import position_table_of, positions_after_padding
-from captum_lrpx.targets.chain import chain_to_logits
+from captum_lrpx.targets.chain import chain_to_logits, head_of
 from captum_lrpx.targets.task import task_of
-from captum_lrpx.wrappers import called_module, has_virtual_tokens, unwrapped
+from captum_lrpx.wrappers import called_module, has_virtual_tokens, is_untouched, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -211,7 +211,9 @@ class HeadForward(ModelForward):
 
 def _keeps_positions(model: nn.Module, at: Tensor) -> bool:
     """Whether a model computes logits at chosen positions only, and all rows choose the same."""
-    if not is_pretrained(model) or getattr(_reading, "whole", False):
+    if getattr(_reading, "whole", False) or unwrapped(model) is not model:
+        return False
+    if not all(map(is_untouched, head_of(model))):
         return False
     accepted = inspect.signature(model.forward).parameters
     return "logits_to_keep" in accepted and bool((at == at[0]).all())
