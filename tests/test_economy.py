@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import FAMILIES, MORE_FAMILIES, outputs, tiny, token_ids
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from captum_lrpx import AttnLRPx, LayerLRPx, LogitDifference, LRPx, TokenLogits, TokenSum
 from captum_lrpx.fast import narrow
@@ -174,9 +175,9 @@ def products(monkeypatch):
     """Gradients that linear layers were given as mostly zero."""
     found, plain = [], narrow.product_of_sparse
 
-    def product(gradient, weight):
+    def product(gradient, *args):
         found.append(gradient)
-        return plain(gradient, weight)
+        return plain(gradient, *args)
 
     monkeypatch.setattr(narrow, "product_of_sparse", product)
     return found
@@ -242,6 +243,25 @@ def test_a_fused_projection_goes_backward_for_its_values_alone(products):
     width = model.config.n_embd
     fused = [each for each in products if each.shape[1] == 3 * width]
     assert [int(each.any(0).sum()) for each in fused] == [width] * model.config.n_layer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_go_backward_for_their_signal_alone(products, method):
+    config = MixtralConfig(
+        vocab_size=19, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    model, ids = MixtralForCausalLM(config).eval(), token_ids(length=12)
+    expected = method(model, fast=False).attribute(ids, target=(-1, 5))
+    for _ in range(2):
+        products.clear()
+        found = method(model).attribute(ids, target=(-1, 5))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    fused = [each for each in products if each.shape[1] == 2 * config.intermediate_size]
+    # Both layers under LRP, where gates are constant; the last one, for two rows, under AttnLRP.
+    alive = [int(each.any(0).sum()) for each in fused]
+    assert alive == ([24, 24] if method is LRPx else [48])
+    assert int(fused[0].any(1).sum()) == 2 * config.num_experts_per_tok
 
 
 def test_gradients_of_several_targets_at_once_are_not_looked_at():
