@@ -21,6 +21,7 @@ from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.models import base_of
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import node_of
 
@@ -245,14 +246,19 @@ class Explained:
 
 @contextmanager
 def _runs_once(model: nn.Module) -> Iterator[None]:
-    """Refuse a forward function that does not run a model exactly once, with gradients."""
+    """Refuse a forward function that does not run a model exactly once, with gradients.
+
+    It may run its base only, and take what it needs of the head.
+    """
     runs, thread = 0, threading.get_ident()
+    running: list[nn.Module] = []
 
     @looks_only
-    def before(_module: nn.Module, _args: Any) -> None:
+    def before(module: nn.Module, _args: Any) -> None:
         nonlocal runs
-        if threading.get_ident() != thread:
+        if threading.get_ident() != thread or running:
             return
+        running.append(module)
         runs += 1
         if not torch.is_grad_enabled():
             raise RuntimeError(
@@ -265,7 +271,15 @@ def _runs_once(model: nn.Module) -> Iterator[None]:
                 "decomposition: let it run the model once, or explain each run for itself."
             )
 
-    handle = model.register_forward_pre_hook(before)
+    @looks_only
+    def after(module: nn.Module, *_: Any) -> None:
+        if threading.get_ident() == thread and running == [module]:
+            running.clear()
+
+    handles = []
+    for each in filter(None, (model, base_of(model))):
+        handles.append(each.register_forward_pre_hook(before))
+        handles.append(each.register_forward_hook(after, always_call=True))
     try:
         yield
         if not runs:
@@ -274,7 +288,8 @@ def _runs_once(model: nn.Module) -> Iterator[None]:
                 "decompose: give the model that it runs as `model`."
             )
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _check(output: Tensor, batch: int) -> None:

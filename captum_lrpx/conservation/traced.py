@@ -44,9 +44,7 @@ def observed(
     with forward_pass(
         attribution, tensors, additional_forward_args, targets=[target], values=True
     ) as passed:
-        selected = passed.explain(
-            lambda run: _flat(_captum.select_targets(run.output, target))
-        )
+        selected = passed.explain(lambda run: _flat(_captum.select_targets(run.output, target)))
         value = _value(selected, len(tensors[0]))
         flow = Flow(passed.rules, passed.sources, selected)
         relevances = []
