@@ -19,7 +19,7 @@ from captum_lrpx.alti import (
     rollout_by_layer,
 )
 from captum_lrpx.alti.attention_weights import WeightCapture
-from captum_lrpx.rules.sparse import product_of_sparse
+from captum_lrpx.fast.sparse import product_of_sparse
 
 # Replicas: the formulas as they are written, one vector for each pair of positions ---------------
 

@@ -22,6 +22,7 @@ from captum_lrpx.fast import checkpointing as module_of_blocks
 from captum_lrpx.fast.checkpointing import Checkpoints
 from captum_lrpx.rules import Epsilon
 from captum_lrpx.structure import blocks_of
+from captum_lrpx.traced import TracedPass
 
 METHODS = [LRPx, AttnLRPx]
 TARGET = (-1, 5)
@@ -126,6 +127,19 @@ def test_of_embeddings_and_padded_batches(method):
         return model(inputs_embeds=embeds, attention_mask=mask).logits
 
     require_equal(method, forward, embeds, model=model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_cache_that_the_blocks_add_to(family):
+    model, lengths = tiny(family, attn="sdpa", layers=4), []
+
+    def forward(ids):
+        found = model(ids, use_cache=True)
+        lengths.append(found.past_key_values.get_seq_length())
+        return found.logits
+
+    require_equal(AttnLRPx, forward, token_ids(), model=model)
+    assert set(lengths) == {5}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -402,6 +416,52 @@ def test_nothing_is_kept_when_it_is_over(monkeypatch):
     assert not any(run() for run in runs)
 
 
+def test_a_watch_sees_each_block_once(monkeypatch):
+    watches, plain = [], TracedPass.attach
+
+    def attach(rules, *outputs, **options):
+        plain(rules, *outputs, **options)
+        watches.append(rules.watch)
+
+    monkeypatch.setattr(TracedPass, "attach", attach)
+    for checkpointing in (False, True):
+        model = PLAIN["written out"].module()
+        attribution = LRPx(model, checkpointing=checkpointing)
+        attribution.attribute(PLAIN["written out"].batch(), target=TARGET)
+    without, with_them = watches
+    assert len(with_them.calls) == len(without.calls)
+    assert len(with_them.entered) == len(without.entered) == 1
+    assert len(with_them.outputs) == len(without.outputs)
+
+
+def test_what_one_value_does_not_need_of_a_block_and_another_does():
+    """The gate of a product is constant for what the product gives, and can be explained itself."""
+
+    def function(x, y):
+        gate = F.gelu(y)
+        return gate * x, gate
+
+    class Gated(Stack):
+        def forward(self, x):
+            gates = []
+            for block in self.blocks:
+                x, gate = block(x)
+                gates.append(gate)
+            return x.sum(1)[:, 3], gates[0].sum(1)[:, 3]
+
+    model, found = Gated(function), {}
+    for checkpointing in (False, True):
+        inputs = vectors().requires_grad_()
+        traced = TracedPass(model, LRP, "gates", fast=checkpointing, checkpointing=checkpointing)
+        with traced.opened() as rules:
+            for value in model(inputs):
+                rules.attach(value)
+                (slope,) = torch.autograd.grad(value.sum(), inputs, retain_graph=True)
+                found.setdefault(checkpointing, []).append(slope)
+    assert not torch.equal(*found[True])
+    assert all(map(torch.equal, found[True], found[False]))
+
+
 @pytest.mark.parametrize("dropout", ["resid_pdrop", "attn_pdrop"])
 def test_dropout_is_the_same_in_both_runs_of_a_block(dropout):
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) | {dropout: 0.5}
@@ -511,7 +571,8 @@ class Block(nn.Module):
 
 
 def vectors():
-    return torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
 
 
 def into_its_input(x, y):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_lrpx.rules.sparse import product_of_sparse
+from captum_lrpx.fast.sparse import product_of_sparse
 
 
 @given(

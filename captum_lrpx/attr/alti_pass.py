@@ -246,43 +246,31 @@ class Explained:
 
 @contextmanager
 def _runs_once(model: nn.Module) -> Iterator[None]:
-    """Refuse a forward function that does not run a model exactly once, with gradients.
-
-    It may run its base only, and take what it needs of the head.
-    """
-    runs, thread = 0, threading.get_ident()
-    running: list[nn.Module] = []
+    """Refuse a forward function that does not run a model exactly once, with gradients."""
+    thread = threading.get_ident()
+    # A forward module may run its base, and the head by itself.
+    runs = dict.fromkeys([model, base_of(model) or model], 0)
 
     @looks_only
     def before(module: nn.Module, _args: Any) -> None:
-        nonlocal runs
-        if threading.get_ident() != thread or running:
+        if threading.get_ident() != thread:
             return
-        running.append(module)
-        runs += 1
+        runs[module] += 1
         if not torch.is_grad_enabled():
             raise RuntimeError(
                 "The forward function runs the model without gradients (torch.no_grad), which the "
                 "direction of the explained value needs: let it run with them."
             )
-        if runs > 1:
+        if runs[module] > 1:
             raise ValueError(
                 "The forward function runs the model more than once, so there is no one "
                 "decomposition: let it run the model once, or explain each run for itself."
             )
 
-    @looks_only
-    def after(module: nn.Module, *_: Any) -> None:
-        if threading.get_ident() == thread and running == [module]:
-            running.clear()
-
-    handles = []
-    for each in filter(None, (model, base_of(model))):
-        handles.append(each.register_forward_pre_hook(before))
-        handles.append(each.register_forward_hook(after, always_call=True))
+    handles = [module.register_forward_pre_hook(before) for module in runs]
     try:
         yield
-        if not runs:
+        if not any(runs.values()):
             raise ValueError(
                 f"The forward function did not run {type(model).__name__}, so there is nothing to "
                 "decompose: give the model that it runs as `model`."

@@ -86,17 +86,19 @@ class Places:
         self._scores = self._find_scores()
 
     def _find_scores(self) -> set[int]:
-        """The nodes between the product of queries and keys and the softmax, that one included."""
+        """The nodes between queries and keys and a softmax whose result weighs something."""
         graph, roles = self._graph, self._structure.roles
+        weighing: set[int] = set()
         found: set[int] = set()
         for number in range(len(graph.nodes) - 1, -1, -1):
-            role = roles[number].role
-            if role == "softmax" or (
-                number in found
-                and role in ("linear", "activation")
-                and graph.names[number] not in PROJECTIONS
+            operands = {edge.node for edge in graph.operands[number] if edge is not None}
+            role, projects = roles[number].role, graph.names[number] in PROJECTIONS
+            if projects or (number in weighing and role == "linear"):
+                weighing |= operands
+            if (number in weighing and role == "softmax") or (
+                number in found and role in ("linear", "activation") and not projects
             ):
-                found.update(edge.node for edge in graph.operands[number] if edge is not None)
+                found |= operands
         return found
 
     # Constants --------------------------------------------------------------------------------

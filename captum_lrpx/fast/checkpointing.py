@@ -177,10 +177,7 @@ class Checkpoints(Saved):
             key: Of the graph that goes backward next.
         """
         fits = economy is not None and (economy.key, economy.count) == (key, self.count)
-        within = economy if fits and economy is not None else Economy(None, 0)
-        if within is not self._within:
-            self._forget()
-            self._within = within
+        self._within = economy if fits and economy is not None else Economy(None, 0)
 
     # Saved tensors ----------------------------------------------------------------------------
 
@@ -352,10 +349,6 @@ class WatchOfBlocks(Watch):
         """Note that a module runs, but for what is computed once more."""
         if not self._blocks.repeating:
             super().enter(module, args)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._blocks.repeating:
-            super()._leave(module, args, output)
 
 
 class _Operand:

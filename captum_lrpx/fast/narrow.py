@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
-from captum_lrpx.rules.sparse import product_of_sparse
+from captum_lrpx.fast.sparse import product_of_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -239,7 +239,7 @@ class Watch(TorchFunctionMode):
         if key is None:
             return
         kept[key] = tensor.detach()
-        storage = tensor.untyped_storage().data_ptr()
+        storage = _storage_of(tensor)
         self._by_storage.setdefault(storage, []).append((kept, key))
 
     def _before_writing(self, written: list[Tensor]) -> None:
@@ -248,7 +248,7 @@ class Watch(TorchFunctionMode):
             key = tensor.grad_fn, tensor.output_nr
             if self._keeps_values and tensor.grad_fn is not None and key not in self.values:
                 self._keep(self.values, key, tensor)
-            for kept, known in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
+            for kept, known in self._by_storage.pop(_storage_of(tensor), ()):
                 kept[known] = kept[known].clone()
 
     # Modules ----------------------------------------------------------------------------------
@@ -280,6 +280,14 @@ class Watch(TorchFunctionMode):
         if not self._running:
             nodes = (node_of(tensor) for tensor in tensors_in(output))
             self.outputs += [node for node in nodes if node is not None]
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """Where a tensor has its numbers, also one inside of transforms of ``torch.func``."""
+    functorch = torch._C._functorch  # noqa: SLF001 - no public names
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage().data_ptr()
 
 
 @cache
