@@ -45,8 +45,11 @@ def model_in(root: nn.Module) -> nn.Module:
     """The Hugging Face model that a module is or contains; the module itself if it has none.
 
     Raises:
+        TypeError: If ``root`` is no module.
         ValueError: If there are several beside each other.
     """
+    if not isinstance(root, nn.Module):
+        raise not_a_model(root)
     return find_model(root) if any(True for _ in _outermost(root, "", set())) else root
 
 
