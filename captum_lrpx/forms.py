@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from captum_lrpx.fast.saved import Economy
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.trace.graph import Form as GraphForm
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
@@ -30,7 +31,7 @@ class Structure:
     """Everything known of graphs with the same operations in the same order.
 
     Attributes:
-        order: Where each node was found, operands first.
+        form: What they have in common beside their roles.
         roles: Their roles.
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
@@ -42,7 +43,7 @@ class Structure:
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
 
-    order: list[int]
+    form: GraphForm
     roles: Roles
     explained: frozenset[int] = frozenset()
     plans: dict[Recipe, Plan] = field(default_factory=dict)

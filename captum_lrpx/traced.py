@@ -241,7 +241,7 @@ class TracedPass:
             raise NewWayError
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
-        graph.ordered_as(structure.order)
+        graph.is_like(structure.form)
         self.form.seen = bool(structure.places)  # a way that was not watched: the next pass is
         self.structure = structure
         return structure
@@ -256,7 +256,7 @@ class TracedPass:
         if watch is not None:
             outputs = watch.outputs
             self.form.entries = [weakref.ref(module) for module in watch.entered]
-        structure = Structure(graph.order, [])
+        structure = Structure(graph.form, [])
         hints: dict[Edge, Nature] = {}
         if watch is not None:
             self._name(graph, structure)

@@ -125,6 +125,7 @@ class Explained:
             self._where,
             self._path,
             dropout=attribution.model.training,
+            known=structure.notes.setdefault("parts", {}),
         )
         notes = rules.form.notes
         if "widths" not in notes:

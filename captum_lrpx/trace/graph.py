@@ -34,6 +34,20 @@ class Edge(NamedTuple):
     output: int
 
 
+class Form(NamedTuple):
+    """What graphs with the same key have in common, without their nodes.
+
+    Attributes:
+        order: Where each node was found, operands first.
+        names: See :attr:`Graph.names`.
+        operands: See :attr:`Graph.operands`.
+    """
+
+    order: list[int]
+    names: list[str]
+    operands: list[tuple[Edge | None, ...]]
+
+
 _SUFFIX: Final = re.compile(r"Backwards?\d*$")
 _numbers: dict[Any, int] = {}
 """Classes of nodes, numbered in the order in which they were met; names of those without one."""
@@ -122,9 +136,15 @@ class Graph:
             self._order = _operands_first(self._edges, self._ends)
         return self._order
 
-    def ordered_as(self, order: list[int]) -> None:
-        """Take over the order of a graph with the same key."""
-        self._order = order
+    @property
+    def form(self) -> Form:
+        """What graphs with the same key have in common."""
+        return Form(self.order, self.names, self.operands)
+
+    def is_like(self, form: Form) -> None:
+        """Take over what is known of graphs with the same key."""
+        self._order = form.order
+        self.__dict__.update(names=form.names, operands=form.operands)
 
     @cached_property
     def _edges(self) -> list[list[int]]:
