@@ -90,6 +90,10 @@ MOST_SURPRISES: Final = 3
 """After so many surprises everything is kept: the operations depend on the values."""
 
 
+_MOST_FORMS: Final = 256
+"""Hooks that come and go make new forms of the same calls."""
+
+
 class NewWayError(Exception):
     """A pass has taken another way than the one that it was known to need nothing more for."""
 
@@ -98,8 +102,11 @@ _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.Wea
 
 
 def forms_of(model: nn.Module) -> dict[Hashable, Form]:
-    """The forms that are known of a model."""
-    return _forms.setdefault(model, {})
+    """The forms that are known of a model, of which the oldest are forgotten if they are many."""
+    known = _forms.setdefault(model, {})
+    while len(known) > _MOST_FORMS:
+        known.pop(next(iter(known)), None)
+    return known
 
 
 def argument_kind(argument: object) -> Hashable:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
 __all__ = ["propagation"]
 
@@ -113,19 +114,22 @@ class _Calls:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Look at the calls of this thread inside of a ``with`` block."""
-        with ExitStack() as opened:
-            opened.callback(self._close)
+        hooks: list[RemovableHandle] = []
+        stack = _stack()
+        try:
             for module in self._modules:
-                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-                after = module.register_forward_hook(self._after, always_call=True)
-                opened.callback(before.remove)
-                opened.callback(after.remove)
-            stack = _stack()
+                hooks.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+                hooks.append(module.register_forward_hook(self._after, always_call=True))
             stack.append(self)
-            opened.callback(stack.remove, self)
             yield
+        finally:
+            self._close(hooks, stack)
 
-    def _close(self) -> None:
+    def _close(self, hooks: list[RemovableHandle], stack: list[_Calls]) -> None:
+        if self in stack:
+            stack.remove(self)
+        for hook in hooks:
+            hook.remove()
         self._call.close()
         for each in self._passes:
             each.release()

@@ -58,7 +58,7 @@ def failing(module, moment, error):
         handle.remove()
 
 
-CLEANING_UP = {"detach", "thaw", "_thaw", "_release", "_without_compiler", "forget"}
+CLEANING_UP = {"__exit__", "thaw", "_thaw", "_release", "_close", "release", "without_compiler"}
 """Functions that put things back. An interrupt inside of them would have to be caught by others,
 which could be interrupted as well."""
 

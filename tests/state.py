@@ -56,5 +56,5 @@ def flags_of(state: dict[str, Any], *, attached: bool) -> dict[str, Any]:
     """A state, without what an open propagation is allowed to change if rules are attached."""
     if not attached:
         return state
-    theirs = ("requires_grad of ", "forward of ", "attributes of ")
+    theirs = ("requires_grad of ", "forward of ", "attributes of ", "hooks of ")
     return {name: value for name, value in state.items() if not name.startswith(theirs)}

@@ -271,7 +271,7 @@ class Explaining(RuleBasedStateMachine):
         for index, (key, model) in enumerate(zip(self.keys, self.models, strict=True)):
             opened = any(name == key for at in self.places for name, _, _ in at.contexts)
             now, before = snapshot(model), self.before[index]
-            # While rules are attached, a module's forward and the parameters' flags are ours.
+            # While rules hold, a module's forward and hooks and the parameters' flags are ours.
             assert flags_of(now, attached=opened) == flags_of(before, attached=opened)
             assert torch.equal(BYSTANDER.submit(gradient, model).result(), plain(key))
             for at in self.places:

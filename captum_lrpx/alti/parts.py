@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 
 from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
-from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.alti.known import Known
     from captum_lrpx.alti.layout import Attention
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.alti.recording import Recording
@@ -157,12 +157,10 @@ class Reader:
         """
         mixing = attention.mixing
         before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
-        rows, by_head, by_feature = self._known.rows(
-            mixing,
-            (batch, tokens),
-            lambda: self._rows(attention, before, at[0], batch, tokens),
-        )
-        weights, values = self._mixed(attention.mixing, rows, batch, sources)
+        place = attention, before, at[0], batch, tokens
+        found = self._known.rows(mixing, (batch, tokens), lambda: self._rows(*place))
+        rows, by_head, by_feature = found
+        weights, values = self._mixed(mixing, rows, batch, sources)
         weight = self._weight(at, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
         if by_feature is not None:
