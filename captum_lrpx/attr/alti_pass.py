@@ -21,6 +21,7 @@ from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.models import base_of
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import node_of
 
@@ -249,8 +250,7 @@ def _runs_once(model: nn.Module) -> Iterator[None]:
     """Refuse a forward function that does not run a model exactly once, with gradients."""
     thread = threading.get_ident()
     # A forward module may run its base, and the head by itself.
-    base = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
-    runs = dict.fromkeys([model, base], 0)
+    runs = dict.fromkeys([model, base_of(model) or model], 0)
 
     @looks_only
     def before(module: nn.Module, _args: Any) -> None:

@@ -103,10 +103,10 @@ class _Run:
     """One run of a block.
 
     Attributes:
-        repetition: Of it.
+        repetition: What it takes to repeat it.
         pieces: What stands for each tensor that was saved, as long as somebody needs it.
         operands: How many operands of functions are needed that no node saves.
-        found: These, as long as they are there.
+        found: These operands, as long as they are there.
     """
 
     def __init__(self, repetition: Repetition) -> None:

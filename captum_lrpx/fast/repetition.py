@@ -101,7 +101,7 @@ def _is_input(value: object) -> bool:
 
 
 def _own(value: Any, tensors: list[Tensor], copies: WeakTensorKeyDictionary | None) -> Any:
-    """An argument that nobody else changes: inputs are copied, and what holds tensors.
+    """An argument that nobody else changes: a copy of an input, and of an object with its state.
 
     Args:
         value: The argument.
@@ -120,7 +120,7 @@ def _own(value: Any, tensors: list[Tensor], copies: WeakTensorKeyDictionary | No
     if not hasattr(value, "__dict__") or isinstance(value, (dict, list)) or callable(value):
         return value
     twin = copy.copy(value)  # a cache, to which the block adds its keys and values
-    for name, each in vars(value).items():
+    for name, each in vars(value).items() if twin is not value else ():
         vars(twin)[name] = _own(each, tensors, None)
     return twin
 
@@ -151,7 +151,8 @@ class _Circumstances:
     """
 
     def __init__(self, values: Sequence[object]) -> None:
-        devices = {"cpu", *(each.device.type for each in values if isinstance(each, Tensor))}
+        tensors = (each for each in values if isinstance(each, Tensor) and not each.is_meta)
+        devices = {"cpu", *(each.device.type for each in tensors)}
         self._autocast = [
             (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
             for device in devices

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.models import base_of
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import is_plain
 
@@ -41,7 +42,7 @@ def chain_to_logits(model: nn.Module) -> Chain:
         The chain, its last member the output layer; empty if something else happens on the way, or
         could be seen by hooks.
     """
-    base, head = _base_of(model), head_of(model)
+    base, head = base_of(model), head_of(model)
     if base is None or not head or not all(map(is_plain, head)):
         return ()
     if model.training or model._parameters:  # noqa: SLF001 - parameters() is slow
@@ -55,14 +56,9 @@ def chain_to_logits(model: nn.Module) -> Chain:
 
 def head_of(model: nn.Module) -> list[nn.Module]:
     """The modules of a transformers model that are not in its base."""
-    base = _base_of(model)
+    base = base_of(model)
     parts = [each for each in model._modules.values() if each is not None and each is not base]  # noqa: SLF001
     return [module for part in parts for module in modules_of(part)]
-
-
-def _base_of(model: nn.Module) -> nn.Module | None:
-    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
-    return base if isinstance(base, nn.Module) and base is not model else None
 
 
 def _key(model: nn.Module, head: list[nn.Module]) -> Hashable:

@@ -253,7 +253,7 @@ class Watch:
         if threading.get_ident() == self._thread and id(module) in self._modules:
             around = self._running[-1] if self._running else None
             for tensor in tensors_in(args):  # perhaps of a torch.autograd.Function, which no
-                if tensor.requires_grad:  # function of PyTorch's has taken yet
+                if tensor.grad_fn is not None:  # function of PyTorch's has taken yet
                     self.claim(tensor, "", around)
             if not self._running:
                 self.entered[module] = None
