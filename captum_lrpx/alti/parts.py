@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 
 from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
+from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
@@ -112,7 +113,7 @@ class Reader:
         path: Callable[[int], str],
         *,
         dropout: bool,
-        known: dict[Any, Any],
+        known: Known,
     ) -> None:
         self._known = known
         self.graph, self.pull, self.recording = graph, pull, recording
@@ -154,8 +155,13 @@ class Reader:
             tokens: Positions of the stream that it is added to.
             sources: Positions of the stream that it reads.
         """
-        before, at, after = self._once(attention.mixing, lambda: self._projection(attention))
-        rows, by_head, by_feature = self._rows_of(attention, before, at[0], batch, tokens)
+        mixing = attention.mixing
+        before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
+        rows, by_head, by_feature = self._known.rows(
+            mixing,
+            (batch, tokens),
+            lambda: self._rows(attention, before, at[0], batch, tokens),
+        )
         weights, values = self._mixed(attention.mixing, rows, batch, sources)
         weight = self._weight(at, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
@@ -193,28 +199,6 @@ class Reader:
             residual,
             resultant,
         )
-
-    def _once(self, key: object, find: Callable[[], Any]) -> Any:
-        """What follows from the structure of the graph alone."""
-        if key not in self._known:
-            self._known[key] = find()
-        return self._known[key]
-
-    def _rows_of(
-        self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The rows of an attention, which are the same in each pass of these lengths."""
-        if self._known.get("shape") != (batch, tokens):
-            for key in [key for key in self._known if isinstance(key, tuple)]:
-                del self._known[key]
-            self._known["shape"] = batch, tokens
-        key = "rows", attention.mixing
-        if key in self._known:
-            return self._known[key], None, None
-        found = self._rows(attention, before, at, batch, tokens)
-        if found[1] is None and found[2] is None:
-            self._known[key] = found[0]
-        return found
 
     def _added(self, attention: Attention, batch: int, tokens: int) -> Tensor:
         """What an attention adds to the stream, without MLPs beside it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
 from captum_lrpx.trace.graph import node_of
@@ -79,11 +79,13 @@ class Recording:
 
     Attributes:
         constants: For each node of a function that adds constants: these, and their signs.
+        picked: What was picked out of a parameter, by its address, and the parameter.
     """
 
     def __init__(self, width: int | None, widths: Collection[int] = ()) -> None:
         self._mode = FunctionMode(self._call)
         self.constants: dict[Node, list[tuple[Any, int]]] = {}
+        self.picked: dict[int, tuple[Tensor, Tensor]] = {}
         self._values: dict[_Key, tuple[Tensor, int]] = {}
         self._sums: dict[_Key, tuple[_Key, _Key, int]] = {}
         self._width, self._widths = width, widths
@@ -146,6 +148,8 @@ class Recording:
         self._in_attention = name in _MATRIX_PRODUCTS or name in _ATTENTION
         result = func(*args, **kwargs)
         self._in_attention = False
+        if name == "__getitem__" and isinstance(args[0], nn.Parameter):
+            self.picked[result.data_ptr()] = result, args[0]  # which is kept, and so its address
         place = _BIAS_AT.get(name)
         if place is not None:
             bias = args[place] if len(args) > place else kwargs.get("bias")

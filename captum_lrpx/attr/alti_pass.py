@@ -14,6 +14,7 @@ from captum_lrpx import _captum
 from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
+from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.layout import Layout, layout_of
 from captum_lrpx.alti.parts import Reader
 from captum_lrpx.alti.probe import probe
@@ -125,7 +126,7 @@ class Explained:
             self._where,
             self._path,
             dropout=attribution.model.training,
-            known=structure.notes.setdefault("parts", {}),
+            known=structure.notes.setdefault("parts", Known()),
         )
         notes = rules.form.notes
         if "widths" not in notes:
@@ -222,7 +223,9 @@ class Explained:
     def _name(self, number: int, constant: Any) -> str | None:
         """The name of something that is added; None outside of the model."""
         if number in self._explained:
-            return None
+            address = constant.data_ptr() if isinstance(constant, Tensor) else None
+            picked = self.reader.recording.picked.get(address or 0)
+            return None if picked is None else self._parameters.get(picked[1].data_ptr())
         path = self._path(number)
         model: nn.Module = self.attribution.model
         if path and getattr(model.get_submodule(path), "bias", None) is not None:

@@ -106,14 +106,14 @@ class Graph:
     def _read(self) -> None:
         nodes, places, numbers, constants = self._found, self._place, _numbers, self._constants
         shape: list[int] = []  # per node: its class's number, then its operands
-        details = []
+        details: dict[Node, Any] = {}
         for node in nodes:  # grows
             number = numbers.get(type(node))
             if number is None:
                 number = _number_of(node)
             shape.append(number)
             if number in _details:
-                details.append(_details[number](node))
+                details[node] = _details[number](node)
             for operand, output in node.next_functions:
                 if operand is None or operand in constants:
                     shape.append(-1)
@@ -125,7 +125,8 @@ class Graph:
                 shape.append(place * _OUTPUTS + output)
             shape.append(_END)
         self._shape = shape
-        self.key = tuple(shape), tuple(self._ends), repr(details)
+        self._details = details
+        self.key = tuple(shape), tuple(self._ends), repr(list(details.values()))
 
     # In the order of the forward pass ---------------------------------------------------------
 
@@ -195,9 +196,7 @@ class Graph:
 
     def detail(self, number: int) -> Any:
         """The argument that decides what kind of operation a node is; None if there is none."""
-        node = self.nodes[number]
-        detail = _DETAILS.get(node.name())
-        value = None if detail is None else detail(node)
+        value = self._details.get(self.nodes[number])
         return value if isinstance(value, (bool, int, float, str)) else None
 
     def results(self, number: int) -> int:
