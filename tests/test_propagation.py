@@ -1,8 +1,10 @@
 """Rules are attached to instances, for the calling thread, for the time of a context."""
 
 import copy
+import gc
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -240,10 +242,40 @@ def test_gradient_checkpointing_gives_the_same():
             torch.testing.assert_close(gradient(model, embeds), expected)
 
 
-def test_an_explained_model_can_be_garbage_collected():
-    import gc
-    import weakref
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_hooks_of_a_user_see_what_they_always_see(family):
+    model = tiny(family)
+    embeds, seen = embeds_of(model), []
 
+    def note(module, args, output):  # noqa: ARG001
+        seen.append((module, output))
+
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(note)
+    model(inputs_embeds=embeds)
+    plain = seen.copy()
+    for recipe in (LRP, ATTN_LRP):
+        seen.clear()
+        with propagation(model, recipe):
+            gradient(model, embeds)
+        for (module, found), (other, expected) in zip(seen, plain, strict=True):
+            assert module is other
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_pass_that_is_over_holds_none_of_its_inputs():
+    model = tiny("gpt2")
+    embeds = embeds_of(model).requires_grad_()
+    reference = weakref.ref(embeds)
+    with propagation(model, LRP):
+        model(inputs_embeds=embeds)  # and no backward pass
+    del embeds
+    gc.collect()
+    assert reference() is None
+
+
+def test_an_explained_model_can_be_garbage_collected():
     model = tiny("gpt2")
     LRPx(model).attribute(token_ids(), target=TARGET)
     reference = weakref.ref(model)

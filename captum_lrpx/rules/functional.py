@@ -23,7 +23,6 @@ __all__ = [
     "epsilon",
     "gamma",
     "relay",
-    "scale_gradient",
     "signed_ratio",
 ]
 
@@ -35,11 +34,8 @@ section 2.7; Achtibat et al. 2024, proposition 3.3). The product may be element-
 product. Conserves."""
 
 
-class _OwnBackward(torch.autograd.Function):
-    """A base of functions that any transform of ``torch.func`` can go through.
-
-    They have ``forward`` without a context and ``setup_context``, and take positional arguments.
-    """
+class _Relay(torch.autograd.Function):
+    """The value of one tensor with the gradient of ``slope * (another tensor)``."""
 
     generate_vmap_rule = True
 
@@ -55,10 +51,6 @@ class _OwnBackward(torch.autograd.Function):
             return super().apply(*args)  # type: ignore[no-untyped-call]
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
-
-class _Relay(_OwnBackward):
-    """The value of one tensor with the gradient of ``slope * (another tensor)``."""
-
     @staticmethod
     def forward(_source: Tensor, value: Tensor, _slope: Tensor) -> Tensor:
         return value.view_as(value)
@@ -71,22 +63,6 @@ class _Relay(_OwnBackward):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return grads[0] * slope, None, None
-
-
-class _ScaleGradient(_OwnBackward):
-    """The identity, whose gradient is multiplied by a number."""
-
-    @staticmethod
-    def forward(x: Tensor, _factor: float) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
-        ctx.factor = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.factor, None
 
 
 def relay(source: Tensor, value: Tensor, slope: Tensor) -> Tensor:
@@ -104,24 +80,6 @@ def relay(source: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         return value
     relayed: Tensor = _Relay.apply(source, value.detach(), slope.detach())
     return relayed
-
-
-def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
-    """Return ``x`` unchanged, with its gradient multiplied by ``factor``.
-
-    Args:
-        x: Any tensor.
-        factor: A number, or a tensor that broadcasts to ``x`` (one factor per feature).
-
-    Returns:
-        A tensor equal to ``x`` bit by bit.
-    """
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return x
-    if isinstance(factor, Tensor):
-        return relay(x, x, factor)
-    scaled: Tensor = _ScaleGradient.apply(x, factor)
-    return scaled
 
 
 def signed_ratio(numerator: Tensor, denominator: Tensor, stabilizer: float = 0.0) -> Tensor:
@@ -151,7 +109,7 @@ def epsilon(z: Tensor, stabilizer: float) -> Tensor:
     """
     if stabilizer == 0:
         return z
-    return scale_gradient(z, signed_ratio(z.detach(), z.detach(), stabilizer))
+    return relay(z, z, signed_ratio(z.detach(), z.detach(), stabilizer))
 
 
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]

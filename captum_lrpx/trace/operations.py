@@ -106,8 +106,8 @@ _LINEAR_WRITES: Final = _names(
     "relu relu_ leaky_relu leaky_relu_"
 )
 _SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
-_RULES: Final = _names("_Relay _ScaleGradient _RelayGenerated _ScaleGradientGenerated")
-"""Functions of this package; under ``torch.func`` they have the other names."""
+_RULES: Final = _names("_Relay _RelayGenerated")
+"""A function of this package; under ``torch.func`` it has the other name."""
 _WITH_MEAN: Final = _names("VarMean StdMean")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")
