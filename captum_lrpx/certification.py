@@ -6,7 +6,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -18,15 +18,16 @@ from captum_lrpx.attr.capture import embedding_with_gradients
 from captum_lrpx.attr.forms import form_of
 from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
-from captum_lrpx.frozen import frozen
+from captum_lrpx.linear_rules import with_own_gradients
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.patching import Patched
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.traced import fingerprint
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from captum_lrpx.methods import Subject
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["Certify", "certified"]
+__all__ = ["Certify", "certified", "with_gradients"]
 
 _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps
@@ -52,7 +53,12 @@ _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
 
 def certified(
-    explanation: Explanation, subject: Subject, recipe: Recipe | None, *, full: bool = False
+    explanation: Explanation,
+    subject: Subject,
+    recipe: Recipe | None,
+    *,
+    full: bool = False,
+    once: AbstractContextManager[None] | None = None,
 ) -> Explanation:
     """An explanation with its certificate; as it is, if its method has no rules to check.
 
@@ -66,6 +72,7 @@ def certified(
         subject: What was explained, a batch of one.
         recipe: The rules that were given, None for the method's own.
         full: Whether to make the audit whatever has been audited before.
+        once: Knows what the model has computed without rules before.
 
     Returns:
         The explanation with a certificate. If a check failed, this says so, and a warning does.
@@ -77,7 +84,8 @@ def certified(
     key = _key(attribution, explanation, subject)
     known = None if full or key is None else audits.get(key)
     with already_warned(subject.model):
-        value = _value(subject)
+        with nullcontext() if once is None else once:
+            value = _value(subject)
         unchanged = float(value) == explanation.value
         if known is not None:
             certificate = replace(known, forward_unchanged=unchanged)
@@ -85,7 +93,11 @@ def certified(
             certificate = _audit(attribution, subject, explanation, value, unchanged=unchanged)
             if key is not None and certificate.holds:
                 audits[key] = replace(
-                    certificate, audited=False, ledger_residual=None, ledger_delta=None
+                    certificate,
+                    audited=False,
+                    ledger_residual=None,
+                    ledger_delta=None,
+                    relevance_difference=None,
                 )
     if certificate.failed:
         warnings.warn(
@@ -164,14 +176,23 @@ def _value(subject: Subject) -> Tensor:
     Without them quantized layers, and some of PyTorch's modules, have another kernel.
     """
     question = subject.question
-    gradients: AbstractContextManager[object] = nullcontext()
-    if subject.scene is None:
-        gradients = embedding_with_gradients(token_embedding_of(subject.model))
-    with torch.enable_grad(), frozen(subject.model), gradients:
+    with with_gradients(subject.model, of_tokens=subject.scene is None):
         value: Tensor = _captum.run_forward(
             question.forward, subject.inputs, question.target, question.additional_forward_args
         )
     return value.detach()
+
+
+@contextmanager
+def with_gradients(model: nn.Module, *, of_tokens: bool) -> Iterator[None]:
+    """Run a model as an explanation does, whose embeddings of tokens have a gradient."""
+    gradients: AbstractContextManager[object] = nullcontext()
+    if of_tokens:
+        gradients = embedding_with_gradients(token_embedding_of(model))
+    modules = modules_of(model)
+    plain = Patched(modules, with_own_gradients(model, modules), freeze=True)
+    with torch.enable_grad(), plain, gradients:
+        yield
 
 
 def _is_own_value(subject: Subject, value: Tensor) -> bool:
@@ -230,7 +251,7 @@ class _Observed:
         self.residual = left / scale if left else 0.0
         self.amounts = tuple(beyond.items())
         if isinstance(attribution, LRPx):
-            recorded = torch.tensor(explanation.relevances, dtype=torch.float64)
+            recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")
             found = subject.real(book.attributions)[0].double().cpu()
             largest = float(recorded.abs().max()) or 1.0
             self.difference = float((found - recorded).abs().max()) / largest

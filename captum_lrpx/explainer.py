@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model, check_model_and_tokenizer
-from captum_lrpx.certification import certified
+from captum_lrpx.certification import certified, with_gradients
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.methods import Option, Subject, attribute, check_several_inputs, options_of
 from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
+from captum_lrpx.targets.head import ReadOnce
 from captum_lrpx.targets.pictures import needs_image, picture_scene
 from captum_lrpx.targets.scene import sequence_scene
 from captum_lrpx.targets.standing import inputs_of, standings
@@ -160,17 +161,19 @@ def explain_encoding(
         IndexError: If an id or position is out of range.
     """
     hugging_face = find_model(model)
-    question = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
+    once = ReadOnce(lambda: with_gradients(hugging_face, of_tokens=scene is None))
+    with once:
+        question = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
     parameter = next(hugging_face.parameters())
     ids = inputs_of(hugging_face, encoding)[0]
     subject = Subject(hugging_face, tokenizer, question, ids, scene=scene)
     places: tuple[Standing, ...] = ()
     if question.terms is not None:
-        # First: without a gradient bitsandbytes packs its weights, and the rules unpack them.
-        if scene is None:
-            places = standings(model, target.outputs(model), encoding, question.terms)
-        else:
-            places = scene.standings(question.terms)
+        with once:
+            if scene is None:
+                places = standings(model, target.outputs(model), encoding, question.terms)
+            else:
+                places = scene.standings(question.terms)
     found = attribute(method, subject, recipe, options)
     config: Any = hugging_face.config
     explanation = Explanation(
@@ -198,7 +201,7 @@ def explain_encoding(
     )
     if not certify:
         return explanation
-    return certified(explanation, subject, recipe, full=certify == "full")
+    return certified(explanation, subject, recipe, full=certify == "full", once=once)
 
 
 def _scene(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from captum_lrpx.fast.saved import Economy
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.trace.graph import Form as GraphForm
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
@@ -30,23 +31,25 @@ class Structure:
     """Everything known of graphs with the same operations in the same order.
 
     Attributes:
-        order: Where each node was found, operands first.
+        form: What they have in common beside their roles.
         roles: Their roles.
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
         calls: Index of a node -> the function and module that made it, where a pass was watched.
         detached: Indices of nodes that use a detached number.
+        linear: Indices of the nodes inside of layers that have been found to be linear.
         modules: Index of a node -> path and class of its module.
         notes: What others have found out about such graphs.
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
 
-    order: list[int]
+    form: GraphForm
     roles: Roles
     explained: frozenset[int] = frozenset()
     plans: dict[Recipe, Plan] = field(default_factory=dict)
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     detached: frozenset[int] = frozenset()
+    linear: frozenset[int] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
     narrowings: dict[Recipe, frozenset[int]] = field(default_factory=dict)
 

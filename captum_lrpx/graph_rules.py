@@ -137,7 +137,8 @@ def plan_of(
 def _adds(graph: Graph, number: int) -> bool:
     """Whether a node takes another operand as something else than a factor."""
     name, detail = graph.names[number], graph.detail(number)
-    return has_summand(name) or kind_of(name, detail) not in ("product", "quotient", "projection")
+    factors = ("product", "quotient", "projection", "rule")
+    return has_summand(name) or kind_of(name, detail) not in factors
 
 
 class _Planner:

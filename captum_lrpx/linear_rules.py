@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.nn.modules.conv import _ConvNd
 
 from captum_lrpx.patching import Attachment
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules.base import Forward
 
-__all__ = ["linear_attachments", "linear_layers"]
+__all__ = ["is_linear_in_numbers", "linear_attachments", "linear_layers", "with_own_gradients"]
 
 
 def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
@@ -52,11 +53,7 @@ def linear_attachments(
     Raises:
         TypeError: If a rule does not fit its layer.
     """
-    attachments = [
-        Attachment(module, _RequireGradient(module, model))
-        for module in modules
-        if _has_own_class(module)
-    ]
+    attachments = with_own_gradients(model, modules)
     with_rules = any("rule" in vars(module) for module in modules)
     overridden = any(override.rule.role == "linear" for override in recipe.overrides)
     if not (with_rules or overridden) and recipe.linear.leaves_alone:
@@ -72,6 +69,20 @@ def linear_attachments(
     return attachments
 
 
+def with_own_gradients(model: nn.Module, modules: Sequence[nn.Module]) -> list[Attachment]:
+    """What lets layers of classes of somebody else compute as they do where a gradient is needed.
+
+    Args:
+        model: The model.
+        modules: All modules in it.
+    """
+    return [
+        Attachment(module, _RequireGradient(module, model))
+        for module in modules
+        if _has_own_class(module)
+    ]
+
+
 def _is_linear_by_name(module: nn.Module) -> bool:
     """Whether a class that is no ``nn.Linear`` is one all the same (quantized, transposed)."""
     name = type(module).__name__
@@ -82,12 +93,16 @@ def _has_own_class(module: nn.Module) -> bool:
     """Whether a layer is a linear one of somebody else, as quantized ones are."""
     kind = type(module)
     known = kind.__module__.startswith(("torch.nn.", "transformers."))
-    return not known and "Linear" in kind.__name__ and not module._modules  # noqa: SLF001
+    # Those of PyTorch keep their weights in a module inside.
+    is_whole = not module._modules or kind.__module__.startswith("torch.ao.")  # noqa: SLF001
+    return not known and "Linear" in kind.__name__ and is_whole
 
 
 @dataclass(frozen=True, eq=False)
 class _RequireGradient:
     """A linear layer of a class of its own must have a gradient: not all quantized ones have.
+
+    What it computes is a function that nobody knows, so whether it is linear is measured once.
 
     Attributes:
         module: The layer.
@@ -117,10 +132,48 @@ class _RequireGradient:
                 "relevance would be lost there. Explain the model before it is quantized, or "
                 "quantize its weights only."
             )
+        if wanted and not (args or kwargs) and self.module not in _measured:
+            with saved_tensors_hooks(_as_it_is, _as_it_is):  # no part of the pass
+                _measured[self.module] = _is_linear(self.module, forward, x)
         return output
 
     def _trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.module.parameters())
+
+
+_measured: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_ROWS: Final = 8
+"""So many rows of an input are compared."""
+_TOLERANCE: Final = 5e-2
+"""Activations may be rounded to 8 bits on the way."""
+
+
+def is_linear_in_numbers(module: nn.Module) -> bool:
+    """Whether a layer of a class of its own has been found to be linear."""
+    return _measured.get(module, False)
+
+
+def _is_linear(module: nn.Module, forward: Forward, x: Tensor) -> bool:
+    """Whether a layer is linear in its input ``[..., I]``, and its backward pass its transpose."""
+    with torch.enable_grad():
+        rows = x.detach().flatten(0, -2)[:_ROWS].clone().requires_grad_()
+        output = forward(rows)
+        seed = torch.cos(torch.arange(output.numel(), device=x.device)).view_as(output).to(output)
+        (gradient,) = torch.autograd.grad(output, rows, seed)
+        # With a gradient, as above: without one another kernel might run.
+        mirrored = forward((-rows.detach()).requires_grad_()).detach()
+    bias = getattr(module, "bias", None)
+    constant = torch.zeros_like(output) if bias is None else bias.to(output).expand_as(output)
+    product = (output.detach() - constant.detach()).float()
+    taken, given = seed.float() * product, gradient.float() * rows.detach().float()
+    difference = (taken.sum(-1) - given.sum(-1)).abs()
+    is_transpose = (difference <= _TOLERANCE * taken.abs().sum(-1)).all()
+    beside = (constant.detach() - mirrored - product).abs().max()
+    return bool(is_transpose & (beside <= _TOLERANCE * product.abs().max()))
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _has_gradient(output: Tensor, x: Tensor) -> bool:

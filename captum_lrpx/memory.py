@@ -67,7 +67,9 @@ def estimate(
     if shape is None:
         return 0
     constant = recipe.attention.constant_weights
-    if getattr(model.config, "_attn_implementation", None) == "eager":
+    # Of other models with eager attention some look at a window only.
+    eager = getattr(model.config, "_attn_implementation", None) == "eager"
+    if eager and getattr(model, "_supports_sdpa", False):
         attended = shape.heads * length
     else:
         attended = (1 if constant else 2) * (shape.queries + shape.keys)
@@ -108,17 +110,30 @@ def _shape_of(model: Any) -> _Shape | None:
     if not all(isinstance(each, int) and each > 0 for each in found):
         return None
     blocks, heads, hidden = (int(each) for each in found if each is not None)
+    others = _blocks_without_attention(config)
     size = getattr(config, "head_dim", None) or hidden // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     wide = next(
         (each for name in _WIDE if isinstance(each := getattr(config, name, None), int)), hidden
     )
+    if others:  # it is not said which blocks have an MLP
+        wide = 0
+    elif hasattr(config, "ffn_dim"):
+        wide //= 2  # of which a gated one makes use of a half at a time
     vocabulary = int(getattr(config, "vocab_size", 0)) if _has_logits(model) else 0
-    return _Shape(blocks, heads, hidden, heads * size, groups * size, wide, vocabulary)
+    return _Shape(
+        max(blocks - others, 0), heads, hidden, heads * size, groups * size, wide, vocabulary
+    )
 
 
 _WIDE: Final = ("intermediate_size", "ffn_dim", "hidden_dim", "n_inner", "d_ff")
 """Names that configs have for the width of an MLP."""
+
+
+def _blocks_without_attention(config: Any) -> int:
+    """How many blocks have another mixer than attention, or perhaps have."""
+    kinds = getattr(config, "layer_types", None) or ()
+    return sum("attention" not in each or "linear" in each for each in kinds)
 
 
 def _has_logits(model: Any) -> bool:

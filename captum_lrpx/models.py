@@ -9,7 +9,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["find_model", "is_pretrained", "model_in", "not_a_model"]
+__all__ = ["base_of", "find_model", "is_pretrained", "model_in", "not_a_model"]
 
 
 def find_model(root: nn.Module) -> nn.Module:
@@ -45,9 +45,18 @@ def model_in(root: nn.Module) -> nn.Module:
     """The Hugging Face model that a module is or contains; the module itself if it has none.
 
     Raises:
+        TypeError: If ``root`` is no module.
         ValueError: If there are several beside each other.
     """
+    if not isinstance(root, nn.Module):
+        raise not_a_model(root)
     return find_model(root) if any(True for _ in _outermost(root, "", set())) else root
+
+
+def base_of(model: nn.Module) -> nn.Module | None:
+    """The part of a transformers model below its head; None if it has none."""
+    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
+    return base if isinstance(base, nn.Module) and base is not model else None
 
 
 def not_a_model(value: Any) -> TypeError:

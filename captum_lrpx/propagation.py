@@ -24,7 +24,7 @@ from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.trace.graph import node_of
 from captum_lrpx.trace.watch import tensors_in
 from captum_lrpx.traced import TracedPass
-from captum_lrpx.training import refuse_checkpointed, warn_if_training
+from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -68,10 +68,10 @@ def propagation(
     inner = model_in(model)
     modules = modules_of(inner)
     warn_if_training(modules)
-    refuse_checkpointed(modules)
     linear = linear_attachments(inner, modules, recipe)
     calls = _Calls(inner, modules, recipe, freeze=freeze_parameters, strict=strict)
-    with Patched(modules, linear, freeze=freeze_parameters), calls.opened():
+    whole = without_checkpoints(checkpointed(modules))
+    with Patched(modules, linear, freeze=freeze_parameters), whole, calls.opened():
         yield inner
 
 

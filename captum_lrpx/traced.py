@@ -19,15 +19,16 @@ from captum_lrpx.fast.saved import Saved, economy_of
 from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
 from captum_lrpx.hints import has_hints, natures_of
-from captum_lrpx.linear_rules import linear_attachments
+from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
-from captum_lrpx.training import refuse_checkpointed, warn_if_training
+from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -94,12 +95,13 @@ class TracedPass:
             else known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
         )
         # Overrides speak of modules, which only a watched pass tells.
-        self.form.watched |= bool(recipe.overrides) or (not fast and has_hints(model))
+        self.form.watched |= bool(recipe.overrides) or (not fast and self._speaks_of_modules())
         self._economical = self._fast and lean and self.form.surprises <= MOST_SURPRISES
         economy = self.form.economy if self._economical else None
         self._saved = Saved(economy) if self._economical else None
         self._blocks: Checkpoints | None = None
-        if checkpointing and not values:
+        self._checkpointed = checkpointed(self._modules)
+        if (checkpointing or (self._checkpointed and blocks_of(model))) and not values:
             self._saved = self._blocks = Checkpoints(economy, _FUNCTIONS_WITH_INPUT)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
@@ -120,6 +122,7 @@ class TracedPass:
         with ExitStack() as stack:
             stack.callback(self.release)
             stack.enter_context(Patched(self._modules, attachments, freeze=self._freeze))
+            stack.enter_context(without_checkpoints(self._checkpointed))
             stack.enter_context(self.watching())
             yield self
 
@@ -193,7 +196,6 @@ class TracedPass:
             NewWayError: If more has to be kept of this pass than was.
             ValueError: If parts of the graph are made in the backward pass only.
         """
-        refuse_checkpointed(self._modules)
         graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
         if self._saved is not None and not self._saved.fits(graph.key):
             self.form.economy = None
@@ -224,7 +226,7 @@ class TracedPass:
         """What the plan has to know beside the graph."""
         return Seen(
             explained=structure.explained,
-            detached=structure.detached,
+            detached=structure.detached - structure.linear,
             written=_written(graph, structure),
             inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
@@ -233,15 +235,20 @@ class TracedPass:
     def _structure(self, graph: Graph) -> Structure:
         key = graph.key
         structure = self.form.structures.get(key)
-        if structure is None and self._fast and self.watch is None and has_hints(self.model):
-            self.form.seen = False  # hints speak of modules, which only a watched pass tells
+        unwatched = self._fast and self.watch is None
+        if structure is None and unwatched and self._speaks_of_modules():
+            self.form.seen = False
             raise NewWayError
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
-        graph.ordered_as(structure.order)
+        graph.is_like(structure.form)
         self.form.seen = bool(structure.places)  # a way that was not watched: the next pass is
         self.structure = structure
         return structure
+
+    def _speaks_of_modules(self) -> bool:
+        """Whether something is known of modules, which only a watched pass tells."""
+        return has_hints(self.model) or any(map(is_linear_in_numbers, self._modules))
 
     def _new(self, graph: Graph) -> Structure:
         watch = self.watch
@@ -249,12 +256,12 @@ class TracedPass:
         if watch is not None:
             outputs = watch.outputs
             self.form.entries = [weakref.ref(module) for module in watch.entered]
-        structure = Structure(graph.order, [])
+        structure = Structure(graph.form, [])
         hints: dict[Edge, Nature] = {}
         if watch is not None:
             self._name(graph, structure)
             hints = natures_of(graph, structure.places, dict(self.model.named_modules()))
-        structure.roles = roles_of(graph, hints)
+        structure.roles = roles_of(graph, hints, structure.linear)
         structure.explained = _outside(graph, outputs)
         return structure
 
@@ -270,6 +277,10 @@ class TracedPass:
             path = paths.get(call.module, "") if inside else ""
             kind = type(call.module).__name__ if inside else ""
             structure.places[number] = (path, kind, call.function)
+        linear = {path for module, path in paths.items() if is_linear_in_numbers(module)}
+        structure.linear = frozenset(
+            number for number, (path, _, _) in structure.places.items() if path in linear
+        )
         structure.detached = frozenset(
             number for number, node in enumerate(graph.nodes) if node in watch.detached
         )
@@ -348,7 +359,7 @@ def _written(graph: Graph, structure: Structure) -> set[int]:
     """Indices of nodes that hide a function on a view, in place, which may not be linear."""
     found = set()
     for number, name in enumerate(graph.names):
-        if name == "CopySlices":
+        if name == "CopySlices" and number not in structure.linear:
             function = structure.places.get(number, ("", "", ""))[2].rpartition(".")[2]
             if not is_linear_write(function, factors=any(graph.operands[number][1:])):
                 found.add(number)

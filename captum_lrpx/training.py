@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["already_warned", "refuse_checkpointed", "warn_if_training"]
+__all__ = ["already_warned", "checkpointed", "warn_if_training", "without_checkpoints"]
 
 _said = threading.local()
 
@@ -55,21 +55,33 @@ def warn_if_training(modules: Sequence[nn.Module]) -> None:
         )
 
 
-def refuse_checkpointed(modules: Sequence[nn.Module]) -> None:
-    """Refuse a model whose own gradient checkpointing would hide its graph.
+def checkpointed(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules of transformers that compute themselves again in the backward pass.
 
     Args:
         modules: The model, and all modules in it.
-
-    Raises:
-        ValueError: If it is turned on, and the model in training mode, in which it takes effect.
     """
-    if any(each.training and getattr(each, "gradient_checkpointing", False) for each in modules):
-        raise ValueError(
-            f"{type(modules[0]).__name__} computes parts of itself again in the backward pass "
-            "(gradient checkpointing in training mode), so its graph is not there to be read: call "
-            "model.eval() first, or model.gradient_checkpointing_disable()."
-        )
+    return [
+        each
+        for each in modules
+        if each.training and vars(each).get("gradient_checkpointing") is True
+    ]
+
+
+@contextmanager
+def without_checkpoints(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the ``with`` block, modules do not hide their graphs by gradient checkpointing.
+
+    Args:
+        modules: Those that would, of :func:`checkpointed`.
+    """
+    for module in modules:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 def _drops(module: nn.Module) -> bool:

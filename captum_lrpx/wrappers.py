@@ -9,7 +9,7 @@ from torch import nn
 from captum_lrpx.models import is_pretrained
 from captum_lrpx.onlookers import is_hooked
 
-__all__ = ["called_module", "has_virtual_tokens", "unwrapped"]
+__all__ = ["called_module", "has_virtual_tokens", "is_untouched", "unwrapped"]
 
 _INSIDE_OF_MODULES: Final = frozenset(
     {
@@ -41,13 +41,18 @@ def unwrapped(root: nn.Module) -> nn.Module | None:
         The model. None if the module may compute something else: a module of the user's own,
         prompt or prefix tuning, a model with hooks or a forward of its own.
     """
-    if is_hooked(root) or _has_own_forward(root):
+    if not is_untouched(root):
         return None
     if is_pretrained(root):
         forward: Any = type(root).forward
         return root if forward.__module__.startswith("transformers.") else None
     inner = _handed_on(root)
     return None if inner is None else unwrapped(inner)
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether nobody has put hooks or another forward on a module, but to move its tensors."""
+    return not (is_hooked(module) or _has_own_forward(module))
 
 
 def _has_own_forward(module: nn.Module) -> bool:

@@ -88,3 +88,14 @@ def of_the_graph():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LRPx.__init__.__kwdefaults__, "fast", False)
         yield
+
+
+@pytest.fixture
+def everything_fast(monkeypatch):
+    """What is worth it for large models only is done for the smallest ones."""
+    from captum_lrpx.attr import engine
+    from captum_lrpx.fast import direct, narrow
+
+    monkeypatch.setattr(engine, "_FEW_POSITIONS", 0)
+    monkeypatch.setattr(narrow, "_WORTH_IT", 0)
+    monkeypatch.setattr(direct, "_WORTH_IT", 0)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.traced import TracedPass
 
 RELATIVE = 1e-10
 # Relevances of both signs cancel in the sum. Where they cancel to a value much smaller than their

@@ -13,7 +13,7 @@ from rule_cases import assert_same, pairs, ruled
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
-from captum_lrpx import propagation
+from captum_lrpx import LRPx, propagation
 
 
 def gelu_by_hand(z):
@@ -104,3 +104,15 @@ def test_activations_may_overwrite_their_input(kind, inplace):
     value, (found,) = ruled(lambda z: module(z * 1), [z], grad)
     assert torch.equal(value, kind()(z))
     assert_same(found, value * grad)
+
+
+@pytest.mark.parametrize("kind", [nn.ELU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh])
+def test_several_gradients_at_once_also_at_zero(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4, bias=False), kind(), nn.Linear(4, 3)).double()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    x[0] = 0
+    found = LRPx(network).attribute_targets(x, targets_per_backward=3)
+    expected = torch.stack([LRPx(network).attribute(x, target) for target in range(3)])
+    assert_same(found, expected)
+    assert found[:, 1].any()

@@ -4,12 +4,21 @@ import copy
 
 import pytest
 import torch
-from ecosystem import TARGET, check_same, hooks_of, methods
+from ecosystem import TARGET, check_same, embeds_of, hooks_of, methods
 from models import tiny, token_ids
 from state import snapshot
 from torch import nn
 
-from captum_lrpx import LayerAttnLRPx, LRPx
+from captum_lrpx import (
+    ATTN_LRP,
+    AttnLRPx,
+    LayerAttnLRPx,
+    LogitDifference,
+    LRPx,
+    TokenLogits,
+    ledger,
+    propagation,
+)
 
 # PEFT ------------------------------------------------------------------------------------------
 
@@ -93,6 +102,30 @@ def test_layers_of_a_model_with_adapters():
     torch.testing.assert_close(found, expected.attribute(token_ids(), TARGET))
 
 
+@methods
+@pytest.mark.parametrize("modules", ["all-linear", ["lm_head", "v_proj"]], ids=str)
+def test_one_position_of_a_model_with_adapters(modules, method):
+    model = with_lora("llama", "CAUSAL_LM", target_modules=modules)
+    plain = merged(model)
+    for given in (model, model.get_base_model()):
+        found = method(TokenLogits(given)).attribute(token_ids(), 7, (None, 2))
+        torch.testing.assert_close(
+            found, method(TokenLogits(plain)).attribute(token_ids(), 7, (None, 2))
+        )
+
+
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+def test_the_ledger_and_the_table_of_a_model_with_adapters(method):
+    model = with_lora("gpt2", "CAUSAL_LM")
+    attribution = method(model)
+    assert attribution.coverage(token_ids()).complete
+    book = ledger(attribution, token_ids(), TARGET)
+    assert book.closes(1e-10), str(book)
+    expected = ledger(method(merged(model)), token_ids(), TARGET)
+    for kind, amount in expected.by_kind().items():
+        torch.testing.assert_close(book.by_kind()[kind], amount)
+
+
 # accelerate ------------------------------------------------------------------------------------
 
 
@@ -133,3 +166,93 @@ def test_layers_of_an_offloaded_model(tmp_path):
     found = LayerAttnLRPx(model, model.model.layers[1]).attribute(token_ids(), TARGET)
     expected = LayerAttnLRPx(plain, plain.model.layers[1]).attribute(token_ids(), TARGET)
     torch.testing.assert_close(found, expected)
+
+
+@methods
+@pytest.mark.parametrize("how", ["cpu", "disk", "device_map"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_one_position_of_an_offloaded_model(family, how, method, tmp_path):
+    model, arguments = offloaded(family, how, tmp_path), (7, (None, 2))
+    for given in (TokenLogits(model), LogitDifference(model)):
+        options = arguments if isinstance(given, TokenLogits) else (None, (None, 7, 5, 2))
+        plain = type(given)(tiny(family))
+        expected = method(plain).attribute(token_ids(), *options)
+        torch.testing.assert_close(method(given).attribute(token_ids(), *options), expected)
+
+
+def test_the_table_and_the_rules_of_an_offloaded_model(tmp_path):
+    model, plain = offloaded("gpt2", "disk", tmp_path), tiny("gpt2")
+    hooks = hooks_of(model)
+    assert str(LRPx(model).coverage(token_ids())) == str(LRPx(plain).coverage(token_ids()))
+    assert hooks_of(model) == hooks
+    found = []
+    for each in (model, plain):
+        embeds = embeds_of(plain).requires_grad_()
+        with propagation(each, ATTN_LRP):
+            value = each(inputs_embeds=embeds).logits[:, -1, 7].sum()
+            found.append(torch.autograd.grad(value, embeds)[0])
+    torch.testing.assert_close(*found)
+    assert hooks_of(model) == hooks
+
+
+# Hooks of the user's own -----------------------------------------------------------------------
+
+
+class Doubled(nn.Module):
+    """What a module gives, twice: a tensor, or the first of several."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return double(self.module, args, self.module(*args, **kwargs))
+
+
+def double(_module, _args, output):
+    return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+
+
+PLACES = {
+    "a block": "transformer.h.0",
+    "an attention": "transformer.h.1.attn",
+    "a norm": "transformer.ln_f",
+    "an activation": "transformer.h.0.mlp.act",
+    "the output layer": "lm_head",
+    "the base": "transformer.wte",
+}
+
+
+@methods
+@pytest.mark.parametrize("place", PLACES)
+def test_a_hook_that_changes_what_a_module_gives_is_explained(place, method):
+    hooked, written = (
+        tiny("gpt2", tie_word_embeddings=False),
+        tiny("gpt2", tie_word_embeddings=False),
+    )
+    method(hooked).attribute(token_ids(), TARGET)  # what was known is no longer so
+    handle = hooked.get_submodule(PLACES[place]).register_forward_hook(double)
+    written.set_submodule(PLACES[place], Doubled(written.get_submodule(PLACES[place])))
+    for given in (lambda model: model, TokenLogits):
+        target = TARGET if given is not TokenLogits else TARGET[1]
+        found, expected = (
+            method(given(model), model).attribute(token_ids(), target)
+            for model in (hooked, written)
+        )
+        torch.testing.assert_close(found, expected)
+    handle.remove()
+    check_same(method, hooked, tiny("gpt2", tie_word_embeddings=False))
+
+
+@methods
+def test_a_hook_that_only_looks_sees_each_call_once(method):
+    model, seen = tiny("llama"), []
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append("block"))
+    model.lm_head.register_forward_hook(lambda *call: seen.append(tuple(call[2].shape)))
+    for _ in range(2):
+        seen.clear()
+        check = method(TokenLogits(model)).attribute(token_ids(), 7, (None, 2))
+        assert seen == ["block", (2, 5, 19)]
+    torch.testing.assert_close(
+        check, method(TokenLogits(tiny("llama"))).attribute(token_ids(), 7, (None, 2))
+    )

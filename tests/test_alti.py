@@ -18,8 +18,10 @@ from captum_lrpx.alti import (
     rollout,
     rollout_by_layer,
 )
-from captum_lrpx.alti.attention_weights import WeightCapture
-from captum_lrpx.rules.sparse import product_of_sparse
+from captum_lrpx.alti.attention_weights import attention_of
+from captum_lrpx.fast.sparse import product_of_sparse
+from captum_lrpx.trace.graph import name_of
+from captum_lrpx.trace.operations import is_kernel
 
 # Replicas: the formulas as they are written, one vector for each pair of positions ---------------
 
@@ -261,18 +263,26 @@ MASKS = {
 }
 
 
+def mixing_node(output):
+    """The node of a kernel, or of the product of weights and values."""
+    node = output.grad_fn
+    while not (name_of(node) == "Bmm" or is_kernel(name_of(node))):
+        ((node, _), *_) = node.next_functions
+    return node
+
+
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("tokens", [1, 6])
 @pytest.mark.parametrize("mask", MASKS)
 def test_weights_of_sdpa_are_those_that_it_uses(mask, tokens, groups):
     torch.manual_seed(0)
-    query = torch.randn(2, 4, tokens, 3, dtype=torch.float64)
+    query = torch.randn(2, 4, tokens, 3, dtype=torch.float64).requires_grad_()
     key, value = torch.randn(2, 2, groups, tokens, 3, dtype=torch.float64).unbind(0)
-    with WeightCapture(4) as capture:
-        output = F.scaled_dot_product_attention(
-            query, key, value, **MASKS[mask](tokens), enable_gqa=groups < 4
-        )
-    (weights,) = capture.found
+    output = F.scaled_dot_product_attention(
+        query, key, value.requires_grad_(), **MASKS[mask](tokens), enable_gqa=groups < 4
+    )
+    node, rows = mixing_node(output), torch.arange(8 * tokens).view(2, 4, tokens)
+    weights, _ = attention_of(node, name_of(node), rows)
     some = torch.tensor([tokens - 1, 0])
     for example in range(2):
         shared = value[example].repeat_interleave(4 // groups, 0)

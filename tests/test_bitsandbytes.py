@@ -6,11 +6,9 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from captum_lrpx import ALTILogit, AttnLRPx, LLMRelevance, LRPx, TokenLogits, explain, zoo
 from captum_lrpx.cli import main
-from captum_lrpx.rules.verified import is_linear_in_numbers, note_linear
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("accelerate")
@@ -113,35 +111,3 @@ def test_the_command_line_explains_a_folder_with_quantized_weights(folder, name,
     )
     assert status == 0
     assert json.loads(record.read_text())["certificate"]["unruled"] == 0
-
-
-# Any layer of a class of its own ------------------------------------------------------------------
-
-
-class OwnLinear(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.weight = torch.randn(4, 3)
-        self.bias = torch.randn(4)
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x @ self.weight.T) + self.bias
-
-
-@pytest.mark.parametrize(
-    ("function", "linear"),
-    [
-        (lambda x: x, True),
-        (lambda x: x + (x.detach() * 200).round() / 200 - x.detach(), True),
-        (torch.relu, False),
-        (torch.tanh, False),
-        (lambda x: x.detach() + 0.5 * (x - x.detach()), False),
-    ],
-    ids=["exactly", "rounded", "relu", "tanh", "half of the gradient"],
-)
-def test_whether_a_layer_is_linear_is_measured(function, linear):
-    torch.manual_seed(0)
-    layer = OwnLinear(function)
-    note_linear(layer, layer.forward, torch.randn(2, 5, 3))
-    assert is_linear_in_numbers(layer) == linear

@@ -16,13 +16,13 @@ from captum.attr._utils.lrp_rules import (
     PropagationRule,
 )
 from models import FAMILIES, embeddings_of, outputs, tiny, token_ids
+from rule_cases import assert_same, ruled
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from captum_lrpx import LRP, propagation
-from captum_lrpx.rules import Epsilon, Identity
+from captum_lrpx import LRP, LRPx, propagation
+from captum_lrpx.rules import Epsilon
 from captum_lrpx.rules.captum_rules import CaptumRule, captum_rule
-from captum_lrpx.sites import ActivationSite, LinearSite
 
 RULES = {
     "epsilon": partial(EpsilonRule, 0.125),
@@ -60,7 +60,7 @@ def mlp(activation, *, bias=True):
 
 def set_rules(network, build):
     for layer in network:
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
             layer.rule = build()
 
 
@@ -69,32 +69,17 @@ def relevance_of_captum(network, x, target):
 
 
 def relevance_here(network, x, target):
-    """Gradient x Input with the rules that are found on the layers, as patches of the instances."""
-    attachments = []
-    for path, layer in network.named_children():
-        if isinstance(layer, nn.Linear):
-            rule = captum_rule(layer, path)
-            attachments += [] if rule is None else rule.attach(LinearSite(path, layer))
-        else:
-            attachments += Identity().attach(ActivationSite(path, layer))
-    x = x.clone().requires_grad_()
-    plain = network(x).detach()
-    with pytest.MonkeyPatch.context() as patched:
-        for module, patch in attachments:
-            patched.setattr(module, "forward", partial(patch, module.forward))
-        output = network(x)
-        (gradient,) = torch.autograd.grad(output[:, target].sum(), x)
-    assert torch.equal(output, plain)
-    return (x * gradient).detach()
+    output = network(x)
+    grad = torch.zeros_like(output)
+    grad[(slice(None), *target) if isinstance(target, tuple) else (slice(None), target)] = 1
+    _, (found,) = ruled(network, [x], grad)
+    assert_same(LRPx(network).attribute(x, target=target), found)
+    return found
 
 
 @pytest.fixture
 def x():
     return torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def assert_same(one, other):
-    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -115,6 +100,23 @@ def test_another_rule_for_each_layer(lower, middle, upper, x):
     for layer, name in zip(network[::2], (lower, middle, upper), strict=True):
         layer.rule = RULES[name]()
     assert_same(relevance_here(network, x, 1), relevance_of_captum(network, x, 1))
+
+
+@pytest.mark.parametrize("build", RULES.values(), ids=RULES)
+def test_convolutions(build):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(3, 4, 2, stride=2, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 2),
+    ).double()
+    x = torch.randn(5, 2, 4, 4, dtype=torch.float64)
+    for channel in range(3):
+        set_rules(network, build)
+        target = channel, 0, 0
+        assert_same(relevance_here(network, x, target), relevance_of_captum(network, x, target))
 
 
 IDENTITY_AT = {
@@ -156,11 +158,8 @@ def test_conv1d_stores_its_weight_transposed(x):
     for build in RULES.values():
         found = []
         for layer in (linear, conv):
-            ((_, patch),) = CaptumRule(build()).attach(LinearSite("layer", layer))
-            leaf = x.clone().requires_grad_()
-            output = patch(layer.forward, leaf)
-            assert torch.equal(output, layer(x))
-            found.append(torch.autograd.grad(output[:, 1].sum(), leaf)[0])
+            layer.rule = build()
+            found.append(relevance_here(layer, x, 1))
         assert_same(*found)
 
 
@@ -191,13 +190,13 @@ def test_an_unknown_propagation_rule_is_refused():
     layer.rule = OtherRule()
     rule = captum_rule(layer, "a.layer")
     with pytest.raises(TypeError, match=r"OtherRule on 'a\.layer' has no Gradient x Input form"):
-        rule.attach(LinearSite("a.layer", layer))
+        rule.patch(layer, "a.layer")
 
 
 @pytest.mark.parametrize("build", [GammaRule, Alpha1_Beta0_Rule])
 def test_rules_that_change_weights_need_weights(build):
     with pytest.raises(TypeError, match=r"needs the weight of 'layer', but Identity has no plain"):
-        CaptumRule(build()).attach(LinearSite("layer", nn.Identity()))
+        CaptumRule(build()).patch(nn.Identity(), "layer")
 
 
 # Inside a transformer -----------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Certificate, Explanation
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, sealed
 from captum_lrpx.methods import METHODS, Subject, attribute, options_of
-from captum_lrpx.rules import patches
+from captum_lrpx.recipes import LRP
+from captum_lrpx.rules import Gamma, nodes
 from captum_lrpx.targets import Question
 
 TEXT = "the keys to the cabinet"
@@ -34,7 +35,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def stored(loaded):
     """An explanation, as JSON."""
-    return explain(*loaded, TEXT, TARGET, first_token="<|endoftext|>").to_json()
+    return explain(*loaded, TEXT, TARGET, first_token="<|endoftext|>", certify="full").to_json()
 
 
 def asked(model, recipe=None, method="lrpx", options=None):
@@ -84,14 +85,14 @@ def test_the_account_is_of_what_was_recorded(options):
     subject, plain = asked(tiny("gpt2"), method="altilogit", options=options)
     assert certified(plain, subject, None).certificate.ledger_residual < 1e-9
     with pytest.warns(UserWarning, match="ledger OPEN"):
-        other = certified(replace(plain, value=plain.value + 1), subject, None)
+        other = certified(replace(plain, value=plain.value + 1), subject, None, full=True)
     book = ledger(LRPx(subject.model), subject.ids, (3, 4))
     assert other.certificate.failed
     assert book.closes(1e-9)
 
 
 def test_the_numbers_are_those_of_coverage_and_ledger(loaded):
-    result = explain(*loaded, TEXT, TARGET)
+    result = explain(*loaded, TEXT, TARGET, certify="full")
     question = TARGET.ask(*loaded, encoding_of(result))
     ids = torch.tensor([result.ids])
     arguments = question.additional_forward_args
@@ -123,30 +124,86 @@ def test_the_explanation_is_the_same_without(loaded):
 # Failures -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lrpx", "attnlrpx"])
-def test_a_rule_that_changes_the_forward_pass_is_said(monkeypatch, method):
-    """By the last bit of a norm."""
-    subject, plain = asked(tiny("gpt2", dtype=torch.float32), method=method)
-    original = patches.FrozenNormPatch.__call__
+class Inexact(Gamma):
+    """A rule that gets the last bit of a layer's values wrong."""
 
-    def changed(self, forward, x):
-        output = original(self, forward, x)
-        return torch.nextafter(output, output + 1)
+    def patch(self, module, path):
+        exact = super().patch(module, path)
 
-    monkeypatch.setattr(patches.FrozenNormPatch, "__call__", changed)
+        def patch(forward, x):
+            return exact(lambda each: torch.nextafter(forward(each), forward(each) + 1), x)
+
+        return patch
+
+
+def test_a_rule_that_changes_the_forward_pass_is_said():
+    recipe = replace(LRP, linear=Inexact())
+    subject, plain = asked(tiny("gpt2", dtype=torch.float32), recipe)
     with pytest.warns(UserWarning, match="forward CHANGED by the rules"):
-        result = certified(plain, subject, None)
+        result = certified(plain, subject, recipe)
     assert not result.certificate.forward_unchanged
     assert result.certificate.coverage_complete
     assert result.certification.startswith("NOT certified: forward CHANGED by the rules, ")
 
 
 def test_a_wrong_backward_pass_leaves_the_ledger_open(monkeypatch):
-    monkeypatch.setattr(patches.FrozenNormPatch, "__call__", lambda _self, forward, x: forward(x))
+    monkeypatch.setattr(nodes, "frozen_norm", lambda _node, _name: lambda *_: None)
     subject, plain = asked(tiny("gpt2"))
     with pytest.warns(UserWarning, match="ledger OPEN by"):
         result = certified(plain, subject, None)
     assert result.certificate.forward_unchanged
+
+
+def test_relevances_of_other_tokens_are_noticed():
+    """By the second pass alone: the sum is right, and so is the ledger."""
+    subject, plain = asked(tiny("llama"))
+    first, second, *others = plain.relevances
+    swapped = replace(plain, relevances=(second, first, *others))
+    with pytest.warns(UserWarning, match="relevances DIFFER in a second pass"):
+        result = certified(swapped, subject, None)
+    assert result.certificate.ledger_closes
+    assert not result.certificate.relevances_confirmed
+
+
+@pytest.mark.parametrize("method", RULE_BASED)
+def test_the_audit_is_made_once_for_a_form(method):
+    subject, plain = asked(tiny("gpt2"), method=method)
+    audited, known, again = (
+        certified(plain, subject, None, full=full).certificate for full in (False, False, True)
+    )
+    assert audited.audited
+    assert audited.ledger_closes
+    assert again == audited
+    assert not known.audited
+    assert known.ledger_residual is known.ledger_delta is known.relevance_difference is None
+    assert known.holds
+    assert known.operations == audited.operations
+    assert "when the first explanation of this form was audited" in str(known)
+    subject.model.transformer.h[0].register_forward_hook(lambda *_: None)
+    assert certified(plain, subject, None).certificate.audited, "it may do something else now"
+
+
+def test_what_failed_is_audited_again():
+    subject, plain = asked(tiny("gpt2"))
+    wrong = replace(plain, relevances=(plain.relevances[0] + 0.1, *plain.relevances[1:]))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="ledger OPEN"):
+            assert certified(wrong, subject, None).certificate.audited
+
+
+def test_a_certified_explanation_runs_its_model_twice(loaded, monkeypatch):
+    runs = []
+    base = type(loaded[0].transformer)
+    own = base.forward
+
+    def counted(self, *args, **kwargs):
+        runs.append(self)
+        return own(self, *args, **kwargs)
+
+    explain(*loaded, TEXT)
+    monkeypatch.setattr(base, "forward", counted)
+    explain(*loaded, TEXT)
+    assert len(runs) == 2
 
 
 def test_an_edited_relevance_leaves_the_ledger_open():
@@ -164,10 +221,10 @@ def test_without_a_ledger_the_certificate_says_why(monkeypatch, loaded, error):
     def refuse(*_args, **_keywords):
         raise error
 
-    monkeypatch.setattr("captum_lrpx.certification.ledger", refuse)
+    monkeypatch.setattr("captum_lrpx.certification.observed_ledger", refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = explain(*loaded, TEXT, TARGET)
+        result = explain(*loaded, TEXT, TARGET, certify="full")
     assert not result.certificate.holds
     assert not result.certificate.failed
     reason = str(error) or "out of memory"

@@ -489,8 +489,11 @@ def test_checkpointing_of_the_models_own():
     model.gradient_checkpointing_enable({"use_reentrant": False})
     saving = LRPx(model, checkpointing=True)
     assert torch.equal(saving.attribute(token_ids(), target=TARGET), expected)
-    with pytest.raises(ValueError, match="gradient checkpointing in training mode"):
-        LRPx(model.train(), checkpointing=True).attribute(token_ids(), target=TARGET)
+    before = snapshot(model.train())
+    for checkpointing in (True, False):
+        again = LRPx(model, checkpointing=checkpointing).attribute(token_ids(), target=TARGET)
+        assert torch.equal(again, expected)
+    assert snapshot(model) == before
 
 
 def test_offloaded_weights():

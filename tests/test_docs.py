@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from captum_lrpx import compiled
-
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
@@ -18,8 +16,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_blocks_of_a_page_run(page, monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # needs no C++ compiler, and no minute
+def test_the_blocks_of_a_page_run(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     names: dict = {}
     for block in blocks:

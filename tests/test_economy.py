@@ -2,22 +2,19 @@
 
 import pytest
 import torch
-from models import FAMILIES, outputs, tiny, token_ids
+from models import FAMILIES, MORE_FAMILIES, outputs, tiny, token_ids
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from captum_lrpx import AttnLRPx, LRPx, TokenLogits
+from captum_lrpx import AttnLRPx, LayerLRPx, LogitDifference, LRPx, TokenLogits, TokenSum
 from captum_lrpx.fast import narrow
 from captum_lrpx.fast.saved import Saved
 from captum_lrpx.recipes import NAMED_RECIPES
 from captum_lrpx.traced import TracedPass
 
+pytestmark = pytest.mark.usefixtures("everything_fast")
+
 METHODS = [LRPx, AttnLRPx]
-
-
-@pytest.fixture(autouse=True)
-def from_the_graph(monkeypatch):
-    """Also of models whose rules have fast forms of their own."""
-    monkeypatch.setattr("captum_lrpx.attr.protocol.is_declared", lambda _: False)
 
 
 def kept(method, model, ids):
@@ -93,8 +90,9 @@ def test_what_no_rule_reads_is_not_kept(family, method, share):
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_relevances_are_the_same_bits(family, attn, recipe, monkeypatch):
-    """Without narrowing, which rounds otherwise."""
-    monkeypatch.setattr("captum_lrpx.traced.narrow", lambda *_: ())
+    """Without products and kernels of its own, which round otherwise."""
+    for other in ("narrow", "direct"):
+        monkeypatch.setattr(f"captum_lrpx.traced.{other}", lambda *_: ())
     model, ids = tiny(family, attn=attn), token_ids()
     fast, plain = (LRPx(model, recipe=NAMED_RECIPES[recipe], fast=fast) for fast in (True, False))
     fast.attribute(ids, target=(-1, 3))  # finds out what need not be kept
@@ -177,9 +175,9 @@ def products(monkeypatch):
     """Gradients that linear layers were given as mostly zero."""
     found, plain = [], narrow.product_of_sparse
 
-    def product(gradient, weight):
+    def product(gradient, *args):
         found.append(gradient)
-        return plain(gradient, weight)
+        return plain(gradient, *args)
 
     monkeypatch.setattr(narrow, "product_of_sparse", product)
     return found
@@ -193,12 +191,77 @@ def test_behind_the_last_attention_only_explained_rows_go_backward(products):
     assert all(len(each) == 24 for each in products)
 
 
+EXPLAINED = {
+    "one position": None,
+    "several, some of them twice": (
+        torch.tensor([[4, 5, 6]] * 3),
+        torch.tensor([[1, 1, 2], [3, 3, 3], [4, 5, 6]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("tokens", EXPLAINED.values(), ids=EXPLAINED)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_relevances_of_few_rows_are_those_of_all(family, method, attn, tokens, products):
+    model = tiny(family, attn=attn)
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[1, 5:] = 0
+    if attn == "sdpa" and family != "bloom":  # transformers' eager float64 masks give NaN there
+        mask[2, :2] = 0
+    embeds = model.get_input_embeddings()(token_ids(3, 7)).detach()
+    forward, arguments = LogitDifference(model), (mask, 5, 6, torch.tensor([1, 4, 6]))
+    if tokens is not None:
+        forward, arguments = TokenSum(model), (mask, *tokens)
+    expected, expected_delta, found, delta = (
+        each
+        for fast in (False, True)
+        for each in method(forward, fast=fast).attribute(
+            embeds, additional_forward_args=arguments, return_convergence_delta=True
+        )
+    )
+    assert products
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(delta, expected_delta, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_captured_is_seen_whole():
+    model, ids = tiny("llama", attn="sdpa"), token_ids(3, 7)
+    positions, layer = torch.tensor([1, 4, 6]), model.model.layers[-1]
+    found = LayerLRPx(LogitDifference(model), layer).attribute(
+        ids, additional_forward_args=(None, 5, 6, positions)
+    )
+    found = found[0] if isinstance(found, tuple) else found
+    assert found.shape == (*ids.shape, model.config.hidden_size)
+    assert found[torch.arange(3), positions].abs().sum() > 0
+
+
 def test_a_fused_projection_goes_backward_for_its_values_alone(products):
     model, ids = tiny("gpt2", attn="sdpa"), token_ids(length=12)
     LRPx(model).attribute(ids, target=(-1, 5))
     width = model.config.n_embd
     fused = [each for each in products if each.shape[1] == 3 * width]
     assert [int(each.any(0).sum()) for each in fused] == [width] * model.config.n_layer
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_go_backward_for_their_signal_alone(products, method):
+    config = MixtralConfig(
+        vocab_size=19, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    model, ids = MixtralForCausalLM(config).eval(), token_ids(length=12)
+    expected = method(model, fast=False).attribute(ids, target=(-1, 5))
+    for _ in range(2):
+        products.clear()
+        found = method(model).attribute(ids, target=(-1, 5))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    fused = [each for each in products if each.shape[1] == 2 * config.intermediate_size]
+    # Both layers under LRP, where gates are constant; the last one, for two rows, under AttnLRP.
+    alive = [int(each.any(0).sum()) for each in fused]
+    assert alive == ([24, 24] if method is LRPx else [48])
+    assert int(fused[0].any(1).sum()) == 2 * config.num_experts_per_tok
 
 
 def test_gradients_of_several_targets_at_once_are_not_looked_at():

@@ -5,28 +5,60 @@ import pickle
 
 import pytest
 import torch
+from anatomy import blocks_of
 from ecosystem import METHODS, TARGET, check_same, embeds_of, gradient, methods
 from models import tiny, token_ids
 from state import snapshot
 from torch import nn
 
-from captum_lrpx import ATTN_LRP, LRP, LRPx, propagation
+from captum_lrpx import ATTN_LRP, LRP, LayerAttnLRPx, LRPx, propagation
+
+NO_DROPOUT = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "llama": {},
+}
 
 # Gradient checkpointing ------------------------------------------------------------------------
 
 
+def checkpointed(family, *, reentrant=False):
+    model = tiny(family, **NO_DROPOUT[family])
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    return model.train()  # transformers checkpoints in training mode only
+
+
 @methods
+@pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 @pytest.mark.filterwarnings("ignore:.*training mode")
-def test_a_model_that_checkpoints_itself_is_refused_until_it_is_in_evaluation_mode(family, method):
-    model = tiny(family)
-    model.gradient_checkpointing_enable()
-    model.train()  # transformers checkpoints in training mode only
+def test_checkpointing(family, reentrant, method):
+    model = checkpointed(family, reentrant=reentrant)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"gradient checkpointing in training mode.*model\.eval"):
-        method(model).attribute(token_ids(), TARGET)
+    check_same(method, model, tiny(family))
     assert snapshot(model) == before
-    check_same(method, model.eval(), tiny(family))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.filterwarnings("ignore:.*training mode")
+def test_layers_inside_of_checkpointed_blocks(family):
+    model, plain = checkpointed(family), tiny(family)
+
+    def explained(model):
+        block = blocks_of(model)[1]
+        layers = [block.module, block.mixed, block.output, block.up]
+        return LayerAttnLRPx(model, layers).attribute(token_ids(), TARGET)
+
+    torch.testing.assert_close(explained(model), explained(plain))
+
+
+@pytest.mark.filterwarnings("ignore:.*training mode")
+def test_checkpointing_with_nested_recipes():
+    model, plain = checkpointed("llama"), tiny("llama")
+    with propagation(plain, LRP):
+        expected = gradient(plain, embeds_of(plain))
+    with propagation(model, ATTN_LRP), propagation(model, LRP):
+        torch.testing.assert_close(gradient(model, embeds_of(model)), expected)
 
 
 # torch.compile ---------------------------------------------------------------------------------

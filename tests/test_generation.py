@@ -318,7 +318,7 @@ def test_the_model_is_as_it_was(context):
     with context():
         result = llm.attribute(prompt, continuation)
     assert not result.token_attr.requires_grad
-    beyond = LayerLRPx(model, model.lm_head)  # where there is no vector per token of the text
+    beyond = LayerLRPx(model, model.transformer.h)  # which gives nothing: it only holds layers
     with pytest.raises(ValueError, match="choose a layer"):
         LLMRelevance(beyond, words()).attribute(prompt, continuation)
     assert snapshot(model) == before

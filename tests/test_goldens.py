@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from captum_lrpx import LRP, AttnLRPx, LRPx
 from captum_lrpx.rules import SignalTakeAll
 
+pytestmark = pytest.mark.usefixtures("everything_fast")
+
 GOLDENS = Path(__file__).parent / "goldens" / "lrp"
 # Hugging Face computes Llama's norm and rotary embedding in float32 whatever the model's dtype is.
 TOLERANCE = {"bert": 1e-10, "gpt2": 1e-10, "llama": 1e-6}

@@ -152,6 +152,38 @@ def test_each_bias_of_each_example_has_its_own_amount(family, method):
             assert amount[row].item() == pytest.approx(expected[name], **tolerance), name
 
 
+TABLES = {
+    "bert": {"token_types": "token_type_embeddings", "positions": "position_embeddings"},
+    "roberta": {"token_types": "token_type_embeddings", "positions": "position_embeddings"},
+    "distilbert": {"positions": "position_embeddings"},
+    "gpt2": {"positions": "wpe"},
+    "opt": {"positions": "embed_positions"},
+}
+"""Beside that of tokens; OPT and RoBERTa count what is not padding."""
+
+
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+@pytest.mark.parametrize("family", EVERY)
+def test_each_table_has_a_line(family, method):
+    model, ids, mask = tiny(family), token_ids(2), torch.ones(2, 5, dtype=torch.long)
+    ids[1, :2] = mask[1, :2] = 0
+    with Exact():
+        book = ledger(method(TokenLogits(model)), ids, 5, (mask, 4))
+    tables = [each for kind in ("tokens", "positions", "token_types") for each in book.of(kind)]
+    modules = dict(model.named_modules())
+    assert modules[tables[0].path] is model.get_input_embeddings()
+    found = {entry.kind: entry.path.rpartition(".")[2] for entry in tables[1:]}
+    assert found == TABLES.get(family, {})
+    for row in (0, 1):
+        arguments = {"input_ids": ids[row:], "attention_mask": mask[row:]}
+        if family in ("bert", "distilbert", "gpt2"):  # as TokenLogits counts for them
+            arguments["position_ids"] = (mask[row:].cumsum(1) - 1).clamp(min=0)
+        replica = by_hand(model, method.default_recipe, (0, 4, 5), **arguments)
+        by_table = sorted(part[0].sum().item() for part in replica.embeddings)
+        amounts = sorted(entry.amount[row].item() for entry in tables)
+        assert amounts == pytest.approx(by_table, rel=1e-9, abs=1e-12)
+
+
 def test_a_line_knows_its_layer():
     book = ledger(AttnLRPx(tiny("gpt2", layers=3)), token_ids(1), (2, 5))
     assert [entry.layer for entry in book.of("softmax")] == [0, 1, 2]

@@ -16,7 +16,6 @@ from captum_lrpx import ATTN_LRP, LRP, LRPx, propagation
 from captum_lrpx.recipes import LRP_UNIFORM_GATE
 from captum_lrpx.rules import Alpha1Beta0, AttentionGradient, Epsilon, Gamma, ProductGradient
 from captum_lrpx.rules.captum_rules import CaptumRule
-from captum_lrpx.sites import LinearSite
 
 RULES = [Epsilon(1e-3), Epsilon(1.0), Alpha1Beta0(), Gamma(0.25), Gamma(100.0)]
 TARGET = (3, 5)
@@ -268,7 +267,7 @@ def test_rules_that_split_weights_refuse_quantised_layers(rule):
 )
 def test_rules_that_split_weights_refuse_an_adapter(rule):
     with pytest.raises(TypeError, match=r"'a\.layer', but LowRank has no plain.*merge the adapter"):
-        rule.attach(LinearSite("a.layer", LowRank(nn.Linear(2, 2))))
+        rule.patch(LowRank(nn.Linear(2, 2)), "a.layer")
 
 
 def test_epsilon_takes_adapters():

@@ -12,6 +12,8 @@ from precision import DTYPES, METHODS, TARGET, errors_of
 
 from captum_lrpx import AttnLRPx, LRPx
 
+pytestmark = pytest.mark.usefixtures("everything_fast")
+
 ALL_FAMILIES = FAMILIES | MORE_FAMILIES
 ALL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

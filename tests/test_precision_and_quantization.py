@@ -8,7 +8,7 @@ from ecosystem import TARGET, check_same, distance, embeds_of, hooks_of, methods
 from models import tiny, token_ids
 from torch import nn
 
-from captum_lrpx import ATTN_LRP, LRP, propagation
+from captum_lrpx import ATTN_LRP, LRP, AttnLRPx, LRPx, ledger, propagation
 
 # Precision -------------------------------------------------------------------------------------
 
@@ -106,3 +106,106 @@ def test_layers_without_a_backward_pass_are_refused(family, method):
         with pytest.raises(RuntimeError, match=r"has no backward pass.*before it is quantized"):
             method(model).attribute(inputs, TARGET)
     assert hooks_of(model) == before
+
+
+# Layers of a class of somebody's own -----------------------------------------------------------
+
+
+class Unheard(torch.autograd.Function):
+    """A product with dequantized weights, and perhaps something more."""
+
+    @staticmethod
+    def forward(ctx, x, weight, function):
+        y = nn.functional.linear(x, weight)
+        ctx.save_for_backward(weight, y)
+        ctx.function = function
+        return y if function is None else function(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, y = ctx.saved_tensors
+        if ctx.function is not None:
+            with torch.enable_grad():
+                y = y.detach().requires_grad_()
+                (grad,) = torch.autograd.grad(ctx.function(y), y, grad)
+        return grad @ weight, None, None
+
+
+class HalfOfTheGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, _function):
+        ctx.save_for_backward(weight)
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 0.5 * grad @ ctx.saved_tensors[0], None, None
+
+
+class OwnLinear(nn.Module):
+    def __init__(self, linear, multiply=Unheard, function=None):
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().clone())
+        self.bias = linear.bias
+        self.multiply, self.function = multiply, function
+
+    def forward(self, x):
+        y = self.multiply.apply(x, self.weight, self.function)
+        return y if self.bias is None else y + self.bias
+
+
+class RoundingLinear(OwnLinear):
+    """Rounds what it is given, and lets the gradient pass."""
+
+    def forward(self, x):
+        return super().forward(x + ((x * 500).round() / 500 - x).detach())
+
+
+def with_own_layers(plain, kind=OwnLinear, **options):
+    model = copy.deepcopy(plain)
+    for path, module in plain.named_modules():
+        if isinstance(module, nn.Linear):
+            model.set_submodule(path, kind(module, **options).eval())
+    return model
+
+
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_layer_with_a_function_that_nobody_knows_is_measured(family, method):
+    plain = tiny(family, tie_word_embeddings=False)
+    check_same(method, with_own_layers(plain), plain)
+    rounding = with_own_layers(plain, RoundingLinear)
+    check_same(method, rounding, plain, rtol=0.05, atol=0.02)
+    book = ledger(method(rounding), token_ids(), TARGET)
+    assert book.closes(1e-6), str(book)
+    assert 0 < book.by_kind()["absorbed"].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("method", [LRPx, AttnLRPx])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"function": torch.relu}, {"function": torch.tanh}, {"multiply": HalfOfTheGradient}],
+    ids=["relu", "tanh", "half of the gradient"],
+)
+def test_one_that_is_not_linear_is_refused_by_name(method, wrong):
+    plain = tiny("llama", tie_word_embeddings=False)
+    model = copy.deepcopy(plain)
+    model.model.layers[0].self_attn.v_proj = OwnLinear(plain.model.layers[0].self_attn.v_proj)
+    model.lm_head = OwnLinear(plain.lm_head, **wrong)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"in 'lm_head' \(OwnLinear\)") as error:
+            method(model).attribute(token_ids(), TARGET)
+        assert "v_proj" not in str(error.value)
+
+
+def test_the_measurement_is_no_part_of_the_pass():
+    plain = tiny("llama", tie_word_embeddings=False)
+    model = with_own_layers(plain)
+    runs = []
+    model.lm_head.forward = lambda x, own=model.lm_head.forward: runs.append(1) or own(x)
+    ids = token_ids(4, 20)  # so many that not everything is kept
+    first = LRPx(model).attribute(ids, TARGET)
+    assert len(runs) == 3  # two of them to measure it
+    for _ in range(2):
+        assert torch.equal(LRPx(model).attribute(ids, TARGET), first)
+    assert len(runs) == 5

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from anatomy import blocks_of
 from drawing import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,7 @@ from test_conservation import FLOAT32_MASS, FLOAT32_RELATIVE
 from transformers.activations import ACT2FN
 
 from captum_lrpx import ATTN_LRP, LRP, LRP_UNIFORM_GATE, propagation
-from captum_lrpx.propagation import sites_of
-from captum_lrpx.traced import traced_rules
+from captum_lrpx.traced import TracedPass
 
 RECIPES = (LRP, LRP_UNIFORM_GATE, ATTN_LRP)
 
@@ -118,8 +118,10 @@ FLAGS = {
         _remove_final_layer_norm=flag,
     ),
     "bloom": flags(
+        apply_residual_connection_post_layernorm=flag,
         layer_norm_epsilon=epsilon,
         pretraining_tp=st.sampled_from([1, 2]),
+        slow_but_exact=flag,
         tie_word_embeddings=flag,
     ),
     "llama": flags(attention_bias=flag, mlp_bias=flag, **DECODER),
@@ -130,19 +132,16 @@ FLAGS = {
     ),
 }
 """What is not here cannot change the forward pass of a model in evaluation mode (dropout,
-initialization, ids of special tokens, what is returned), is drawn with the sizes, or is refused:
-see :data:`REFUSED`."""
+initialization, ids of special tokens, what is returned), or is drawn with the sizes."""
 
 HEADS = {"opt": ("lm", "sequence", "qa")}
 
-REFUSED = [
-    ("bert", {"is_decoder": True, "add_cross_attention": True}, "crossattention"),
-    ("roberta", {"is_decoder": True, "add_cross_attention": True}, "crossattention"),
-    ("gpt2", {"add_cross_attention": True}, "crossattention"),
-    ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection"),
-    ("bloom", {"slow_but_exact": True}, "slow_but_exact"),
+CROSS_ATTENTION = [
+    ("bert", {"is_decoder": True, "add_cross_attention": True}),
+    ("roberta", {"is_decoder": True, "add_cross_attention": True}),
+    ("gpt2", {"add_cross_attention": True}),
 ]
-"""Flags whose models have a computation that no declaration describes, and what the error names."""
+"""Models with a second attention in each block, which waits for the states of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,10 @@ def relevance_of_position_bias(model, index, ids):
 
     with ExitStack() as stack:
         stack.enter_context(captured(embeddings_of(model)))
-        for site in sites_of(model).attentions:
-            handle = site.module.register_forward_pre_hook(keep, with_kwargs=True)
+        for block in blocks_of(model):
+            handle = block.attention.register_forward_pre_hook(keep, with_kwargs=True)
             stack.callback(handle.remove)
-        rules = stack.enter_context(traced_rules(model, ATTN_LRP, None))
+        rules = stack.enter_context(TracedPass(model, ATTN_LRP, None).opened())
         stack.enter_context(Exact())
         value = outputs(model, input_ids=ids)[index]
         rules.attach(value)
@@ -259,10 +258,19 @@ def test_many_drawn_architectures_are_explained_exactly(family, data):
     assert_explained(data.draw(cases(family)))
 
 
-@pytest.mark.parametrize(("family", "config", "name"), REFUSED)
-def test_a_computation_without_declaration_is_refused(family, config, name):
-    model = tiny(family, **config)
+@pytest.mark.parametrize(("family", "config"), CROSS_ATTENTION)
+def test_what_does_not_run_does_not_matter(family, config):
+    sizes = {"family": family, "attn": "eager", "biases": "random"}
+    assert_explained(Case(sizes | config, 2, 5, (0, 4, 7)))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_gate_that_is_linear_is_refused(family):
+    model = tiny(family, activation="linear")
     before = snapshot(model)
-    with pytest.raises(ValueError, match=name), propagation(model, LRP):
-        pass
+    embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
+    for recipe in RECIPES:
+        refused = pytest.raises(ValueError, match=r"mul in .*\.mlp.*which the gate")
+        with refused, propagation(model, recipe):
+            model(inputs_embeds=embeds)
     assert snapshot(model) == before

@@ -62,7 +62,7 @@ def test_nodes_have_the_relevance_of_layers(recipe):
         graph.nodes, method(model, layers_of(model)).attribute(ids, TARGET), strict=True
     ):
         torch.testing.assert_close(node, relevance.sum(-1)[0], rtol=0, atol=1e-12)
-    assert graph.value == pytest.approx(float(model(ids).logits[0, -1, 7]))
+    assert graph.value == pytest.approx(model(ids).logits[0, -1, 7].item())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

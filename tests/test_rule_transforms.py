@@ -2,88 +2,92 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
-from rule_cases import (
-    ACCURACY,
-    HALF,
-    assert_same,
-    attached,
-    attend_manually,
-    attention_site,
-    identity_product,
-    identity_projections,
-)
+from rule_cases import ACCURACY, HALF, Function, assert_same, attend_manually
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
-from captum_lrpx.rules import (
-    SignalTakeAll,
-    Uniform,
-    UniformAttention,
-    functional,
-    sparse,
-)
-from captum_lrpx.rules.attention import ConstantWeights
+from captum_lrpx import ATTN_LRP, LRP, propagation
+from captum_lrpx.recipes import LRP_MIRRORED_GATE
+from captum_lrpx.rules import Alpha1Beta0, Epsilon, Gamma, functional, nodes
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # of kernels
 
 WEIGHT = torch.tensor([[1.0, -0.5, 0.25], [-1.0, 2.0, 0.5], [0.5, 0.5, -1.5]], dtype=torch.float64)
 BIAS = torch.tensor([0.25, -0.5, 0.125], dtype=torch.float64)
 
 
-def _linear(x):
+def layer():
+    """A linear layer with these parameters."""
+    made = nn.Linear(3, 3)
+    made.weight, made.bias = nn.Parameter(WEIGHT.clone()), nn.Parameter(BIAS.clone())
+    return made
+
+
+def linear(x):
     return F.linear(x, WEIGHT.to(x.dtype), BIAS.to(x.dtype))
 
 
-PRODUCT = identity_product()
-PROJECTIONS = identity_projections()
+def gated(x):
+    return F.silu(x) * linear(x)
 
 
-def _attached(rule, site, call):
-    with attached(rule, site):
-        return call()
+def attend(x):
+    return attend_manually(x, linear(x), 2 * x, torch.tensor(True))
 
 
-def _attention(rule, x):
-    def attend():
-        return attend_manually(*(part.module(x) for part in PROJECTIONS), torch.tensor(True))
-
-    return _attached(rule, attention_site(*PROJECTIONS), attend)
+def attend_fused(x):
+    q, k, v = (each.view(1, 1, *x.shape) for each in (x, linear(x), 2 * x))
+    return F.scaled_dot_product_attention(q, k, v).view_as(x)
 
 
 RULES = {
-    "scale by a number": lambda x: functional.scale_gradient(x, 0.25),
-    "scale by feature": lambda x: functional.scale_gradient(x, WEIGHT[0].to(x.dtype)),
-    "identity": lambda x: functional.identity(x, F.silu(x), torch.sigmoid(x)),
-    "gated product": lambda x: functional.gated_product(
-        x, 2 * x, F.silu(x) * 2 * x, F.silu(x), torch.sigmoid(x)
+    "scale by a number": (lambda x: functional.scale_gradient(x, 0.25), LRP),
+    "scale by feature": (lambda x: functional.scale_gradient(x, WEIGHT[0].to(x.dtype)), LRP),
+    "identity": (F.silu, LRP),
+    "identity, input kept": (torch.tanh, LRP),
+    "identity, written out": (lambda x: x * torch.sigmoid(x), LRP),
+    "gate function": (torch.sigmoid, LRP),
+    "uniform": (gated, ATTN_LRP),
+    "signal take all": (gated, LRP),
+    "signal take all, mirrored": (gated, LRP_MIRRORED_GATE),
+    "glu": (lambda x: F.glu(torch.cat([x, linear(x)], -1), -1), LRP),
+    "linear": (linear, LRP),
+    "layer norm": (lambda x: F.layer_norm(x, (3,), WEIGHT[0].to(x.dtype)), LRP),
+    "rms norm": (lambda x: F.rms_norm(x, (3,)), LRP),
+    "rms norm, written out": (
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        LRP,
     ),
-    "uniform": lambda x: _attached(Uniform(), PRODUCT, lambda: PRODUCT.output(x * torch.cos(x))),
-    "signal take all": lambda x: _attached(
-        SignalTakeAll(), PRODUCT, lambda: PRODUCT.up(x) * PRODUCT.activation(torch.cos(x))
-    ),
-    "row sparse linear": lambda x: sparse.row_sparse_linear(
-        x, _linear(x).detach(), WEIGHT.to(x.dtype)
-    ),
-    "scaled linear": lambda x: sparse.scaled_linear(
-        x,
-        _linear(x).detach(),
-        WEIGHT.to(x.dtype),
-        (sparse.Part(0, 1, 0.25), sparse.Part(2, 3, 0.5)),
-    ),
-    "layer norm": lambda x: functional.frozen_norm(
-        x, F.layer_norm(x, (3,)), weight=WEIGHT[0].to(x.dtype), eps=1e-5, center=1
-    ),
-    "rms norm": lambda x: functional.frozen_norm(
-        x, F.rms_norm(x, (3,)), weight=None, eps=1e-5, center=0
-    ),
-    "epsilon": lambda x: functional.epsilon(_linear(x), 0.25),
-    "alpha1-beta0": lambda x: functional.alpha1_beta0(
-        x, _linear(x), WEIGHT.to(x.dtype), BIAS.to(x.dtype)
-    ),
-    "gamma": lambda x: functional.gamma(x, _linear(x), WEIGHT.to(x.dtype), BIAS.to(x.dtype), 0.25),
-    "constant weights": lambda x: _attention(ConstantWeights(), x),
-    "uniform attention": lambda x: _attention(UniformAttention(), x),
+    "group norm": (lambda x: F.group_norm(x.unsqueeze(0), 2).squeeze(0), LRP),
+    "epsilon": (layer(), replace(LRP, linear=Epsilon(0.25))),
+    "alpha1-beta0": (layer(), replace(LRP, linear=Alpha1Beta0())),
+    "gamma": (layer(), replace(LRP, linear=Gamma(0.25))),
+    "constant weights": (attend, LRP),
+    "constant weights, fused": (attend_fused, LRP),
+    "uniform attention": (attend, ATTN_LRP),
+    "uniform attention, fused": (attend_fused, ATTN_LRP),
 }
-every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+@contextmanager
+def opened(name, dtype=torch.float64):
+    """A module with a rule on."""
+    function, recipe = RULES[name]
+    module = function.to(dtype) if isinstance(function, nn.Module) else Function(function)
+    nodes._limit_of_all.cache_clear()  # found out under a transformation as well
+    with propagation(module, recipe):
+        yield module
+
+
+@pytest.fixture(params=RULES)
+def rule(request):
+    with opened(request.param) as module:
+        yield module
 
 
 @pytest.fixture
@@ -100,32 +104,60 @@ def grads():
 
 
 def vjps(rule, x, grads):
-    """One backward pass after the other."""
+    """One forward and one backward pass after the other."""
     leaf = x.clone().requires_grad_()
     return torch.stack([torch.autograd.grad(rule(leaf), leaf, grad)[0] for grad in grads])
 
 
-@every_rule
 def test_linear_in_the_upstream_gradient(rule, x, grads):
     one, other, both = vjps(rule, x, torch.stack([grads[0], grads[1], 2 * grads[0] - grads[1]]))
     assert_same(both, 2 * one - other)
 
 
-@every_rule
+def test_several_backward_passes_through_one_graph(rule, x, grads):
+    leaf = x.clone().requires_grad_()
+    value, expected = rule(leaf), vjps(rule, x, grads)
+    for grad, each in zip(grads, expected, strict=True):
+        assert torch.equal(torch.autograd.grad(value, leaf, grad, retain_graph=True)[0], each)
+
+
 def test_batched_backward(rule, x, grads):
     leaf = x.clone().requires_grad_()
     (found,) = torch.autograd.grad(rule(leaf), leaf, grads, is_grads_batched=True)
     assert_same(found, vjps(rule, x, grads))
 
 
+def test_vmapped_backward(rule, x, grads):
+    """As of several targets at once."""
+    leaf = x.clone().requires_grad_()
+    value = rule(leaf)
+    found = torch.func.vmap(lambda grad: torch.autograd.grad(value, leaf, grad)[0])(grads)
+    assert_same(found, vjps(rule, x, grads))
+
+
 def test_batched_backward_to_the_bias_of_a_norm(x, grads):
-    bias = BIAS.clone().requires_grad_()
-    frozen = functional.frozen_norm(x, x, weight=None, bias=bias, eps=1e-5, center=1)
-    (found,) = torch.autograd.grad(frozen, bias, grads, is_grads_batched=True)
+    norm, bias = nn.LayerNorm(3).double(), BIAS.clone()
+    norm.bias = nn.Parameter(bias)
+    with propagation(norm, LRP, freeze_parameters=False):
+        value = norm(x.clone().requires_grad_())
+        (found,) = torch.autograd.grad(value, norm.bias, grads, is_grads_batched=True)
     assert_same(found, grads.sum(1))
 
 
-@every_rule
+@pytest.mark.parametrize("name", [name for name in RULES if "fused" not in name])
+def test_a_backward_pass_that_has_a_graph_itself(name, x, grads):
+    """Fused attention has none in PyTorch."""
+    leaf, grad = x.clone().requires_grad_(), grads[0].clone().requires_grad_()
+    with opened(name) as rule:
+        (first,) = torch.autograd.grad(rule(leaf), leaf, grad, create_graph=True)
+        assert_same(first.detach(), vjps(rule, x, grads[:1])[0])
+        (second,) = torch.autograd.grad(first, grad, grads[1])
+        # The gradient is linear in the upstream one, by the transposed Jacobian.
+        basis = torch.eye(12, dtype=torch.float64).view(12, 4, 3)
+        jacobian = vjps(rule, x, basis)
+    assert_same(second, (jacobian * grads[1]).sum((1, 2)).view(4, 3))
+
+
 def test_torch_func_vjp(rule, x, grads):
     value, vjp = torch.func.vjp(rule, x)
     assert torch.equal(value, rule(x))
@@ -134,13 +166,11 @@ def test_torch_func_vjp(rule, x, grads):
     assert_same(torch.func.vmap(vjp)(grads)[0], expected)
 
 
-@every_rule
 def test_torch_func_grad(rule, x, grads):
     found = torch.func.grad(lambda x: (rule(x) * grads[0]).sum())(x)
     assert_same(found, vjps(rule, x, grads)[0])
 
 
-@every_rule
 def test_torch_func_per_example_gradients(rule, x, grads):
     examples = torch.stack([x, x.flip(0)])  # [2, 4, 3]
     per_example = torch.func.vmap(torch.func.grad(lambda x, grad: (rule(x) * grad).sum()))
@@ -151,14 +181,12 @@ def test_torch_func_per_example_gradients(rule, x, grads):
     assert_same(of_sum(examples), torch.stack(expected))
 
 
-@every_rule
 def test_torch_func_jacobian(rule, x):
     jacobian = torch.func.jacrev(rule)(x)
     basis = torch.eye(12, dtype=torch.float64).view(12, 4, 3)
     assert_same(jacobian, vjps(rule, x, basis).view(4, 3, 4, 3))
 
 
-@every_rule
 def test_the_value_is_the_same_with_and_without_a_gradient(rule, x):
     with_gradient = rule(x.clone().requires_grad_())
     assert with_gradient.requires_grad
@@ -169,12 +197,14 @@ def test_the_value_is_the_same_with_and_without_a_gradient(rule, x):
     assert torch.equal(without, with_gradient)
 
 
-@every_rule
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("dtype", HALF)
-def test_half_precision(rule, dtype, x, grads):
-    half = rule(x.to(dtype).requires_grad_())
-    found = vjps(rule, x.to(dtype), grads.to(dtype))
-    expected = vjps(rule, x, grads)
+def test_half_precision(name, dtype, x, grads):
+    with opened(name, dtype) as rule:
+        half = rule(x.to(dtype).requires_grad_())
+        found = vjps(rule, x.to(dtype), grads.to(dtype))
+    with opened(name) as rule:
+        expected = vjps(rule, x, grads)
     assert half.dtype == found.dtype == dtype
     assert torch.isfinite(found).all()
     close = ACCURACY[dtype] * expected.abs().max()

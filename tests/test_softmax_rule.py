@@ -15,10 +15,10 @@ import torch
 from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_cases import attached, attention_site, identity_projections, tensors
+from rule_cases import Function, tensors
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
-from captum_lrpx.rules import UniformAttention
+from captum_lrpx import ATTN_LRP, propagation
 
 TOKENS = 5
 SCALES = st.sampled_from([1.0, 8.0, 300.0])
@@ -100,22 +100,18 @@ def test_the_gradient_of_softmax_times_its_input_is_the_rule(softmax, masked, ca
 def test_it_is_the_rule_inside_of_an_attention(case, values):
     """Scores ``[N, T]`` of given queries and one-hot keys; relevances are those of the operands.
 
-    The rules of the two products act at the projections, in front of the softmax and behind it, so
-    relevances of weights and scores are taken at the operands: half of those of the values enters
-    the softmax, half of what it passes on goes to the queries.
+    Relevances of weights and scores are taken at the operands of the two products: half of those of
+    the values enters the softmax, half of what it passes on goes to the queries.
     """
     x, visible, grad = case
     tokens = x.shape[-1]
     q, k, v = x.clone(), torch.eye(tokens, dtype=x.dtype), values[:tokens].clone()
-    projections = identity_projections()
     inputs = [each.requires_grad_() for each in (q, k, v)]
-
-    with attached(UniformAttention(), attention_site(*projections)):
-        q, k, v = (part.module(each) for part, each in zip(projections, inputs, strict=True))
-        weights = filled(q @ k.T, visible).softmax(-1)
-        output = weights @ v
+    attention = Function(lambda q, k, v: filled(q @ k.T, visible).softmax(-1) @ v)
     grad = grad[:, :1] * torch.tensor([1.0, -0.5], dtype=x.dtype)
-    of_q, of_k, _ = torch.autograd.grad(output, inputs, grad)
+    with propagation(attention, ATTN_LRP):
+        of_q, of_k, _ = torch.autograd.grad(attention(*inputs), inputs, grad)
+    weights = filled(x, visible).softmax(-1)
     of_products = weights[..., None] * inputs[2] * grad[:, None]  # [N, T, 2], all of it comes in
     of_weights = 0.5 * of_products.sum(-1).detach()
     # The score of a one-hot key is one feature of the query: the query's half is the score's.

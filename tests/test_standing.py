@@ -158,7 +158,7 @@ def test_explanations_can_be_in_sets(loaded):
 
 def test_the_certificate_says_where_the_delta_went(loaded):
     for name, method in (("sva-gpt2", "attnlrpx"), ("sva-llama", "attnlrpx"), ("sva-gpt2", "lrpx")):
-        found = explain(*loaded[name], TEXT, "are", method=method)
+        found = explain(*loaded[name], TEXT, "are", method=method, certify="full")
         amounts = dict(found.certificate.ledger_delta)
         assert sum(amounts.values()) == pytest.approx(found.delta, abs=1e-3)
         named = f"the softmax of attention {amounts.get('softmax', 0):+.4f}"

@@ -1,4 +1,4 @@
-"""Where the package knows an architecture in detail, the graph of its operations says the same."""
+"""What is left out for memory and time changes no relevance, layer, neuron or ledger."""
 
 import itertools
 
@@ -11,6 +11,8 @@ from torch import nn
 
 from captum_lrpx import AttnLRPx, LayerAttnLRPx, LRPx, NeuronAttnLRPx, ledger
 from captum_lrpx.recipes import NAMED_RECIPES
+
+pytestmark = pytest.mark.usefixtures("everything_fast")
 
 CAST = {"llama", "mistral", "qwen2", "qwen3", "bloom"}
 """Families that compute norms or softmax in float32, whatever the model is in."""
@@ -46,11 +48,11 @@ def forward_of(model):
 def test_every_recipe_and_attention(family, attn, recipe):
     model, ids = tiny(family, attn=attn), token_ids()
     before = snapshot(model)
-    fast, traced = (
+    fast, whole = (
         LRPx(model, recipe=NAMED_RECIPES[recipe], fast=fast).attribute(ids, (-1, 3))
         for fast in (True, False)
     )
-    assert_equal(traced, fast, 2e-7 if family in CAST else 1e-12)
+    assert_equal(whole, fast, 2e-7 if family in CAST else 1e-12)
     assert snapshot(model) == before
 
 
@@ -60,11 +62,11 @@ def test_every_recipe_and_attention(family, attn, recipe):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_head(family, head, method):
     model = tiny(family, head)
-    fast, traced = (
+    fast, whole = (
         method(forward_of(model), model, fast=fast).attribute(token_ids(), TARGETS[head])
         for fast in (True, False)
     )
-    assert_equal(traced, fast)
+    assert_equal(whole, fast)
 
 
 @pytest.mark.usefixtures("exact")
@@ -73,12 +75,12 @@ def test_padded_batches(family, attn):
     model, ids = tiny(family, attn=attn), token_ids(length=6)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
-    fast, traced = (
+    fast, whole = (
         AttnLRPx(forward_of(model), model, fast=fast).attribute(ids, (-1, 3), (mask,))
         for fast in (True, False)
     )
-    assert_equal(traced, fast)
-    assert (traced[1, :2] == 0).all()
+    assert_equal(whole, fast)
+    assert (whole[1, :2] == 0).all()
 
 
 @pytest.mark.usefixtures("exact")
@@ -88,9 +90,9 @@ def test_ids_and_embeddings(family, method):
     model, ids = tiny(family), token_ids()
     embedded = model.get_input_embeddings()(ids).detach()
     of_ids = method(model, fast=False).attribute(ids, (-1, 3))
-    fast, traced = (method(model, fast=fast).attribute(embedded, (-1, 3)) for fast in (True, False))
-    assert_equal(traced, fast)
-    assert_equal(traced.sum(-1), of_ids)
+    fast, whole = (method(model, fast=fast).attribute(embedded, (-1, 3)) for fast in (True, False))
+    assert_equal(whole, fast)
+    assert_equal(whole.sum(-1), of_ids)
 
 
 @pytest.mark.usefixtures("exact")
@@ -99,13 +101,13 @@ def test_layers(family):
     model = tiny(family)
     blocks = next(each for each in model.modules() if isinstance(each, nn.ModuleList))
     for at_input in (True, False):
-        fast, traced = (
+        fast, whole = (
             LayerAttnLRPx(model, list(blocks), fast=fast).attribute(
                 token_ids(), (-1, 3), attribute_to_layer_input=at_input
             )
             for fast in (True, False)
         )
-        for one, other in zip(traced, fast, strict=True):
+        for one, other in zip(whole, fast, strict=True):
             assert_equal(one, other)
 
 
@@ -114,11 +116,11 @@ def test_layers(family):
 @pytest.mark.parametrize("family", EVERY)
 def test_ledgers(family, method):
     model, ids = tiny(family), token_ids()
-    fast, traced = (ledger(method(model, fast=fast), ids, (-1, 3)) for fast in (True, False))
+    fast, whole = (ledger(method(model, fast=fast), ids, (-1, 3)) for fast in (True, False))
     assert fast.closes(1e-10)
-    assert traced.closes(1e-10)
+    assert whole.closes(1e-10)
     largest = max(entry.amount.abs().max().item() for entry in fast.entries)
-    torch.testing.assert_close(traced.delta, fast.delta, rtol=0, atol=1e-12 * largest)
+    torch.testing.assert_close(whole.delta, fast.delta, rtol=0, atol=1e-12 * largest)
 
 
 @pytest.mark.usefixtures("exact")
@@ -126,10 +128,10 @@ def test_ledgers(family, method):
 def test_many_targets(family):
     model, ids = tiny(family), token_ids()
     targets = [(-1, 3), (-2, 4), (-1, 5)]
-    fast, traced = (
+    fast, whole = (
         AttnLRPx(model, fast=fast).attribute_targets(ids, targets) for fast in (True, False)
     )
-    assert_equal(traced, fast)
+    assert_equal(whole, fast)
 
 
 @pytest.mark.usefixtures("exact")
@@ -137,8 +139,8 @@ def test_many_targets(family):
 def test_neurons(family):
     model = tiny(family)
     blocks = next(each for each in model.modules() if isinstance(each, nn.ModuleList))
-    fast, traced = (
+    fast, whole = (
         NeuronAttnLRPx(model, blocks[-1], fast=fast).attribute(token_ids(), (2, 3))
         for fast in (True, False)
     )
-    assert_equal(traced, fast)
+    assert_equal(whole, fast)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 
 from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
+from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
@@ -100,6 +101,7 @@ class Reader:
         where: Describes the place of a node.
         path: Gives the path of the module of a node.
         dropout: Whether dropout may be active, which hides what scales a stream.
+        known: What has been found out of passes of the same structure, and is now.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class Reader:
         path: Callable[[int], str],
         *,
         dropout: bool,
+        known: Known,
     ) -> None:
+        self._known = known
         self.graph, self.pull, self.recording = graph, pull, recording
         self.where, self.path, self.dropout = where, path, dropout
 
@@ -151,8 +155,13 @@ class Reader:
             tokens: Positions of the stream that it is added to.
             sources: Positions of the stream that it reads.
         """
-        before, at, after = self._projection(attention)
-        rows, by_head, by_feature = self._rows(attention, before, at[0], batch, tokens)
+        mixing = attention.mixing
+        before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
+        rows, by_head, by_feature = self._known.rows(
+            mixing,
+            (batch, tokens),
+            lambda: self._rows(attention, before, at[0], batch, tokens),
+        )
         weights, values = self._mixed(attention.mixing, rows, batch, sources)
         weight = self._weight(at, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))

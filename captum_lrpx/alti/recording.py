@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
-from torch.overrides import TorchFunctionMode
 
 from captum_lrpx.trace.graph import node_of
+from captum_lrpx.trace.mode import FunctionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -68,7 +68,7 @@ class _Saved:
         return self.tensor
 
 
-class Recording(TorchFunctionMode):
+class Recording:
     """Sees the functions that one thread calls, for a ``with`` block.
 
     Args:
@@ -79,11 +79,13 @@ class Recording(TorchFunctionMode):
 
     Attributes:
         constants: For each node of a function that adds constants: these, and their signs.
+        picked: What was picked out of a parameter, by its address, and the parameter.
     """
 
     def __init__(self, width: int | None, widths: Collection[int] = ()) -> None:
-        super().__init__()
+        self._mode = FunctionMode(self._call)
         self.constants: dict[Node, list[tuple[Any, int]]] = {}
+        self.picked: dict[int, tuple[Tensor, Tensor]] = {}
         self._values: dict[_Key, tuple[Tensor, int]] = {}
         self._sums: dict[_Key, tuple[_Key, _Key, int]] = {}
         self._width, self._widths = width, widths
@@ -96,12 +98,12 @@ class Recording(TorchFunctionMode):
         """Begin."""
         if self._width is not None:
             self._hooks.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
         if self._width is not None:
             self._hooks.__exit__(*error)
 
@@ -137,24 +139,20 @@ class Recording(TorchFunctionMode):
 
     # Functions --------------------------------------------------------------------------------
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and note what is needed."""
         name = getattr(func, "__name__", "")
         if name in _SUMS and len(args) > 1:
-            return self._sum(name, func, args, kwargs or {})
+            return self._sum(name, func, args, kwargs)
         before = len(self._open)
         self._in_attention = name in _MATRIX_PRODUCTS or name in _ATTENTION
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         self._in_attention = False
+        if name == "__getitem__" and isinstance(args[0], nn.Parameter):
+            self.picked[result.data_ptr()] = result, args[0]  # which is kept, and so its address
         place = _BIAS_AT.get(name)
         if place is not None:
-            bias = args[place] if len(args) > place else (kwargs or {}).get("bias")
+            bias = args[place] if len(args) > place else kwargs.get("bias")
             if isinstance(bias, Tensor) and not bias.requires_grad:
                 self._add_constant(result, bias, 1)
         if len(self._open) > before:

@@ -14,6 +14,7 @@ from captum_lrpx import _captum
 from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
+from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.layout import Layout, layout_of
 from captum_lrpx.alti.parts import Reader
 from captum_lrpx.alti.probe import probe
@@ -21,6 +22,8 @@ from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.models import base_of
+from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -123,6 +126,7 @@ class Explained:
             self._where,
             self._path,
             dropout=attribution.model.training,
+            known=structure.notes.setdefault("parts", Known()),
         )
         notes = rules.form.notes
         if "widths" not in notes:
@@ -219,7 +223,9 @@ class Explained:
     def _name(self, number: int, constant: Any) -> str | None:
         """The name of something that is added; None outside of the model."""
         if number in self._explained:
-            return None
+            address = constant.data_ptr() if isinstance(constant, Tensor) else None
+            picked = self.reader.recording.picked.get(address or 0)
+            return None if picked is None else self._parameters.get(picked[1].data_ptr())
         path = self._path(number)
         model: nn.Module = self.attribution.model
         if path and getattr(model.get_submodule(path), "bias", None) is not None:
@@ -245,34 +251,37 @@ class Explained:
 @contextmanager
 def _runs_once(model: nn.Module) -> Iterator[None]:
     """Refuse a forward function that does not run a model exactly once, with gradients."""
-    runs, thread = 0, threading.get_ident()
+    thread = threading.get_ident()
+    # A forward module may run its base, and the head by itself.
+    runs = dict.fromkeys([model, base_of(model) or model], 0)
 
-    def before(_module: nn.Module, _args: Any) -> None:
-        nonlocal runs
+    @looks_only
+    def before(module: nn.Module, _args: Any) -> None:
         if threading.get_ident() != thread:
             return
-        runs += 1
+        runs[module] += 1
         if not torch.is_grad_enabled():
             raise RuntimeError(
                 "The forward function runs the model without gradients (torch.no_grad), which the "
                 "direction of the explained value needs: let it run with them."
             )
-        if runs > 1:
+        if runs[module] > 1:
             raise ValueError(
                 "The forward function runs the model more than once, so there is no one "
                 "decomposition: let it run the model once, or explain each run for itself."
             )
 
-    handle = model.register_forward_pre_hook(before)
+    handles = [module.register_forward_pre_hook(before) for module in runs]
     try:
         yield
-        if not runs:
+        if not any(runs.values()):
             raise ValueError(
                 f"The forward function did not run {type(model).__name__}, so there is nothing to "
                 "decompose: give the model that it runs as `model`."
             )
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _check(output: Tensor, batch: int) -> None:

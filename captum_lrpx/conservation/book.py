@@ -29,8 +29,10 @@ class Entry:
 
             - ``"tokens"``: the relevance of the tokens, what the attribution itself returns (of
               ALTI-Logit: through each block, and along the residual stream);
-            - ``"positions"``, ``"token_types"``: that of the embeddings of positions and segments;
-            - ``"bias"``: that of a bias, the beta of a LayerNorm among them;
+            - ``"positions"``: that of a table of embeddings that a counter looks up;
+            - ``"token_types"``: that of one that anything else but the explained tokens looks up;
+            - ``"bias"``: that of a bias, the beta of a LayerNorm among them, or of another constant
+              that is added;
             - ``"softmax"``: what a softmax keeps under the rules of AttnLRP;
             - ``"score_bias"``: that of constants added to attention scores (ALiBi, additive masks);
             - ``"absorbed"``: what a linear layer does not pass on because of its rule (epsilon,
@@ -40,7 +42,7 @@ class Entry:
             - ``"mlp"``: what an MLP contributes, which ALTI-Logit gives to no token;
             - ``"output"``: what the explained quantity is beyond its gradient times the logits, if
               it is not linear in them (a probability, a log-probability).
-        path: Path of the module or parameter in the model.
+        path: Path of the module or parameter in the model; outside of it the name of a function.
         layer: Number of the block, None outside of the blocks.
         amount: ``[B]``, in units of the explained value.
     """

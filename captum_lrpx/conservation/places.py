@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.trace.natures import SIGNALS
-from captum_lrpx.trace.operations import PROJECTIONS
+from captum_lrpx.trace.operations import PROJECTIONS, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -86,17 +86,19 @@ class Places:
         self._scores = self._find_scores()
 
     def _find_scores(self) -> set[int]:
-        """The nodes between the product of queries and keys and the softmax, that one included."""
+        """The nodes between queries and keys and a softmax whose result weighs something."""
         graph, roles = self._graph, self._structure.roles
+        weighing: set[int] = set()
         found: set[int] = set()
         for number in range(len(graph.nodes) - 1, -1, -1):
-            role = roles[number].role
-            if role == "softmax" or (
-                number in found
-                and role in ("linear", "activation")
-                and graph.names[number] not in PROJECTIONS
+            operands = {edge.node for edge in graph.operands[number] if edge is not None}
+            role, projects = roles[number].role, graph.names[number] in PROJECTIONS
+            if projects or (number in weighing and role == "linear"):
+                weighing |= operands
+            if (number in weighing and role == "softmax") or (
+                number in found and role in ("linear", "activation") and not projects
             ):
-                found.update(edge.node for edge in graph.operands[number] if edge is not None)
+                found |= operands
         return found
 
     # Constants --------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ class Places:
         role = operation.role
         attention = self._rule("attention", number)
         gradient = attention.own_gradient
-        if role == "rule":
+        if role == "rule" or self._rounds(number):
             return "absorbed"
         if role == "softmax" or (role == "kernel" and not attention.conserves):
             return "rule" if gradient else "softmax"
@@ -199,6 +201,13 @@ class Places:
         keeps |= role in ("attention", "scores") and gradient and not attention.conserves
         # A function that is not 0 at 0 has a value there that no slope carries.
         return "rule" if keeps or operation.kind == "gate function" else None
+
+    def _rounds(self, number: int) -> bool:
+        """Whether a layer multiplies rounded numbers, which its gradient knows nothing of."""
+        name, structure = self._graph.names[number], self._structure
+        unheard_of = kind_of(name, self._graph.detail(number)) == "unknown"
+        rounds = unheard_of or number in structure.detached
+        return name == "MatMul8bitLt" or (number in structure.linear and rounds)
 
     def _rule(self, role: str, number: int) -> Any:
         path = self._structure.places.get(number, ("", "", ""))[0]

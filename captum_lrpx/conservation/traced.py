@@ -44,9 +44,7 @@ def observed(
     with forward_pass(
         attribution, tensors, additional_forward_args, targets=[target], values=True
     ) as passed:
-        selected = passed.explain(
-            lambda run: _captum.select_targets(run.output, target).reshape(-1)
-        )
+        selected = passed.explain(lambda run: _flat(_captum.select_targets(run.output, target)))
         value = _value(selected, len(tensors[0]))
         flow = Flow(passed.rules, passed.sources, selected)
         relevances = []
@@ -77,6 +75,10 @@ def observed(
         attributions=_captum.format_output(_captum.is_tuple(inputs), attributions),
     )
     return book, coverage
+
+
+def _flat(selected: Tensor) -> Tensor:
+    return selected if selected.ndim == 1 else selected.reshape(-1)
 
 
 def _value(selected: Tensor, batch: int) -> Tensor:

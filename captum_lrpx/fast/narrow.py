@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
-from captum_lrpx.rules.sparse import product_of_sparse
+from captum_lrpx.fast.sparse import product_of_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["narrow", "narrowing_of"]
 
-_OPERAND: Final = {"Mm": 0, "Addmm": 1}
+_OPERAND: Final = {"Mm": 0, "Addmm": 1, "GroupedMm": 0}
 """Which operand of a linear node its input is; the others are weight and bias."""
 
 _PARTS: Final = frozenset({"Split", "SplitWithSizes", "Unbind", "Select", "Slice"})
@@ -121,6 +121,8 @@ class _MostlyZero(Tensor):
     ) -> Any:
         if func is torch.ops.aten.mm.default and type(args[0]) is cls:
             return product_of_sparse(args[0].whole, args[1])
+        if func is torch.ops.aten._grouped_mm.default and type(args[0]) is cls:  # noqa: SLF001
+            return product_of_sparse(args[0].whole, *args[1:3])
         args, kwargs = pytree.tree_map_only(cls, lambda each: each.whole, (args, kwargs or {}))
         return func(*args, **kwargs)
 

@@ -17,8 +17,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from captum_lrpx.rules.own_backward import OwnBackward
-
 __all__ = [
     "UNIFORM_SHARE",
     "alpha1_beta0",
@@ -37,7 +35,28 @@ section 2.7; Achtibat et al. 2024, proposition 3.3). The product may be element-
 product. Conserves."""
 
 
-class _Relay(OwnBackward):
+class _OwnBackward(torch.autograd.Function):
+    """A base of functions that any transform of ``torch.func`` can go through.
+
+    They have ``forward`` without a context and ``setup_context``, and take positional arguments.
+    """
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run the function.
+
+        PyTorch's own ``apply`` looks up the signature of ``forward`` at each call to bind the
+        arguments, which takes several times as long as the rest. Outside of transforms there is
+        nothing else that it does.
+        """
+        if torch._C._are_functorch_transforms_active():  # noqa: SLF001 - no public name
+            return super().apply(*args)  # type: ignore[no-untyped-call]
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+class _Relay(_OwnBackward):
     """The value of one tensor with the gradient of ``slope * (another tensor)``."""
 
     @staticmethod
@@ -54,7 +73,7 @@ class _Relay(OwnBackward):
         return grads[0] * slope, None, None
 
 
-class _ScaleGradient(OwnBackward):
+class _ScaleGradient(_OwnBackward):
     """The identity, whose gradient is multiplied by a number."""
 
     @staticmethod
@@ -143,7 +162,8 @@ def _signed_parts(
     apply: Apply, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Sums of the positive and of the negative contributions ``x_i w_ij`` and ``b_j``."""
-    positive_x, negative_x = x.clamp(min=0), x.clamp(max=0)
+    positive_x = x.relu()  # of all that gives it, the one operation that needs no rule itself
+    negative_x = x - positive_x
     positive_w, negative_w = weight.clamp(min=0), weight.clamp(max=0)
     positive_b = None if bias is None else bias.clamp(min=0)
     negative_b = None if bias is None else bias.clamp(max=0)

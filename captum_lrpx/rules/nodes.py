@@ -8,6 +8,7 @@ and PyTorch then computes nothing in its branch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -38,13 +39,24 @@ __all__ = [
 Gradients = tuple["Tensor | None", ...]
 Hook = Callable[[Gradients, Gradients], "Gradients | None"]
 
-HOMOGENEOUS: Final = frozenset({"Relu", "LeakyRelu", "Prelu", "PreluKernel", "Abs"})
+HOMOGENEOUS: Final = frozenset(
+    {"Relu", "LeakyRelu", "RreluWithNoise", "Prelu", "PreluKernel", "Abs"}
+)
 """Activations whose own gradient is the secant slope: a line on either side of 0."""
 
-GATES: Final = frozenset(
-    {"Sigmoid", "Hardsigmoid", "Softplus", "LogSigmoid", "Exp", "Exp2", "Erfc"}
-)
-"""Functions that are not 0 at 0: they matter where they are added, not where they multiply."""
+GATES: Final[Mapping[str, float]] = {
+    "Sigmoid": 1 / 4,
+    "Hardsigmoid": 1 / 6,
+    "Softplus": 1 / 2,
+    "LogSigmoid": 1 / 2,
+    "Exp": 1.0,
+    "Exp2": math.log(2),
+    "Erfc": -2 / math.sqrt(math.pi),
+}
+"""Functions that are not 0 at 0, with their slopes there.
+
+They matter where they are added, not where they multiply.
+"""
 
 NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
@@ -115,33 +127,16 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
     "ClampMin": lambda _, s: partial(torch.clamp, min=s["min"]),
     "ClampMax": lambda _, s: partial(torch.clamp, max=s["max"]),
     "Pow": lambda _, s: lambda z: torch.pow(z, s["exponent"]),
-    "GeLUFunction": lambda *_: _bloom_gelu,  # transformers' own for BLOOM
+    "GeLUFunction": lambda *_: lambda z: z * slopes.bloom_gelu(z),  # transformers' own for BLOOM
 }
 
 
-def _without_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The slope of ``g(z) - g(0)``: the constant, as in ``1 + tanh(z)``, belongs to no input."""
-    wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
-
-    def from_zero(x: Tensor) -> Tensor:
-        return function(x) - function(x.new_zeros(()))
-
-    slope = slopes.secant(wide, from_zero(wide), from_zero)
-    return slope.to(z.dtype)
-
-
-def _bloom_gelu(z: Tensor) -> Tensor:
-    closed = slopes.closed_form("BloomGelu")
-    assert closed is not None  # noqa: S101 - it is in the table
-    return z * closed(z)
-
-
-_CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor] | None]]] = {
-    "Silu": lambda _: slopes.closed_form("silu"),
-    "Gelu": lambda s: slopes.closed_form("gelu_new" if s["approximate"] == "tanh" else "gelu"),
-    "Tanh": lambda _: slopes.closed_form("tanh"),
+_CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor]]]] = {
+    "Silu": lambda _: torch.sigmoid,
+    "Gelu": lambda s: slopes.tanh_gelu if s["approximate"] == "tanh" else slopes.gelu,
+    "Tanh": lambda _: slopes.tanh,
     "Pow": lambda s: lambda z: torch.pow(z, s["exponent"] - 1),
-    "GeLUFunction": lambda _: slopes.closed_form("BloomGelu"),
+    "GeLUFunction": lambda _: slopes.bloom_gelu,
 }
 
 
@@ -195,11 +190,25 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
-    if name in GATES:
-        return _without_constant(function, z)
-    if closed is not None:
-        return slopes.ratio(z, function(z), limit=slopes.at_zero(closed, z.dtype))
-    return slopes.secant(z, function(z), function)
+    if name in GATES:  # the constant, as in 1 + tanh(z), belongs to no input
+        wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
+        value = function(wide) - function(wide.new_zeros(()))
+        return slopes.ratio(wide, value, GATES[name]).to(z.dtype)
+    return slopes.ratio(z, function(z), _limit(name, saved, function, z))
+
+
+def _limit(
+    name: str, saved: Mapping[str, Any], function: Callable[[Tensor], Tensor], z: Tensor
+) -> float | Tensor:
+    """The slope of an activation at 0."""
+    if any(isinstance(each, torch.Tensor) for each in saved.values()):  # of a clamp
+        return (function(torch.zeros_like(z)) == 0).to(z.dtype)
+    return _limit_of_all(name, tuple(saved.items()))
+
+
+@cache
+def _limit_of_all(name: str, saved: tuple[tuple[str, Any], ...]) -> float:
+    return slopes.limit_at_zero(_FUNCTIONS[name](torch.ops.aten, dict(saved)))
 
 
 def _arguments_of(node: Any) -> dict[str, Any]:

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.models import base_of
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import is_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from typing_extensions import Self
 
-__all__ = ["chain_to_logits"]
+__all__ = ["chain_to_logits", "head_of"]
 
 Chain = tuple[nn.Module, ...]
 
-_known: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Chain]] = (
-    weakref.WeakKeyDictionary()
-)
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Chain]] = weakref.WeakKeyDictionary()
 
 
 def chain_to_logits(model: nn.Module) -> Chain:
@@ -41,18 +42,40 @@ def chain_to_logits(model: nn.Module) -> Chain:
         The chain, its last member the output layer; empty if something else happens on the way, or
         could be seen by hooks.
     """
-    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
-    if not isinstance(base, nn.Module) or base is model or model.training:
+    base, head = base_of(model), head_of(model)
+    if base is None or not head or not all(map(is_plain, head)):
         return ()
-    parts = [each for each in model._modules.values() if each is not None and each is not base]  # noqa: SLF001
-    head = [module for part in parts for module in modules_of(part)]
-    if not head or not all(map(is_plain, head)):
+    if model.training or model._parameters:  # noqa: SLF001 - parameters() is slow
         return ()
-    key = tuple(map(id, (type(model), *head)))
+    key = _key(model, head)
     known = _known.get(model)
     if known is None or known[0] != key:
         known = _known[model] = key, _found(model, base, head)
     return known[1]
+
+
+def head_of(model: nn.Module) -> list[nn.Module]:
+    """The modules of a transformers model that are not in its base."""
+    base = base_of(model)
+    parts = [each for each in model._modules.values() if each is not None and each is not base]  # noqa: SLF001
+    return [module for part in parts for module in modules_of(part)]
+
+
+def _key(model: nn.Module, head: list[nn.Module]) -> Hashable:
+    """Changes with what may make a step of a head one that changes nothing, or no longer so."""
+    numbers = [
+        value
+        for each in (model, getattr(model, "config", None))
+        for value in vars(each).values()
+        if isinstance(value, (int, float))
+    ]
+    versions = [
+        parameter._version  # noqa: SLF001 - as autograd itself does
+        for module in head
+        for parameter in module._parameters.values()  # noqa: SLF001
+        if parameter is not None and not parameter.is_inference()
+    ]
+    return (*map(id, (type(model), *head)), *versions, *numbers)
 
 
 class _Base(nn.Module):
@@ -97,12 +120,19 @@ def _found(model: Any, base: nn.Module, head: list[nn.Module]) -> Chain:
         name: _Base(states) if module is base else module
         for name, module in model._modules.items()  # noqa: SLF001
     }
-    with _Calls(head) as calls:
-        try:
-            logits = twin(torch.zeros(1, 2, dtype=torch.long, device=states.device)).logits
+    with _Calls(_without_adapters(head)) as calls:
+        try:  # its forward: hooks are for calls of the model
+            logits = twin.forward(torch.zeros(1, 2, dtype=torch.long, device=states.device)).logits
         except Exception:  # noqa: BLE001 - its head wants more of its base
             return ()
     return tuple(_way(logits, states, calls.found) or ())
+
+
+def _without_adapters(head: list[nn.Module]) -> list[nn.Module]:
+    """The modules of a head but for the parts of adapters, which may be turned off and on."""
+    adapters = [module for module in head if hasattr(module, "base_layer")]
+    parts = {part for module in adapters for part in modules_of(module)} - {*adapters}
+    return [module for module in head if module not in parts]
 
 
 def _way(current: Any, states: Tensor, calls: list[_Call]) -> list[nn.Module] | None:

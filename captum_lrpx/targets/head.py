@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.architectures import needs_position_ids
-from captum_lrpx.models import find_model, is_pretrained
+from captum_lrpx.models import find_model
 from captum_lrpx.onlookers import is_plain
 from captum_lrpx.structure import position_table_of, positions_after_padding
-from captum_lrpx.targets.chain import chain_to_logits
+from captum_lrpx.targets.chain import chain_to_logits, head_of
 from captum_lrpx.targets.task import task_of
-from captum_lrpx.wrappers import called_module, has_virtual_tokens, unwrapped
+from captum_lrpx.wrappers import called_module, has_virtual_tokens, is_untouched, unwrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 __all__ = [
     "HeadForward",
     "LanguageModelHead",
     "ModelForward",
+    "ReadOnce",
     "last_token",
     "output_of",
     "read_whole",
@@ -86,12 +88,16 @@ class LanguageModelHead:
             ValueError: If a module around the model has no logits for each token.
         """
         extra = {} if types is None else {"token_type_ids": types}
-        if not self.chain:
-            output = run_model(self.model, self.model, x, mask, **extra)
-            return _of_given_tokens(self.model, output, x)
-        base = getattr(self.model, str(type(self.model).base_model_prefix))  # type: ignore[attr-defined]
-        hidden: Tensor = run_model(self.model, base, x, mask, **extra).last_hidden_state
-        return hidden
+
+        def run() -> Tensor:
+            if not self.chain:
+                output = run_model(self.model, self.model, x, mask, **extra)
+                return _of_given_tokens(self.model, output, x)
+            base = getattr(self.model, str(type(self.model).base_model_prefix))  # type: ignore[attr-defined]
+            hidden: Tensor = run_model(self.model, base, x, mask, **extra).last_hidden_state
+            return hidden
+
+        return _once(run, self.model, x, mask, types)
 
     def logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Run the head at chosen positions.
@@ -191,8 +197,12 @@ class HeadForward(ModelForward):
         head = LanguageModelHead(self.model)
         if not head.chain and _keeps_positions(head.model, at):
             extra = {} if types is None else {"token_type_ids": types}
-            output = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra)
-            kept = output_of(output, "logits")
+
+            def run() -> Tensor:
+                output = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra)
+                return output_of(output, "logits")
+
+            kept = _once(run, head.model, x, mask, types, at)
             return kept if tokens is None else _chosen(kept, tokens)
         states = head.states(x, mask, types)[rows, at].flatten(0, 1)
         logits = head.logits(states, None if tokens is None else tokens.flatten(0, 1))
@@ -201,7 +211,9 @@ class HeadForward(ModelForward):
 
 def _keeps_positions(model: nn.Module, at: Tensor) -> bool:
     """Whether a model computes logits at chosen positions only, and all rows choose the same."""
-    if not is_pretrained(model) or getattr(_reading, "whole", False):
+    if getattr(_reading, "whole", False) or unwrapped(model) is not model:
+        return False
+    if not all(map(is_untouched, head_of(model))):
         return False
     accepted = inspect.signature(model.forward).parameters
     return "logits_to_keep" in accepted and bool((at == at[0]).all())
@@ -222,6 +234,50 @@ def read_whole() -> Iterator[None]:
         yield
     finally:
         _reading.whole = before
+
+
+class ReadOnce:
+    """Within ``with`` blocks, what a model computes for one and the same input is computed once.
+
+    It has no graph: the blocks are for values, not for what is explained.
+
+    Args:
+        around: Gives a context in which the model runs.
+    """
+
+    def __init__(self, around: Callable[[], AbstractContextManager[object]]) -> None:
+        self._around = around
+        self._found: list[tuple[tuple[object, ...], Tensor]] = []
+
+    def __enter__(self) -> None:
+        """Begin to remember."""
+        _reading.once = self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        _reading.once = None
+
+    def result(self, run: Callable[[], Tensor], given: tuple[object, ...]) -> Tensor:
+        """What a function gives, which is run if that is not known yet."""
+        for known, found in self._found:
+            if len(known) == len(given) and all(map(_is_same, known, given)):
+                return found
+        with self._around():
+            found = run().detach()
+        self._found.append((given, found))
+        return found
+
+
+def _once(run: Callable[[], Tensor], *given: object) -> Tensor:
+    once: ReadOnce | None = getattr(_reading, "once", None)
+    whole = getattr(_reading, "whole", False)
+    return run() if once is None or whole else once.result(run, given)
+
+
+def _is_same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    return one is other
 
 
 def run_model(

@@ -34,6 +34,20 @@ class Edge(NamedTuple):
     output: int
 
 
+class Form(NamedTuple):
+    """What graphs with the same key have in common, without their nodes.
+
+    Attributes:
+        order: Where each node was found, operands first.
+        names: See :attr:`Graph.names`.
+        operands: See :attr:`Graph.operands`.
+    """
+
+    order: list[int]
+    names: list[str]
+    operands: list[tuple[Edge | None, ...]]
+
+
 _SUFFIX: Final = re.compile(r"Backwards?\d*$")
 _numbers: dict[Any, int] = {}
 """Classes of nodes, numbered in the order in which they were met; names of those without one."""
@@ -92,14 +106,14 @@ class Graph:
     def _read(self) -> None:
         nodes, places, numbers, constants = self._found, self._place, _numbers, self._constants
         shape: list[int] = []  # per node: its class's number, then its operands
-        details = []
+        details: dict[Node, Any] = {}
         for node in nodes:  # grows
             number = numbers.get(type(node))
             if number is None:
                 number = _number_of(node)
             shape.append(number)
             if number in _details:
-                details.append(_details[number](node))
+                details[node] = _details[number](node)
             for operand, output in node.next_functions:
                 if operand is None or operand in constants:
                     shape.append(-1)
@@ -111,7 +125,8 @@ class Graph:
                 shape.append(place * _OUTPUTS + output)
             shape.append(_END)
         self._shape = shape
-        self.key = tuple(shape), tuple(self._ends), repr(details)
+        self._details = details
+        self.key = tuple(shape), tuple(self._ends), repr(list(details.values()))
 
     # In the order of the forward pass ---------------------------------------------------------
 
@@ -122,9 +137,15 @@ class Graph:
             self._order = _operands_first(self._edges, self._ends)
         return self._order
 
-    def ordered_as(self, order: list[int]) -> None:
-        """Take over the order of a graph with the same key."""
-        self._order = order
+    @property
+    def form(self) -> Form:
+        """What graphs with the same key have in common."""
+        return Form(self.order, self.names, self.operands)
+
+    def is_like(self, form: Form) -> None:
+        """Take over what is known of graphs with the same key."""
+        self._order = form.order
+        self.__dict__.update(names=form.names, operands=form.operands)
 
     @cached_property
     def _edges(self) -> list[list[int]]:
@@ -175,9 +196,7 @@ class Graph:
 
     def detail(self, number: int) -> Any:
         """The argument that decides what kind of operation a node is; None if there is none."""
-        node = self.nodes[number]
-        detail = _DETAILS.get(node.name())
-        value = None if detail is None else detail(node)
+        value = self._details.get(self.nodes[number])
         return value if isinstance(value, (bool, int, float, str)) else None
 
     def results(self, number: int) -> int:

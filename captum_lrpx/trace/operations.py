@@ -88,8 +88,9 @@ _WITH_SUMMAND: Final = _names("Addmm Baddbmm Addbmm Addmv Addr Addcmul")
 _PRODUCTS: Final = _names("Mul Addcmul")
 
 _ACTIVATIONS: Final = _names(
-    "Gelu Silu Relu LeakyRelu Prelu PreluKernel Elu Selu Celu Mish Hardswish Hardtanh "
-    "Hardshrink Softshrink Tanh Erf Abs Square Pow Relu6 Threshold Sinh Atan Asinh Sgn GeLUFunction"
+    "Gelu Silu Relu LeakyRelu RreluWithNoise Prelu PreluKernel Elu Selu Celu Mish Hardswish "
+    "Hardtanh Hardshrink Softshrink Tanh Erf Abs Square Pow Relu6 Threshold Sinh Atan Asinh Sgn "
+    "GeLUFunction"
 )
 _CLAMPS: Final = _names("Clamp ClampMin ClampMax")
 _GATE_FUNCTIONS: Final = _names(
@@ -105,7 +106,8 @@ _LINEAR_WRITES: Final = _names(
     "relu relu_ leaky_relu leaky_relu_"
 )
 _SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
-_RULES: Final = _names("_Relay _ScaleGradient _FrozenNorm _GatedProduct _SparseLinear")
+_RULES: Final = _names("_Relay _ScaleGradient _RelayGenerated _ScaleGradientGenerated")
+"""Functions of this package; under ``torch.func`` they have the other names."""
 _WITH_MEAN: Final = _names("VarMean StdMean")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")

@@ -20,7 +20,7 @@ from captum_lrpx.trace.operations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from captum_lrpx.trace.graph import Edge, Graph
     from captum_lrpx.trace.natures import Nature, Role
@@ -30,30 +30,36 @@ __all__ = ["Roles", "roles_of"]
 Roles = list[Operation]
 
 
-def roles_of(graph: Graph, hints: Mapping[Edge, Nature] | None = None) -> Roles:
+def roles_of(
+    graph: Graph, hints: Mapping[Edge, Nature] | None = None, linear: Collection[int] = ()
+) -> Roles:
     """The role of every node of a graph.
 
     Args:
         graph: The graph.
         hints: The natures of some results, which no graph can tell.
+        linear: Indices of nodes that are linear, whatever they are called.
 
     Returns:
         One operation per node.
     """
-    finder = _Finder(graph, hints or {})
+    finder = _Finder(graph, hints or {}, linear)
     for number in range(len(graph.nodes)):
         finder.visit(number)
     return finder.found
 
 
 class _Finder:
-    def __init__(self, graph: Graph, hints: Mapping[Edge, Nature]) -> None:
+    def __init__(self, graph: Graph, hints: Mapping[Edge, Nature], linear: Collection[int]) -> None:
         self.graph = graph
         self.hints = hints
         self.found: Roles = []
         self.kinds = [
             kind_of(name, graph.detail(number)) for number, name in enumerate(graph.names)
         ]
+        for number in linear:
+            known = self.kinds[number] not in ("unknown", "projection")
+            self.kinds[number] = "linear" if known else "projection"
         self.is_score = self._is_score()
         # Node -> the inputs that it depends on, one bit for each.
         self.inputs: list[int] = []

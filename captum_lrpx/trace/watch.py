@@ -1,6 +1,6 @@
 """One forward pass, watched: which function in which module made which node of the graph.
 
-Nothing is attached to the model. A ``TorchFunctionMode`` of the calling thread sees every function,
+Nothing is attached to the model. A function mode of the calling thread sees every function,
 functional ones too; hooks that PyTorch calls for all modules say which module is running, and look
 at nothing that another thread does. Every value is the model's own.
 """
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as module_hooks
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.trace.graph import name_of, node_of
+from captum_lrpx.trace.mode import FunctionMode
 from captum_lrpx.trace.origins import Called, Origins, tensors_in
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Call(NamedTuple):
     module: nn.Module | None
 
 
-class Watch(TorchFunctionMode):
+class Watch:
     """Sees the functions that one thread calls, for a ``with`` block.
 
     Args:
@@ -92,7 +93,7 @@ class Watch(TorchFunctionMode):
         values: bool = False,
         names: bool = True,
     ) -> None:
-        super().__init__()
+        self._mode = FunctionMode(self._call)
         self._names = names
         self._handles: list[RemovableHandle] = []
         self.values: dict[tuple[Node, int], Tensor] = {}
@@ -118,24 +119,18 @@ class Watch(TorchFunctionMode):
                 module_hooks.register_module_forward_pre_hook(self.enter),
                 module_hooks.register_module_forward_hook(self._leave, always_call=True),
             ]
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop watching."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
     # Functions --------------------------------------------------------------------------------
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function and look at what it made."""
         name = getattr(func, "__name__", "")
         if not self._names:
@@ -145,7 +140,7 @@ class Watch(TorchFunctionMode):
         if written:
             self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if name not in _VALUE_INDEPENDENT:
             made = _distinct([*tensors_in(result), *written])
             if made:
@@ -154,14 +149,14 @@ class Watch(TorchFunctionMode):
                 self._look(func, taken, made, written)
                 if self.origins is not None:
                     module = self._running[-1] if self._running else None
-                    called = Called(func, name, args, kwargs or {}, taken, module)
+                    called = Called(func, name, args, kwargs, taken, module)
                     self._note(self.origins, called, made, partly=len(written) > 1)
                 if isinstance(needed, Tensor):
                     self._keep(self.inputs, node_of(made[0]), needed)
         return result
 
     def _only_input(
-        self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any] | None
+        self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         """Keep an operand, and copy it before something else is written there."""
         needed = args[0] if args and name.rstrip("_") in self._need_input else None
@@ -169,7 +164,7 @@ class Watch(TorchFunctionMode):
         if written:
             self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if isinstance(needed, Tensor) and isinstance(result, Tensor):
             self._keep(self.inputs, node_of(result), needed)
         return result
@@ -239,7 +234,7 @@ class Watch(TorchFunctionMode):
         if key is None:
             return
         kept[key] = tensor.detach()
-        storage = tensor.untyped_storage().data_ptr()
+        storage = _storage_of(tensor)
         self._by_storage.setdefault(storage, []).append((kept, key))
 
     def _before_writing(self, written: list[Tensor]) -> None:
@@ -248,7 +243,7 @@ class Watch(TorchFunctionMode):
             key = tensor.grad_fn, tensor.output_nr
             if self._keeps_values and tensor.grad_fn is not None and key not in self.values:
                 self._keep(self.values, key, tensor)
-            for kept, known in self._by_storage.pop(tensor.untyped_storage().data_ptr(), ()):
+            for kept, known in self._by_storage.pop(_storage_of(tensor), ()):
                 kept[known] = kept[known].clone()
 
     # Modules ----------------------------------------------------------------------------------
@@ -258,7 +253,7 @@ class Watch(TorchFunctionMode):
         if threading.get_ident() == self._thread and id(module) in self._modules:
             around = self._running[-1] if self._running else None
             for tensor in tensors_in(args):  # perhaps of a torch.autograd.Function, which no
-                if tensor.requires_grad:  # function of PyTorch's has taken yet
+                if tensor.grad_fn is not None:  # function of PyTorch's has taken yet
                     self.claim(tensor, "", around)
             if not self._running:
                 self.entered[module] = None
@@ -282,6 +277,14 @@ class Watch(TorchFunctionMode):
             self.outputs += [node for node in nodes if node is not None]
 
 
+def _storage_of(tensor: Tensor) -> int:
+    """Where a tensor has its numbers, also one inside of transforms of ``torch.func``."""
+    functorch = torch._C._functorch  # noqa: SLF001 - no public names
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage().data_ptr()
+
+
 @cache
 def _full_name(func: Callable[..., Any]) -> str:
     """The name of a function with its module, which takes a while to find out."""
@@ -289,16 +292,16 @@ def _full_name(func: Callable[..., Any]) -> str:
     return name
 
 
-def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a function may write into its first operand."""
     if name.startswith("__"):
         return name in _WRITING
     if name in _MAY_WRITE:
-        return any(each is True for each in ((kwargs or {}).get("inplace"), *args[1:]))
+        return any(each is True for each in (kwargs.get("inplace"), *args[1:]))
     return name.endswith("_")
 
 
-def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> list[Tensor]:
+def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensor that a function writes into, and the whole of which that is a part."""
     if not args or not isinstance(args[0], Tensor) or not _writes(name, args, kwargs):
         return []
