@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,12 +27,6 @@ from captum_lrpx.traced import TracedPass
 
 METHODS = [LRPx, AttnLRPx]
 TARGET = (-1, 5)
-
-
-@pytest.fixture(autouse=True)
-def from_the_graph(monkeypatch):
-    """Also of models whose rules have fast forms of their own."""
-    monkeypatch.setattr("captum_lrpx.attr.protocol.is_declared", lambda _: False, raising=False)
 
 
 @pytest.fixture
@@ -287,6 +282,17 @@ def test_what_no_rule_reads_is_not_kept_of_a_repeated_block(monkeypatch):
         LRPx(model, checkpointing=True, fast=fast).attribute(token_ids(), target=TARGET)
     everything, economical = there[:2], there[2:]
     assert 0 < max(economical) < 0.5 * min(everything)
+
+
+@pytest.mark.parametrize(("after", "times"), [(1, 3 + 3), (10**9, 0)])
+def test_memory_is_given_back_after_large_blocks(after, times, monkeypatch):
+    calls = []
+    library = SimpleNamespace(malloc_trim=calls.append)
+    monkeypatch.setattr(module_of_blocks, "_C_LIBRARY", library)
+    monkeypatch.setattr(module_of_blocks, "_GIVEN_BACK_AFTER", after)
+    model = tiny("llama", attn="sdpa", layers=4)
+    LRPx(model, checkpointing=True).attribute(token_ids(), target=TARGET)
+    assert len(calls) == times
 
 
 class Largest(TorchDispatchMode):

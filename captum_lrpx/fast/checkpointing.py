@@ -38,21 +38,12 @@ __all__ = ["Checkpoints", "WatchOfBlocks"]
 
 _C_LIBRARY: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
+_GIVEN_BACK_AFTER: Final = 2**25
+"""Bytes of inputs of blocks after whose runs memory is given back, which takes time itself."""
+
 
 class _Enough(BaseException):
     """Everything that is asked for of a block is there."""
-
-
-def _give_back() -> None:
-    """Give the system the memory that has been freed on a CPU.
-
-    The nodes of the graph stay, and lie between what blocks allocate and free. The C library keeps
-    such gaps, into which the tensors of the next block do not quite fit: of a long text they would
-    take more than everything else.
-    """
-    trim = getattr(_C_LIBRARY, "malloc_trim", None)  # of glibc alone
-    if trim is not None:
-        trim(0)
 
 
 # Blocks -------------------------------------------------------------------------------------------
@@ -143,6 +134,7 @@ class Checkpoints(Saved):
         self._functions = functions
         self._copies = WeakTensorKeyDictionary()
         self._weights: set[int] = set()
+        self._since = 0  # bytes of the inputs of blocks that have run
         self._within = Economy(None, 0)
         self._there: weakref.ref[_Run] | None = None
         self._lock = threading.RLock()  # devices may go backward at the same time
@@ -166,8 +158,20 @@ class Checkpoints(Saved):
         finally:
             self.running = None
             repetition.over()
-            if repetition.is_large:
-                _give_back()
+            self._give_back(repetition.size)
+
+    def _give_back(self, size: int) -> None:
+        """Give the system the memory that blocks have freed on a CPU, every now and then.
+
+        The nodes of the graph stay, and lie between what blocks allocate and free. The C library
+        keeps such gaps, into which the tensors of the next block do not quite fit: of a long text
+        they would take more than everything else.
+        """
+        self._since += size
+        trim = getattr(_C_LIBRARY, "malloc_trim", None)  # of glibc alone
+        if trim is not None and self._since >= _GIVEN_BACK_AFTER:
+            self._since = 0
+            trim(0)
 
     def allow(self, economy: Economy | None, key: Hashable) -> None:
         """Say what of blocks need not be kept when they run again.
@@ -229,8 +233,7 @@ class Checkpoints(Saved):
         if self.running is not None or self.repeating:
             _no_gradients()
         self._forget()
-        if run.repetition.is_large:
-            _give_back()
+        self._give_back(run.repetition.size)
         self._there = weakref.ref(run)
         filling = _Filling(run, lambda piece: self._owns(piece) is None, self._put)
         watch: Any = nullcontext()

@@ -24,16 +24,13 @@ __all__ = ["WAY_OUT", "Repetition"]
 
 WAY_OUT: Final = "Leave `checkpointing` out for this model."
 
-_LARGE: Final = 2**18
-"""Numbers in an input from which its memory is that of a long text."""
-
 
 class Repetition:
     """A run of a module that can be repeated.
 
     Attributes:
         name: The name of its class.
-        is_large: Whether an input on a CPU is large.
+        size: Bytes of its inputs on a CPU.
         may_stop: Whether nothing is left behind if it stops in the middle.
 
     Args:
@@ -64,9 +61,7 @@ class Repetition:
             if _is_input(each)
         ]
         self._written = False
-        self.is_large = any(
-            each.numel() > _LARGE and each.device.type == "cpu" for each, _ in self._before
-        )
+        self.size = sum(each.nbytes for each, _ in self._before if each.device.type == "cpu")
         tensors: list[Tensor] = []
         self._given = [_own(each, tensors, copies) for each in given]
         self._versions = [(each, each._version) for each in tensors]  # noqa: SLF001
