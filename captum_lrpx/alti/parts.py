@@ -115,8 +115,7 @@ class Reader:
         dropout: bool,
         known: Known,
     ) -> None:
-        self._known = known
-        self.graph, self.pull, self.recording = graph, pull, recording
+        self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
         self.where, self.path, self.dropout = where, path, dropout
 
     # Values of tensors ------------------------------------------------------------------------
@@ -158,8 +157,8 @@ class Reader:
         mixing = attention.mixing
         before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
         place = attention, before, at[0], batch, tokens
-        found = self._known.rows(mixing, (batch, tokens), lambda: self._rows(*place))
-        rows, by_head, by_feature = found
+        rows_of = self._known.rows
+        rows, by_head, by_feature = rows_of(mixing, (batch, tokens), lambda: self._rows(*place))
         weights, values = self._mixed(mixing, rows, batch, sources)
         weight = self._weight(at, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
@@ -167,19 +166,18 @@ class Reader:
             weight = weight * by_feature.unsqueeze(1)
         heads, size = rows.shape[1], values.shape[-1]
         if weight.shape[0] != heads * size:
-            self.refuse(attention.mixing, "finds something of another width than it projects")
+            self.refuse(mixing, "finds something of another width than it projects")
         residual = self.value(attention.residual, batch, tokens)
         added = self._added(attention, batch, tokens)
         if self.graph.names[attention.addition] == "Sub":
             second = self.graph.operands[attention.addition][1] == attention.operand
             added, residual = (-added, residual) if second else (added, -residual)
         resultant = residual + added
-        norm = None
+        norm = scaled = None
         if attention.norms:
             end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
             resultant = self.value(end, batch, tokens)
             norm = self._scaling(attention.norms, end, start, batch, tokens)
-        scaled = None
         order = (attention.addition, *after)
         plain = self.graph.names[attention.addition] == "Add"
         if not plain or any(self.graph.names[each] not in VIEWS for each in after):
