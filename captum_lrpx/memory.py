@@ -106,24 +106,30 @@ def _shape_of(model: Any) -> _Shape | None:
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else None
     names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    found = [getattr(config, name, None) for name in names]
+    found = [_field(config, name) for name in names]
     if not all(isinstance(each, int) and each > 0 for each in found):
         return None
     blocks, heads, hidden = (int(each) for each in found if each is not None)
     others = _blocks_without_attention(config)
-    size = getattr(config, "head_dim", None) or hidden // heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    wide = next(
-        (each for name in _WIDE if isinstance(each := getattr(config, name, None), int)), hidden
-    )
+    size = _field(config, "head_dim") or hidden // heads
+    groups = _field(config, "num_key_value_heads") or heads
+    wide = next((each for name in _WIDE if isinstance(each := _field(config, name), int)), hidden)
     if others:  # it is not said which blocks have an MLP
         wide = 0
     elif hasattr(config, "ffn_dim"):
         wide //= 2  # of which a gated one makes use of a half at a time
-    vocabulary = int(getattr(config, "vocab_size", 0)) if _has_logits(model) else 0
+    vocabulary = int(_field(config, "vocab_size") or 0) if _has_logits(model) else 0
     return _Shape(
         max(blocks - others, 0), heads, hidden, heads * size, groups * size, wide, vocabulary
     )
+
+
+def _field(config: Any, name: str) -> Any:
+    """A field of a config; None where there is none, or one for each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # noqa: BLE001 - transformers raises errors of its own
+        return None
 
 
 _WIDE: Final = ("intermediate_size", "ffn_dim", "hidden_dim", "n_inner", "d_ff")
