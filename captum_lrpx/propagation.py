@@ -23,7 +23,7 @@ from captum_lrpx.patching import Patched, not_copied
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.trace.graph import node_of
 from captum_lrpx.trace.watch import tensors_in
-from captum_lrpx.traced import TracedPass
+from captum_lrpx.traced import TracedPass, passes_of_this_thread
 from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Calls:
         self._roots: list[Node] = []
         self._call = ExitStack()
         self._form: tuple[Hashable, ...] = ()
-        self._depth = 0
+        self._outermost: nn.Module | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise not_copied()
@@ -138,31 +138,30 @@ class _Calls:
 
     def _is_meant(self) -> bool:
         """Whether a call is one of this thread, of no inner block and not of a backward pass."""
+        if passes_of_this_thread():
+            return False
         here = [each for each in _stack() if each.model is self.model]
         in_backward = torch._C._current_graph_task_id() != -1  # noqa: SLF001 - no public name
         return here[-1:] == [self] and torch.is_grad_enabled() and not in_backward
 
     @looks_only
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self._is_meant():
+        # What was called from outside before may have been interrupted, and never have returned.
+        if not self._is_meant() or self._outermost not in (None, module):
             return
-        if self._depth == 0:
-            self._form = (*self._form, weakref.ref(module), argument_kind((*args, kwargs)))
-            before = self._passes[-1] if self._passes else None
-            passed = TracedPass(
-                self.model, self.recipe, self._form, freeze=self._freeze, before=before
-            )
-            self._passes.append(passed)
-            self._call.enter_context(passed.watching(module))
-        self._depth += 1
+        self._call.close()
+        self._outermost = module
+        self._form = (*self._form, weakref.ref(module), argument_kind((*args, kwargs)))
+        before = self._passes[-1] if self._passes else None
+        passed = TracedPass(self.model, self.recipe, self._form, freeze=self._freeze, before=before)
+        self._passes.append(passed)
+        self._call.enter_context(passed.watching(module))
 
     @looks_only
-    def _after(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if not self._depth or not self._is_meant():
+    def _after(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if module is not self._outermost or not self._is_meant():
             return
-        self._depth -= 1
-        if self._depth:
-            return
+        self._outermost = None
         self._call.close()
         found = [each for each in tensors_in(output) if each.requires_grad]
         if found:  # nothing, behind an error

@@ -7,6 +7,7 @@ names in the coverage table and for what a graph cannot show; later ones are pla
 
 from __future__ import annotations
 
+import threading
 import weakref
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -42,9 +43,18 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Edge
     from captum_lrpx.trace.natures import Nature
 
-__all__ = ["TracedPass", "fingerprint"]
+__all__ = ["TracedPass", "fingerprint", "passes_of_this_thread"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
+
+
+_thread = threading.local()
+
+
+def passes_of_this_thread() -> set[TracedPass]:
+    """The attributions whose model may run now: they have rules of their own."""
+    found: set[TracedPass] = _thread.__dict__.setdefault("passes", set())
+    return found
 
 
 class TracedPass:
@@ -121,6 +131,9 @@ class TracedPass:
             attachments += [Attachment(*each) for each in self._blocks.patches(self.model)]
         with ExitStack() as stack:
             stack.callback(self.release)
+            running = passes_of_this_thread()
+            stack.callback(running.discard, self)
+            running.add(self)
             stack.enter_context(Patched(self._modules, attachments, freeze=self._freeze))
             stack.enter_context(without_checkpoints(self._checkpointed))
             stack.enter_context(self.watching())
