@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/inline_operations.py [--width 32 576] [--tokens 32 128]
 
 Each figure is the time of an attribution as a ratio to Captum's InputXGradient on the same model.
-``plain`` is a Llama of that shape, whose rules have fast forms; ``plain, fast=False`` has its rules
-on the graph, as every model without a declaration. ``mixtral`` has experts and a router,
+``plain`` is a Llama of that shape; ``plain, fast=False`` is the same with nothing left out of its
+backward pass. ``mixtral`` has experts and a router,
 ``gemma2`` soft caps, sandwich norms and scaled embeddings.
 """
 

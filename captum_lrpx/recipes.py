@@ -45,7 +45,7 @@ class Override:
     Attributes:
         pattern: Path of a module in the model, with shell wildcards: ``"model.layers.3.mlp"``,
             ``"*.layers.0.*"``.
-        rule: The rule, for sites of its own role.
+        rule: The rule, for operations of its own role.
     """
 
     pattern: str
@@ -99,7 +99,7 @@ class Recipe:
         Args:
             pattern: Path of a module with shell wildcards, see :class:`Override`. An override
                 precedes those made before it.
-            rule: Any rule; it applies to sites of its own role.
+            rule: Any rule; it applies to operations of its own role.
 
         Returns:
             The new recipe, with ``*`` behind its name.
