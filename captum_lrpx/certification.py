@@ -20,10 +20,10 @@ from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
 from captum_lrpx.linear_rules import with_own_gradients
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.onlookers import fingerprint
 from captum_lrpx.patching import Patched
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
-from captum_lrpx.traced import fingerprint
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:

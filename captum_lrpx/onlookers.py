@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
-__all__ = ["HOOKS", "is_hooked", "is_plain", "looks_only"]
+__all__ = ["HOOKS", "fingerprint", "is_hooked", "is_plain", "looks_only"]
 
 HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 """Attributes of a module that hold its hooks; there are no public names."""
@@ -42,3 +42,18 @@ def is_plain(module: nn.Module) -> bool:
     """
     own = vars(module)
     return not ("forward" in own or "_old_forward" in own or is_hooked(module))
+
+
+def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
+    """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
+    parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
+    for module in modules:
+        own = vars(module)
+        parts += (id(type(module)), module.training)
+        forward = own.get("forward")
+        if forward is not None:
+            parts.append(id(forward))
+        for name in HOOKS:
+            if own[name]:
+                parts += [key for key, hook in own[name].items() if not hasattr(hook, "looks_only")]
+    return hash(tuple(parts))

@@ -22,6 +22,7 @@ from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_reme
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.onlookers import fingerprint
 from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rules.nodes import NEED_INPUT
 from captum_lrpx.structure import blocks_of
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Edge
     from captum_lrpx.trace.natures import Nature
 
-__all__ = ["TracedPass", "fingerprint", "passes_of_this_thread"]
+__all__ = ["TracedPass", "passes_of_this_thread"]
 
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
 
@@ -393,19 +394,3 @@ def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
                 if edge is not None:
                     inside[edge.node] = True
     return frozenset(number for number, each in enumerate(inside) if not each)
-
-
-def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
-    """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
-    parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
-    for module in modules:
-        attributes = vars(module)
-        parts.append(id(type(module)))
-        parts.append(module.training)
-        forward = attributes.get("forward")
-        if forward is not None:
-            parts.append(id(forward))
-        if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - no public name
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):  # noqa: SLF001
-                parts += [key for key, hook in hooks.items() if not hasattr(hook, "looks_only")]
-    return hash(tuple(parts))
