@@ -50,7 +50,20 @@ def attend_by_einsum(q, k, v, mask):
     return torch.einsum("nqk,nkd->nqd", weights, v)
 
 
-WAYS = [attend_manually, attend_fused, attend_by_heads, attend_by_bmm, attend_by_einsum]
+def attend_one_by_one(q, k, v, mask):
+    """Each weight times its value, then a sum."""
+    weights = attention_weights(q, k, mask)
+    return (weights.unsqueeze(-1) * v.unsqueeze(1)).sum(2)
+
+
+WAYS = [
+    attend_manually,
+    attend_fused,
+    attend_by_heads,
+    attend_by_bmm,
+    attend_by_einsum,
+    attend_one_by_one,
+]
 every_way = pytest.mark.parametrize("attend", WAYS)
 
 
@@ -107,8 +120,7 @@ def attnlrp_replica(q, k, v, grad, mask):
 def test_uniform_attention(case):
     q, k, v, grad, mask = case
     replica, leak = attnlrp_replica(*case)
-    # For one token einsum is an element-wise product, and its weight, 1, that of a router.
-    for attend in WAYS if len(mask) > 1 else WAYS[:-1]:
+    for attend in WAYS:
         value, found = ruled(lambda *x, a=attend: a(*x, mask), [q, k, v], grad, ATTN_LRP)
         for one, other in zip(found, replica, strict=True):
             assert_same(one, other)

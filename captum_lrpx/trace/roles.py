@@ -279,10 +279,10 @@ class _Finder:
         constant, signal = (factors[place],), (factors[1 - place],)
         if natures == ("gate", "gate"):
             return Operation("product", "composite", "gate", signal=tuple(factors))
-        if element_wise:
-            return Operation("product", "constant factor", other, constant, signal)
         edge = self.graph.operands[number][factors[place]]
         attends = nature == "weights" and edge is not None and self.scored[edge.node]
+        if element_wise and not (attends and other in SIGNALS):
+            return Operation("product", "constant factor", other, constant, signal)
         if not attends:  # a gate, a router, the weights of a pool
             return Operation("product", "constant factor", "signal", constant, signal)
         result: Nature = "weights" if other == "weights" else "signal"
