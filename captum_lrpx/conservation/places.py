@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.trace.natures import SIGNALS
-from captum_lrpx.trace.operations import PROJECTIONS, kind_of
+from captum_lrpx.trace.operations import PROJECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -205,7 +205,7 @@ class Places:
     def _rounds(self, number: int) -> bool:
         """Whether a layer multiplies rounded numbers, which its gradient knows nothing of."""
         name, structure = self._graph.names[number], self._structure
-        unheard_of = kind_of(name, self._graph.detail(number)) == "unknown"
+        unheard_of = structure.roles[number].kind == "projection" and name not in PROJECTIONS
         rounds = unheard_of or number in structure.detached
         return name == "MatMul8bitLt" or (number in structure.linear and rounds)
 
