@@ -155,7 +155,7 @@ class Recording:
             bias = args[place] if len(args) > place else kwargs.get("bias")
             if isinstance(bias, Tensor) and not bias.requires_grad:
                 self._add_constant(result, bias, 1)
-        if len(self._open) > before:
+        if len(self._open) > before or func in _SOFTMAX:  # of one position saves nothing wide
             self._keep(func, name, before, result)
         return result
 
