@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx import AttnLRPx, LRPx
 from captum_lrpx.fast import direct
+from captum_lrpx.rules.answering import Answering
 
 BATCH, LENGTH, SIZE = 2, 7, 3
 MASKS = {
@@ -36,16 +37,18 @@ def padding():
 @pytest.fixture
 def answers(monkeypatch):
     """The functions that a gradient has answered, however small it was."""
-    found, plain = [], direct._Knowing.__init__
+    found = []
 
-    def made(gradient, whole, function, answer):
+    def noting(whole, answers, *, ruled):
+        ((function, answer),) = answers.items()
+
         def noted(*args, **kwargs):
             found.append(str(function))
             return answer(*args, **kwargs)
 
-        plain(gradient, whole, function, noted)
+        return Answering(whole, {function: noted}, ruled=ruled)
 
-    monkeypatch.setattr(direct._Knowing, "__init__", made)
+    monkeypatch.setattr(direct, "Answering", noting)
     monkeypatch.setattr(direct, "_WORTH_IT", 0)
     return found
 

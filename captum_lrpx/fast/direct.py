@@ -3,8 +3,7 @@
 A rule acts when the node of its operation has computed its own gradients, some of which it then
 replaces or drops. For large tensors that is work for nothing: the derivative of an activation whose
 secant slope is wanted, the gradients of queries and keys that are constant. Here the node is handed
-a gradient that knows better: it answers the one function that the node calls with what the rule
-wants.
+a gradient that answers the one function which the node calls with what the rule wants.
 
 Measured on the shape of bert-base at 1 x 128, on one core: 2 % of AttnLRPx, 6 % of LRPx.
 """
@@ -16,15 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from typing_extensions import Self
 
 from captum_lrpx.rules import nodes
+from captum_lrpx.rules.answering import Answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.graph_rules import Plan
@@ -47,38 +45,6 @@ _ACTIVATIONS: Final = {
 }
 _KERNEL: Final = "ScaledDotProductFlashAttentionForCpu"
 _OF_KERNEL: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default  # noqa: SLF001
-
-
-class _Knowing(nodes.Answered):
-    """A gradient that answers one function instead of the function."""
-
-    whole: Tensor
-    function: Any
-    answer: Callable[..., Any]
-
-    @staticmethod
-    def __new__(
-        cls: type[Self], whole: Tensor, _function: Any, _answer: Callable[..., Any]
-    ) -> Self:
-        return Tensor._make_wrapper_subclass(  # noqa: SLF001
-            cls, whole.shape, strides=whole.stride(), dtype=whole.dtype, device=whole.device
-        )
-
-    def __init__(self, whole: Tensor, function: Any, answer: Callable[..., Any]) -> None:
-        self.whole, self.function, self.answer = whole, function, answer
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        func: Any,
-        types: Any,
-        args: Any = (),
-        kwargs: Any = None,
-    ) -> Any:
-        first = args[0]
-        known = type(first) is cls and func is first.function
-        args, kwargs = pytree.tree_map_only(cls, lambda each: each.whole, (args, kwargs or {}))
-        return first.answer(*args, **kwargs) if known else func(*args, **kwargs)
 
 
 def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
@@ -111,7 +77,7 @@ def _knowing(
     """A hook; in a backward pass that is to have a graph itself it does nothing."""
     if taken[0] is None or torch.is_grad_enabled():
         return None
-    return (_Knowing(taken[0], function, answer), *taken[1:])
+    return (Answering(taken[0], {function: answer}, ruled=True), *taken[1:])
 
 
 def _secant(node: Any, name: str, gradient: Tensor, z: Tensor, **_options: Any) -> Tensor:

@@ -12,15 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from typing_extensions import Self
 
 from captum_lrpx.fast.sparse import product_of_sparse
+from captum_lrpx.rules.answering import Answering
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
     from captum_lrpx.graph_rules import Plan
@@ -96,35 +95,18 @@ def _is_partly_dead(
     return ends == {True, False}
 
 
-class _MostlyZero(Tensor):
-    """A gradient ``[N, F]`` that is zero in most rows or features, of which a product makes use."""
+def _of_groups(
+    gradient: Tensor, weights: Tensor, ends: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """Without the bias and the type of the result, which a backward pass does not give."""
+    return product_of_sparse(gradient, weights, ends)
 
-    whole: Tensor
 
-    @staticmethod
-    def __new__(cls: type[Self], whole: Tensor) -> Self:
-        """PyTorch's way to make a tensor that only looks like one."""
-        return Tensor._make_wrapper_subclass(  # noqa: SLF001
-            cls, whole.shape, strides=whole.stride(), dtype=whole.dtype, device=whole.device
-        )
-
-    def __init__(self, whole: Tensor) -> None:
-        self.whole = whole
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls,
-        func: Any,
-        types: Any,
-        args: Any = (),
-        kwargs: Any = None,
-    ) -> Any:
-        if func is torch.ops.aten.mm.default and type(args[0]) is cls:
-            return product_of_sparse(args[0].whole, args[1])
-        if func is torch.ops.aten._grouped_mm.default and type(args[0]) is cls:  # noqa: SLF001
-            return product_of_sparse(args[0].whole, *args[1:3])
-        args, kwargs = pytree.tree_map_only(cls, lambda each: each.whole, (args, kwargs or {}))
-        return func(*args, **kwargs)
+_ANSWERS: Final[Mapping[Any, Callable[..., Tensor]]] = {
+    torch.ops.aten.mm.default: product_of_sparse,
+    torch.ops.aten._grouped_mm.default: _of_groups,  # noqa: SLF001
+}
+"""What a gradient ``[N, F]`` that is zero in most rows or features makes of a product."""
 
 
 def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
@@ -148,4 +130,4 @@ _WORTH_IT: Final = 1 << 13
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
     if taken[0] is None or taken[0].numel() < _WORTH_IT:
         return None
-    return (_MostlyZero(taken[0]), *taken[1:])
+    return (Answering(taken[0], _ANSWERS), *taken[1:])

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.rules import slopes
+from captum_lrpx.rules.answering import has_ruled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,21 +158,12 @@ def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
     """
 
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
-        if taken[0] is None or given[0] is None or is_answered(taken[0]):
+        if taken[0] is None or given[0] is None or has_ruled(taken[0]):
             return None
         slope = slope_of(node, name, _input_of(node, name) if z is None else z)
         return (taken[0] * slope, *(None for _ in given[1:]))
 
     return hook
-
-
-class Answered(torch.Tensor):
-    """A gradient that had a node compute what its rule wants (see :mod:`captum_lrpx.fast`)."""
-
-
-def is_answered(gradient: Tensor) -> bool:
-    """Whether a node has been handed such a gradient."""
-    return isinstance(gradient, Answered)
 
 
 def _input_of(node: Any, name: str) -> Tensor:
