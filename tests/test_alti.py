@@ -282,7 +282,7 @@ def test_weights_of_sdpa_are_those_that_it_uses(mask, tokens, groups):
         query, key, value.requires_grad_(), **MASKS[mask](tokens), enable_gqa=groups < 4
     )
     node, rows = mixing_node(output), torch.arange(8 * tokens).view(2, 4, tokens)
-    weights, _ = attention_of(node, name_of(node), rows)
+    weights = attention_of(node, name_of(node), rows).weights
     some = torch.tensor([tokens - 1, 0])
     for example in range(2):
         shared = value[example].repeat_interleave(4 // groups, 0)

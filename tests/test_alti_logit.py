@@ -206,7 +206,7 @@ def test_examples_are_independent(family):
 @pytest.mark.parametrize("shape", [{"layers": 1}, {"heads": 1}, {"layers": 1, "heads": 1}])
 def test_one_token_one_layer_one_head(family, shape):
     model = tiny(family, **shape)
-    for length in (1, 3):
+    for length in (1, 3, 1):
         ids = token_ids(2, length)
         parts = ALTILogit(model).decompose(ids, (length - 1, 7), return_alti=True)
         assert_identity(parts, IDENTITY[family])

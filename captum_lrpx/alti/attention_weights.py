@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionWeights",
     "MaterializedWeights",
+    "Mixed",
     "ScoredWeights",
     "attention_of",
     "attention_weights",
@@ -92,7 +93,21 @@ class ScoredWeights(AttentionWeights):
         return (position[rows].unsqueeze(1) >= position).unsqueeze(0)
 
 
-def attention_of(node: Any, name: str, rows: Tensor) -> tuple[AttentionWeights, Tensor] | None:
+class Mixed(NamedTuple):
+    """What a node has mixed by its attention.
+
+    Attributes:
+        weights: The weights.
+        values: ``[B, G, S, z]``; each of the ``G`` serves ``H / G`` heads.
+        places: Which of the node's matrices of values each of them is ``[B, G]``.
+    """
+
+    weights: AttentionWeights
+    values: Tensor
+    places: Tensor
+
+
+def attention_of(node: Any, name: str, rows: Tensor) -> Mixed | None:
     """The weights and values that a node of a graph has mixed.
 
     Args:
@@ -101,29 +116,37 @@ def attention_of(node: Any, name: str, rows: Tensor) -> tuple[AttentionWeights, 
         rows: For each example, head and position its row among those of the node ``[B, H, T]``.
 
     Returns:
-        The weights, and values ``[..., T, z]``; None if the node does not show them.
+        The weights and values; None if the node does not show them.
+
+    Raises:
+        ValueError: If the values of a head are not one matrix. It says what the node does.
     """
     if name in ("Bmm", "Mm"):
-        weights, values = node._saved_self, node._saved_mat2  # noqa: SLF001 - no public names
-        return MaterializedWeights(_gathered(weights, rows)), values
+        by_row, values = node._saved_self, node._saved_mat2  # noqa: SLF001 - no public names
+        weights: AttentionWeights = MaterializedWeights(_by_rows(by_row, rows))
+        return Mixed(weights, *_by_places(values, rows, by_row.shape[-2]))
     if not all(hasattr(node, f"_saved_{each}") for each in ("query", "key", "value")):
         return None
     query, key, values = node._saved_query, node._saved_key, node._saved_value  # noqa: SLF001
+    queries, length = query.shape[-2], key.shape[-2]
+    ordered = query.shape[:-1] == rows.shape and in_order(rows)
     mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
+    causal = bool(getattr(node, "_saved_is_causal", False))
     if mask is not None:
         mask = mask.detach()[(None,) * (4 - mask.ndim)]
-        if not in_order(rows):
-            whole = mask.expand(*query.shape[:3], key.shape[-2])
-            mask = _gathered(whole, rows)
+        if not ordered:
+            mask = _by_rows(mask.expand(*query.shape[:-1], length), rows)
+    elif causal and not ordered:
+        mask = (rows % queries).unsqueeze(-1) >= torch.arange(length, device=rows.device)
     scale = getattr(node, "_saved_scale", None)
-    weights = ScoredWeights(
-        _gathered(query, rows),
-        key.detach(),
+    scored = ScoredWeights(
+        _by_rows(query, rows),
+        _by_places(key, rows, queries)[0],
         mask,
-        bool(getattr(node, "_saved_is_causal", False)),
+        causal,
         query.shape[-1] ** -0.5 if scale is None else scale,
     )
-    return weights, values
+    return Mixed(scored, *_by_places(values, rows, queries))
 
 
 def in_order(rows: Tensor) -> bool:
@@ -131,10 +154,35 @@ def in_order(rows: Tensor) -> bool:
     return bool((rows.flatten() == torch.arange(rows.numel(), device=rows.device)).all())
 
 
-def _gathered(rows_of: Tensor, rows: Tensor) -> Tensor:
+def _by_rows(rows_of: Tensor, rows: Tensor) -> Tensor:
     """``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
     flat = rows_of.detach().reshape(-1, rows_of.shape[-1])
     return flat.view(*rows.shape, -1) if in_order(rows) else flat[rows]
+
+
+def _by_places(matrices: Tensor, rows: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """Keys or values ``[..., S, z]`` by examples and groups of heads, and where each was."""
+    flat = matrices.detach().reshape(-1, *matrices.shape[-2:])
+    places = _places(rows, queries, len(flat))
+    return (flat.view(*places.shape, *flat.shape[1:]) if in_order(places) else flat[places]), places
+
+
+def _places(rows: Tensor, queries: int, count: int) -> Tensor:
+    """Which of ``count`` matrices of keys or values the heads read, by groups ``[B, G]``."""
+    shared, left = divmod(rows.numel() // queries, count)
+    if left or not shared:
+        raise ValueError("mixes something else than the tokens that are explained")
+    of_rows = rows // queries // shared
+    places = of_rows[..., 0]
+    if (of_rows != places.unsqueeze(-1)).any():
+        raise ValueError("reads different values at different positions of a head")
+    batch, heads = places.shape
+    groups = count // batch
+    if groups and heads % groups == 0:
+        by_group = places.view(batch, groups, -1)
+        if (by_group == by_group[..., :1]).all():
+            return by_group[..., 0]
+    return places
 
 
 @torch.no_grad()

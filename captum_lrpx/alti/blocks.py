@@ -153,11 +153,11 @@ class Blocks:
 
         for start in range(0, groups * size, rows):
             count = min(rows, groups * size - start)
-            unit = part.values.new_zeros(self.batch, groups, tokens, size)
-            each = torch.arange(count, device=unit.device)
+            seed = reader.seed(attention.value)
+            each = torch.arange(count, device=seed.device)
             feature = start + each
-            unit[each // tokens, feature // size, each % tokens, feature % size] = 1.0
-            seed = reader.like(attention.value, unit)
+            places = part.places[each // tokens, feature // size]
+            seed.view(-1, tokens, size)[places, each % tokens, feature % size] = 1.0
             reader.pull.back(attention.value_region, {attention.value: seed}, (), meet)
         return bias.view(groups, 1, size)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 
-from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
+from captum_lrpx.alti.attention_weights import AttentionWeights, Mixed, attention_of
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
@@ -54,6 +54,7 @@ class Part:
         path: Path of its module.
         weights: Attention weights.
         values: ``[B, G, S, z]``.
+        places: Which of the mixing node's matrices of values each of them is ``[B, G]``.
         rows: For each example, head and position its row among those of the mixing node
             ``[B, H, T]``.
         output_weight: From what each head found to the stream ``[H, z, D]``, before ``scaled``.
@@ -68,6 +69,7 @@ class Part:
     path: str
     weights: AttentionWeights
     values: Tensor
+    places: Tensor
     rows: Tensor
     output_weight: Tensor
     by_head: Tensor | None
@@ -159,7 +161,7 @@ class Reader:
         place = attention, before, at[0], batch, tokens
         rows_of = self._known.rows
         rows, by_head, by_feature = rows_of(mixing, (batch, tokens), lambda: self._rows(*place))
-        weights, values = self._mixed(mixing, rows, batch, sources)
+        weights, values, places = self._mixed(mixing, rows, sources)
         weight = self._weight(at, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
         if by_feature is not None:
@@ -187,6 +189,7 @@ class Reader:
             self.path(attention.mixing),
             weights,
             values,
+            places,
             rows,
             weight.view(heads, size, -1),
             by_head,
@@ -245,7 +248,7 @@ class Reader:
             for edge in self.graph.operands[each]
         )
 
-    def _seed(self, edge: Edge) -> Tensor:
+    def seed(self, edge: Edge) -> Tensor:
         """Zeros of the shape of a tensor, in float32 or wider."""
         metadata: Any = self.graph.nodes[edge.node]
         metadata = metadata._input_metadata[edge.output]  # noqa: SLF001
@@ -255,7 +258,7 @@ class Reader:
 
     def like(self, edge: Edge, numbers: Tensor) -> Tensor:
         """Numbers in the form of a tensor of the graph."""
-        return numbers.reshape(self._seed(edge).shape)
+        return numbers.reshape(self.seed(edge).shape)
 
     def _pulled(self, order: Sequence[int], end: Edge, gradient: Tensor, start: Edge) -> Tensor:
         if end == start:
@@ -269,7 +272,7 @@ class Reader:
         self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Row of each head and position, and factors by head and position, and by feature."""
-        found, seed = Edge(attention.mixing, 0), self._seed(at)
+        found, seed = Edge(attention.mixing, 0), self.seed(at)
         width = seed.shape[-1]
         if seed.numel() != batch * tokens * width:
             self.refuse(attention.mixing, "does not find something for each token")
@@ -314,45 +317,36 @@ class Reader:
 
     # Weights and values -----------------------------------------------------------------------
 
-    def _mixed(
-        self, mixing: int, rows: Tensor, batch: int, sources: int
-    ) -> tuple[AttentionWeights, Tensor]:
-        name = self.graph.names[mixing]
-        found = attention_of(self.graph.nodes[mixing], name, rows)
+    def _mixed(self, mixing: int, rows: Tensor, sources: int) -> Mixed:
+        name, values_of = self.graph.names[mixing], self.graph.operands[mixing][-1]
+        try:
+            found = attention_of(self.graph.nodes[mixing], name, rows)
+        except ValueError as error:
+            self.refuse(mixing, str(error))
         if found is None:
             raise ValueError(
                 f"The attention weights of {self.where(mixing)} cannot be had: {name} does not "
                 'show what it computes. Load the model with attn_implementation="sdpa" or "eager".'
             )
-        weights, values = found
-        if values.shape[-2] != sources or (
-            self.graph.operands[mixing][-1] is None and (name in ("Bmm", "Mm"))
-        ):
+        if found.values.shape[-2] != sources or (values_of is None and name in ("Bmm", "Mm")):
             self.refuse(mixing, "mixes something else than the tokens that are explained")
-        flat = wide(values.detach()).reshape(-1, *values.shape[-2:])
-        groups, heads = len(flat) // batch, rows.shape[1]
-        grouped = flat.view(batch, groups, *flat.shape[-2:])
-        queries = rows.numel() // len(flat)
-        if in_order(rows) or groups in (1, heads):
-            return weights, grouped
-        of_head = rows[:, :, 0] // queries
-        return weights, flat[of_head]
+        return found._replace(values=wide(found.values))
 
     # Linear maps ------------------------------------------------------------------------------
 
     def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
         """The matrix of the output projection ``[H z, D]``."""
         begin, end, between = at
-        width = self._seed(begin).shape[-1]
+        width = self.seed(begin).shape[-1]
         if not between:
-            return torch.eye(width, device=self._seed(begin).device)
+            return torch.eye(width, device=self.seed(begin).device)
         *views, first = [each for each in between if self.graph.names[each] not in VIEWS] or [0]
         node: Any = self.graph.nodes[first]
         if not views and self.graph.names[first] in ("Mm", "Addmm"):
             factor = getattr(node, "_saved_alpha", 1)
             found: Tensor = node._saved_mat2 if factor == 1 else node._saved_mat2 * factor  # noqa: SLF001
             return wide(found.detach())
-        seed = self._seed(end)
+        seed = self.seed(end)
         columns = seed.shape[-1]
         result = seed.new_zeros(columns, width)
         for start in range(0, columns, rows):
@@ -370,7 +364,7 @@ class Reader:
         self, order: Sequence[int], end: Edge, start: Edge, batch: int, tokens: int
     ) -> Scaling | None:
         """The norm or factor that lies between two tensors of a stream's width."""
-        seed = self._seed(end)
+        seed = self.seed(end)
         width = seed.shape[-1]
         signs = torch.where(torch.arange(width, device=seed.device) % 2 == 0, 1.0, -1.0).to(seed)
         noise = torch.linspace(-1, 2, width, device=seed.device).to(seed).sin() + 0.1

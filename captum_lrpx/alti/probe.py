@@ -71,7 +71,8 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     """Refuse an attention whose measured parts are not what the graph computes.
 
     In some direction at some positions, what it adds up to must be the same in three ways: as the
-    model has it, by the gradients of its parts, and by the transformed vectors.
+    model has it, by the gradients of its parts, and by the transformed vectors. What the attention
+    hands back to its values shows number by number which weights it has mixed them with.
     """
     count = tokens[attention.stream]
     part = reader.part(attention, batch, count, tokens[attention.source])
@@ -113,9 +114,29 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     )
     size = (seen.abs() * wide(part.resultant[0, :rows]).abs()).sum()
     nodes = (*attention.norms, attention.addition, *attention.region, *attention.value_region)
-    allowed = 2 * tolerance(reader.graph, (*nodes, attention.mixing)) * size
-    if any((one - other).abs() > allowed for one, other in ways):
+    relative = 2 * tolerance(reader.graph, (*nodes, attention.mixing))
+    given = _at_values(reader.graph, attention, found[Edge(attention.mixing, 0)])
+    expected = torch.zeros_like(given)
+    expected.index_add_(
+        0,
+        part.places[0].repeat_interleave(part.heads // len(part.places[0])),
+        (weights.mT @ gradient.to(weights)).to(given),
+    )
+    same = (given - expected).norm() <= relative * expected.norm()
+    if not same or any((one - other).abs() > relative * size for one, other in ways):
         reader.refuse(attention.mixing, "is not what its values, weights and output projection say")
+
+
+def _at_values(graph: Graph, attention: Attention, gradient: Tensor) -> Tensor:
+    """What the node that mixes hands back to its matrices of values ``[N, S, z]``."""
+    number, edge = attention.mixing, attention.value
+    metadata: Any = graph.nodes[number]
+    metadata = metadata._input_metadata[0]  # noqa: SLF001 - no public name
+    taken = (gradient.reshape(tuple(metadata.shape)), *[None] * (graph.results(number) - 1))
+    given = Pull(graph, Plan(), {}).through(number, taken)
+    of_values = given[graph.operands[number].index(edge)]
+    assert of_values is not None  # noqa: S101 - the values depend on the input
+    return wide(of_values).reshape(-1, *of_values.shape[-2:])
 
 
 def _is_positional(
@@ -136,20 +157,22 @@ def _is_positional(
     node: Any = graph.nodes[edge.node]
     metadata = node._input_metadata[edge.output]  # noqa: SLF001 - no public name
     seed = torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
-    position = tokens // 2
-    if axis == -2:
-        if seed.shape[-2] != tokens:
-            return False
-        seed[..., position, :] = 1.0
-        rows = {example * tokens + position for example in range(batch)}
-    else:
-        if seed.numel() % (batch * tokens):
-            return False
-        seed.view(batch * tokens, -1)[position] = 1.0
-        rows = {position}
+    if seed.shape[-2] != tokens if axis == -2 else seed.numel() % (batch * tokens):
+        return False
     entries, order = _way(graph, ends, edge)
-    found = Pull(graph, Plan(), {}).back(order, {edge: seed}, entries)
-    return all(_touched(each, batch * tokens) <= rows for each in found.values())
+    pull = Pull(graph, Plan(), {})
+    for position in {0, tokens // 2}:  # the one in the middle may stay where it is
+        unit = torch.zeros_like(seed)
+        if axis == -2:
+            unit[..., position, :] = 1.0
+            rows = {example * tokens + position for example in range(batch)}
+        else:
+            unit.view(batch * tokens, -1)[position] = 1.0
+            rows = {position}
+        found = pull.back(order, {edge: unit}, entries)
+        if not all(_touched(each, batch * tokens) <= rows for each in found.values()):
+            return False
+    return True
 
 
 def _touched(gradient: Tensor, rows: int) -> set[int]:
