@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
+from captum_lrpx.trace.operations import is_linear_write
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from torch import nn
+    from torch.autograd.graph import Node
 
     from captum_lrpx.fast.saved import Economy
     from captum_lrpx.graph_rules import Plan
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["MOST_SURPRISES", "Form", "NewWayError", "Structure", "argument_kind", "forms_of"]
+__all__ = [
+    "MOST_SURPRISES",
+    "Form",
+    "NewWayError",
+    "Structure",
+    "argument_kind",
+    "forms_of",
+    "outside_of",
+    "written_in_part",
+]
 
 
 @dataclass
@@ -59,6 +70,33 @@ class Structure:
         if found is None:
             found = self.narrowings[recipe] = narrowing_of(graph, self.roles, plan)
         return found
+
+
+def written_in_part(graph: Graph, structure: Structure) -> set[int]:
+    """Indices of nodes that hide a function on a view, in place, which may not be linear."""
+    found = set()
+    for number, name in enumerate(graph.names):
+        if name == "CopySlices" and number not in structure.linear:
+            function = structure.places.get(number, ("", "", ""))[2].rpartition(".")[2]
+            if not is_linear_write(function, factors=any(graph.operands[number][1:])):
+                found.add(number)
+    return found
+
+
+def outside_of(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
+    """Indices of the nodes that no output of the model depends on."""
+    inside = [False] * len(graph.nodes)
+    for node in outputs:
+        if node in graph.index:
+            inside[graph.index[node]] = True
+    if not any(inside):
+        return frozenset()
+    for number in range(len(graph.nodes) - 1, -1, -1):
+        if inside[number]:
+            for edge in graph.operands[number]:
+                if edge is not None:
+                    inside[edge.node] = True
+    return frozenset(number for number, each in enumerate(inside) if not each)
 
 
 @dataclass

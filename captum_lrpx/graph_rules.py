@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules import AttentionRule
     from captum_lrpx.rules.base import Share, Shares
+    from captum_lrpx.rules.zeros import Zeros
     from captum_lrpx.trace.graph import Edge, Graph
     from captum_lrpx.trace.natures import Operation, Role
     from captum_lrpx.trace.roles import Roles
@@ -302,70 +303,19 @@ def is_homogeneous(name: str) -> bool:
     return name in nodes.HOMOGENEOUS or is_length(name)
 
 
-# Words --------------------------------------------------------------------------------------------
-
-_REASONS: Final[dict[Why, str]] = {
-    "undecided": "it multiplies two things that depend on the input, without a rule",
-    "unknown": "it is not linear and has no rule",
-    "detached": "it adds what depends on the input through something without a gradient",
-    "hidden": "it hides what an activation inside of it is given",
-    "in place": "it works in place on a view of another tensor, which hides what it does",
-    "unwatched": "the forward pass has taken a way here that it had not taken before",
-    "again": "it is inside of torch.utils.checkpoint, which computes its operands once more",
-}
-
-_REMEDIES: Final[dict[Why, str]] = {
-    "undecided": (
-        "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
-        "has to say so (captum_lrpx.hints)."
-    ),
-    "hidden": (
-        "Use a module that calls its functions one by one instead of one that is a single function "
-        "(a recurrent layer written out in steps, say)."
-    ),
-    "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
-    "unwatched": "Call it again: the next pass is watched.",
-    "again": "Take torch.utils.checkpoint out and pass checkpointing=True, which saves as much.",
-}
-
-_WAY_OUT: Final = (
-    "Or pass strict=False: its ordinary gradient is then taken, the relevances no longer decompose "
-    "the value, and a warning says so."
-)
-
-_RECIPE_ROLES: Final = {
-    "activation": "activation",
-    "norm": "norm",
-    "attention": "attention",
-    "scores": "attention",
-    "softmax": "attention",
-    "kernel": "attention",
-    "gated product": "gate",
-    "rule": "linear",
-}
-
-
-def reason_and_remedy(why: Why) -> tuple[str, str]:
-    """Why an operation has no rule, and what a user can do about it, in words."""
-    return _REASONS[why], f"{_REMEDIES.get(why, '')} {_WAY_OUT}".strip()
-
-
-def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
-    """The rule that an operation gets from a recipe."""
-    if operation.role in _RECIPE_ROLES:
-        return repr(recipe.rule_for(_RECIPE_ROLES[operation.role], path)).removesuffix("()")
-    one_constant = operation.role in ("constant factor", "linear")
-    return "one factor constant" if one_constant else "shared equally"
-
+# Attaching ----------------------------------------------------------------------------------------
 
 _FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})
 """Operators whose gradients are made for them, as are those of attention kernels."""
 
-# Attaching ----------------------------------------------------------------------------------------
-
 
 def attach(
-    graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]
+    graph: Graph,
+    plan: Plan,
+    inputs: Mapping[Node, Tensor],
+    done: set[Node],
+    zeros: Zeros,
+    frozen: Collection[int] = (),
 ) -> Iterator[RemovableHandle]:
     """Put the hooks on the nodes, and give a handle for each.
 
@@ -376,6 +326,8 @@ def attach(
         plan: What to do.
         inputs: The input of each node of an activation that does not save it.
         done: Nodes that have their rule already; those of this call are added.
+        zeros: Of the pass.
+        frozen: Norms whose own gradient holds their scale constant.
     """
     nodes_ = graph.nodes
     for number, name, rule, factors in plan.actions:
@@ -391,7 +343,8 @@ def attach(
             z = inputs[node] if name in nodes.NEED_INPUT else None
             yield node.register_hook(nodes.secant(node, name, z))
         elif rule == "norm":
-            yield node.register_hook(nodes.frozen_norm(node, name))
+            if number not in frozen:
+                yield node.register_hook(nodes.frozen_norm(node, name, zeros))
         elif rule == "gated":
             yield node.register_hook(nodes.gated(node))
         else:

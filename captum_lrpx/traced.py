@@ -16,18 +16,27 @@ from captum_lrpx.coverage import FORWARD_FUNCTION, Coverage, Operation
 from captum_lrpx.fast.checkpointing import Checkpoints, WatchOfBlocks
 from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
-from captum_lrpx.fast.saved import Saved, economy_of
-from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
-from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
+from captum_lrpx.fast.saved import Saved, economy_of, is_worth_it
+from captum_lrpx.forms import (
+    MOST_SURPRISES,
+    Form,
+    NewWayError,
+    Structure,
+    forms_of,
+    outside_of,
+    written_in_part,
+)
+from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint
 from captum_lrpx.patching import Attachment, Patched
+from captum_lrpx.rule_words import reason_and_remedy, rule_in_words
 from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.rules.zeros import Zeros
 from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
-from captum_lrpx.trace.operations import is_linear_write
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
 from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
@@ -72,7 +81,8 @@ class TracedPass:
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
         fast: Whether zeros need not be multiplied.
-        lean: Whether, if so, what the rules do not read need not be kept either.
+        positions: Of the inputs. Where there are many, what the rules do not read need not be kept
+            either.
         checkpointing: Whether blocks are computed once more in the backward pass.
         freeze: Whether the parameters of the model need no gradient.
         before: An earlier pass, on whose graph that of this one may build.
@@ -87,7 +97,7 @@ class TracedPass:
         watched: bool = False,
         values: bool = False,
         fast: bool = False,
-        lean: bool = True,
+        positions: int = 1,
         checkpointing: bool = False,
         freeze: bool = True,
         before: TracedPass | None = None,
@@ -107,13 +117,16 @@ class TracedPass:
         )
         # Overrides speak of modules, which only a watched pass tells.
         self.form.watched |= bool(recipe.overrides) or (not fast and self._speaks_of_modules())
+        lean = checkpointing or is_worth_it(self.form.economy, positions)
         self._economical = self._fast and lean and self.form.surprises <= MOST_SURPRISES
+        self._positions = positions
         economy = self.form.economy if self._economical else None
-        self._saved = Saved(economy) if self._economical else None
+        self._zeros = Zeros()
+        self._saved = Saved(economy, self._zeros) if self._economical else None
         self._blocks: Checkpoints | None = None
         self._checkpointed = checkpointed(self._modules)
         if (checkpointing or (self._checkpointed and blocks_of(model))) and not values:
-            self._saved = self._blocks = Checkpoints(economy, _FUNCTIONS_WITH_INPUT)
+            self._saved = self._blocks = Checkpoints(economy, self._zeros, _FUNCTIONS_WITH_INPUT)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
         self.watch: Watch | None = None
@@ -125,7 +138,13 @@ class TracedPass:
 
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:
-        """The pass, to be run inside of a ``with`` block."""
+        """The pass, to be run and explained inside of a ``with`` block."""
+        with self.prepared(), self.watching():
+            yield self
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The model as the pass needs it, until it is explained."""
         warn_if_training(self._modules)
         attachments = linear_attachments(self.model, self._modules, self.recipe)
         if self._blocks is not None:
@@ -137,8 +156,7 @@ class TracedPass:
             running.add(self)
             stack.enter_context(Patched(self._modules, attachments, freeze=self._freeze))
             stack.enter_context(without_checkpoints(self._checkpointed))
-            stack.enter_context(self.watching())
-            yield self
+            yield
 
     @contextmanager
     def watching(self, running: nn.Module | None = None) -> Iterator[None]:
@@ -192,13 +210,14 @@ class TracedPass:
         graph, plan = self.read(outputs)
         assert self.structure is not None  # noqa: S101 - the graph has been read
         if self._saved is not None and self._economical and self.form.economy is None:
-            self.form.economy = economy_of(graph, plan, self._saved)
+            self.form.economy = economy_of(graph, plan, self._saved, self._positions)
         if self._blocks is not None:
             self._blocks.allow(self.form.economy if self._economical else None, graph.key)
         if self._fast and at_once == 1:
             self.handles += narrow(graph, self.structure.narrowing(graph, plan, self.recipe))
             self.handles += direct(graph, plan)
-        self.handles += attach(graph, plan, self.inputs, self.done)
+        frozen = self._saved.frozen() if self._saved is not None else ()
+        self.handles += attach(graph, plan, self.inputs, self.done, self._zeros, frozen)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
         """The graph of everything that some outputs depend on, and the rules for it.
@@ -241,7 +260,7 @@ class TracedPass:
         return Seen(
             explained=structure.explained,
             detached=structure.detached - structure.linear,
-            written=_written(graph, structure),
+            written=written_in_part(graph, structure),
             inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
         )
@@ -276,7 +295,7 @@ class TracedPass:
             self._name(graph, structure)
             hints = natures_of(graph, structure.places, dict(self.model.named_modules()))
         structure.roles = roles_of(graph, hints, structure.linear)
-        structure.explained = _outside(graph, outputs)
+        structure.explained = outside_of(graph, outputs)
         return structure
 
     def _name(self, graph: Graph, structure: Structure) -> None:
@@ -345,12 +364,14 @@ class TracedPass:
         else:
             gated = graph.names[number] == "Glu"
             verdict = "linear" if role.role == "linear" and not gated else "ruled"
+        ruled = verdict == "ruled"
+        rule = rule_in_words(graph, structure.roles, number, self.recipe, path) if ruled else ""
         return Operation(
             module=path,
             module_type=kind or FORWARD_FUNCTION,
             function=function or graph.names[number],
             kind=verdict,
-            rule=rule_in_words(role, self.recipe, path) if verdict == "ruled" else "",
+            rule=rule,
             reason=reason,
             remedy=remedy,
         )
@@ -367,30 +388,3 @@ def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
             or any(edge is not None and leads[edge.node] for edge in edges)
         )
     return {number for number in plan.alive if leads[number]} - starts
-
-
-def _written(graph: Graph, structure: Structure) -> set[int]:
-    """Indices of nodes that hide a function on a view, in place, which may not be linear."""
-    found = set()
-    for number, name in enumerate(graph.names):
-        if name == "CopySlices" and number not in structure.linear:
-            function = structure.places.get(number, ("", "", ""))[2].rpartition(".")[2]
-            if not is_linear_write(function, factors=any(graph.operands[number][1:])):
-                found.add(number)
-    return found
-
-
-def _outside(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
-    """Indices of the nodes that no output of the model depends on."""
-    inside = [False] * len(graph.nodes)
-    for node in outputs:
-        if node in graph.index:
-            inside[graph.index[node]] = True
-    if not any(inside):
-        return frozenset()
-    for number in range(len(graph.nodes) - 1, -1, -1):
-        if inside[number]:
-            for edge in graph.operands[number]:
-                if edge is not None:
-                    inside[edge.node] = True
-    return frozenset(number for number, each in enumerate(inside) if not each)

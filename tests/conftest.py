@@ -93,9 +93,10 @@ def of_the_graph():
 @pytest.fixture
 def everything_fast(monkeypatch):
     """What is worth it for large models only is done for the smallest ones."""
-    from captum_lrpx.attr import engine
-    from captum_lrpx.fast import direct, narrow
+    from captum_lrpx.fast import direct, saved, sparse
+    from captum_lrpx.fast.least import Least
 
-    monkeypatch.setattr(engine, "_FEW_POSITIONS", 0)
-    monkeypatch.setattr(narrow, "_WORTH_IT", 0)
-    monkeypatch.setattr(direct, "_WORTH_IT", 0)
+    monkeypatch.setattr(saved, "_FEW_POSITIONS", 0)
+    monkeypatch.setattr(saved, "_FEW_NUMBERS", Least(0, 0))
+    monkeypatch.setattr(sparse, "_WORTH_A_LOOK", Least(0, 0))
+    monkeypatch.setattr(direct, "_WORTH_IT", Least(0, 0))

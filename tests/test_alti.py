@@ -18,7 +18,7 @@ from captum_lrpx.alti import (
     rollout,
     rollout_by_layer,
 )
-from captum_lrpx.alti.attention_weights import attention_of
+from captum_lrpx.alti.attention_weights import Order, attention_of
 from captum_lrpx.fast.sparse import product_of_sparse
 from captum_lrpx.trace.graph import name_of
 from captum_lrpx.trace.operations import is_kernel
@@ -282,7 +282,7 @@ def test_weights_of_sdpa_are_those_that_it_uses(mask, tokens, groups):
         query, key, value.requires_grad_(), **MASKS[mask](tokens), enable_gqa=groups < 4
     )
     node, rows = mixing_node(output), torch.arange(8 * tokens).view(2, 4, tokens)
-    weights = attention_of(node, name_of(node), rows).weights
+    weights = attention_of(node, name_of(node), Order(rows)).weights
     some = torch.tensor([tokens - 1, 0])
     for example in range(2):
         shared = value[example].repeat_interleave(4 // groups, 0)

@@ -186,9 +186,10 @@ def test_weights_that_are_not_those_of_the_model_are_refused(mix, monkeypatch):
     """Every input is, although a few of them give nearly the same sums."""
     original = parts.attention_of
 
-    def flipped(node, name, rows):
-        found = original(node, name, rows)
-        weights = torch.stack([found.weights.of(each, slice(None)) for each in range(len(rows))])
+    def flipped(node, name, order):
+        found = original(node, name, order)
+        examples = range(len(order.rows))
+        weights = torch.stack([found.weights.of(each, slice(None)) for each in examples])
         return found._replace(weights=MaterializedWeights(weights.flip(-1)))
 
     monkeypatch.setattr(parts, "attention_of", flipped)

@@ -6,8 +6,6 @@ pytest -o addopts="" -n 8 tests/test_cuda.py               # every type that tra
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from breadth import EQUAL, METHODS, difference
@@ -38,16 +36,15 @@ def exact_products():
 
 
 def moved(question):
-    """The same question on the GPU."""
+    """A question, moved to the GPU."""
 
     def there(value):
         return value.to(DEVICE) if isinstance(value, torch.Tensor) else value
 
-    other = copy.copy(question)
-    other.model = copy.deepcopy(question.model).to(DEVICE)
-    other.keywords = {name: there(value) for name, value in question.keywords.items()}
-    other.inputs = tuple(map(there, question.inputs))
-    return other
+    question.model.to(DEVICE)
+    question.keywords = {name: there(value) for name, value in question.keywords.items()}
+    question.inputs = tuple(map(there, question.inputs))
+    return question
 
 
 def built(mapping, kind, **options):
@@ -65,8 +62,8 @@ def in_two_places(mapping, kind):
     reason = ""
     for dtype in (torch.float64, torch.float32):
         try:
-            here = asked(kind, mapping, dtype=dtype)
-            there = moved(here)
+            here, there = (asked(kind, mapping, dtype=dtype) for _ in range(2))
+            there = moved(there)
             apart = difference(here.value(), there.value().cpu())
         except NotBuilt as error:
             reason = str(error)
@@ -110,7 +107,9 @@ def check_alti(mapping, kind):
     one, other = (ALTILogit(each.logits, each.model) for each in (here, there))
     with quiet():
         if (mapping, kind) in REFUSED_BY_ALTI:
-            with pytest.raises(ValueError, match=REFUSED_BY_ALTI[mapping, kind]):
+            # Of two reasons another may be found first: kernels differ.
+            reason = f"{REFUSED_BY_ALTI[mapping, kind]}|ALTI-Logit does not cover"
+            with pytest.raises(ValueError, match=reason):
                 other.decompose(there.inputs, there.target)
             return
         expected = one.decompose(here.inputs, here.target, return_alti=True)

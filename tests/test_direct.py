@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx import AttnLRPx, LRPx
 from captum_lrpx.fast import direct
+from captum_lrpx.fast.least import Least
 from captum_lrpx.rules.answering import Answering
 
 BATCH, LENGTH, SIZE = 2, 7, 3
@@ -49,7 +50,7 @@ def answers(monkeypatch):
         return Answering(whole, {function: noted}, ruled=ruled)
 
     monkeypatch.setattr(direct, "Answering", noting)
-    monkeypatch.setattr(direct, "_WORTH_IT", 0)
+    monkeypatch.setattr(direct, "_WORTH_IT", Least(0, 0))
     return found
 
 
@@ -105,7 +106,7 @@ def test_constant_weights_in_whatever_parts(
 
 @pytest.mark.parametrize("size", [1, 10**9])
 def test_small_gradients_take_the_way_of_pytorch(monkeypatch, answers, size):
-    monkeypatch.setattr(direct, "_WORTH_IT", size)
+    monkeypatch.setattr(direct, "_WORTH_IT", Least(size, size))
     case = *tensors(2, 2), {"is_causal": True}
     torch.testing.assert_close(of_values(*case), replica(*case), rtol=1e-12, atol=1e-12)
     assert bool(answers) == (size == 1)

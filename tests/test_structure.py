@@ -35,6 +35,7 @@ ORDER = [
     ["linear_rules", "memory"],
     ["trace"],
     ["hints", "graph_rules"],
+    ["rule_words"],
     ["fast"],
     ["alti", "targets"],
     ["forms"],

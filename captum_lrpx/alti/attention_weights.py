@@ -21,10 +21,11 @@ __all__ = [
     "AttentionWeights",
     "MaterializedWeights",
     "Mixed",
+    "Order",
     "ScoredWeights",
     "attention_of",
     "attention_weights",
-    "in_order",
+    "wide",
 ]
 
 
@@ -56,7 +57,7 @@ class MaterializedWeights(AttentionWeights):
 
     def of(self, example: int, rows: slice | Tensor) -> Tensor:
         """Select the rows."""
-        return _wide(self.weights[example][:, rows])
+        return wide(self.weights[example][:, rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class ScoredWeights(AttentionWeights):
 
     def of(self, example: int, rows: slice | Tensor) -> Tensor:
         """Compute the rows."""
-        query, key = _wide(self.query[example][:, rows]), _wide(self.key[example])
+        query, key = wide(self.query[example][:, rows]), wide(self.key[example])
         return attention_weights(query, key, self._mask(example, rows), self.scale)
 
     def _mask(self, example: int, rows: slice | Tensor) -> Tensor | None:
@@ -107,64 +108,46 @@ class Mixed(NamedTuple):
     places: Tensor
 
 
-def attention_of(node: Any, name: str, rows: Tensor) -> Mixed | None:
-    """The weights and values that a node of a graph has mixed.
+class Order:
+    """Where heads and positions are among the rows of a node that mixes tokens.
+
+    It is the same in all passes of some lengths, so what follows from it is found out once.
 
     Args:
-        node: The node of a matrix product or of an attention kernel.
-        name: Its operator.
-        rows: For each example, head and position its row among those of the node ``[B, H, T]``.
-
-    Returns:
-        The weights and values; None if the node does not show them.
-
-    Raises:
-        ValueError: If the values of a head are not one matrix. It says what the node does.
+        rows: For each example, head and position its row ``[B, H, T]``.
     """
-    if name in ("Bmm", "Mm"):
-        by_row, values = node._saved_self, node._saved_mat2  # noqa: SLF001 - no public names
-        weights: AttentionWeights = MaterializedWeights(_by_rows(by_row, rows))
-        return Mixed(weights, *_by_places(values, rows, by_row.shape[-2]))
-    if not all(hasattr(node, f"_saved_{each}") for each in ("query", "key", "value")):
-        return None
-    query, key, values = node._saved_query, node._saved_key, node._saved_value  # noqa: SLF001
-    queries, length = query.shape[-2], key.shape[-2]
-    ordered = query.shape[:-1] == rows.shape and in_order(rows)
-    mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
-    causal = bool(getattr(node, "_saved_is_causal", False))
-    if mask is not None:
-        mask = mask.detach()[(None,) * (4 - mask.ndim)]
-        if not ordered:
-            mask = _by_rows(mask.expand(*query.shape[:-1], length), rows)
-    elif causal and not ordered:
-        mask = (rows % queries).unsqueeze(-1) >= torch.arange(length, device=rows.device)
-    scale = getattr(node, "_saved_scale", None)
-    scored = ScoredWeights(
-        _by_rows(query, rows),
-        _by_places(key, rows, queries)[0],
-        mask,
-        causal,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-    )
-    return Mixed(scored, *_by_places(values, rows, queries))
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.plain = _counts_up(rows)
+        self._places: dict[tuple[int, int], tuple[Tensor, bool]] = {}
+
+    def of_rows(self, tensor: Tensor) -> Tensor:
+        """``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
+        flat = tensor.detach().reshape(-1, tensor.shape[-1])
+        return flat.view(*self.rows.shape, -1) if self.plain else flat[self.rows]
+
+    def of_matrices(self, tensor: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+        """Keys or values ``[..., S, z]`` by examples and groups of heads, and where each was.
+
+        Args:
+            tensor: The keys or values.
+            queries: Rows of each matrix of queries.
+
+        Raises:
+            ValueError: If those of a head are not one matrix.
+        """
+        flat = tensor.detach().reshape(-1, *tensor.shape[-2:])
+        key = queries, len(flat)
+        if key not in self._places:
+            places = _places(self.rows, *key)
+            self._places[key] = places, _counts_up(places)
+        places, plain = self._places[key]
+        return (flat.view(*places.shape, *flat.shape[1:]) if plain else flat[places]), places
 
 
-def in_order(rows: Tensor) -> bool:
-    """Whether the rows of a node are examples, heads and positions in this order."""
-    return bool((rows.flatten() == torch.arange(rows.numel(), device=rows.device)).all())
-
-
-def _by_rows(rows_of: Tensor, rows: Tensor) -> Tensor:
-    """``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
-    flat = rows_of.detach().reshape(-1, rows_of.shape[-1])
-    return flat.view(*rows.shape, -1) if in_order(rows) else flat[rows]
-
-
-def _by_places(matrices: Tensor, rows: Tensor, queries: int) -> tuple[Tensor, Tensor]:
-    """Keys or values ``[..., S, z]`` by examples and groups of heads, and where each was."""
-    flat = matrices.detach().reshape(-1, *matrices.shape[-2:])
-    places = _places(rows, queries, len(flat))
-    return (flat.view(*places.shape, *flat.shape[1:]) if in_order(places) else flat[places]), places
+def _counts_up(numbers: Tensor) -> bool:
+    return bool((numbers.flatten() == torch.arange(numbers.numel(), device=numbers.device)).all())
 
 
 def _places(rows: Tensor, queries: int, count: int) -> Tensor:
@@ -183,6 +166,49 @@ def _places(rows: Tensor, queries: int, count: int) -> Tensor:
         if (by_group == by_group[..., :1]).all():
             return by_group[..., 0]
     return places
+
+
+def attention_of(node: Any, name: str, order: Order) -> Mixed | None:
+    """The weights and values that a node of a graph has mixed.
+
+    Args:
+        node: The node of a matrix product or of an attention kernel.
+        name: Its operator.
+        order: Of its heads and positions.
+
+    Returns:
+        The weights and values; None if the node does not show them.
+
+    Raises:
+        ValueError: If the values of a head are not one matrix. It says what the node does.
+    """
+    if name in ("Bmm", "Mm"):
+        by_row, values = node._saved_self, node._saved_mat2  # noqa: SLF001 - no public names
+        weights: AttentionWeights = MaterializedWeights(order.of_rows(by_row))
+        return Mixed(weights, *order.of_matrices(values, by_row.shape[-2]))
+    if not all(hasattr(node, f"_saved_{each}") for each in ("query", "key", "value")):
+        return None
+    query, key, values = node._saved_query, node._saved_key, node._saved_value  # noqa: SLF001
+    queries, length = query.shape[-2], key.shape[-2]
+    rows = order.rows
+    ordered = query.shape[:-1] == rows.shape and order.plain
+    mask = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
+    causal = bool(getattr(node, "_saved_is_causal", False))
+    if mask is not None:
+        mask = mask.detach()[(None,) * (4 - mask.ndim)]
+        if not ordered:
+            mask = order.of_rows(mask.expand(*query.shape[:-1], length))
+    elif causal and not ordered:
+        mask = (rows % queries).unsqueeze(-1) >= torch.arange(length, device=rows.device)
+    scale = getattr(node, "_saved_scale", None)
+    scored = ScoredWeights(
+        order.of_rows(query),
+        order.of_matrices(key, queries)[0],
+        mask,
+        causal,
+        query.shape[-1] ** -0.5 if scale is None else scale,
+    )
+    return Mixed(scored, *order.of_matrices(values, queries))
 
 
 @torch.no_grad()
@@ -214,5 +240,6 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: fl
     return torch.softmax(scores, -1).mul_(attends)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """The tensor in float32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from captum_lrpx.alti import functional
+from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.alti.directions import product_with
-from captum_lrpx.alti.parts import wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx.alti.parts import wide
+from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.trace.graph import Edge, node_of
 
 if TYPE_CHECKING:

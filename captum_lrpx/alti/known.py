@@ -9,9 +9,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.alti.attention_weights import Order
+
 __all__ = ["Known"]
 
-Rows = tuple["Tensor", "Tensor | None", "Tensor | None"]
+Orders = tuple["Order", "Tensor | None", "Tensor | None"]
 
 
 class Known:
@@ -19,7 +21,7 @@ class Known:
 
     def __init__(self) -> None:
         self._projections: dict[int, Any] = {}
-        self._rows: dict[int, Rows] = {}
+        self._orders: dict[int, Orders] = {}
         self._lengths: tuple[int, int] | None = None
 
     def projection(self, mixing: int, find: Callable[[], Any]) -> Any:
@@ -28,17 +30,17 @@ class Known:
             self._projections[mixing] = find()
         return self._projections[mixing]
 
-    def rows(self, mixing: int, lengths: tuple[int, int], find: Callable[[], Rows]) -> Rows:
+    def order(self, mixing: int, lengths: tuple[int, int], find: Callable[[], Orders]) -> Orders:
         """Where heads and positions are, which is the same in each pass of some lengths.
 
         Factors beside them are numbers of one pass, and not kept.
         """
         if self._lengths != lengths:
-            self._rows.clear()
+            self._orders.clear()
             self._lengths = lengths
-        found = self._rows.get(mixing)
+        found = self._orders.get(mixing)
         if found is None:
             found = find()
             if found[1] is None and found[2] is None:
-                self._rows[mixing] = found
+                self._orders[mixing] = found
         return found

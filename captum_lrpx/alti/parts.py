@@ -8,12 +8,14 @@ where, and by what features and positions are scaled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from captum_lrpx.alti.attention_weights import AttentionWeights, Mixed, attention_of
+from captum_lrpx.alti.attention_weights import AttentionWeights, Mixed, Order, attention_of, wide
 from captum_lrpx.alti.pull import tolerance
+from captum_lrpx.alti.scaling import Scaling, measured, of_layer_norm, rank_one
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
@@ -28,21 +30,7 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Part", "Reader", "Scaling", "wide"]
-
-
-class Scaling(NamedTuple):
-    """A norm or a factor with a frozen scale: ``x -> scale * center(x * weight)`` transposed.
-
-    Attributes:
-        scale: Of each position ``[B, T, 1]``.
-        weight: Of each feature ``[D]``.
-        centered: Whether the mean is subtracted.
-    """
-
-    scale: Tensor
-    weight: Tensor
-    centered: bool
+__all__ = ["Part", "Reader"]
 
 
 @dataclass(eq=False)
@@ -88,11 +76,6 @@ class Part:
         return gradient.reshape(-1, gradient.shape[-1])[self.rows]
 
 
-def wide(x: Tensor) -> Tensor:
-    """The tensor in float32, or wider if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class Reader:
     """Reads the parts of a pass.
 
@@ -119,6 +102,7 @@ class Reader:
     ) -> None:
         self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
         self.where, self.path, self.dropout = where, path, dropout
+        self._numbers: set[Edge] = set()  # tensors that have been looked through for NaN
 
     # Values of tensors ------------------------------------------------------------------------
 
@@ -130,12 +114,13 @@ class Reader:
             if self.graph.names[place.node] not in VIEWS or not edges or edges[0] is None:
                 self.refuse(edge.node, "is part of a residual stream in a way that is not seen")
             place = edges[0]
-        if known.isnan().any():
+        if place not in self._numbers and known.isnan().any():
             raise ValueError(
                 f"The residual stream is not finite at {self.where(edge.node)}. (With padding on "
                 "the left, eager attention of some families gives NaN in float64: use sdpa, or "
                 "float32.)"
             )
+        self._numbers.add(place)
         shape = tuple(known.shape)
         if shape[:-1] not in ((batch, tokens), (batch * tokens,)):
             self.refuse(
@@ -159,14 +144,14 @@ class Reader:
         mixing = attention.mixing
         before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
         place = attention, before, at[0], batch, tokens
-        rows_of = self._known.rows
-        rows, by_head, by_feature = rows_of(mixing, (batch, tokens), lambda: self._rows(*place))
-        weights, values, places = self._mixed(mixing, rows, sources)
+        order_of = self._known.order
+        order, by_head, by_feature = order_of(mixing, (batch, tokens), lambda: self._order(*place))
+        weights, values, places = self._mixed(mixing, order, sources)
         weight = self._weight(at, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
         if by_feature is not None:
             weight = weight * by_feature.unsqueeze(1)
-        heads, size = rows.shape[1], values.shape[-1]
+        heads, size = order.rows.shape[1], values.shape[-1]
         if weight.shape[0] != heads * size:
             self.refuse(mixing, "finds something of another width than it projects")
         residual = self.value(attention.residual, batch, tokens)
@@ -180,17 +165,17 @@ class Reader:
             end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
             resultant = self.value(end, batch, tokens)
             norm = self._scaling(attention.norms, end, start, batch, tokens)
-        order = (attention.addition, *after)
+        behind = (attention.addition, *after)
         plain = self.graph.names[attention.addition] == "Add"
         if not plain or any(self.graph.names[each] not in VIEWS for each in after):
-            scaled = self._scaling(order, Edge(attention.addition, 0), at[1], batch, tokens)
+            scaled = self._scaling(behind, Edge(attention.addition, 0), at[1], batch, tokens)
         return Part(
             attention,
             self.path(attention.mixing),
             weights,
             values,
             places,
-            rows,
+            order.rows,
             weight.view(heads, size, -1),
             by_head,
             scaled,
@@ -268,10 +253,10 @@ class Reader:
 
     # Which head and position is where ---------------------------------------------------------
 
-    def _rows(
+    def _order(
         self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Row of each head and position, and factors by head and position, and by feature."""
+    ) -> tuple[Order, Tensor | None, Tensor | None]:
+        """Where heads and positions are, and factors by head and position, and by feature."""
         found, seed = Edge(attention.mixing, 0), self.seed(at)
         width = seed.shape[-1]
         if seed.numel() != batch * tokens * width:
@@ -293,34 +278,24 @@ class Reader:
         rows[place, feature // size] = torch.arange(len(first), device=first.device)
         rows = rows.view(batch, tokens, -1).transpose(1, 2)
         if factor is None:
-            return rows, None, None
+            return Order(rows), None, None
         factor = factor.reshape(-1, size)[rows]  # [B, H, T, z]
         same = tolerance(self.graph, (*attention.region, attention.mixing))
         if torch.allclose(factor, factor[..., :1], rtol=same):
-            return rows, factor[..., 0], None
+            return Order(rows), factor[..., 0], None
         by_feature = factor.transpose(1, 2).reshape(batch * tokens, width)
-        scale, weight = self._rank_one(by_feature, same)
+        scale, weight = rank_one(by_feature, same)
         if scale is None or weight is None:
             self.refuse(attention.mixing, "is followed by a gate for each feature and position")
         by_head = scale.view(batch, 1, tokens).expand(-1, rows.shape[1], -1)
-        return rows, by_head, weight
-
-    @staticmethod
-    def _rank_one(factors: Tensor, same: float) -> tuple[Tensor | None, Tensor | None]:
-        """Factors ``[N, F]`` as one of each row ``[N, 1]`` times one of each feature ``[F]``."""
-        weight = factors[factors.norm(dim=-1).argmax()]
-        scale = (factors @ weight / (weight @ weight).clamp(min=1e-30)).unsqueeze(-1)
-        difference = (factors - scale * weight).norm()
-        if not difference <= same * factors.norm():
-            return None, None
-        return scale, weight
+        return Order(rows), by_head, weight
 
     # Weights and values -----------------------------------------------------------------------
 
-    def _mixed(self, mixing: int, rows: Tensor, sources: int) -> Mixed:
+    def _mixed(self, mixing: int, order: Order, sources: int) -> Mixed:
         name, values_of = self.graph.names[mixing], self.graph.operands[mixing][-1]
         try:
-            found = attention_of(self.graph.nodes[mixing], name, rows)
+            found = attention_of(self.graph.nodes[mixing], name, order)
         except ValueError as error:
             self.refuse(mixing, str(error))
         if found is None:
@@ -364,30 +339,14 @@ class Reader:
         self, order: Sequence[int], end: Edge, start: Edge, batch: int, tokens: int
     ) -> Scaling | None:
         """The norm or factor that lies between two tensors of a stream's width."""
-        seed = self.seed(end)
-        width = seed.shape[-1]
-        signs = torch.where(torch.arange(width, device=seed.device) % 2 == 0, 1.0, -1.0).to(seed)
-        noise = torch.linspace(-1, 2, width, device=seed.device).to(seed).sin() + 0.1
-        plain, signed, noisy = (
-            wide(self._pulled(order, end, (seed + each).contiguous(), start)).reshape(-1, width)
-            for each in (torch.ones_like(signs), signs, noise)
-        )
-        same = tolerance(self.graph, (*order, start.node))
-        # A mean that is subtracted differs between even and odd features by what it is.
-        difference = plain - signs * signed
-        even, odd = (difference[:, first::2].mean(-1, keepdim=True) for first in (0, 1))
-        for centered in (False, True):
-            factors = plain - (even + odd) / 2 if centered else plain
-            expected = factors * noise
-            if centered:
-                expected = expected - expected.mean(-1, keepdim=True)
-            if (noisy - expected).norm() <= same * noisy.norm():
-                scale, weight = self._rank_one(factors, same)
-                if scale is not None and weight is not None:
-                    return Scaling(scale.view(batch, tokens, 1), weight, centered)
-        if self.dropout:  # in the mean over what is dropped it is one
-            return None
-        return self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
+        found = of_layer_norm(self.pull, order, end, start)
+        if found is None:
+            same = tolerance(self.graph, (*order, start.node))
+            pulled = partial(self._pulled, order, end, start=start)
+            found = measured(pulled, self.seed(end), (batch, tokens), same)
+        if found is None and not self.dropout:  # in the mean over what is dropped it is one
+            self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
+        return found
 
     def refuse(self, number: int, what: str) -> NoReturn:
         """Say what is not covered."""

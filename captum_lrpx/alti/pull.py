@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx.fast.sparse import product_of_sparse
+from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
 from captum_lrpx.rules import nodes
+from captum_lrpx.rules.zeros import Zeros
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
 
@@ -42,6 +43,7 @@ class Pull:
         self.graph = graph
         self.actions = {action.number: action for action in plan.actions}
         self.inputs = inputs
+        self._zeros = Zeros()
 
     @torch.no_grad()
     def back(
@@ -94,7 +96,7 @@ class Pull:
         edges = self.graph.operands[number]
         given: Any
         if rule == "norm":
-            given = nodes.frozen_norm(node, name)(taken, taken)
+            given = nodes.frozen_norm(node, name, self._zeros)(taken, taken)
         elif rule == "secant":
             given = nodes.secant(node, name, self.inputs.get(node))((taken[0],), taken)
         elif rule == "gated":
@@ -102,13 +104,7 @@ class Pull:
         elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, taken)) is not None:
             given = alone
         elif name in ("Mm", "Addmm") and edges[-1] is None:
-            weight = node._saved_mat2  # noqa: SLF001
-            product = product_of_sparse(_required(taken[0]), weight.t())
-            if name == "Addmm":
-                product = product if node._saved_alpha == 1 else product * node._saved_alpha  # noqa: SLF001
-                given = (None if edges[0] is None else taken[0], product, None)
-            else:
-                given = (product, None)
+            given = self._of_linear(number, taken)
         elif name == "ToCopy":
             given = taken
         else:
@@ -125,6 +121,20 @@ class Pull:
         if action is not None and rule == "factors":
             given = nodes.scaled(action.factors)(given, taken) or given
         return tuple(given)
+
+    def _of_linear(self, number: int, taken: Gradients) -> Gradients:
+        """What the input of a linear layer with constant weights gets, and what is added to it."""
+        node: Any = self.graph.nodes[number]
+        gradient, weight = _required(taken[0]), node._saved_mat2.t()  # noqa: SLF001
+        if is_worth_a_look(gradient):
+            product = product_of_sparse(gradient, weight)
+        else:
+            product = gradient.to(weight.dtype) @ weight
+        if self.graph.names[number] == "Mm":
+            return product, None
+        product = product if node._saved_alpha == 1 else product * node._saved_alpha  # noqa: SLF001
+        added = self.graph.operands[number][0]
+        return (None if added is None else gradient), product, None
 
     def _of_one_factor(self, number: int, taken: Gradients) -> Gradients | None:
         """What the one operand of a product or quotient gets that is not held constant."""

@@ -8,7 +8,7 @@ and at which tensors.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -183,23 +183,23 @@ def forward_pass(
             watched=watched,
             values=values,
             fast=attribution.economical and not watched,
-            lean=attribution.checkpointing or any(map(_is_large, inputs)),
+            positions=sum(map(_positions, inputs)),
             checkpointing=attribution.checkpointing,
         )
-        with (
-            torch.enable_grad(),
-            rules.opened(),
-            embedded_ids(attribution.model, ids) as embedded,
-            captured(layers, at_input=at_input) as caught,
-        ):
-            try:
-                with nullcontext() if beside is None else beside(rules):
-                    given = tuple(map(_writable, aliases))
+        with torch.enable_grad(), rules.prepared():
+            with (
+                rules.watching(),
+                embedded_ids(attribution.model, ids) as embedded,
+                captured(layers, at_input=at_input) as caught,
+                nullcontext() if beside is None else beside(rules),
+            ):
+                given = tuple(map(_writable, aliases))
+                try:
                     output = _captum.run_forward(forward, given, None, args)
-            except ValueError as error:
-                if at_inputs and NO_GRADIENT in str(error) and not all(embedded):  # which is why
-                    raise _not_embedded() from error
-                raise
+                except ValueError as error:
+                    if at_inputs and NO_GRADIENT in str(error) and not all(embedded):  # for which
+                        raise _not_embedded() from error
+                    raise
             of_ids = iter(embedded)
             sources = tuple(
                 alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
@@ -215,13 +215,11 @@ def forward_pass(
         passed.close()
 
 
-_FEW_POSITIONS: Final = 64
-"""Below, what a graph keeps is not worth the time that it takes to keep less."""
-
-
-def _is_large(tensor: Tensor) -> bool:
-    """Whether an input has many positions; the pixels of an image count as such."""
-    return tensor.ndim > 3 or tensor.shape[:2].numel() >= _FEW_POSITIONS
+def _positions(tensor: Tensor) -> int:
+    """Positions of an input; each pixel of an image is one."""
+    if tensor.ndim > 3:
+        return tensor.numel() // tensor.shape[1]
+    return tensor.shape[:2].numel()
 
 
 def _writable(alias: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,9 @@ class Finite:
             ValueError: If one is infinite or NaN; it names the rows, and the first module whose
                 output is.
         """
-        wrong = ~torch.isfinite(values.detach())
-        if not bool(wrong.any()):
+        if _are_finite(values):
             return values
+        wrong = ~torch.isfinite(values.detach())
         rows = _rows(wrong)
         shown = values.detach()[wrong].flatten()[0].item()
         raise ValueError(
@@ -81,7 +82,7 @@ class Finite:
         Args:
             relevances: Of a batch, ``[B, ...]``.
         """
-        if all(bool(torch.isfinite(each).all()) for each in relevances):
+        if all(map(_are_finite, relevances)):
             return
         wrong = [~torch.isfinite(each).reshape(len(each), -1).all(1) for each in relevances]
         rows = _rows(torch.stack(wrong, 1))
@@ -120,7 +121,7 @@ class Finite:
             for tensor in _floating(output):
                 by_row = self.noun == "row" and tensor.shape[:1] == (batch,)
                 own = tensor[rows] if by_row else tensor
-                if not bool(torch.isfinite(own).all()):
+                if not _are_finite(own):
                     found.append(f"the output of {path!r} ({type(module).__name__})")
                     return
 
@@ -144,6 +145,11 @@ def _rows(wrong: Tensor) -> list[int]:
     """Rows ``[B, ...]`` in which anything is set."""
     found: list[int] = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
     return found
+
+
+def _are_finite(numbers: Tensor) -> bool:
+    """Whether all of them are; a sum, which says so at once, is not if it is too large."""
+    return math.isfinite(numbers.detach().sum()) or bool(torch.isfinite(numbers).all())
 
 
 def _floating(value: Any) -> Iterator[Tensor]:

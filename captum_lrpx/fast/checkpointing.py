@@ -25,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_lrpx.fast.repetition import WAY_OUT, Repetition
-from captum_lrpx.fast.saved import Economy, Numbered, Saved
+from captum_lrpx.fast.saved import SCALAR, Economy, Numbered, Saved
 from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.watch import Watch
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from torch import nn
+
+    from captum_lrpx.rules.zeros import Zeros
 
 __all__ = ["Checkpoints", "WatchOfBlocks"]
 
@@ -120,6 +122,7 @@ class Checkpoints(Saved):
 
     Args:
         economy: What need not be kept; None to find out.
+        zeros: Of the pass.
         functions: Names of functions whose operand is kept, because their nodes do not.
 
     Attributes:
@@ -127,8 +130,8 @@ class Checkpoints(Saved):
         repeating: Whether a block is being computed once more.
     """
 
-    def __init__(self, economy: Economy | None, functions: frozenset[str]) -> None:
-        super().__init__(economy)
+    def __init__(self, economy: Economy | None, zeros: Zeros, functions: frozenset[str]) -> None:
+        super().__init__(economy, zeros)
         self.running: _Run | None = None
         self.repeating = False
         self._functions = functions
@@ -192,8 +195,7 @@ class Checkpoints(Saved):
         if _address(tensor) in self._weights:  # which are there anyway
             run.pieces.append(_nothing)
             return super()._pack(tensor)
-        piece = _Piece(self.count, run, tensor)
-        self.count += 1
+        piece = _Piece(self._number(tensor), run, tensor)
         run.pieces.append(weakref.ref(piece))
         return piece
 
@@ -203,8 +205,9 @@ class Checkpoints(Saved):
         owns = self._owns(packed)
         if owns is not None:
             _, shape, dtype, device = packed.form
-            zeros = torch.zeros((), dtype=dtype, device=device).expand(shape)
-            return zeros.contiguous() if owns else zeros
+            if owns:
+                return self._zeros.of(shape, dtype, device)
+            return self._zeros.of(SCALAR, dtype, device).expand(shape)
         with self._lock:
             if packed.found is None:
                 self._repeat(packed.run)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from captum_lrpx.fast.least import Least
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.answering import Answering
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["direct"]
 
-_WORTH_IT: Final = 1 << 15
+_WORTH_IT: Final = Least(1 << 15, 1 << 22)
 """Numbers in a gradient below which the detour takes longer."""
 
 _BUDGET: Final = 1 << 24
@@ -62,7 +63,8 @@ def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
     all_nodes = graph.nodes
     for number, name, rule, factors in plan.actions:
         node: Any = all_nodes[number]
-        if math.prod(node._input_metadata[0].shape) < _WORTH_IT:  # noqa: SLF001 - no public name
+        result = node._input_metadata[0]  # noqa: SLF001 - no public name
+        if math.prod(result.shape) < _WORTH_IT.of(result.device.type):
             continue
         if rule == "secant" and name in _ACTIVATIONS:
             slope = partial(_secant, node, name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from captum_lrpx.fast.sparse import product_of_sparse
+from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
 from captum_lrpx.rules.answering import Answering
 
 if TYPE_CHECKING:
@@ -123,11 +123,7 @@ def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
         yield graph.nodes[number].register_prehook(_mostly_zero)
 
 
-_WORTH_IT: Final = 1 << 13
-"""Numbers in a gradient below which a look at them takes longer than the product."""
-
-
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    if taken[0] is None or taken[0].numel() < _WORTH_IT:
+    if taken[0] is None or not is_worth_a_look(taken[0]):
         return None
     return (Answering(taken[0], _ANSWERS), *taken[1:])

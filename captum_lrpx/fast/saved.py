@@ -21,15 +21,19 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 
+from captum_lrpx.fast.least import Least
 from captum_lrpx.rules import nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Collection, Hashable, Mapping
 
     from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.rules.zeros import Zeros
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Economy", "Numbered", "Saved", "economy_of"]
+__all__ = ["SCALAR", "Economy", "Numbered", "Saved", "economy_of", "is_worth_it"]
+
+SCALAR: Final = torch.Size()
 
 _PREFIX: Final = "_raw_saved_"
 
@@ -56,6 +60,10 @@ _READ_BY_NORMS: Final = {
 """What a norm with its scale held constant needs."""
 
 
+_OF_SCALES: Final = frozenset({"input", "result1"})
+"""What of a layer norm its gradient takes the derivative of its scale from."""
+
+
 @dataclass(frozen=True)
 class Economy:
     """What of the tensors that are saved in a pass need not be kept.
@@ -65,15 +73,22 @@ class Economy:
     Attributes:
         key: Of the graph that it is for.
         count: How many tensors are saved.
-        absent: Those that are not kept; True where a kernel takes the zeros instead of them, which
-            has to be given memory of its own.
+        absent: Those that are not kept; True where what takes the zeros instead of them wants to
+            find them in memory, one by one.
         again: Results of activations that are computed again from their input, which is kept.
+        frozen: For each layer norm the input and mean that its own gradient takes. Where they are
+            zeros, it is the one with the scale held constant.
+        spared: Numbers that are not kept, for each position of the inputs.
+        device: Type of the device that they would be on.
     """
 
     key: Hashable
     count: int
     absent: Mapping[int, bool] = field(default_factory=dict)
     again: Mapping[int, tuple[int, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
+    frozen: Mapping[int, Collection[int]] = field(default_factory=dict)
+    spared: float = 0.0
+    device: str = "cpu"
 
     @cached_property
     def sources(self) -> frozenset[int]:
@@ -97,16 +112,10 @@ class Numbered:
 class _Absent:
     """Stands for a saved tensor that is not kept."""
 
-    __slots__ = ("form", "owns", "shape")
+    __slots__ = ("shape", "whole", "zero")
 
-    def __init__(self, tensor: Tensor, *, owns: bool) -> None:
-        self.shape = tensor.shape
-        self.form = tensor.new_zeros(())
-        self.owns = owns
-
-    def zeros(self) -> Tensor:
-        zeros = self.form.expand(self.shape)
-        return zeros.contiguous() if self.owns else zeros
+    def __init__(self, zero: Tensor, shape: torch.Size, whole: bool) -> None:
+        self.zero, self.shape, self.whole = zero, shape, whole
 
 
 class _Again:
@@ -144,16 +153,24 @@ class Saved(saved_tensors_hooks):
 
     Args:
         economy: What need not be kept; None to find out.
+        zeros: Of the pass.
 
     Attributes:
         economy: As given.
         count: How many tensors have been saved.
+        left_out: Which of them have not been kept.
+        sizes: How large they are, where that is not known yet.
+        device: Type of the device of the last one.
     """
 
-    def __init__(self, economy: Economy | None) -> None:
+    def __init__(self, economy: Economy | None, zeros: Zeros) -> None:
         self.economy = economy or Economy(None, 0)
         self.count = 0
+        self.left_out: set[int] = set()
+        self.sizes: dict[int, int] = {}
+        self.device = "cpu"
         self._sources: dict[int, _Kept] = {}
+        self._zeros = zeros
         super().__init__(self._pack, self._unpack)
 
     def fits(self, key: Hashable) -> bool:
@@ -163,15 +180,28 @@ class Saved(saved_tensors_hooks):
         nothing_left_out = not (economy.absent or economy.again)
         return nothing_left_out or (key, self.count) == (economy.key, economy.count)
 
+    def frozen(self) -> set[int]:
+        """The layer norms whose own gradient has their scale held constant already."""
+        orders = self.economy.frozen.items()
+        return {number for number, own in orders if own and self.left_out.issuperset(own)}
+
     def _pack(self, tensor: Tensor) -> Any:
+        number = self._number(tensor)
+        return self._packed(tensor, number, self.economy)
+
+    def _number(self, tensor: Tensor) -> int:
         number = self.count
         self.count += 1
-        return self._packed(tensor, number, self.economy)
+        if self.economy.key is None:
+            self.sizes[number] = tensor.numel()
+            self.device = tensor.device.type
+        return number
 
     def _packed(self, tensor: Tensor, number: int, economy: Economy) -> Any:
         owns = economy.absent.get(number)
         if owns is not None and type(tensor) is Tensor:
-            return _Absent(tensor, owns=owns)
+            self.left_out.add(number)
+            return _Absent(self._zeros.of(SCALAR, tensor.dtype, tensor.device), tensor.shape, owns)
         again = economy.again.get(number)
         if again is not None and again[0] in self._sources:
             return _Again(self._sources[again[0]], again[1])
@@ -182,7 +212,9 @@ class Saved(saved_tensors_hooks):
 
     def _unpack(self, packed: Any) -> Tensor:
         if type(packed) is _Absent:
-            return packed.zeros()
+            if packed.whole:
+                return self._zeros.of(packed.shape, packed.zero.dtype, packed.zero.device)
+            return packed.zero.expand(packed.shape)
         if type(packed) is _Again:
             with torch.no_grad():
                 return packed.function(packed.source.value())
@@ -190,13 +222,31 @@ class Saved(saved_tensors_hooks):
         return kept
 
 
-def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
+_FEW_POSITIONS: Final = 64
+_FEW_NUMBERS: Final = Least(1 << 22, 1 << 26)
+"""Below, what a graph keeps is not worth the time that it takes to keep less."""
+
+
+def is_worth_it(economy: Economy | None, positions: int) -> bool:
+    """Whether it pays to keep less of a pass.
+
+    Args:
+        economy: What need not be kept; None if that is not known yet.
+        positions: Of its inputs.
+    """
+    if economy is None:
+        return positions >= _FEW_POSITIONS
+    return economy.spared * positions >= _FEW_NUMBERS.of(economy.device)
+
+
+def economy_of(graph: Graph, plan: Plan, saved: Saved, positions: int) -> Economy:
     """What need not be kept of passes like the one that has just been run.
 
     Args:
         graph: Its graph.
         plan: What rules will do.
         saved: What it has saved.
+        positions: Of its inputs.
     """
     places = _places(graph)
     key = graph.key
@@ -205,8 +255,9 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
         # A function of Python's computes its gradient even where it is given none.
         return Economy(key, saved.count)
     actions = {action.number: action.rule for action in plan.actions if action.rule != "factors"}
+    norms = {number for number in actions if graph.names[number] == "NativeLayerNorm"}
     absent = {
-        order: "Attention" in graph.names[number]
+        order: number in norms or "Attention" in graph.names[number]
         for (number, name), order in places.items()
         if not _is_read(graph, plan, actions.get(number), number, name)
     }
@@ -218,7 +269,12 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved) -> Economy:
             if found is not None and source is not None and source not in absent:
                 made = nodes.function_of(graph.nodes[found], graph.names[found])
                 again[order] = (source, made)
-    return Economy(key, saved.count, absent, again)
+    frozen: dict[int, set[int]] = {number: set() for number in norms}
+    for (number, name), order in places.items():
+        if number in norms and name in _OF_SCALES:
+            frozen[number].add(order)
+    spared = sum(saved.sizes[order] for order in {*absent, *again}) / positions
+    return Economy(key, saved.count, absent, again, frozen, spared, saved.device)
 
 
 def _places(graph: Graph) -> dict[tuple[int, str], int]:

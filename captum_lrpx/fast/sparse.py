@@ -13,13 +13,23 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["product_of_sparse"]
+from captum_lrpx.fast.least import Least
+
+__all__ = ["is_worth_a_look", "product_of_sparse"]
+
+_WORTH_A_LOOK: Final = Least(1 << 13, 1 << 22)
+"""Numbers in a gradient below which a look at them takes longer than the product."""
 
 _SPARSE_BELOW: Final = 0.25
 """Share of rows or columns up to which picking them is worth it."""
 
 _SPARSE_RUN_UP_TO: Final = 0.5
 """The same for columns side by side, as those of the values or of one branch of a fused layer."""
+
+
+def is_worth_a_look(grad: Tensor) -> bool:
+    """Whether a gradient is large enough for its zeros to matter."""
+    return grad.numel() >= _WORTH_A_LOOK.of(grad.device.type)
 
 
 def product_of_sparse(grad: Tensor, weight: Tensor, ends: Tensor | None = None) -> Tensor:

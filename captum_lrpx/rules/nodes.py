@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import Node
 
+    from captum_lrpx.rules.zeros import Zeros
+
 __all__ = [
     "HOMOGENEOUS",
     "NEED_INPUT",
@@ -141,6 +143,10 @@ _CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor
 }
 
 
+_SHORT: Final = frozenset({"Pow", "Silu"})
+"""Activations whose closed form is one function."""
+
+
 def has_secant(node: Node, name: str) -> bool:
     """Whether the secant slope of an activation can be computed from what its node has saved."""
     if name == "GeLUFunction":
@@ -179,7 +185,7 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     z = z.detach()
     saved = _arguments_of(node)
     closed = _CLOSED[name](saved) if name in _CLOSED else None
-    if closed is not None and (name == "Pow" or z.dtype in (torch.float16, torch.bfloat16)):
+    if closed is not None and (name in _SHORT or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
     if name in GATES:  # the constant, as in 1 + tanh(z), belongs to no input
@@ -250,15 +256,22 @@ def is_checkpointed(node: Any) -> bool:
     return any(type(each).__module__ == "torch.utils.checkpoint" for each in kept)
 
 
-def frozen_norm(node: Any, name: str) -> Hook:
-    """Holds the scale of a norm constant (Ali et al. 2022; Arras et al. 2025, D.5)."""
-    slope = {
-        "NativeLayerNorm": _layer_norm,
+def frozen_norm(node: Any, name: str, zeros: Zeros) -> Hook:
+    """Holds the scale of a norm constant (Ali et al. 2022; Arras et al. 2025, D.5).
+
+    Args:
+        node: The node of the norm.
+        name: Its operator.
+        zeros: Of the pass.
+    """
+    slopes_of: dict[str, Callable[[Any, Tensor], Tensor]] = {
+        "NativeLayerNorm": partial(_layer_norm, zeros),
         "NativeGroupNorm": _group_norm,
         "FusedRmsNorm": _rms_norm,
         "NativeBatchNorm": _norm_of_a_row,
         "CudnnBatchNorm": _norm_of_a_row,
-    }[name]
+    }
+    slope = slopes_of[name]
 
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
         if taken[0] is None or given[0] is None:
@@ -275,10 +288,25 @@ def _scaled_by(node: Any, gradient: Tensor, scale: Tensor) -> Tensor:
     return wide * scale if weight is None else wide * weight * scale
 
 
-def _layer_norm(node: Any, gradient: Tensor) -> Tensor:
-    found = _scaled_by(node, gradient, node._saved_result2)  # noqa: SLF001
-    over = tuple(range(-len(node._saved_normalized_shape), 0))  # noqa: SLF001
-    return found - found.mean(over, keepdim=True)
+def _layer_norm(zeros: Zeros, node: Any, gradient: Tensor) -> Tensor:
+    """The norm's own gradient where its input is 0: nothing is left in it of the scale's own."""
+    shape, scale = node._saved_normalized_shape, node._saved_result2  # noqa: SLF001
+    found: Tensor
+    own = gradient.dtype == node._input_metadata[0].dtype  # noqa: SLF001
+    if not own or torch.is_grad_enabled() or gradient.device.type == "mps":
+        found = _scaled_by(node, gradient, scale)
+        return found - found.mean(tuple(range(-len(shape), 0)), keepdim=True)
+    found, *_ = torch.ops.aten.native_layer_norm_backward.default(
+        gradient,
+        zeros.like(gradient),
+        shape,
+        zeros.like(scale),
+        scale,
+        node._saved_weight,  # noqa: SLF001
+        None,
+        [True, False, False],
+    )
+    return found
 
 
 def _rms_norm(node: Any, gradient: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""What is done at an operation, and why nothing can be, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from captum_lrpx.graph_rules import Why
+    from captum_lrpx.recipes import Recipe
+    from captum_lrpx.trace.graph import Graph
+    from captum_lrpx.trace.roles import Roles
+
+__all__ = ["reason_and_remedy", "rule_in_words"]
+
+_REASONS: Final[dict[Why, str]] = {
+    "undecided": "it multiplies two things that depend on the input, without a rule",
+    "unknown": "it is not linear and has no rule",
+    "detached": "it adds what depends on the input through something without a gradient",
+    "hidden": "it hides what an activation inside of it is given",
+    "in place": "it works in place on a view of another tensor, which hides what it does",
+    "unwatched": "the forward pass has taken a way here that it had not taken before",
+    "again": "it is inside of torch.utils.checkpoint, which computes its operands once more",
+}
+
+_REMEDIES: Final[dict[Why, str]] = {
+    "undecided": (
+        "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
+        "has to say so (captum_lrpx.hints)."
+    ),
+    "hidden": (
+        "Use a module that calls its functions one by one instead of one that is a single function "
+        "(a recurrent layer written out in steps, say)."
+    ),
+    "in place": "Let it return a new tensor (inplace=False, or without the underscore).",
+    "unwatched": "Call it again: the next pass is watched.",
+    "again": "Take torch.utils.checkpoint out and pass checkpointing=True, which saves as much.",
+}
+
+_WAY_OUT: Final = (
+    "Or pass strict=False: its ordinary gradient is then taken, the relevances no longer decompose "
+    "the value, and a warning says so."
+)
+
+_RECIPE_ROLES: Final = {
+    "activation": "activation",
+    "composite": "activation",
+    "norm": "norm",
+    "attention": "attention",
+    "scores": "attention",
+    "softmax": "attention",
+    "kernel": "attention",
+    "gated product": "gate",
+    "rule": "linear",
+}
+
+
+def reason_and_remedy(why: Why) -> tuple[str, str]:
+    """Why an operation has no rule, and what a user can do about it, in words."""
+    return _REASONS[why], f"{_REMEDIES.get(why, '')} {_WAY_OUT}".strip()
+
+
+def rule_in_words(graph: Graph, roles: Roles, number: int, recipe: Recipe, path: str) -> str:
+    """The rule that an operation gets from a recipe.
+
+    Args:
+        graph: The graph.
+        roles: Its operations.
+        number: Index of the operation.
+        recipe: The rules.
+        path: Path of its module.
+    """
+    operation, edges = roles[number], graph.operands[number]
+    role = _RECIPE_ROLES.get(operation.role)
+    if operation.role == "constant factor" and any(
+        edge is not None and roles[edge.node].nature == "scale"
+        for edge in (edges[place] for place in operation.constant)
+    ):
+        role = "norm"
+    if role is not None:
+        return repr(recipe.rule_for(role, path)).removesuffix("()")
+    one_constant = operation.role in ("constant factor", "linear")
+    return "one factor constant" if one_constant else "shared equally"
