@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from torch.autograd.function import BackwardCFunction
+
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
@@ -86,12 +88,14 @@ class Plan:
         factors: For each node that relevance goes through, the factors of its operands; None for
             one that gets nothing.
         in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
+        unasked: Indices of nodes of functions written in Python that relevance does not go through.
     """
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     factors: dict[int, Factors] = field(default_factory=dict)
     in_norms: set[int] = field(default_factory=set)
+    unasked: list[int] = field(default_factory=list)
 
     @property
     def alive(self) -> KeysView[int]:
@@ -131,6 +135,8 @@ def plan_of(
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
                     planner.reached.add(edge)
+        elif isinstance(graph.nodes[number], BackwardCFunction):
+            planner.plan.unasked.append(number)
     return planner.plan
 
 
@@ -366,7 +372,7 @@ _FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})
 
 def attach(
     graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], done: set[Node]
-) -> Iterator[RemovableHandle]:
+) -> Iterator[RemovableHandle | nodes.Unasked]:
     """Put the hooks on the nodes, and give a handle for each.
 
     A hook knows its node, so as long as it is there nothing of the graph is freed.
@@ -378,6 +384,7 @@ def attach(
         done: Nodes that have their rule already; those of this call are added.
     """
     nodes_ = graph.nodes
+    yield from (nodes.Unasked(nodes_[each]) for each in plan.unasked)
     for number, name, rule, factors in plan.actions:
         node = nodes_[number]
         if node in done:

@@ -24,7 +24,7 @@ from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint
 from captum_lrpx.patching import Attachment, Patched
-from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.rules.nodes import NEED_INPUT, Unasked
 from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.operations import is_linear_write
@@ -121,7 +121,7 @@ class TracedPass:
         self._inputs: Mapping[Node, Tensor] | None = None
         self._before = before
         self.done: set[Node] = set() if before is None else set(before.done)
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle | Unasked] = []
 
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from captum_lrpx.trace.collectives import Split
 
 __all__ = [
     "AttentionWeights",
@@ -42,6 +44,10 @@ class AttentionWeights(ABC):
             ``[H, R, T]``, in float32 or wider; rows that attend to nothing are 0.
         """
 
+    @abstractmethod
+    def joined(self, split: Split) -> AttentionWeights:
+        """The weights of the heads of all processes."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaterializedWeights(AttentionWeights):
@@ -56,6 +62,10 @@ class MaterializedWeights(AttentionWeights):
     def of(self, example: int, rows: slice | Tensor) -> Tensor:
         """Select the rows."""
         return _wide(self.weights[example][:, rows])
+
+    def joined(self, split: Split) -> MaterializedWeights:
+        """Those of all heads."""
+        return MaterializedWeights(split.joined(self.weights, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +91,16 @@ class ScoredWeights(AttentionWeights):
         """Compute the rows."""
         query, key = _wide(self.query[example][:, rows]), _wide(self.key[example])
         return attention_weights(query, key, self._mask(example, rows), self.scale)
+
+    def joined(self, split: Split) -> ScoredWeights:
+        """What those of all heads follow from."""
+        by_head = self.mask is not None and self.mask.shape[1] > 1
+        return replace(
+            self,
+            query=split.joined(self.query, 1),
+            key=split.joined(self.key, 1),
+            mask=split.joined(self.mask, 1) if by_head and self.mask is not None else self.mask,
+        )
 
     def _mask(self, example: int, rows: slice | Tensor) -> Tensor | None:
         if self.mask is not None:

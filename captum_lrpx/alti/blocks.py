@@ -14,7 +14,7 @@ import torch
 
 from captum_lrpx.alti import functional
 from captum_lrpx.alti.directions import product_with
-from captum_lrpx.alti.parts import wide
+from captum_lrpx.alti.part import wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from captum_lrpx.alti.directions import Directions
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.parts import Part, Reader
+    from captum_lrpx.alti.part import Part
+    from captum_lrpx.alti.parts import Reader
 
 __all__ = ["Blocks", "Example"]
 
@@ -137,7 +138,8 @@ class Blocks:
         """What of the values does not depend on the input ``[G, 1, z]``.
 
         Unit vectors are pulled back through the way of the values, one at each position, and meet
-        the constants that are added there.
+        the constants that are added there. Of processes that have some heads each, one at a time
+        has them: what they have in common gets the sum of their gradients.
         """
         attention, reader = part.attention, self.reader
         _, groups, tokens, size = part.values.shape
@@ -157,7 +159,8 @@ class Blocks:
             each = torch.arange(count, device=unit.device)
             feature = start + each
             unit[each // tokens, feature // size, each % tokens, feature % size] = 1.0
-            seed = reader.like(attention.value, unit)
+            own = unit if part.split is None else part.split.own(unit, 1)
+            seed = reader.like(attention.value, own)
             reader.pull.back(attention.value_region, {attention.value: seed}, (), meet)
         return bias.view(groups, 1, size)
 

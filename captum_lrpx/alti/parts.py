@@ -7,13 +7,14 @@ where, and by what features and positions are scaled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from captum_lrpx.alti.attention_weights import AttentionWeights, attention_of, in_order
+from captum_lrpx.alti.attention_weights import attention_of, in_order
+from captum_lrpx.alti.part import Part, Scaling, wide
 from captum_lrpx.alti.pull import tolerance
+from captum_lrpx.trace.collectives import COLLECTIVES, local, split_of
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
@@ -22,73 +23,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.alti.attention_weights import AttentionWeights
     from captum_lrpx.alti.known import Known
     from captum_lrpx.alti.layout import Attention
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Part", "Reader", "Scaling", "wide"]
-
-
-class Scaling(NamedTuple):
-    """A norm or a factor with a frozen scale: ``x -> scale * center(x * weight)`` transposed.
-
-    Attributes:
-        scale: Of each position ``[B, T, 1]``.
-        weight: Of each feature ``[D]``.
-        centered: Whether the mean is subtracted.
-    """
-
-    scale: Tensor
-    weight: Tensor
-    centered: bool
-
-
-@dataclass(eq=False)
-class Part:
-    """One attention in numbers.
-
-    Attributes:
-        attention: Where it is in the graph.
-        path: Path of its module.
-        weights: Attention weights.
-        values: ``[B, G, S, z]``.
-        rows: For each example, head and position its row among those of the mixing node
-            ``[B, H, T]``.
-        output_weight: From what each head found to the stream ``[H, z, D]``, before ``scaled``.
-        by_head: Factor of what each head found ``[B, H, T]``, or None.
-        scaled: The norm or factor between output projection and stream.
-        norm: The norm after the addition.
-        residual: What is added to ``[B, T, D]``.
-        resultant: What comes of it, after the norm ``[B, T, D]``.
-    """
-
-    attention: Attention
-    path: str
-    weights: AttentionWeights
-    values: Tensor
-    rows: Tensor
-    output_weight: Tensor
-    by_head: Tensor | None
-    scaled: Scaling | None
-    norm: Scaling | None
-    residual: Tensor
-    resultant: Tensor
-
-    @property
-    def heads(self) -> int:
-        """The number of heads."""
-        return self.rows.shape[1]
-
-    def found(self, gradient: Tensor) -> Tensor:
-        """A gradient at the mixing node by heads ``[B, H, T, z]``."""
-        return gradient.reshape(-1, gradient.shape[-1])[self.rows]
-
-
-def wide(x: Tensor) -> Tensor:
-    """The tensor in float32, or wider if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+__all__ = ["Reader"]
 
 
 class Reader:
@@ -182,7 +124,7 @@ class Reader:
         plain = self.graph.names[attention.addition] == "Add"
         if not plain or any(self.graph.names[each] not in VIEWS for each in after):
             scaled = self._scaling(order, Edge(attention.addition, 0), at[1], batch, tokens)
-        return Part(
+        part = Part(
             attention,
             self.path(attention.mixing),
             weights,
@@ -195,6 +137,9 @@ class Reader:
             residual,
             resultant,
         )
+        splits = (split_of(self.graph.nodes[each]) for each in at[2])
+        split = next((each for each in splits if each is not None), None)
+        return part if split is None else part.joined(split)
 
     def _added(self, attention: Attention, batch: int, tokens: int) -> Tensor:
         """What an attention adds to the stream, without MLPs beside it."""
@@ -214,7 +159,7 @@ class Reader:
     ) -> tuple[tuple[int, ...], tuple[Edge, Edge, tuple[int, ...]], tuple[int, ...]]:
         """Nodes before the output projection, its ends and nodes, and nodes after it."""
         region, found = attention.region, Edge(attention.mixing, 0)
-        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS]
+        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS | COLLECTIVES]
         if not matrices:
             return region, (attention.operand, attention.operand, ()), ()
         first, last = matrices[-1], matrices[0]
@@ -346,14 +291,16 @@ class Reader:
         width = self._seed(begin).shape[-1]
         if not between:
             return torch.eye(width, device=self._seed(begin).device)
-        *views, first = [each for each in between if self.graph.names[each] not in VIEWS] or [0]
+        kept = VIEWS | COLLECTIVES
+        *others, first = [each for each in between if self.graph.names[each] not in kept] or [0]
         node: Any = self.graph.nodes[first]
-        if not views and self.graph.names[first] in ("Mm", "Addmm"):
-            factor = getattr(node, "_saved_alpha", 1)
-            found: Tensor = node._saved_mat2 if factor == 1 else node._saved_mat2 * factor  # noqa: SLF001
-            return wide(found.detach())
         seed = self._seed(end)
         columns = seed.shape[-1]
+        if not others and self.graph.names[first] in ("Mm", "Addmm"):
+            factor = getattr(node, "_saved_alpha", 1)
+            found = local(node._saved_mat2.detach())  # noqa: SLF001
+            if found.shape == (width, columns):  # or else it is another part than the heads'
+                return wide(found if factor == 1 else found * factor)
         result = seed.new_zeros(columns, width)
         for start in range(0, columns, rows):
             count = min(rows, columns - start)

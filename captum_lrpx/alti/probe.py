@@ -12,7 +12,7 @@ import torch
 
 from captum_lrpx.alti.blocks import Example
 from captum_lrpx.alti.directions import Biases
-from captum_lrpx.alti.parts import wide
+from captum_lrpx.alti.part import wide
 from captum_lrpx.alti.pull import Pull, tolerance
 from captum_lrpx.graph_rules import Plan
 from captum_lrpx.trace.graph import Edge

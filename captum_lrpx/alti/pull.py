@@ -12,6 +12,7 @@ import torch
 
 from captum_lrpx.fast.sparse import product_of_sparse
 from captum_lrpx.rules import nodes
+from captum_lrpx.trace.collectives import is_spread
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
 
@@ -101,8 +102,11 @@ class Pull:
             given = nodes.gated(node)((taken[0],), taken)
         elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, taken)) is not None:
             given = alone
-        elif name in ("Mm", "Addmm") and edges[-1] is None:
-            weight = node._saved_mat2  # noqa: SLF001
+        elif (
+            name in ("Mm", "Addmm")
+            and edges[-1] is None
+            and not is_spread(weight := node._saved_mat2)  # noqa: SLF001
+        ):
             product = product_of_sparse(_required(taken[0]), weight.t())
             if name == "Addmm":
                 product = product if node._saved_alpha == 1 else product * node._saved_alpha  # noqa: SLF001

@@ -1,0 +1,106 @@
+"""Models that are spread over several processes: what their communication does in a graph.
+
+Tensor parallelism splits the features of a layer over the processes of a group, and each of them
+runs the same forward pass on its part. What they exchange is linear: a sum over all, a part of what
+all have, or all parts side by side. The functions listed here are those whose backward pass is that
+of *one* value which all processes share, so that every process ends with the same relevances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.autograd.graph import Node
+
+__all__ = ["COLLECTIVES", "Split", "is_spread", "local", "split_of", "whole"]
+
+COLLECTIVES: Final = frozenset(
+    (
+        # torch.distributed.tensor: from a part to the whole that it is of, and back.
+        *("_FromTorchTensor", "_ToTorchTensor", "Redistribute"),
+        # transformers: a sum over all with the identity as its gradient, and the reverse.
+        *("_AllReduceForward", "_AllReduceBackward", "_WaitTensor"),
+        # torch.distributed.fsdp.fully_shard: nothing but a hook on the backward pass.
+        "RegisterPostBackwardFunction",
+    )
+)
+"""Operators that exchange tensors between processes, by the names of their nodes.
+
+Those of ``torch.distributed.nn`` are not among them: their gradient is that of the sum of the
+values of all processes.
+"""
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether processes hold parts, summands or copies of a tensor, and it knows them."""
+    return hasattr(tensor, "full_tensor")  # to ask for the class would load what has it
+
+
+def whole(tensor: Any) -> Any:
+    """The numbers of a tensor that is spread, as each process has them then; others as they are."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def local(tensor: Any) -> Any:
+    """The part of a tensor that this process holds; one that is not spread as it is."""
+    return tensor.to_local() if is_spread(tensor) else tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features that are spread over the processes of a group, the same number on each.
+
+    Attributes:
+        group: The group.
+        count: Its number of processes.
+        place: Of this process among them.
+    """
+
+    group: Any
+    count: int
+    place: int
+
+    def joined(self, tensor: Tensor, dim: int) -> Tensor:
+        """The parts of all processes side by side; each process of the group has to call it."""
+        part = tensor.detach().contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, part, group=self.group)
+        return torch.cat(parts, dim)
+
+    def own(self, tensor: Tensor, dim: int) -> Tensor:
+        """The part of this process of a tensor that is whole."""
+        return tensor.chunk(self.count, dim)[self.place]
+
+
+def split_of(node: Node) -> Split | None:
+    """How the tensor is spread that a node declares to be a part of a whole one.
+
+    Args:
+        node: The node of any operation.
+
+    Returns:
+        None if it does not declare this, or the tensor is the same on each process.
+
+    Raises:
+        ValueError: If it is spread over several groups, or unevenly.
+    """
+    found: Any = node
+    placements = getattr(found, "forward_input_placements", ())
+    places = [place for place, each in enumerate(placements) if each.is_shard()]
+    if not places:
+        return None
+    mesh = found.forward_input_device_mesh
+    count = mesh.size(places[0])
+    width = found._input_metadata[0].shape[placements[places[0]].dim]  # noqa: SLF001
+    if len(places) > 1 or width % count:
+        raise ValueError(
+            f"{width} features are spread over {mesh}, unevenly or by several of its dimensions. "
+            "ALTI-Logit needs as many attention heads on each process: load the model with "
+            "another tp_size."
+        )
+    return Split(mesh.get_group(places[0]), count, mesh.get_local_rank(places[0]))
