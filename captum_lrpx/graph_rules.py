@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from torch.autograd.function import BackwardCFunction
 
+from captum_lrpx.parallel import PASSING
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
@@ -128,14 +129,14 @@ def plan_of(
     alive = [False] * len(graph.nodes)
     for root in graph.roots:
         alive[root] = True
-    for number in range(len(graph.nodes) - 1, -1, -1):
+    for number, node in reversed(list(enumerate(graph.nodes))):
         if alive[number]:
             factors = planner.plan.factors[number] = planner.act(number)
             for edge, factor in zip(graph.operands[number], factors, strict=True):
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
                     planner.reached.add(edge)
-        elif isinstance(graph.nodes[number], BackwardCFunction):
+        elif graph.names[number] not in PASSING and isinstance(node, BackwardCFunction):
             planner.plan.unasked.append(number)
     return planner.plan
 

@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_lrpx.trace.collectives import Split
+    from captum_lrpx.parallel import Split
 
 __all__ = [
     "AttentionWeights",

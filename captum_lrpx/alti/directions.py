@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.alti.part import wide
-from captum_lrpx.trace.collectives import whole
+from captum_lrpx.parallel import whole
 from captum_lrpx.trace.graph import Edge, node_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.alti.attention_weights import AttentionWeights
     from captum_lrpx.alti.layout import Attention
-    from captum_lrpx.trace.collectives import Split
+    from captum_lrpx.parallel import Split
 
 __all__ = ["Part", "Scaling", "wide"]
 

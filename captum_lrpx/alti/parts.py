@@ -14,7 +14,7 @@ import torch
 from captum_lrpx.alti.attention_weights import attention_of, in_order
 from captum_lrpx.alti.part import Part, Scaling, wide
 from captum_lrpx.alti.pull import tolerance
-from captum_lrpx.trace.collectives import COLLECTIVES, local, split_of
+from captum_lrpx.parallel import COLLECTIVES, local, split_of
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
@@ -293,6 +293,7 @@ class Reader:
             return torch.eye(width, device=self._seed(begin).device)
         kept = VIEWS | COLLECTIVES
         *others, first = [each for each in between if self.graph.names[each] not in kept] or [0]
+        self.pull.need(first)
         node: Any = self.graph.nodes[first]
         seed = self._seed(end)
         columns = seed.shape[-1]

@@ -44,10 +44,9 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
     Raises:
         ValueError: If a branch reads other positions than its own, or values do.
     """
-    graph = reader.graph
     for place, stream in layout.streams.items():
         shape = (batch, tokens[place])
-        if not _is_positional(graph, {stream.source.node}, stream.start, shape, -1):
+        if not _is_positional(reader, {stream.source.node}, stream.start, shape, -1):
             reader.refuse(
                 stream.start.node, "lies behind something that mixes tokens without a softmax"
             )
@@ -55,11 +54,11 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
         if branch.constant:
             continue
         shape = (batch, tokens[branch.stream])
-        if not _is_positional(graph, layout.kept, branch.operand, shape, -1):
+        if not _is_positional(reader, layout.kept, branch.operand, shape, -1):
             reader.refuse(branch.operand.node, "mixes tokens by something else than a softmax")
     for attention in layout.attentions:
         shape = (batch, tokens[attention.source])
-        if not _is_positional(graph, layout.kept, attention.value, shape, -2):
+        if not _is_positional(reader, layout.kept, attention.value, shape, -2):
             reader.refuse(
                 attention.value.node, "computes values from several positions, without a softmax"
             )
@@ -119,18 +118,18 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
 
 
 def _is_positional(
-    graph: Graph, ends: Collection[int], edge: Edge, shape: tuple[int, int], axis: int
+    reader: Reader, ends: Collection[int], edge: Edge, shape: tuple[int, int], axis: int
 ) -> bool:
     """Whether a tensor depends at each position on others at this position only.
 
     Args:
-        graph: The graph.
+        reader: Reads the pass.
         ends: The nodes of the others.
         edge: The tensor: of shape ``[B, T, D]`` or ``[B T, D]``, or else values ``[..., T, z]``.
         shape: Examples and positions of the stream.
         axis: -1 for the first kind, -2 for values.
     """
-    batch, tokens = shape
+    graph, (batch, tokens) = reader.graph, shape
     if tokens < 2 or edge.node in ends:
         return True
     node: Any = graph.nodes[edge.node]
@@ -148,7 +147,7 @@ def _is_positional(
         seed.view(batch * tokens, -1)[position] = 1.0
         rows = {position}
     entries, order = _way(graph, ends, edge)
-    found = Pull(graph, Plan(), {}).back(order, {edge: seed}, entries)
+    found = Pull(graph, Plan(), {}, reader.pull.need).back(order, {edge: seed}, entries)
     return all(_touched(each, batch * tokens) <= rows for each in found.values())
 
 

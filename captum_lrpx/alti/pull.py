@@ -12,7 +12,7 @@ import torch
 
 from captum_lrpx.fast.sparse import product_of_sparse
 from captum_lrpx.rules import nodes
-from captum_lrpx.trace.collectives import is_spread
+from captum_lrpx.parallel import is_spread
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
 
@@ -37,10 +37,13 @@ class Pull:
         graph: A graph whose forward pass is over.
         plan: The rules of LRP on it.
         inputs: The inputs of functions that do not save them.
+        need: Called with each node before it, and what else is known of it, is read.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor]) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], need: Callable[[int], None]
+    ) -> None:
+        self.graph, self.need = graph, need
         self.actions = {action.number: action for action in plan.actions}
         self.inputs = inputs
 
@@ -74,6 +77,7 @@ class Pull:
             )
             if all(each is None for each in taken):
                 continue
+            self.need(number)
             if seen is not None and taken[0] is not None:
                 seen(number, taken[0])
             given = self.through(number, taken)

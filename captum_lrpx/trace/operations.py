@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal
 
-from captum_lrpx.trace.collectives import COLLECTIVES
+from captum_lrpx.parallel import COLLECTIVES
 
 __all__ = [
     "ADDITIONS",

@@ -8,16 +8,27 @@ of *one* value which all processes share, so that every process ends with the sa
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from captum_lrpx.module_tree import modules_of
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
     from torch.autograd.graph import Node
 
-__all__ = ["COLLECTIVES", "Split", "is_spread", "local", "split_of", "whole"]
+__all__ = ["COLLECTIVES", "PASSING", "Split", "is_spread", "local", "split_of", "Weights", "whole"]
+
+PASSING: Final = frozenset({"RegisterPostBackwardFunction"})
+"""Operators that hand on each operand and are there for what their backward pass does beside.
+
+That of ``torch.distributed.fsdp.fully_shard`` lets go of the weights of a block.
+"""
 
 COLLECTIVES: Final = frozenset(
     (
@@ -25,8 +36,7 @@ COLLECTIVES: Final = frozenset(
         *("_FromTorchTensor", "_ToTorchTensor", "Redistribute"),
         # transformers: a sum over all with the identity as its gradient, and the reverse.
         *("_AllReduceForward", "_AllReduceBackward", "_WaitTensor"),
-        # torch.distributed.fsdp.fully_shard: nothing but a hook on the backward pass.
-        "RegisterPostBackwardFunction",
+        *PASSING,
     )
 )
 """Operators that exchange tensors between processes, by the names of their nodes.
@@ -104,3 +114,49 @@ def split_of(node: Node) -> Split | None:
             "another tp_size."
         )
     return Split(mesh.get_group(places[0]), count, mesh.get_local_rank(places[0]))
+
+
+class Weights:
+    """The weights of modules of which each process holds a part until they run (``fully_shard``).
+
+    A graph refers to the weights that its operations have used, which are let go of when a module
+    has run. Here they are asked for again, one module's at a time; each process has to.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners: dict[str, Any] = {}
+        if any(hasattr(type(module), "unshard") for module in modules_of(model)):
+            modules = model.named_modules()
+            self._owners = {path: each for path, each in modules if hasattr(each, "unshard")}
+        self._there: Any = None
+
+    def need(self, path: str) -> None:
+        """Have the weights that a module runs with, and let go of those of another one.
+
+        Args:
+            path: Path of the module.
+        """
+        if not self._owners:
+            return
+        while path not in self._owners and path:
+            path = path.rpartition(".")[0]
+        owner = self._owners.get(path)
+        if owner is None or owner is self._there:
+            return
+        if self._there is not None:
+            self._there.reshard()
+        owner.unshard()
+        self._there = owner
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let go of all that processes need not hold when a ``with`` block is left."""
+        try:
+            yield
+        finally:
+            self._there = None
+            for owner in self._owners.values():
+                owner.reshard()
