@@ -36,6 +36,9 @@ COLLECTIVES: Final = frozenset(
         *("_FromTorchTensor", "_ToTorchTensor", "Redistribute"),
         # transformers: a sum over all with the identity as its gradient, and the reverse.
         *("_AllReduceForward", "_AllReduceBackward", "_WaitTensor"),
+        # torch.distributed, functional: rows that are sent to the process of their expert, and back.
+        "GeneratedBackwardFor__c10d_functional_all_to_all_single_default",
+        "GeneratedBackwardFor__c10d_functional__wrap_tensor_autograd_default",
         *PASSING,
     )
 )
