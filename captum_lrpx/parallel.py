@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.autograd.graph import Node
 
-__all__ = ["COLLECTIVES", "PASSING", "Split", "is_spread", "local", "split_of", "Weights", "whole"]
+__all__ = ["COLLECTIVES", "PASSING", "Split", "is_spread", "local", "require_no_stages", "split_of", "Weights", "whole"]
 
 PASSING: Final = frozenset({"RegisterPostBackwardFunction"})
 """Operators that hand on each operand and are there for what their backward pass does beside.
@@ -47,6 +47,24 @@ COLLECTIVES: Final = frozenset(
 Those of ``torch.distributed.nn`` are not among them: their gradient is that of the sum of the
 values of all processes.
 """
+
+
+def require_no_stages(model: nn.Module) -> None:
+    """Refuse a model of which each process runs other blocks.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If it is a stage of a pipeline.
+    """
+    if "_pp_stage" in vars(model):  # of transformers
+        raise ValueError(
+            f"This {type(model).__name__} is a stage of a pipeline: other processes run the other "
+            "blocks, and no gradient leads from one to the next. Spread the features instead of "
+            'the blocks (tp_plan="auto"), the weights (fully_shard), or the blocks over devices of '
+            'one process (device_map="auto").'
+        )
 
 
 def is_spread(tensor: Tensor) -> bool:

@@ -23,6 +23,7 @@ from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint
+from captum_lrpx.parallel import require_no_stages
 from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rules.nodes import NEED_INPUT, Unasked
 from captum_lrpx.structure import blocks_of
@@ -92,6 +93,7 @@ class TracedPass:
         freeze: bool = True,
         before: TracedPass | None = None,
     ) -> None:
+        require_no_stages(model)
         self.model = model
         self._modules = modules_of(model)
         self._freeze = freeze
