@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from torch.autograd.function import BackwardCFunction
-
 from captum_lrpx.parallel import PASSING
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.functional import UNIFORM_SHARE
@@ -136,7 +134,7 @@ def plan_of(
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
                     planner.reached.add(edge)
-        elif graph.names[number] not in PASSING and isinstance(node, BackwardCFunction):
+        elif graph.names[number] not in PASSING and nodes.is_of_python(node):
             planner.plan.unasked.append(number)
     return planner.plan
 
@@ -340,29 +338,10 @@ _WAY_OUT: Final = (
     "the value, and a warning says so."
 )
 
-_RECIPE_ROLES: Final = {
-    "activation": "activation",
-    "norm": "norm",
-    "attention": "attention",
-    "scores": "attention",
-    "softmax": "attention",
-    "kernel": "attention",
-    "gated product": "gate",
-    "rule": "linear",
-}
-
 
 def reason_and_remedy(why: Why) -> tuple[str, str]:
     """Why an operation has no rule, and what a user can do about it, in words."""
     return _REASONS[why], f"{_REMEDIES.get(why, '')} {_WAY_OUT}".strip()
-
-
-def rule_in_words(operation: Operation, recipe: Recipe, path: str) -> str:
-    """The rule that an operation gets from a recipe."""
-    if operation.role in _RECIPE_ROLES:
-        return repr(recipe.rule_for(_RECIPE_ROLES[operation.role], path)).removesuffix("()")
-    one_constant = operation.role in ("constant factor", "linear")
-    return "one factor constant" if one_constant else "shared equally"
 
 
 _FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})

@@ -17,12 +17,25 @@ import torch
 from captum_lrpx.module_tree import modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor, nn
     from torch.autograd.graph import Node
 
-__all__ = ["COLLECTIVES", "PASSING", "Split", "is_spread", "local", "require_no_stages", "split_of", "Weights", "whole"]
+__all__ = [
+    "COLLECTIVES",
+    "PASSING",
+    "Split",
+    "Weights",
+    "gathered",
+    "is_spread",
+    "local",
+    "require_no_stages",
+    "sharing",
+    "sharing_of",
+    "split_of",
+    "whole",
+]
 
 PASSING: Final = frozenset({"RegisterPostBackwardFunction"})
 """Operators that hand on each operand and are there for what their backward pass does beside.
@@ -36,7 +49,7 @@ COLLECTIVES: Final = frozenset(
         *("_FromTorchTensor", "_ToTorchTensor", "Redistribute"),
         # transformers: a sum over all with the identity as its gradient, and the reverse.
         *("_AllReduceForward", "_AllReduceBackward", "_WaitTensor"),
-        # torch.distributed, functional: rows that are sent to the process of their expert, and back.
+        # torch.distributed: rows that are sent to the process of their expert, and back.
         "GeneratedBackwardFor__c10d_functional_all_to_all_single_default",
         "GeneratedBackwardFor__c10d_functional__wrap_tensor_autograd_default",
         *PASSING,
@@ -135,6 +148,46 @@ def split_of(node: Node) -> Split | None:
             "another tp_size."
         )
     return Split(mesh.get_group(places[0]), count, mesh.get_local_rank(places[0]))
+
+
+def sharing(name: str, node: Any, before: Any) -> Any:
+    """The processes that have shares of what flows through a node, which only sum to all of it.
+
+    Args:
+        name: The operator of the node.
+        node: The node.
+        before: Those of its operands.
+
+    Returns:
+        A group of processes; None if each of them has the same, and all.
+    """
+    if name == "_ToTorchTensor":
+        spec = node.dtensor_spec
+        return _group_of(spec.mesh, (*spec.placements, *(node.grad_placements or ())))
+    if name == "_AllReduceBackward":
+        return node.process_group
+    return None if name == "_AllReduceForward" else before
+
+
+def sharing_of(*tensors: Tensor) -> Any:
+    """The processes that have shares of a product of tensors, some of which are spread."""
+    spread: list[Any] = [each for each in tensors if is_spread(each)]
+    return _group_of(spread[0].device_mesh, [each for one in spread for each in one.placements])
+
+
+def _group_of(mesh: Any, placements: Iterable[Any]) -> Any:
+    if all(each.is_replicate() for each in placements):
+        return None
+    if mesh.ndim > 1:
+        raise ValueError(f"There is no ledger of a model that is spread over {mesh}.")
+    return mesh.get_group()
+
+
+def gathered(value: Any, group: Any) -> list[Any]:
+    """What each process of a group gives; each of them has to call it."""
+    found: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(found, value, group=group)
+    return found
 
 
 class Weights:

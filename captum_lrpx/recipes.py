@@ -52,6 +52,19 @@ class Override:
     rule: Rule
 
 
+_OWN_ROLES: Final = {
+    "activation": "activation",
+    "norm": "norm",
+    "attention": "attention",
+    "scores": "attention",
+    "softmax": "attention",
+    "kernel": "attention",
+    "gated product": "gate",
+    "rule": "linear",
+}
+"""Role of an operation -> the role under which a recipe has its rule."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Role -> rule, with overrides per module path.
@@ -119,6 +132,18 @@ class Recipe:
                 return override.rule
         rule: Rule = getattr(self, role)
         return rule
+
+    def in_words(self, role: str, path: str) -> str:
+        """The rule that an operation gets.
+
+        Args:
+            role: What the operation is for (:class:`captum_lrpx.trace.natures.Operation`).
+            path: Full path of its module in the model.
+        """
+        if role in _OWN_ROLES:
+            return repr(self.rule_for(_OWN_ROLES[role], path)).removesuffix("()")
+        one_constant = role in ("constant factor", "linear")
+        return "one factor constant" if one_constant else "shared equally"
 
 
 LRP = Recipe("lrp")

@@ -18,7 +18,7 @@ from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of
 from captum_lrpx.forms import MOST_SURPRISES, Form, NewWayError, Structure, forms_of
-from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy, rule_in_words
+from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of, reason_and_remedy
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
@@ -352,7 +352,7 @@ class TracedPass:
             module_type=kind or FORWARD_FUNCTION,
             function=function or graph.names[number],
             kind=verdict,
-            rule=rule_in_words(role, self.recipe, path) if verdict == "ruled" else "",
+            rule=self.recipe.in_words(role.role, path) if verdict == "ruled" else "",
             reason=reason,
             remedy=remedy,
         )

@@ -186,12 +186,16 @@ def main(rank: str, folder: Path) -> None:
     )
     found = {}
     for kind, how, what in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
-        try:
-            found[kind, how, what] = asked(load(kind, folder, how), what)
-        except (ValueError, TypeError) as error:  # of all processes alike
-            found[kind, how, what] = f"{type(error).__name__}: {error}"
+        found[kind, how, what] = _found_or_refused(kind, folder, how, what)
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def _found_or_refused(kind, folder, how, what):
+    try:
+        return asked(load(kind, folder, how), what)
+    except (ValueError, TypeError) as error:  # of all processes alike
+        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -79,16 +79,19 @@ def check_same(run, job):
     for found in (each[job] for each in results):
         assert not isinstance(found, str), found
         assert found.keys() == expected.keys()
+        largest = max(value.abs().max() for value in expected.values())
         for name, value in expected.items():
-            difference = (found[name] - value).abs().max()
-            assert difference <= FLOAT32 * value.abs().max(), name
+            scale = largest if what == "accounts" else value.abs().max()
+            assert (found[name] - value).abs().max() <= FLOAT32 * scale, name
 
 
 def refusals(run, job):
     return {each[job] for each in run[1]}
 
 
-ACCEPTED = [job for job in QUICK if job[1:] not in (("stages", "relevances"), ("tensors", "positive"))]
+ACCEPTED = [
+    job for job in QUICK if job[1:] not in (("stages", "relevances"), ("tensors", "positive"))
+]
 
 
 @pytest.mark.parametrize("job", [job for job in ACCEPTED if job[:2] != ("gpt2", "tensors")])
@@ -109,9 +112,11 @@ def test_a_model_without_a_plan_is_refused_by_transformers(quick):
 
 def test_rules_that_split_weights_need_all_of_them(quick):
     (message,) = refusals(quick, ("llama", "tensors", "positive"))
-    assert message.startswith("TypeError") and "spread over processes" in message
+    assert message.startswith("TypeError")
+    assert "spread over processes" in message
 
 
 def test_stages_are_refused(quick):
     (message,) = refusals(quick, ("llama", "stages", "relevances"))
-    assert message.startswith("ValueError") and "pipeline" in message
+    assert message.startswith("ValueError")
+    assert "pipeline" in message

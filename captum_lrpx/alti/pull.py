@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.fast.sparse import product_of_sparse
-from captum_lrpx.rules import nodes
 from captum_lrpx.parallel import is_spread
+from captum_lrpx.rules import nodes
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
 

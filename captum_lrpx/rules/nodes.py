@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.rules import slopes
@@ -33,6 +34,7 @@ __all__ = [
     "gated",
     "has_secant",
     "is_checkpointed",
+    "is_of_python",
     "scaled",
     "secant",
 ]
@@ -87,6 +89,11 @@ def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
         )
 
     return hook
+
+
+def is_of_python(node: object) -> bool:
+    """Whether a node belongs to a ``torch.autograd.Function``."""
+    return isinstance(node, BackwardCFunction)
 
 
 class Unasked:
