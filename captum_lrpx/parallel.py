@@ -120,6 +120,18 @@ class Split:
         """The part of this process of a tensor that is whole."""
         return tensor.chunk(self.count, dim)[self.place]
 
+    def share(self, first: int, stop: int) -> tuple[int, int]:
+        """The part of a range that is the work of this process."""
+        size = -(-(stop - first) // self.count)
+        begin = min(first + self.place * size, stop)
+        return begin, min(begin + size, stop)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of the tensors of all processes; each process of the group has to call it."""
+        total = tensor.detach().contiguous()
+        torch.distributed.all_reduce(total, group=self.group)
+        return total
+
 
 def split_of(node: Node) -> Split | None:
     """How the tensor is spread that a node declares to be a part of a whole one.

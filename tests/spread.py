@@ -65,7 +65,7 @@ CONFIGS = {
 def save(kind: str, folder: Path) -> None:
     """Save a tiny random model."""
     generator = torch.Generator().manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **_SMALL, **CONFIGS[kind])
+    config = transformers.AutoConfig.for_model(kind, **(_SMALL | CONFIGS[kind]))
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for each in model.parameters():

@@ -81,7 +81,7 @@ def check_same(run, job):
         assert found.keys() == expected.keys()
         largest = max(value.abs().max() for value in expected.values())
         for name, value in expected.items():
-            scale = largest if what == "accounts" else value.abs().max()
+            scale = value.abs().max() if what == "relevances" else largest
             assert (found[name] - value).abs().max() <= FLOAT32 * scale, name
 
 

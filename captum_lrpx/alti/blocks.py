@@ -171,7 +171,10 @@ class Blocks:
         attention = one.part.attention
         count = self.tokens[attention.stream]
         first, stop = (0, count) if self.keep_alti else self._reached[one.example][attention.stream]
-        return one.alti_matrix(first, stop)
+        split = one.part.split
+        if split is None:
+            return one.alti_matrix(first, stop)
+        return split.summed(one.alti_matrix(*split.share(first, stop)))
 
     def _on_axis(self, matrix: Tensor, attention: Attention) -> Tensor:
         """A matrix on the axis of all positions; those of other streams stay where they are."""
