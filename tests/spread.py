@@ -17,6 +17,8 @@ import torch
 import transformers
 
 from captum_lrpx import ALTILogit, AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, ledger
+from captum_lrpx.attr import engine
+from captum_lrpx.fast import direct, narrow
 from captum_lrpx.rules import Alpha1Beta0
 
 PROCESSES = 2
@@ -178,12 +180,18 @@ def _tuple(found):
     return found if isinstance(found, tuple) else (found,)
 
 
+def as_if_large() -> None:
+    """Go all ways that are worth it for large models only."""
+    direct._WORTH_IT = narrow._WORTH_IT = engine._FEW_POSITIONS = 0
+
+
 def main(rank: str, folder: Path) -> None:
     """Do the jobs, together with the other processes."""
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(PROCESSES))
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", rank=int(rank), world_size=PROCESSES
     )
+    as_if_large()
     found = {}
     for kind, how, what in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
         found[kind, how, what] = _found_or_refused(kind, folder, how, what)

@@ -1,9 +1,11 @@
 """Models that several processes share: the relevances of each are those of a single process."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ SLOW = [
     ("llama", "blocks", "positive"),
 ]
 
+PROCESSES = spread.PROCESSES
 FLOAT32 = 1e-6
 """Of the largest number: sums over processes are rounded in another order."""
 
@@ -45,18 +48,31 @@ def together(jobs, folder):
     for kind in {job[0] for job in jobs}:
         spread.save(kind, folder)
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    running = [
-        subprocess.Popen(
-            [sys.executable, spread.__file__, str(rank), str(folder)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else None,
-        )
-        for rank in range(spread.PROCESSES)
-    ]
-    errors = [each.communicate(timeout=600)[1] for each in running]
-    assert [each.returncode for each in running] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(spread.PROCESSES)]
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    words = [sys.executable, spread.__file__]
+    finish([started([*words, str(rank), str(folder)], environment) for rank in range(PROCESSES)])
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+def started(words, environment):
+    """A process of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        words, stdout=pipe, stderr=pipe, text=True, env=os.environ | environment
+    )
+
+
+def finish(running):
+    """What processes show that wait for each other: if one fails, the others would for ever."""
+    with ThreadPoolExecutor(len(running)) as threads:
+        waiting = {threads.submit(each.communicate, timeout=600): each for each in running}
+        for done in as_completed(waiting):
+            process, (_, errors) = waiting[done], done.result()
+            if process.returncode:
+                for each in running:
+                    each.kill()
+                raise AssertionError(errors)
+    return [future.result()[0] for future in waiting]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +99,43 @@ def check_same(run, job):
         for name, value in expected.items():
             scale = value.abs().max() if what == "relevances" else largest
             assert (found[name] - value).abs().max() <= FLOAT32 * scale, name
+
+
+# The benchmark -----------------------------------------------------------------------------------
+
+BENCHMARK = ["evaluate", "--models", "sva-llama", "--sentences", "8", "--format", "csv"]
+BENCHMARK += ["--methods", "lrpx", "attnlrpx", "altilogit", "--batch-tokens", "60"]
+
+
+def evaluated(folder, environments, *options):
+    """What each process of a run of the benchmark shows."""
+    words = [sys.executable, "-m", "captum_lrpx", *BENCHMARK, "--output", str(folder), *options]
+    return finish([started(words, each) for each in environments])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 2])
+def test_groups_of_processes_share_models_and_the_work(tmp_path, groups):
+    pytest.importorskip("accelerate")
+    (alone,) = evaluated(tmp_path / "alone", [{}])
+    port = str(29500 + os.getpid() % 1000)
+    count = 2 * groups
+    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    first, *others = evaluated(tmp_path / "shared", ranks, "--tensor-parallel", "2")
+    assert others == [""] * (count - 1)
+    assert len(list((tmp_path / "shared").glob("log-*.jsonl"))) == groups
+    rows, expected = (list(csv.reader(text.splitlines())) for text in (first, alone))
+    assert len(rows) == len(expected) > 1
+    for row, other in zip(rows, expected, strict=True):
+        assert [_number(each) for each in row] == pytest.approx(list(map(_number, other)), rel=1e-4)
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return float(sum(text.encode()))
 
 
 def refusals(run, job):

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
+from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules import nodes
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _knowing(
     function: Any, answer: Callable[..., Any], taken: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...] | None:
     """A hook; in a backward pass that is to have a graph itself it does nothing."""
-    if taken[0] is None or torch.is_grad_enabled():
+    if taken[0] is None or torch.is_grad_enabled() or is_spread(taken[0]):
         return None
     return (_Knowing(taken[0], function, answer), *taken[1:])
 

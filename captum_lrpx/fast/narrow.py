@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
 from captum_lrpx.fast.sparse import product_of_sparse
+from captum_lrpx.parallel import is_spread
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -146,6 +147,6 @@ _WORTH_IT: Final = 1 << 13
 
 
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    if taken[0] is None or taken[0].numel() < _WORTH_IT:
-        return None
+    if taken[0] is None or taken[0].numel() < _WORTH_IT or is_spread(taken[0]):
+        return None  # processes may have other zeros than this one
     return (_MostlyZero(taken[0]), *taken[1:])
