@@ -1,11 +1,12 @@
 """Cost on paper: floating-point operations and bytes, from the configuration of a model.
 
-    python benchmarks/cost_model.py [--ratios | --large] [--peak 400]
+    python benchmarks/cost_model.py [--ratios | --large | --spread] [--peak 400] [--link 450]
 
 ``--ratios`` prints what the time of ``LRPx`` and ``AttnLRPx`` with a target is expected to be,
 relative to InputXGradient, on the three shapes that are measured. ``--large`` prints operations,
 memory and seconds for models of 1B, 8B and 70B parameters at 1k to 128k tokens, at ``--peak``
-TFLOP/s. Without either both are printed.
+TFLOP/s. ``--spread`` prints what each of 8 devices has to do for 70B, whose links move ``--link``
+GB/s in each direction. Without any all are printed.
 
 Counted are multiply-adds (two operations each) of matrix products; what is element by element is
 left out. A linear layer costs as much backward, towards its input, as forward. Attention is counted
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 SIZES = ((1, 32), (1, 128), (8, 32), (1, 512))
 LENGTHS = (1024, 8192, 32768, 131072)
+DEVICES = 8
+ALL_REDUCES = {"LRPx": 4, "AttnLRPx": 7}
+"""Of a block: two forward; backward one at each layer whose input gets a gradient."""
 FORWARD, FUSED_BACKWARD, CONSTANT_BACKWARD = 2.0, 5.0, 2.0
 
 
@@ -177,18 +181,69 @@ def large(peak: float) -> None:
                 )
 
 
+def spread(peak: float, link: float) -> None:
+    """Print what each device of a 70B model has to do."""
+    model = llama(8192, 28672, 80, 64, 8)
+    shape, share = shape_of(model.config), (DEVICES - 1) / DEVICES
+    weights = sum(parameter.numel() for parameter in model.parameters()) * 2 / 1e9
+    embeddings = shape.vocabulary * shape.hidden * 2 / 1e9
+    block = 2 * (shape.linear + 2 * shape.hidden) / 1e9
+    print("| spread | tokens | method | PFLOP | s | moved | s | weights | kept | checkpointed |")
+    print("|---" * 10 + "|")
+    recipes: dict[str, Recipe] = {"LRPx": LRP, "AttnLRPx": ATTN_LRP}
+    for length in LENGTHS[:3]:
+        for method, recipe in recipes.items():
+            work = 2 * explanation(shape, 1, length, 0.5, lrp=method == "LRPx")
+            kept, less = (
+                estimate(model, recipe, 1, length, checkpointing=saving) / 1e9
+                for saving in (False, True)
+            )
+            inputs = shape.blocks * shape.hidden * length * 2 / 1e9
+            summed = ALL_REDUCES[method] * inputs * 2 * share
+            rows = {
+                # The table of embeddings is on each device, logits are of one position.
+                "features": (
+                    work / DEVICES,
+                    summed,
+                    (weights - embeddings) / DEVICES + embeddings,
+                    kept / DEVICES,
+                    inputs + (less - inputs) / DEVICES,
+                ),
+                # Two blocks at a time are whole, and embeddings and head.
+                "weights": (
+                    work,
+                    2 * weights * share,
+                    weights / DEVICES + 2 * block + 2 * embeddings,
+                    kept,
+                    less,
+                ),
+            }
+            for how, (own, moved, held, graph, saved) in rows.items():
+                print(
+                    f"| {how} | {length // 1024}k | {method} | {own / 1e15:.2f} "
+                    f"| {own / (peak * 1e12):.2f} | {moved:.0f} GB | {moved / link:.2f} "
+                    f"| {held:.0f} GB | {graph:.1f} GB | {saved:.1f} GB |"
+                )
+
+
 def main() -> None:
     """Print the tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ratios", action="store_true")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--spread", action="store_true")
     parser.add_argument("--peak", type=float, default=400.0, help="TFLOP/s of the device")
+    parser.add_argument("--link", type=float, default=450.0, help="GB/s between devices")
     options = parser.parse_args()
-    if options.ratios or not options.large:
+    every = not (options.ratios or options.large or options.spread)
+    if options.ratios or every:
         ratios()
         print()
-    if options.large or not options.ratios:
+    if options.large or every:
         large(options.peak)
+        print()
+    if options.spread or every:
+        spread(options.peak, options.link)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from captum_lrpx.parallel import PASSING
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
@@ -87,12 +88,14 @@ class Plan:
         factors: For each node that relevance goes through, the factors of its operands; None for
             one that gets nothing.
         in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
+        unasked: Indices of nodes of functions written in Python that relevance does not go through.
     """
 
     actions: list[Action] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     factors: dict[int, Factors] = field(default_factory=dict)
     in_norms: set[int] = field(default_factory=set)
+    unasked: list[int] = field(default_factory=list)
 
     @property
     def alive(self) -> KeysView[int]:
@@ -125,13 +128,15 @@ def plan_of(
     alive = [False] * len(graph.nodes)
     for root in graph.roots:
         alive[root] = True
-    for number in range(len(graph.nodes) - 1, -1, -1):
+    for number, node in reversed(list(enumerate(graph.nodes))):
         if alive[number]:
             factors = planner.plan.factors[number] = planner.act(number)
             for edge, factor in zip(graph.operands[number], factors, strict=True):
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
                     planner.reached.add(edge)
+        elif graph.names[number] not in PASSING and nodes.is_of_python(node):
+            planner.plan.unasked.append(number)
     return planner.plan
 
 
@@ -316,7 +321,7 @@ def attach(
     done: set[Node],
     zeros: Zeros,
     frozen: Collection[int] = (),
-) -> Iterator[RemovableHandle]:
+) -> Iterator[RemovableHandle | nodes.Unasked]:
     """Put the hooks on the nodes, and give a handle for each.
 
     A hook knows its node, so as long as it is there nothing of the graph is freed.
@@ -330,6 +335,7 @@ def attach(
         frozen: Norms whose own gradient holds their scale constant.
     """
     nodes_ = graph.nodes
+    yield from (nodes.Unasked(nodes_[each]) for each in plan.unasked)
     for number, name, rule, factors in plan.actions:
         node = nodes_[number]
         if node in done:

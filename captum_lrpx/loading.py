@@ -14,13 +14,14 @@ from captum_lrpx import zoo
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import nn
 
 __all__ = ["LoadedModel", "load_model", "source_of"]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NOTHING: Mapping[str, Any] = {}
 _PATIENCE = 10
 """Seconds that the hub may take to say whether it has a model."""
 
@@ -43,7 +44,7 @@ class LoadedModel:
     name: str
 
 
-def load_model(name: str, *, images: bool = False) -> LoadedModel:
+def load_model(name: str, *, images: bool = False, tensor_parallel: int = 1) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Weights are read from safetensors or GGUF files only, never unpickled, and no code that comes
@@ -54,6 +55,8 @@ def load_model(name: str, *, images: bool = False) -> LoadedModel:
         name: An embedded model (:func:`captum_lrpx.zoo.names`), a directory, the path of a
             ``.gguf`` file, or a name of the Hugging Face hub.
         images: Whether the processor for images is loaded in place of the tokenizer.
+        tensor_parallel: How many processes share the model, each with a part of its features; all
+            processes of the run have to load it.
 
     Returns:
         The model.
@@ -65,11 +68,25 @@ def load_model(name: str, *, images: bool = False) -> LoadedModel:
     """
     source, keywords = source_of(name)
     model: nn.Module
-    if name in zoo.names():
+    if tensor_parallel > 1:
+        shared = {"distributed_config": _shared_by(tensor_parallel)}
+        model, tokenizer = _from_folder(source, keywords, images=images, of_model=shared)
+    elif name in zoo.names():
         model, tokenizer = zoo.load(name)
     else:
         model, tokenizer = _from_folder(source, keywords, images=images)
     return LoadedModel(model.eval(), tokenizer, name)
+
+
+def _shared_by(count: int) -> Any:
+    """How transformers spreads a model over processes, and copies over those that are left."""
+    from torch.distributed import get_world_size  # noqa: PLC0415
+    from transformers.distributed.configuration_utils import (  # noqa: PLC0415
+        DistributedConfig,
+    )
+
+    copies = get_world_size() // count
+    return DistributedConfig(tp_size=count, tp_plan="auto", dp_replicate_size=copies)
 
 
 def source_of(name: str) -> tuple[str, dict[str, Any]]:
@@ -156,7 +173,9 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _from_folder(name: str, keywords: dict[str, Any], *, images: bool) -> tuple[nn.Module, Any]:
+def _from_folder(
+    name: str, keywords: dict[str, Any], *, images: bool, of_model: Mapping[str, Any] = _NOTHING
+) -> tuple[nn.Module, Any]:
     """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415 - only when a model is loaded
@@ -174,7 +193,8 @@ def _from_folder(name: str, keywords: dict[str, Any], *, images: bool) -> tuple[
         options: dict[str, Any] = (
             {"dtype": torch.float32} if "gguf_file" in keywords else {"use_safetensors": True}
         )
-        model, report = kind.from_pretrained(name, output_loading_info=True, **options, **keywords)
+        options |= {"output_loading_info": True, **of_model, **keywords}
+        model, report = kind.from_pretrained(name, **options)
     _refuse_random_weights(shown, report["missing_keys"])
     return model, tokenizer
 

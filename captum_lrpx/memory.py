@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
+from captum_lrpx.parallel import is_spread
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -235,6 +237,8 @@ def require_memory(
     wanted = needed(checkpointing=checkpointing)
     if wanted < _NEGLIGIBLE or os.environ.get(SWITCH) == "0":
         return
+    if any(map(is_spread, model.parameters())):
+        return  # over processes, which would wait for one that refuses
     free = available(inputs.device)
     if free is None or wanted <= free:
         return

@@ -31,9 +31,10 @@ from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint
+from captum_lrpx.parallel import require_no_stages
 from captum_lrpx.patching import Attachment, Patched
 from captum_lrpx.rule_words import reason_and_remedy, rule_in_words
-from captum_lrpx.rules.nodes import NEED_INPUT
+from captum_lrpx.rules.nodes import NEED_INPUT, Unasked
 from captum_lrpx.rules.zeros import Zeros
 from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
@@ -102,6 +103,7 @@ class TracedPass:
         freeze: bool = True,
         before: TracedPass | None = None,
     ) -> None:
+        require_no_stages(model)
         self.model = model
         self._modules = modules_of(model)
         self._freeze = freeze
@@ -134,7 +136,7 @@ class TracedPass:
         self._inputs: Mapping[Node, Tensor] | None = None
         self._before = before
         self.done: set[Node] = set() if before is None else set(before.done)
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle | Unasked] = []
 
     @contextmanager
     def opened(self) -> Iterator[TracedPass]:

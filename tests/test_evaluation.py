@@ -268,7 +268,7 @@ def test_a_resumed_process_does_not_need_the_share_of_the_others_before_they_mee
 
     def meet():
         meetings.append(None)
-        if len(meetings) == 2:  # the first one is before anything is written
+        if len(meetings) == 3:  # two are before anything is written
             evaluate_share(models, usual, tmp_path, 1)
 
     found = evaluate(

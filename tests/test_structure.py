@@ -28,7 +28,7 @@ ORDER = [
         "words",
         "visualization",
     ],
-    ["frozen", "models", "segments", "structure", "architectures"],
+    ["frozen", "models", "parallel", "segments", "structure", "architectures"],
     ["rules"],
     ["patching"],
     ["recipes", "coverage", "wrappers"],

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from captum_lrpx.parallel import Split
 
 __all__ = [
     "AttentionWeights",
@@ -44,6 +46,10 @@ class AttentionWeights(ABC):
             ``[H, R, T]``, in float32 or wider; rows that attend to nothing are 0.
         """
 
+    @abstractmethod
+    def joined(self, split: Split) -> AttentionWeights:
+        """The weights of the heads of all processes."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaterializedWeights(AttentionWeights):
@@ -58,6 +64,10 @@ class MaterializedWeights(AttentionWeights):
     def of(self, example: int, rows: slice | Tensor) -> Tensor:
         """Select the rows."""
         return wide(self.weights[example][:, rows])
+
+    def joined(self, split: Split) -> MaterializedWeights:
+        """Those of all heads."""
+        return MaterializedWeights(split.joined(self.weights, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +93,16 @@ class ScoredWeights(AttentionWeights):
         """Compute the rows."""
         query, key = wide(self.query[example][:, rows]), wide(self.key[example])
         return attention_weights(query, key, self._mask(example, rows), self.scale)
+
+    def joined(self, split: Split) -> ScoredWeights:
+        """What those of all heads follow from."""
+        by_head = self.mask is not None and self.mask.shape[1] > 1
+        return replace(
+            self,
+            query=split.joined(self.query, 1),
+            key=split.joined(self.key, 1),
+            mask=split.joined(self.mask, 1) if by_head and self.mask is not None else self.mask,
+        )
 
     def _mask(self, example: int, rows: slice | Tensor) -> Tensor | None:
         if self.mask is not None:

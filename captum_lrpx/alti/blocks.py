@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from captum_lrpx.alti.directions import Directions
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.parts import Part, Reader
+    from captum_lrpx.alti.part import Part
+    from captum_lrpx.alti.parts import Reader
 
 __all__ = ["Blocks", "Example"]
 
@@ -137,7 +138,8 @@ class Blocks:
         """What of the values does not depend on the input ``[G, 1, z]``.
 
         Unit vectors are pulled back through the way of the values, one at each position, and meet
-        the constants that are added there.
+        the constants that are added there. Of processes that have some heads each, one at a time
+        has them: what they have in common gets the sum of their gradients.
         """
         attention, reader = part.attention, self.reader
         _, groups, tokens, size = part.values.shape
@@ -156,10 +158,18 @@ class Blocks:
             seed = reader.seed(attention.value)
             each = torch.arange(count, device=seed.device)
             feature = start + each
-            places = part.places[each // tokens, feature // size]
-            seed.view(-1, tokens, size)[places, each % tokens, feature % size] = 1.0
+            group = feature // size - self._first_group(part)
+            own = (group >= 0) & (group < part.places.shape[1])
+            places = part.places[(each // tokens)[own], group[own]]
+            at = places, (each % tokens)[own], (feature % size)[own]
+            seed.view(-1, tokens, size)[at] = 1.0
             reader.pull.back(attention.value_region, {attention.value: seed}, (), meet)
         return bias.view(groups, 1, size)
+
+    @staticmethod
+    def _first_group(part: Part) -> int:
+        """The first group of heads that this process has."""
+        return 0 if part.split is None else part.split.place * part.places.shape[1]
 
     # ALTI matrices ----------------------------------------------------------------------------
 
@@ -168,7 +178,10 @@ class Blocks:
         attention = one.part.attention
         count = self.tokens[attention.stream]
         first, stop = (0, count) if self.keep_alti else self._reached[one.example][attention.stream]
-        return one.alti_matrix(first, stop)
+        split = one.part.split
+        if split is None:
+            return one.alti_matrix(first, stop)
+        return split.summed(one.alti_matrix(*split.share(first, stop)))
 
     def _on_axis(self, matrix: Tensor, attention: Attention) -> Tensor:
         """A matrix on the axis of all positions; those of other streams stay where they are."""

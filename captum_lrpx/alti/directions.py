@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.alti.attention_weights import wide
+from captum_lrpx.parallel import whole
 from captum_lrpx.trace.graph import Edge, node_of
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ class Biases:
 
 def product_with(gradient: Tensor, constant: Any, groups: int) -> Tensor:
     """``<u, b>`` of a constant that has been broadcast to a gradient's shape, by groups of rows."""
-    u = wide(gradient)
+    u = wide(whole(gradient))
+    if isinstance(constant, torch.Tensor):
+        constant = whole(constant)
     if isinstance(constant, torch.Tensor) and constant.ndim == 1:
         of_features: Tensor = u.reshape(groups, -1, u.shape[-1]).sum(1) @ constant.to(u)
         return of_features

@@ -7,15 +7,16 @@ where, and by what features and positions are scaled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from captum_lrpx.alti.attention_weights import AttentionWeights, Mixed, Order, attention_of, wide
+from captum_lrpx.alti.attention_weights import Mixed, Order, attention_of, wide
+from captum_lrpx.alti.part import Part
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.alti.scaling import Scaling, measured, of_layer_norm, rank_one
+from captum_lrpx.parallel import COLLECTIVES, local, split_of
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
 
@@ -30,50 +31,7 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Part", "Reader"]
-
-
-@dataclass(eq=False)
-class Part:
-    """One attention in numbers.
-
-    Attributes:
-        attention: Where it is in the graph.
-        path: Path of its module.
-        weights: Attention weights.
-        values: ``[B, G, S, z]``.
-        places: Which of the mixing node's matrices of values each of them is ``[B, G]``.
-        rows: For each example, head and position its row among those of the mixing node
-            ``[B, H, T]``.
-        output_weight: From what each head found to the stream ``[H, z, D]``, before ``scaled``.
-        by_head: Factor of what each head found ``[B, H, T]``, or None.
-        scaled: The norm or factor between output projection and stream.
-        norm: The norm after the addition.
-        residual: What is added to ``[B, T, D]``.
-        resultant: What comes of it, after the norm ``[B, T, D]``.
-    """
-
-    attention: Attention
-    path: str
-    weights: AttentionWeights
-    values: Tensor
-    places: Tensor
-    rows: Tensor
-    output_weight: Tensor
-    by_head: Tensor | None
-    scaled: Scaling | None
-    norm: Scaling | None
-    residual: Tensor
-    resultant: Tensor
-
-    @property
-    def heads(self) -> int:
-        """The number of heads."""
-        return self.rows.shape[1]
-
-    def found(self, gradient: Tensor) -> Tensor:
-        """A gradient at the mixing node by heads ``[B, H, T, z]``."""
-        return gradient.reshape(-1, gradient.shape[-1])[self.rows]
+__all__ = ["Reader"]
 
 
 class Reader:
@@ -169,7 +127,7 @@ class Reader:
         plain = self.graph.names[attention.addition] == "Add"
         if not plain or any(self.graph.names[each] not in VIEWS for each in after):
             scaled = self._scaling(behind, Edge(attention.addition, 0), at[1], batch, tokens)
-        return Part(
+        part = Part(
             attention,
             self.path(attention.mixing),
             weights,
@@ -183,6 +141,9 @@ class Reader:
             residual,
             resultant,
         )
+        splits = (split_of(self.graph.nodes[each]) for each in at[2])
+        split = next((each for each in splits if each is not None), None)
+        return part if split is None else part.joined(split)
 
     def _added(self, attention: Attention, batch: int, tokens: int) -> Tensor:
         """What an attention adds to the stream, without MLPs beside it."""
@@ -202,7 +163,7 @@ class Reader:
     ) -> tuple[tuple[int, ...], tuple[Edge, Edge, tuple[int, ...]], tuple[int, ...]]:
         """Nodes before the output projection, its ends and nodes, and nodes after it."""
         region, found = attention.region, Edge(attention.mixing, 0)
-        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS]
+        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS | COLLECTIVES]
         if not matrices:
             return region, (attention.operand, attention.operand, ()), ()
         first, last = matrices[-1], matrices[0]
@@ -315,14 +276,17 @@ class Reader:
         width = self.seed(begin).shape[-1]
         if not between:
             return torch.eye(width, device=self.seed(begin).device)
-        *views, first = [each for each in between if self.graph.names[each] not in VIEWS] or [0]
+        kept = VIEWS | COLLECTIVES
+        *others, first = [each for each in between if self.graph.names[each] not in kept] or [0]
+        self.pull.need(first)
         node: Any = self.graph.nodes[first]
-        if not views and self.graph.names[first] in ("Mm", "Addmm"):
-            factor = getattr(node, "_saved_alpha", 1)
-            found: Tensor = node._saved_mat2 if factor == 1 else node._saved_mat2 * factor  # noqa: SLF001
-            return wide(found.detach())
         seed = self.seed(end)
         columns = seed.shape[-1]
+        if not others and self.graph.names[first] in ("Mm", "Addmm"):
+            factor = getattr(node, "_saved_alpha", 1)
+            found = local(node._saved_mat2.detach())  # noqa: SLF001
+            if found.shape == (width, columns):  # or else it is another part than the heads'
+                return wide(found if factor == 1 else found * factor)
         result = seed.new_zeros(columns, width)
         for start in range(0, columns, rows):
             count = min(rows, columns - start)

@@ -44,10 +44,9 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
     Raises:
         ValueError: If a branch reads other positions than its own, or values do.
     """
-    graph = reader.graph
     for place, stream in layout.streams.items():
         shape = (batch, tokens[place])
-        if not _is_positional(graph, {stream.source.node}, stream.start, shape, -1):
+        if not _is_positional(reader, {stream.source.node}, stream.start, shape, -1):
             reader.refuse(
                 stream.start.node, "lies behind something that mixes tokens without a softmax"
             )
@@ -55,11 +54,11 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
         if branch.constant:
             continue
         shape = (batch, tokens[branch.stream])
-        if not _is_positional(graph, layout.kept, branch.operand, shape, -1):
+        if not _is_positional(reader, layout.kept, branch.operand, shape, -1):
             reader.refuse(branch.operand.node, "mixes tokens by something else than a softmax")
     for attention in layout.attentions:
         shape = (batch, tokens[attention.source])
-        if not _is_positional(graph, layout.kept, attention.value, shape, -2):
+        if not _is_positional(reader, layout.kept, attention.value, shape, -2):
             reader.refuse(
                 attention.value.node, "computes values from several positions, without a softmax"
             )
@@ -115,43 +114,43 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     size = (seen.abs() * wide(part.resultant[0, :rows]).abs()).sum()
     nodes = (*attention.norms, attention.addition, *attention.region, *attention.value_region)
     relative = 2 * tolerance(reader.graph, (*nodes, attention.mixing))
-    given = _at_values(reader.graph, attention, found[Edge(attention.mixing, 0)])
-    expected = torch.zeros_like(given)
-    expected.index_add_(
-        0,
-        part.places[0].repeat_interleave(part.heads // len(part.places[0])),
-        (weights.mT @ gradient.to(weights)).to(given),
-    )
+    given = _at_values(reader, attention, found[Edge(attention.mixing, 0)])
+    handed = (weights.mT @ gradient.to(weights)).to(given)
+    if part.split is not None:
+        handed = part.split.own(handed, 0)
+    of_head = part.places[0].repeat_interleave(len(handed) // len(part.places[0]))
+    expected = torch.zeros_like(given).index_add_(0, of_head, handed)
     same = (given - expected).norm() <= relative * expected.norm()
     if not same or any((one - other).abs() > relative * size for one, other in ways):
         reader.refuse(attention.mixing, "is not what its values, weights and output projection say")
 
 
-def _at_values(graph: Graph, attention: Attention, gradient: Tensor) -> Tensor:
+def _at_values(reader: Reader, attention: Attention, gradient: Tensor) -> Tensor:
     """What the node that mixes hands back to its matrices of values ``[N, S, z]``."""
+    graph = reader.graph
     number, edge = attention.mixing, attention.value
     metadata: Any = graph.nodes[number]
     metadata = metadata._input_metadata[0]  # noqa: SLF001 - no public name
     taken = (gradient.reshape(tuple(metadata.shape)), *[None] * (graph.results(number) - 1))
-    given = Pull(graph, Plan(), {}).through(number, taken)
+    given = Pull(graph, Plan(), {}, reader.pull.need).through(number, taken)
     of_values = given[graph.operands[number].index(edge)]
     assert of_values is not None  # noqa: S101 - the values depend on the input
     return wide(of_values).reshape(-1, *of_values.shape[-2:])
 
 
 def _is_positional(
-    graph: Graph, ends: Collection[int], edge: Edge, shape: tuple[int, int], axis: int
+    reader: Reader, ends: Collection[int], edge: Edge, shape: tuple[int, int], axis: int
 ) -> bool:
     """Whether a tensor depends at each position on others at this position only.
 
     Args:
-        graph: The graph.
+        reader: Reads the pass.
         ends: The nodes of the others.
         edge: The tensor: of shape ``[B, T, D]`` or ``[B T, D]``, or else values ``[..., T, z]``.
         shape: Examples and positions of the stream.
         axis: -1 for the first kind, -2 for values.
     """
-    batch, tokens = shape
+    graph, (batch, tokens) = reader.graph, shape
     if tokens < 2 or edge.node in ends:
         return True
     node: Any = graph.nodes[edge.node]
@@ -160,7 +159,7 @@ def _is_positional(
     if seed.shape[-2] != tokens if axis == -2 else seed.numel() % (batch * tokens):
         return False
     entries, order = _way(graph, ends, edge)
-    pull = Pull(graph, Plan(), {})
+    pull = Pull(graph, Plan(), {}, reader.pull.need)
     for position in {0, tokens // 2}:  # the one in the middle may stay where it is
         unit = torch.zeros_like(seed)
         if axis == -2:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
+from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.zeros import Zeros
 from captum_lrpx.trace.graph import Edge
@@ -37,10 +38,13 @@ class Pull:
         graph: A graph whose forward pass is over.
         plan: The rules of LRP on it.
         inputs: The inputs of functions that do not save them.
+        need: Called with each node before it, and what else is known of it, is read.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor]) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, plan: Plan, inputs: Mapping[Node, Tensor], need: Callable[[int], None]
+    ) -> None:
+        self.graph, self.need = graph, need
         self.actions = {action.number: action for action in plan.actions}
         self.inputs = inputs
         self._zeros = Zeros()
@@ -75,6 +79,7 @@ class Pull:
             )
             if all(each is None for each in taken):
                 continue
+            self.need(number)
             if seen is not None and taken[0] is not None:
                 seen(number, taken[0])
             given = self.through(number, taken)
@@ -103,7 +108,9 @@ class Pull:
             given = nodes.gated(node)((taken[0],), taken)
         elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, taken)) is not None:
             given = alone
-        elif name in ("Mm", "Addmm") and edges[-1] is None:
+        elif (
+            name in ("Mm", "Addmm") and edges[-1] is None and not is_spread(node._saved_mat2)  # noqa: SLF001
+        ):
             given = self._of_linear(number, taken)
         elif name == "ToCopy":
             given = taken

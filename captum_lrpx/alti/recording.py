@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
-from captum_lrpx.trace.graph import node_of
+from captum_lrpx.trace.graph import maker_of, node_of
 from captum_lrpx.trace.mode import FunctionMode
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class Recording:
         node = node_of(tensor)
         if node is not None:
             kept = tensor.detach()
-            self._values.setdefault((node, tensor.output_nr), (kept, kept._version))  # noqa: SLF001
+            key: Any = maker_of(node, tensor.output_nr)
+            self._values.setdefault(key, (kept, kept._version))  # noqa: SLF001
 
     def value(self, node: Node, output: int) -> Tensor | None:
         """A tensor that was added to another, or the sum; None if it was not."""
@@ -170,7 +171,7 @@ class Recording:
             return result
         keys: list[_Key] = []
         for each in operands:
-            key: Any = node_of(each), each.output_nr
+            key: Any = maker_of(node_of(each), each.output_nr)
             keys.append(key)
             if key not in self._values and key not in self._sums:
                 kept = each.detach()

@@ -24,6 +24,7 @@ from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
 from captum_lrpx.models import base_of
 from captum_lrpx.onlookers import looks_only
+from captum_lrpx.parallel import Weights
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def explained_pass(
     """
     recordings: list[Recording] = []
     model = attribution.model
+    weights = Weights(model)
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
@@ -76,8 +78,8 @@ def explained_pass(
         for each in values:
             finite.require(each)
         # The model has run in the precision that autocast chose, what is made of it need not.
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            yield Explained(attribution, passed, recordings[0], values, inputs)
+        with torch.autocast(inputs[0].device.type, enabled=False), weights.released():
+            yield Explained(attribution, passed, recordings[0], values, inputs, weights)
 
 
 class Explained:
@@ -97,6 +99,7 @@ class Explained:
         recording: Recording,
         values: list[Tensor],
         inputs: tuple[Tensor, ...],
+        weights: Weights,
     ) -> None:
         batch = len(inputs[0])
         for each in values:
@@ -121,7 +124,7 @@ class Explained:
         self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
             graph,
-            Pull(graph, plan, rules.inputs),
+            Pull(graph, plan, rules.inputs, lambda number: weights.need(self._path(number))),
             recording,
             self._where,
             self._path,

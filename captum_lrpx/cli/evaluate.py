@@ -99,6 +99,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of a batch (default: %(default)s)",
     )
+    running.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share each model, which is too large for one device",
+    )
     running.add_argument("--device", help="where to compute (default: the CPU)")
     running.add_argument(
         "--dtype",
@@ -147,7 +154,11 @@ def run(options: argparse.Namespace) -> None:
     reference = _require_what_results_need(options, contenders)
     samples = _samples(options)
     silence_transformers()
-    here = processes()
+    if options.tensor_parallel > 1 and options.device is not None:
+        raise ValueError(
+            "--tensor-parallel puts a model where its processes are: leave out --device."
+        )
+    here = processes(options.tensor_parallel)
     names = options.models or _embedded()
     if len(set(map(_display_name, names))) < len(names):
         raise ValueError(f"Models must have different names: {', '.join(names)}.")
@@ -214,7 +225,7 @@ def _load(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
 
     from captum_lrpx.loading import load_model  # noqa: PLC0415
 
-    loaded = load_model(name)
+    loaded = load_model(name, tensor_parallel=options.tensor_parallel)
     wanted: dict[str, Any] = {}
     if options.device is not None:
         wanted["device"] = options.device

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from captum_lrpx.conservation.places import Places
 from captum_lrpx.conservation.tally import wide
+from captum_lrpx.parallel import COLLECTIVES, gathered, is_spread, local, sharing, sharing_of
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Flow:
             watch.calls[node].number if node in watch.calls and any(edges) else -1 - number
             for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True))
         ]
+        self._sharing = self._share(graph)
         self._places = Places(passed, _leading(graph, sources))
         self._alive = structure.plans[passed.recipe].alive
         self._members: dict[int, list[int]] = {}
@@ -86,14 +88,31 @@ class Flow:
         self._told: set[int] = set()  # groups whose constants have known numbers
         self._order: dict[Place, int] = {}  # by the calls that lines belong to
         self._sure: set[Place] = set()  # lines of constants of known numbers
-        self._leaks: dict[int, Tensor] = {}
-        self._lines: dict[Place, Tensor] = {}
+        # What each process has a share of stands beside what each of them has all of.
+        self._leaks: dict[tuple[int, Any], Tensor] = {}
+        self._lines: dict[tuple[Place, Any], Tensor] = {}
         self._masks: list[tuple[int, Masked, Tensor]] = []
         self._rows: list[dict[Place, Tensor]] = []
         for node, masked in watch.origins.masked.items():
             if graph.index.get(node) in self._alive:
                 self._hook(node, partial(self._masked, graph.index[node], masked))
         self._watch_constants(watch, self._watch_edges())
+
+    def _share(self, graph: Graph) -> list[Any]:
+        """For each node the processes that have shares of what flows there."""
+        found: list[Any] = []
+        for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True)):
+            name, operands = graph.names[number], [edge for edge in edges if edge is not None]
+            shares = [found[edge.node] for edge in operands]
+            found.append(sharing(name, node, next((each for each in shares if each), None)))
+            if name in COLLECTIVES and operands:  # no function that has been seen
+                first = operands[0]
+                if name == "_AllReduceForward":  # into what it is given
+                    self._group[number] = self._group[first.node]
+                value = self._values.get((graph.nodes[first.node], first.output))
+                if name == "_AllReduceBackward" and value is not None:
+                    self._values.setdefault((node, 0), value)
+        return found
 
     def _watch_edges(self) -> dict[int, set[int]]:
         """Attach to all nodes, and give for each group the nodes of it that others take."""
@@ -136,16 +155,23 @@ class Flow:
         """Begin with one explained value, which the function that made it is given."""
         (root,) = self._graph.roots
         self._leaks, self._lines, self._masks = {}, {}, []
-        self._leak(root, wide(self._explained)[row])
+        self._leak(root, wide(self._explained)[row], None)
 
-    def _leak(self, number: int, amount: Tensor) -> None:
-        group = self._group[number]
-        self._leaks[group] = self._leaks.get(group, torch.zeros_like(amount)) + amount
+    def _leak(self, number: int, amount: Tensor, shared: Any) -> None:
+        key = self._group[number], shared
+        self._leaks[key] = self._leaks.get(key, torch.zeros_like(amount)) + amount
 
-    def _add(self, number: int, place: Place, amount: Tensor) -> None:
+    def _add(self, number: int, place: Place, amount: Tensor, shared: Any) -> None:
         """Move some of what a function keeps to a line."""
-        self._leak(number, -amount)
-        self._lines[place] = self._lines.get(place, torch.zeros_like(amount)) + amount
+        self._leak(number, -amount, shared)
+        key = place, shared
+        self._lines[key] = self._lines.get(key, torch.zeros_like(amount)) + amount
+
+    def _product(self, number: int, gradient: Tensor, value: Tensor) -> tuple[Tensor, Any]:
+        """The relevance of a value at a node, and the processes that have shares of it."""
+        if not (is_spread(gradient) or is_spread(value)):
+            return _relevance(gradient, value), self._sharing[number]
+        return _relevance(local(gradient), local(value)), sharing_of(gradient, value)
 
     def _flowed(self, number: int, given: Gradients, _taken: Gradients) -> None:
         for edge, gradient in zip(self._graph.operands[number], given, strict=True):
@@ -153,16 +179,18 @@ class Flow:
                 continue
             value = self._values.get((self._graph.nodes[edge.node], edge.output))
             if value is not None:
-                amount = _relevance(gradient.detach(), value)
-                self._leak(number, -amount)
-                self._leak(edge.node, amount)
+                amount, shared = self._product(edge.node, gradient.detach(), value)
+                self._leak(number, -amount, shared)
+                self._leak(edge.node, amount, shared)
 
     def _added(
         self, number: int, place: Place, value: Tensor, _given: Gradients, taken: Gradients
     ) -> None:
         if taken[0] is not None:
-            gradient = wide(taken[0].detach()).sum_to_size(value.shape)
-            self._add(number, place, _relevance(gradient, value.to(gradient.device)))
+            gradient, own = taken[0].detach(), local(value)
+            summed = wide(local(gradient)).sum_to_size(own.shape)
+            shared = sharing_of(gradient) if is_spread(gradient) else self._sharing[number]
+            self._add(number, place, _relevance(summed, own.to(summed.device)), shared)
 
     def _masked(self, number: int, masked: Masked, _given: Gradients, taken: Gradients) -> None:
         if taken[0] is not None:  # a backward pass inside of a hook would be one too many
@@ -174,15 +202,32 @@ class Flow:
         """Keep what one backward pass has found."""
         for number, masked, gradient in self._masks:
             self._settle(number, masked, gradient)
+        leaks: dict[int, list[Any]] = {}
+        for group, shared in self._leaks:
+            leaks.setdefault(group, []).append(shared)
         for group, members in self._members.items():
             # What a leaf is given is its relevance.
-            if group in self._leaks and any(any(self._graph.operands[each]) for each in members):
+            if group in leaks and any(any(self._graph.operands[each]) for each in members):
                 constants, told = self._constants.get(group, ()), group in self._told
                 place = self._places.of_rest(members, constants, told=told)
                 if place is not None:
                     self._order.setdefault(place, group)
-                    self._add(members[0], place, self._leaks[group])
-        self._rows.append(self._lines)
+                    for shared in leaks[group]:
+                        self._add(members[0], place, self._leaks[group, shared], shared)
+        self._rows.append(self._summed())
+
+    def _summed(self) -> dict[Place, Tensor]:
+        """The lines of all processes together."""
+        by_group: dict[Any, dict[Place, Tensor]] = {}
+        for (place, shared), amount in self._lines.items():
+            by_group.setdefault(shared, {})[place] = amount
+        found = by_group.pop(None, {})
+        for shared, own in by_group.items():
+            for lines in gathered({place: each.cpu() for place, each in own.items()}, shared):
+                for place, amount in lines.items():
+                    before = found.get(place)
+                    found[place] = amount if before is None else before + amount.to(before)
+        return found
 
     def _settle(self, number: int, masked: Masked, gradient: Tensor) -> None:
         """Give a mask of finite numbers its part of what its attention has kept."""
@@ -194,7 +239,8 @@ class Flow:
             mask = masked.mask.requires_grad_()
             (of_mask,) = torch.autograd.grad(masked.attention(mask), mask, gradient)
         self._order.setdefault(place, self._group[number])
-        self._add(number, place, share * _relevance(of_mask, mask.detach()))
+        amount, shared = self._product(number, of_mask, mask.detach())
+        self._add(number, place, share * amount, shared)
 
     def lines(self) -> dict[Place, Tensor]:
         """The amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""

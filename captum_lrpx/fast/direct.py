@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from captum_lrpx.fast.least import Least
+from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules import nodes
 from captum_lrpx.rules.answering import Answering
 
@@ -77,7 +78,7 @@ def _knowing(
     function: Any, answer: Callable[..., Any], taken: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...] | None:
     """A hook; in a backward pass that is to have a graph itself it does nothing."""
-    if taken[0] is None or torch.is_grad_enabled():
+    if taken[0] is None or torch.is_grad_enabled() or is_spread(taken[0]):
         return None
     return (Answering(taken[0], {function: answer}, ruled=True), *taken[1:])
 

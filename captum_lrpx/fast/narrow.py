@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
+from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules.answering import Answering
 
 if TYPE_CHECKING:
@@ -124,6 +125,6 @@ def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
 
 
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    if taken[0] is None or not is_worth_a_look(taken[0]):
-        return None
+    if taken[0] is None or not is_worth_a_look(taken[0]) or is_spread(taken[0]):
+        return None  # processes may have other zeros than this one
     return (Answering(taken[0], _ANSWERS), *taken[1:])

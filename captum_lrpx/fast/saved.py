@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrpx.fast.least import Least
@@ -250,10 +249,6 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved, positions: int) -> Econom
     """
     places = _places(graph)
     key = graph.key
-    dead = set(range(len(graph.nodes))) - plan.alive
-    if any(isinstance(graph.nodes[number], BackwardCFunction) for number in dead):
-        # A function of Python's computes its gradient even where it is given none.
-        return Economy(key, saved.count)
     actions = {action.number: action.rule for action in plan.actions if action.rule != "factors"}
     norms = {number for number in actions if graph.names[number] == "NativeLayerNorm"}
     absent = {

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules import functional
 from captum_lrpx.rules.base import Rule
 
@@ -95,7 +96,7 @@ class Alpha1Beta0(LinearRule):
         def patch(forward: Forward, x: Tensor) -> Tensor:
             with torch.no_grad():
                 value: Tensor = forward(x)
-            apply, weight, bias = weights_of(module, path)
+            apply, weight, bias = _whole_weights_of(module, path)
             return functional.alpha1_beta0(apply, x, value, weight, bias)
 
         return patch
@@ -125,7 +126,7 @@ class Gamma(LinearRule):
         def patch(forward: Forward, x: Tensor) -> Tensor:
             with torch.no_grad():
                 value: Tensor = forward(x)
-            apply, weight, bias = weights_of(module, path)
+            apply, weight, bias = _whole_weights_of(module, path)
             return functional.gamma(apply, x, value, weight, bias, self.strength)
 
         return patch
@@ -148,6 +149,17 @@ class Weights(NamedTuple):
     apply: Apply
     weight: Tensor
     bias: Tensor | None
+
+
+def _whole_weights_of(module: nn.Module, path: str) -> Weights:
+    """The weights of a linear layer while it runs, when those of ``fully_shard`` are there."""
+    found = weights_of(module, path)
+    if is_spread(found.weight):
+        raise TypeError(
+            f"The rule needs all of the weight of {path!r}, which is spread over processes: use "
+            "Epsilon for this layer, or load the model without a tp_plan."
+        )
+    return found
 
 
 def weights_of(module: nn.Module, path: str = "a layer") -> Weights:

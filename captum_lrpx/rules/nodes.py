@@ -14,6 +14,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.rules import slopes
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HOMOGENEOUS",
     "NEED_INPUT",
+    "Unasked",
     "can_run_again",
     "contiguous",
     "frozen_norm",
@@ -35,6 +37,7 @@ __all__ = [
     "gated",
     "has_secant",
     "is_checkpointed",
+    "is_of_python",
     "scaled",
     "secant",
 ]
@@ -89,6 +92,41 @@ def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
         )
 
     return hook
+
+
+def is_of_python(node: object) -> bool:
+    """Whether a node belongs to a ``torch.autograd.Function``."""
+    return isinstance(node, BackwardCFunction)
+
+
+class Unasked:
+    """Lets the node of a function written in Python compute nothing where no gradient arrives.
+
+    PyTorch hands such a function zeros, also in a branch that a rule holds constant: its gradients
+    would be computed all the way, for nothing, and some take no zeros at all.
+
+    Args:
+        node: The node.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        node.set_materialize_grads(False)
+        node.apply = self._apply
+
+    def _apply(self, *taken: Tensor | None) -> Any:
+        node = self._node
+        if all(each is None for each in taken):
+            return (None,) * len(node.needs_input_grad)
+        every = (
+            torch.zeros(form.shape, dtype=form.dtype, device=form.device) if each is None else each
+            for each, form in zip(taken, node._input_metadata, strict=True)  # noqa: SLF001
+        )
+        return type(node).apply(node, *every)
+
+    def remove(self) -> None:
+        """Leave the node as it was."""
+        self._node.__dict__.pop("apply", None)
 
 
 def contiguous(taken: Gradients) -> Gradients:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.autograd.graph import get_gradient_edge
 
+from captum_lrpx.parallel import PASSING
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     from torch import Tensor
     from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "name_of", "node_of"]
+__all__ = ["Edge", "Graph", "maker_of", "name_of", "node_of"]
 
 
 class Edge(NamedTuple):
@@ -185,14 +187,15 @@ class Graph:
     def operands(self) -> list[tuple[Edge | None, ...]]:
         """For each node an edge per operand, None for one without a gradient."""
         return [
-            tuple(
-                None
-                if operand is None or operand in self._constants
-                else Edge(self.index[operand], output)
-                for operand, output in node.next_functions
-            )
-            for node in self.nodes
+            tuple(self._edge(*operand) for operand in node.next_functions) for node in self.nodes
         ]
+
+    def _edge(self, operand: Node | None, output: int) -> Edge | None:
+        if operand is not None and operand not in self._constants:
+            operand, output = maker_of(operand, output)
+        if operand is None or operand in self._constants:
+            return None
+        return Edge(self.index[operand], output)
 
     def detail(self, number: int) -> Any:
         """The argument that decides what kind of operation a node is; None if there is none."""
@@ -261,3 +264,10 @@ def node_of(tensor: Tensor) -> Node | None:
     if not tensor.requires_grad or tensor.is_inference():
         return None
     return tensor.grad_fn if tensor.grad_fn is not None else get_gradient_edge(tensor).node
+
+
+def maker_of(node: Node | None, output: int) -> tuple[Node | None, int]:
+    """The node that has made a result, and not one that has only handed it on."""
+    while node is not None and _operators[_number_of(node)] in PASSING:
+        node, output = node.next_functions[output]
+    return node, output

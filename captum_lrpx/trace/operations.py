@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal
 
+from captum_lrpx.parallel import COLLECTIVES
+
 __all__ = [
     "ADDITIONS",
     "ELEMENTWISE",
@@ -144,7 +146,7 @@ ELEMENTWISE: Final = (
 """Operators that work on each number by itself."""
 
 _KINDS: Final[dict[str, Kind]] = {
-    **dict.fromkeys(_LINEAR, "linear"),
+    **dict.fromkeys(_LINEAR | COLLECTIVES, "linear"),
     **dict.fromkeys(PROJECTIONS, "projection"),
     **dict.fromkeys(_PRODUCTS, "product"),
     **dict.fromkeys(_ACTIVATIONS | _CLAMPS, "activation"),

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_lrpx.parallel import whole
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -317,6 +319,7 @@ def _depends(value: Any) -> bool:
 
 def _has_finite_terms(constant: Tensor) -> bool:
     """Whether a constant is more than 0 and the exclusion of scores."""
+    constant = whole(constant)
     if not constant.is_floating_point():
         return constant.dtype != torch.bool and bool((constant != 0).any())
     excluded = torch.finfo(constant.dtype).min / 2

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 from captum_lrpx.onlookers import looks_only
+from captum_lrpx.parallel import local
 from captum_lrpx.trace.graph import name_of, node_of
 from captum_lrpx.trace.mode import FunctionMode
 from captum_lrpx.trace.origins import Called, Origins, tensors_in
@@ -278,11 +279,15 @@ class Watch:
 
 
 def _storage_of(tensor: Tensor) -> int:
-    """Where a tensor has its numbers, also one inside of transforms of ``torch.func``."""
+    """Where a tensor has its numbers, also one inside of transforms of ``torch.func``.
+
+    Of one that is spread over processes, where its part is.
+    """
     functorch = torch._C._functorch  # noqa: SLF001 - no public names
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
-    return tensor.untyped_storage().data_ptr()
+    address: int = local(tensor).untyped_storage().data_ptr()
+    return address
 
 
 @cache

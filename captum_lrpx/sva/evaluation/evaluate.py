@@ -96,7 +96,8 @@ def evaluate(
         output,
         manifest,
         resume=resume,
-        rank=processes.rank,
+        rank=processes.share,
+        writes=processes.writes,
         wait=processes.wait,
         check=records.check,
     ) as journal:

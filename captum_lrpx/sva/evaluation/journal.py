@@ -34,7 +34,8 @@ class Journal:
         folder: Where to keep them. Default: nowhere.
         manifest: What run this is: JSON that is the same for the same run.
         resume: Whether to go on with a run that is in the folder.
-        rank: Which of the processes this is; each has a log of its own.
+        rank: Which share of the work is that of this process; each has a log of its own.
+        writes: Whether this process keeps the log of its share.
         wait: Waits until all processes have come here.
         check: Raises a ValueError for a record, read from a log, that is not as it should be.
 
@@ -51,6 +52,7 @@ class Journal:
         *,
         resume: bool = False,
         rank: int = 0,
+        writes: bool = True,
         wait: Callable[[], None] = lambda: None,
         check: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
@@ -63,13 +65,16 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         _check(self.folder, json.loads(json.dumps(manifest)), resume=resume)
         wait()  # all have looked at what was there before one writes
-        if rank == 0:
+        if rank == 0 and writes:
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
             write_text(self.folder / _MANIFEST, text)
         path = self.folder / f"log-{rank:05d}.jsonl"
-        _drop_torn_line(path)
+        if writes:
+            _drop_torn_line(path)
         self.refresh()
-        self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        wait()  # those who share some work have read the same
+        if writes:
+            self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def refresh(self) -> None:
         """Read the logs of all processes.

@@ -29,6 +29,7 @@ class Processes:
     Attributes:
         rank: Which one this is.
         count: How many there are.
+        group: How many of them share a model; those are next to each other, and do the same work.
         device: Where this one computes. Default: where a model is.
         wait: Waits until all have come here.
         end: Leaves the group of processes.
@@ -36,6 +37,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    group: int = 1
     device: str | None = None
     wait: Callable[[], None] = _no_others
     end: Callable[[], None] = _no_others
@@ -45,14 +47,38 @@ class Processes:
         """Whether this is the process that shows results."""
         return self.rank == 0
 
+    @property
+    def share(self) -> int:
+        """Which share of the work is that of this process."""
+        return self.rank // self.group
 
-def processes() -> Processes:
+    @property
+    def shares(self) -> int:
+        """Into how many shares the work is divided."""
+        return self.count // self.group
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process of its group that keeps what is done."""
+        return self.rank % self.group == 0
+
+
+def processes(group: int = 1) -> Processes:
     """The processes that ``accelerate launch`` (or ``torchrun``) started, or this one alone.
+
+    Args:
+        group: How many of them share a model.
 
     Raises:
         ImportError: If there are several and Accelerate is not installed.
+        ValueError: If they are not a multiple of a group.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if group < 1 or count % group:
+        raise ValueError(
+            f"{count} processes cannot share models by {group}: start a multiple of {group} "
+            "(torchrun --nproc-per-node)."
+        )
     if count == 1:
         return Processes()
     try:
@@ -73,7 +99,8 @@ def processes() -> Processes:
     return Processes(
         rank=state.process_index,
         count=state.num_processes,
-        device=str(state.device),
+        group=group,
+        device=str(state.device) if group == 1 else None,  # a shared model is where it belongs
         wait=state.wait_for_everyone,
         end=state.destroy_process_group,
     )

@@ -104,7 +104,7 @@ class Runner:
         """Do what is left to do of this process's share."""
         if ("tokens", self.name) not in self.journal.records:
             self._tokenize()
-        shares = self._batches()[self.processes.rank :: self.processes.count]
+        shares = self._batches()[self.processes.share :: self.processes.shares]
         draws = [
             (contender, draw) for contender in self.contenders for draw in range(contender.draws)
         ]
