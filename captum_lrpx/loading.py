@@ -43,7 +43,7 @@ class LoadedModel:
     name: str
 
 
-def load_model(name: str, *, images: bool = False) -> LoadedModel:
+def load_model(name: str, *, processor: bool = False) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Weights are read from safetensors or GGUF files only, never unpickled, and no code that comes
@@ -53,7 +53,7 @@ def load_model(name: str, *, images: bool = False) -> LoadedModel:
     Args:
         name: An embedded model (:func:`captum_lrpx.zoo.names`), a directory, the path of a
             ``.gguf`` file, or a name of the Hugging Face hub.
-        images: Whether the processor for images is loaded in place of the tokenizer.
+        processor: Whether the processor for images or audio is loaded in place of the tokenizer.
 
     Returns:
         The model.
@@ -68,7 +68,7 @@ def load_model(name: str, *, images: bool = False) -> LoadedModel:
     if name in zoo.names():
         model, tokenizer = zoo.load(name)
     else:
-        model, tokenizer = _from_folder(source, keywords, images=images)
+        model, tokenizer = _from_folder(source, keywords, processor=processor)
     return LoadedModel(model.eval(), tokenizer, name)
 
 
@@ -156,7 +156,7 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _from_folder(name: str, keywords: dict[str, Any], *, images: bool) -> tuple[nn.Module, Any]:
+def _from_folder(name: str, keywords: dict[str, Any], *, processor: bool) -> tuple[nn.Module, Any]:
     """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415 - only when a model is loaded
@@ -165,8 +165,8 @@ def _from_folder(name: str, keywords: dict[str, Any], *, images: bool) -> tuple[
     shown = str(Path(name, keywords["gguf_file"])) if "gguf_file" in keywords else name
     with _reading(shown, "configuration"):
         config = transformers.AutoConfig.from_pretrained(name, **keywords)
-    with _reading(shown, "processor" if images else "tokenizer"):
-        reader: Any = transformers.AutoProcessor if images else transformers.AutoTokenizer
+    with _reading(shown, "processor" if processor else "tokenizer"):
+        reader: Any = transformers.AutoProcessor if processor else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(name, **keywords)
     with _reading(shown, "weights"):
         classes = [getattr(transformers, each, None) for each in config.architectures or ()]

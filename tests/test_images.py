@@ -248,7 +248,7 @@ def test_pixels_of_unknown_places_are_refused(vit, path):
     class Flat:
         model_input_names = ("pixel_values",)
 
-        def __call__(self, **_):
+        def __call__(self, *_, **__):
             return {"pixel_values": torch.zeros(4, 12)}
 
     with pytest.raises(ValueError, match="unknown where in the image"):
@@ -317,7 +317,7 @@ def test_methods_side_by_side_draw_the_image_for_each(vit, processor, path):
 def test_a_text_has_no_png(loaded, tmp_path):
     found = explain(*loaded["sva-gpt2"], "the keys", certify=False)
     assert not regions(found)
-    with pytest.raises(ValueError, match="has no image"):
+    with pytest.raises(ValueError, match="has no image or audio"):
         found.to_png(tmp_path / "heat.png")
 
 

@@ -1,4 +1,4 @@
-"""Heat maps over images: as HTML, as PNG, and as blocks in a terminal."""
+"""Heat maps over images and audio: as HTML, as PNG, and as blocks in a terminal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
-_WIDTH = 320
-"""Of an image on a page."""
+_WIDTH, _CELL, _HEIGHT = 320, 20, 60
+"""Of an image on a page at least, of one of its columns, and of a single row."""
 
 _SMALLEST = 448
 """Pixels on the longer side of a PNG, at least."""
 
 
 def regions(explanation: Drawable) -> list[Region]:
-    """The images among the inputs."""
+    """The images and audio among the inputs."""
     return [part for part in explanation.parts or () if part.grid is not None]
 
 
@@ -61,12 +61,15 @@ def picture_html(explanation: Drawable, region: Region) -> str:
         if region.picture
         else ""
     )
+    width = max(_WIDTH, _CELL * columns)
+    height = max(_HEIGHT, width * rows // columns)
     drawn = "".join(
-        f'<svg role="img" aria-label="{label}" width="{_WIDTH}" viewBox="0 0 {columns} {rows}" '
-        f'style="margin-right:1em;max-width:100%" shape-rendering="crispEdges">{content}</svg>'
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {columns} {rows}" '
+        f'preserveAspectRatio="none" style="margin-right:1em;width:{width}px;max-width:100%;'
+        f'aspect-ratio:{width}/{height}" shape-rendering="crispEdges">{content}</svg>'
         for label, content in (
             (f"{name} and relevances", below + cells),
-            (f"{name}: patches", cells),
+            (f"{name}: relevances", cells),
         )
     )
     scale = scale_of(relevances)
