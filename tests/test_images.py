@@ -9,7 +9,7 @@ from byte_tokenizers import byte_level
 from state import snapshot
 from tiny_models import build, config_class, small_config
 
-from captum_lrpx import AttnLRPx, Explanation, LRPx, Target, compare, explain, ledger
+from captum_lrpx import AttnLRPx, DecoderLogits, Explanation, LRPx, Target, compare, explain, ledger
 from captum_lrpx.cli import main
 from captum_lrpx.visualization import picture_png, regions
 
@@ -178,6 +178,39 @@ def test_both_inputs_of_a_model_of_images_and_texts_close_the_ledger(llava, path
         lambda ids, pixels: model(input_ids=ids, pixel_values=pixels).logits[:, -1], model
     )
     assert ledger(method, (given["input_ids"], given["pixel_values"]), 7).closes(1e-4)
+
+
+class Processor:
+    """A processor of images and a tokenizer, as models that read text off images have them."""
+
+    def __init__(self, images, tokenizer):
+        self.image_processor, self.tokenizer = images, tokenizer
+
+
+def test_the_next_token_is_explained_by_image_and_what_has_been_written(path):
+    tokenizer = byte_level()
+    tokens = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    decoder = {"model_type": "gpt2", "is_decoder": True, "add_cross_attention": True}
+    model = build(
+        "vision-encoder-decoder",
+        "IMAGE_TEXT_TO_TEXT",
+        encoder=small_config(config_class("vit")).to_dict(),
+        decoder=small_config(config_class("gpt2"), vocab_size=len(tokenizer)).to_dict() | decoder,
+        **tokens,
+    )
+    reader = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    both = Processor(reader, tokenizer)
+    found = explain(model, both, None, " are", image=path, written="the keys")
+    assert found.certificate.holds
+    assert list(found.sums) == ["image", "written"]
+    assert found.labels[-3:] == ("<|start|>", "the", "keys")
+    pixels = reader(images=Image.open(path), return_tensors="pt")["pixel_values"]
+    ids = torch.tensor([[0, *tokenizer("the keys").input_ids]])
+    relevances = AttnLRPx(DecoderLogits(model)).attribute(
+        (pixels, ids), target=tokenizer.convert_tokens_to_ids("Ġare")
+    )
+    assert list(found.sums.values()) == pytest.approx([float(each.sum()) for each in relevances])
+    assert len(explain(model, both, None, image=path, written=2, certify=False).ids) == 16 + 3
 
 
 class QwenProcessor:

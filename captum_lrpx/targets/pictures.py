@@ -86,7 +86,8 @@ def _unfolding(part: Any, given: dict[str, Any], pixels: Tensor) -> Callable[[Te
 
 def _patch_size(model: Any, height: int, width: int) -> int:
     """The model's own patches, or as many of them as make at most so many cells."""
-    config = getattr(model.config, "vision_config", model.config)
+    parts = (getattr(model.config, name, None) for name in ("vision_config", "encoder"))
+    config = next((part for part in parts if part is not None), model.config)
     own = getattr(config, "patch_size", None)
     size = own if isinstance(own, int) and 0 < own <= min(height, width) else 1
     return size * max(1, math.ceil(max(height, width) / (size * _CELLS)))
