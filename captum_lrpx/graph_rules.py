@@ -257,8 +257,8 @@ class _Planner:
             return attention.shares
         if role == "scores":
             return attention.of_scores, attention.of_scores
-        if role == "gated product":
-            shares: Shares = self._rule("gate", number).shares
+        if role in ("gated product", "router"):
+            shares: Shares = self._rule(_RECIPE_ROLES[role], number).shares
             return shares
         if role == "composite" and self._rule("activation", number).own_gradient:
             return 1.0, 1.0
@@ -333,7 +333,7 @@ _WAY_OUT: Final = (
     "the value, and a warning says so."
 )
 
-_RECIPE_ROLES: Final = {
+_RECIPE_ROLES: Final[dict[Role, str]] = {
     "activation": "activation",
     "norm": "norm",
     "attention": "attention",
@@ -341,6 +341,7 @@ _RECIPE_ROLES: Final = {
     "softmax": "attention",
     "kernel": "attention",
     "gated product": "gate",
+    "router": "router",
     "rule": "linear",
 }
 

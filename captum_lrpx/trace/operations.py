@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 __all__ = [
     "ADDITIONS",
+    "CHOICES",
     "ELEMENTWISE",
     "PROJECTIONS",
     "STREAM",
@@ -77,6 +78,9 @@ _LINEAR: Final = _names(
     "BroadcastTo MeanVar Positive Complex Identity Glu"
 )
 """Linear, or so with what is held constant: the choice of a maximum, the gate in ``F.glu``."""
+
+CHOICES: Final = _names("Topk Gather Max Sort")
+"""Operators by which a router chooses experts, or reads the weights of chosen ones."""
 
 PROJECTIONS: Final = _names(
     "Mm Bmm Matmul Mv Dot Vdot Ger Outer Linear MkldnnLinear Convolution ConvolutionOverrideable "
