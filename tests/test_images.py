@@ -325,7 +325,7 @@ def test_a_page_has_the_image_and_a_title_for_each_patch(llava, path):
     page = found.to_html()
     picture = found.parts[0].picture
     assert f"data:image/png;base64,{picture}" in page
-    assert page.count("<rect ") == 2 * 16
+    assert page.count("<rect x=") == 2 * 16
     assert f"image 0,0 {found.relevances[0]:+.6g}" in page
     assert "<b>" not in page
     assert "<script" not in page

@@ -333,7 +333,7 @@ def test_a_record_keeps_the_spectrogram(model, processor, tmp_path):
     assert loud < silent - 50  # the tone is low and dark
     page = found.to_html()
     assert f"data:image/png;base64,{found.parts[0].picture}" in page
-    assert page.count("<rect ") == 2 * 200
+    assert page.count("<rect x=") == 2 * 200
     assert f"audio 0.00 s, mel 14-15 {found.relevances[0]:+.6g}" in page
     for overlay in (True, False):
         found.to_png(tmp_path / "heat.png", overlay=overlay)

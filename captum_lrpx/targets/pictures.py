@@ -120,21 +120,18 @@ def _picture(part: Any, image: Tensor) -> str:
     return png_in_base64(image.detach().float().cpu() * deviation + mean, scaled=False)
 
 
-def png_in_base64(image: Tensor, *, scaled: bool = True, darkest: float = 0.0) -> str:
+def png_in_base64(image: Tensor, *, scaled: bool = True) -> str:
     """An image as PNG, in base64.
 
     Args:
         image: ``[C, H, W]``; of other than three channels the first one is drawn, gray.
-        scaled: Whether the darkest and the lightest are its smallest and largest number, else 0
-            and 1.
-        darkest: From 0, black, to 1, white.
+        scaled: Whether black and white are its smallest and largest number, else 0 and 1.
     """
     shown = image.detach().float().cpu()
     if scaled:
         low, high = shown.min(), shown.max()
         shown = (shown - low) / (high - low).clamp(min=1e-12)
-    shown = darkest + (1 - darkest) * shown.clamp(0, 1)
-    numbers = (shown * 255).round().to(torch.uint8)
+    numbers = (shown.clamp(0, 1) * 255).round().to(torch.uint8)
     if len(numbers) != 3:
         numbers = numbers[:1].expand(3, -1, -1)
     return base64.b64encode(_png(numbers)).decode("ascii")

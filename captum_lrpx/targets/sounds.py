@@ -27,9 +27,6 @@ _HOP: Final = 0.01
 _DRAWN: Final = (128, 512)
 """Height and width of the picture of a wave."""
 
-_INK: Final = 0.3
-"""How dark the loudest is: colors of relevance have to be seen over it."""
-
 _RESAMPLE: Final = "resample it, as with `ffmpeg -i in.wav -ar {rate} -ac 1 out.wav`"
 
 
@@ -133,7 +130,7 @@ def _layout(
 
     drawn = spectrogram[..., :width]
     taller = max(1, round(width / (4 * bins)))
-    picture = png_in_base64(-drawn.repeat_interleave(taller, dim=1), darkest=_INK)
+    picture = png_in_base64(-drawn.repeat_interleave(taller, dim=1))
     return Layout(planes, ("audio",), cell, label, (picture,), width)
 
 
@@ -157,7 +154,7 @@ def _picture_of_wave(samples: Tensor) -> str:
     low, high = (torch.stack([getattr(each, end)() for each in parts]) for end in ("min", "max"))
     rows = torch.linspace(1, -1, height)[:, None]
     inside = (rows >= low - 1 / height) & (rows <= high + 1 / height)
-    return png_in_base64(-inside.float()[None], darkest=_INK)
+    return png_in_base64(-inside.float()[None])
 
 
 AUDIO: Final = Medium(

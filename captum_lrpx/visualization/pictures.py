@@ -20,6 +20,9 @@ __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 _WIDTH, _CELL, _HEIGHT = 320, 20, 60
 """Of an image on a page at least, of one of its columns, and of a single row."""
 
+_LIGHTER = 0.7
+"""What is left of an image's darkness, so that colors are seen over black as well."""
+
 _SMALLEST = 448
 """Pixels on the longer side of a PNG, at least."""
 
@@ -56,8 +59,10 @@ def picture_html(explanation: Drawable, region: Region) -> str:
     )
     name = html.escape(readable(region.name))
     below = (
+        f'<rect width="{columns}" height="{rows}" fill="white"/>'
         f'<image href="data:image/png;base64,{html.escape(region.picture)}" width="{columns}" '
-        f'height="{rows}" preserveAspectRatio="none" style="filter:grayscale(1)"/>'
+        f'height="{rows}" preserveAspectRatio="none" '
+        f'style="filter:grayscale(1);opacity:{_LIGHTER}"/>'
         if region.picture
         else ""
     )
@@ -111,7 +116,8 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     below = Image.new("RGB", (columns, rows), (255, 255, 255))
     if overlay and region.picture:
         opened = Image.open(io.BytesIO(base64.b64decode(region.picture)))
-        below = opened.convert("L").convert("RGB")  # colors are for relevance
+        gray = opened.convert("L").point(lambda each: 255 - _LIGHTER * (255 - each))
+        below = gray.convert("RGB")  # colors are for relevance
     factor = max(1, -(-_SMALLEST // max(below.size)))
     size = (below.width * factor, below.height * factor)
     below = below.resize(size, Image.Resampling.NEAREST)
