@@ -188,6 +188,7 @@ def found() -> Found:
     return Found(version, frozenset(explained), frozenset(refused), frozenset(without))  # type: ignore[arg-type]
 
 
+@functools.cache
 def kind_of(model_type: str) -> str:
     """How a language model mixes tokens, by the fields of its config; experts come last."""
     config = config_class(model_type)

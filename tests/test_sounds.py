@@ -33,7 +33,14 @@ WRITTEN = "the keys"
 METHODS = pytest.mark.parametrize("method", ["lrpx", "attnlrpx"])
 TIME = np.arange(RATE) / RATE
 SOUND = (0.5 * np.sin(2 * np.pi * 440 * TIME) * ((TIME > 0.2) & (TIME < 0.4))).astype("float32")
-WAVES = ("data2vec-audio", "hubert", "sew", "unispeech", "wav2vec2", "wav2vec2-conformer", "wavlm")
+WAVES = (
+    "wav2vec2",
+    "wav2vec2-conformer",
+    *(
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ("data2vec-audio", "hubert", "sew", "unispeech", "wavlm")
+    ),
+)
 
 
 class Processor:
