@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import NoiseTunnel
 from state import snapshot
 from tiny_models import build, config_class, small_config
 from torch import nn
+from transformers import BatchFeature
 
 from captum_lrpx import (
     AttnLRPx,
@@ -229,3 +231,12 @@ def test_noise_tunnel_goes_over_pixels():
     tunnel = NoiseTunnel(LRPx(case.forward, case.model))
     found = tunnel.attribute(case.inputs[0], nt_samples=2, stdevs=0.0, target=1)
     torch.testing.assert_close(found, attributed(LRPx, case, 1)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("kept", [BatchFeature({"mask": 1.0}), np.ones(3), {"mask": 1.0}, [1.0]])
+def test_a_forward_function_may_keep_what_a_processor_returned(kept):
+    case = image()
+    found = LRPx(lambda x: case.forward(x) * float(bool(len(kept))), case.model).attribute(
+        case.inputs, 1
+    )
+    assert all(map(torch.equal, found, attributed(LRPx, case, 1)))

@@ -215,6 +215,22 @@ def test_features_with_time_first_are_turned():
     assert found.relevances[0] == pytest.approx(float(top), abs=1e-6)
 
 
+def test_frames_that_are_read_together_are_told_apart():
+    model = build("wav2vec2-bert", "AUDIO_CLASSIFICATION")
+    reader = transformers.SeamlessM4TFeatureExtractor()  # two frames of 80 bands in a row
+    found = explain(model, reader, None, 1, audio=(SOUND, RATE))
+    assert found.certificate.holds
+    assert found.parts[0].grid == (8, 25)
+    given = reader(SOUND, sampling_rate=RATE, return_tensors="pt")
+    relevance = AttnLRPx(
+        lambda x: model(x, attention_mask=given["attention_mask"]).logits, model
+    ).attribute(given["input_features"], target=1)[0]
+    halves = relevance.unflatten(1, (2, 80))  # a span is four frames, two rows
+    top = halves[:2, :, 70:].sum()
+    assert found.relevances[0] == pytest.approx(float(top), rel=1e-3, abs=1e-6)
+    assert found.sum == pytest.approx(float(relevance.sum()), rel=1e-3)
+
+
 # Classifiers --------------------------------------------------------------------------------------
 
 
@@ -423,7 +439,7 @@ def test_features_of_unknown_places_are_refused(listener):
         sampling_rate, feature_size = RATE, 80
 
         def __call__(self, *_, **__):
-            return {"input_values": torch.zeros(1, 49, 160)}
+            return {"input_values": torch.zeros(1, 49, 150)}
 
     with pytest.raises(ValueError, match="unknown where in time and frequency"):
         explain(listener[0], Strided(), None, audio=(SOUND, RATE))

@@ -106,17 +106,18 @@ def _layout(
     if numbers.ndim == 2 and len(numbers) == 1:
         return _of_wave(part, numbers)
     bins = int(getattr(part, "num_mel_bins", part.feature_size))
-    axes = [axis for axis in (1, 2) if numbers.ndim == 3 and numbers.shape[axis] == bins]
-    if len(numbers) != 1 or len(axes) != 1:
+    first = numbers.ndim == 3 and numbers.shape[1] == bins
+    last = numbers.ndim == 3 and numbers.shape[2] % bins == 0  # several frames may be one
+    if len(numbers) != 1 or first == last:
         raise ValueError(
             f"The extractor makes features {tuple(numbers.shape)} of the audio, and it is unknown "
             f"where in time and frequency they are: give LRPx a forward function of the features."
         )
-    first = axes == [1]
 
     def planes(features: Tensor) -> Tensor:
         """High frequencies first, as they are drawn."""
-        return (features if first else features.transpose(1, 2)).flip(1).unsqueeze(1)
+        turned = features if first else features.reshape(1, -1, bins).transpose(1, 2)
+        return turned.flip(1).unsqueeze(1)
 
     hop = getattr(part, "hop_length", None) or int(_HOP * part.sampling_rate)
     spectrogram = planes(numbers)[0]
