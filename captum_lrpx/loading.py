@@ -165,12 +165,14 @@ def _from_folder(name: str, keywords: dict[str, Any], *, processor: bool) -> tup
     shown = str(Path(name, keywords["gguf_file"])) if "gguf_file" in keywords else name
     with _reading(shown, "configuration"):
         config = transformers.AutoConfig.from_pretrained(name, **keywords)
+    classes = [getattr(transformers, each, None) for each in config.architectures or ()]
+    kind = next((each for each in classes if each), transformers.AutoModelForCausalLM)
+    if not processor:
+        _refuse_without_text(shown, kind)
     with _reading(shown, "processor" if processor else "tokenizer"):
         reader: Any = transformers.AutoProcessor if processor else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(name, **keywords)
     with _reading(shown, "weights"):
-        classes = [getattr(transformers, each, None) for each in config.architectures or ()]
-        kind = next((each for each in classes if each), transformers.AutoModelForCausalLM)
         options: dict[str, Any] = (
             {"dtype": torch.float32} if "gguf_file" in keywords else {"use_safetensors": True}
         )
@@ -191,6 +193,20 @@ def _reading(name: str, part: str) -> Iterator[None]:
             message = f"its {part} cannot be read ({type(error).__name__}: {message})"
             message += "; is the file complete?" if of_gguf else ""
         raise ValueError(f"The model {name!r} cannot be loaded: {message}") from error
+
+
+def _refuse_without_text(name: str, kind: Any) -> None:
+    """Models of images or audio alone have no tokenizer that reads what they are asked about."""
+    from captum_lrpx.targets.pictures import IMAGE  # noqa: PLC0415 - only when a model is loaded
+    from captum_lrpx.targets.sounds import AUDIO  # noqa: PLC0415
+
+    main = getattr(kind, "main_input_name", None)
+    for medium in (IMAGE, AUDIO):
+        if main in medium.inputs:
+            raise ValueError(
+                f"The model {name!r} reads {medium.one} and no text: `captum-lrpx explain "
+                f"--{medium.name} FILE` explains it."
+            )
 
 
 def _refuse_random_weights(name: str, missing: Iterable[str]) -> None:

@@ -401,5 +401,7 @@ def test_the_command(processor, path, tmp_path, capsys):
         explain(model, processor, None, image=path).relevances, abs=1e-6
     )
     assert Image.open(picture).size == (448, 448)
+    assert main(["explain", "the keys", *arguments[-2:]]) == 2
+    assert "reads an image and no text: `captum-lrpx explain --image" in capsys.readouterr().err
     assert main(["explain"]) == 2
     assert main(["explain", "the keys", "--png", picture]) == 2

@@ -459,4 +459,6 @@ def test_the_command(listener, path, tmp_path, capsys):
     assert found.relevances == pytest.approx(expected.relevances, abs=1e-6)
     assert json.loads(files[0].read_text())["parts"][0]["name"] == "audio"
     assert all(each.stat().st_size for each in files)
+    assert main(["explain", "the keys", *arguments[-2:]]) == 2
+    assert "reads audio and no text: `captum-lrpx explain --audio" in capsys.readouterr().err
     assert main([*arguments, "--compare", "lrpx", "attnlrpx", "--png", picture]) == 2
