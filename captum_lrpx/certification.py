@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
+from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx, forward
 from captum_lrpx.attr.capture import embedding_with_gradients
 from captum_lrpx.attr.forms import form_of
 from captum_lrpx.conservation import observed_ledger
@@ -175,10 +175,12 @@ def _value(subject: Subject) -> Tensor:
 
     Without them quantized layers, and some of PyTorch's modules, have another kernel.
     """
-    question = subject.question
+    question, inputs = subject.question, subject.inputs
+    if isinstance(inputs, tuple):
+        inputs = forward.with_gradients(inputs)
     with with_gradients(subject.model, of_tokens=subject.scene is None):
         value: Tensor = _captum.run_forward(
-            question.forward, subject.inputs, question.target, question.additional_forward_args
+            question.forward, inputs, question.target, question.additional_forward_args
         )
     return value.detach()
 

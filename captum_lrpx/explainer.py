@@ -13,8 +13,10 @@ from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
 from captum_lrpx.targets.head import ReadOnce
-from captum_lrpx.targets.pictures import needs_image, picture_scene
+from captum_lrpx.targets.media import media_scene
+from captum_lrpx.targets.pictures import IMAGE
 from captum_lrpx.targets.scene import sequence_scene
+from captum_lrpx.targets.sounds import AUDIO
 from captum_lrpx.targets.standing import inputs_of, standings
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.media import Medium
     from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
     from captum_lrpx.targets.target import Choice
@@ -47,22 +50,24 @@ def explain(
     certify: Certify = True,
     written: str | Sequence[int] | int | None = None,
     image: Any = None,
+    audio: Any = None,
     **options: Option,
 ) -> Explanation:
     """Explain what a Hugging Face model predicts for a text.
 
     Args:
-        model: A model with a head: causal or masked language model, classifier (of images as well),
-            question answering, encoder-decoder, language model that reads images.
+        model: A model with a head: causal or masked language model, classifier (of images and audio
+            as well), question answering, encoder-decoder, language model that reads images or
+            audio.
             Of a module around one (an adapter, a prompt, a function of the logits) its own outputs
             are explained.
-        tokenizer: Its (fast) tokenizer; for images its processor.
+        tokenizer: Its (fast) tokenizer; for images and audio its processor.
         text: A text; a pair of texts, as a tuple (question and context, premise and hypothesis);
             chat messages, a list of ``{"role": ..., "content": ...}``, which the tokenizer's
             template writes as one text, up to where the answer begins; token ids ``[T]`` or
             ``[1, T]``; or what the tokenizer returns for one text. A causal language model is
             explained at its end, a masked one at its mask token, which is appended if a text has
-            none. No start token is doubled. None for a classifier of images.
+            none. No start token is doubled. None for a model that reads an image or audio alone.
         target: What is explained; a word, token or class stands for ``Target(word)``. Default: what
             the model predicts.
         method: A name in :data:`captum_lrpx.methods.METHODS`.
@@ -82,9 +87,13 @@ def explain(
         written: For an encoder-decoder, what it has written so far and goes on from: a text, token
             ids without the start token, or a number of tokens that it generates first, greedily.
             Default: nothing, so the first token is explained. Both the text and this get relevance,
-            by ``lrpx`` and ``attnlrpx``.
+            by ``lrpx`` and ``attnlrpx``. A model that writes down speech writes as well.
         image: For a model that reads images, one: its path, an image of Pillow, or an array or
             tensor ``[3, H, W]``. Its relevance, by ``lrpx`` and ``attnlrpx``, is that of patches.
+        audio: For a model that reads audio: the path of a WAV file, a pair of samples ``[S]`` and
+            their number per second, or these as a dictionary (``array``, ``sampling_rate``). Its
+            relevance, by ``lrpx`` and ``attnlrpx``, is that of spans of time, and of bands of
+            frequency where the model reads a spectrogram.
         **options: Options of the method (``n_steps=100``), the keyword arguments of its function in
             :mod:`captum_lrpx.methods.functions`.
 
@@ -95,7 +104,8 @@ def explain(
         ValueError: If the text, the target, the method or an option cannot be used; the message
             says why.
         IndexError: If an id or position is out of range.
-        TypeError: If model, tokenizer or ``text`` is something else, or the first two are swapped.
+        TypeError: If model, tokenizer, ``text`` or ``audio`` is something else, or the first two
+            are swapped.
 
     Examples:
         >>> from captum_lrpx import Target, explain, zoo
@@ -106,7 +116,7 @@ def explain(
     options_of(method)  # refuses an unknown method before anything else happens
     if not isinstance(target, Target):
         target = Target(target)
-    scene = _scene(model, tokenizer, text, method, written, image)
+    scene = _scene(model, tokenizer, text, method, written, {IMAGE: image, AUDIO: audio})
     if scene is not None and (first_token is not None or truncate):
         raise ValueError("`first_token` and `truncate` are for a single text.")
     hugging_face = find_model(model)
@@ -210,21 +220,25 @@ def _scene(
     text: Given | None,
     method: str,
     written: str | Sequence[int] | int | None,
-    image: Any,
+    media: dict[Medium, Any],
 ) -> Scene | None:
-    """The inputs of a model that reads several, or an image; None for a single text."""
-    if image is None:
-        check_model_and_tokenizer(model, tokenizer)
-    else:
+    """The inputs of a model that reads several, or an image or audio; None for a single text."""
+    given = [medium for medium, value in media.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError("An image and audio at once are not explained: give one of them.")
+    if given:
         check_model(model)
+    else:
+        check_model_and_tokenizer(model, tokenizer)
     hugging_face = find_model(model)
-    if image is not None or needs_image(hugging_face):
-        if image is None:
-            raise ValueError(f"{type(hugging_face).__name__} reads an image: give it as `image`.")
-        if written is not None:
-            raise ValueError("`written` is for an encoder-decoder, which reads no image here.")
+    for medium in media:
+        if not given and medium.is_needed(hugging_face):
+            raise ValueError(
+                f"{type(hugging_face).__name__} reads {medium.one}: give it as `{medium.name}`."
+            )
+    if given:
         check_several_inputs(method)
-        return picture_scene(hugging_face, tokenizer, image, text)
+        return media_scene(given[0], hugging_face, tokenizer, media[given[0]], text, written)
     if is_encoder_decoder(hugging_face):
         check_several_inputs(method)
         return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)

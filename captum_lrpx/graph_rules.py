@@ -263,8 +263,8 @@ class _Planner:
             return attention.shares
         if role == "scores":
             return attention.of_scores, attention.of_scores
-        if role == "gated product":
-            shares: Shares = self._rule("gate", number).shares
+        if role in ("gated product", "router"):
+            shares: Shares = self._rule("gate" if role == "gated product" else role, number).shares
             return shares
         if role == "composite" and self._rule("activation", number).own_gradient:
             return 1.0, 1.0

@@ -44,7 +44,7 @@ class LoadedModel:
     name: str
 
 
-def load_model(name: str, *, images: bool = False, tensor_parallel: int = 1) -> LoadedModel:
+def load_model(name: str, *, processor: bool = False, tensor_parallel: int = 1) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Weights are read from safetensors or GGUF files only, never unpickled, and no code that comes
@@ -54,7 +54,7 @@ def load_model(name: str, *, images: bool = False, tensor_parallel: int = 1) -> 
     Args:
         name: An embedded model (:func:`captum_lrpx.zoo.names`), a directory, the path of a
             ``.gguf`` file, or a name of the Hugging Face hub.
-        images: Whether the processor for images is loaded in place of the tokenizer.
+        processor: Whether the processor for images or audio is loaded in place of the tokenizer.
         tensor_parallel: How many processes share the model, each with a part of its features; all
             processes of the run have to load it.
 
@@ -70,11 +70,11 @@ def load_model(name: str, *, images: bool = False, tensor_parallel: int = 1) -> 
     model: nn.Module
     if tensor_parallel > 1:
         shared = {"distributed_config": _shared_by(tensor_parallel)}
-        model, tokenizer = _from_folder(source, keywords, images=images, of_model=shared)
+        model, tokenizer = _from_folder(source, keywords, processor=processor, of_model=shared)
     elif name in zoo.names():
         model, tokenizer = zoo.load(name)
     else:
-        model, tokenizer = _from_folder(source, keywords, images=images)
+        model, tokenizer = _from_folder(source, keywords, processor=processor)
     return LoadedModel(model.eval(), tokenizer, name)
 
 
@@ -174,7 +174,7 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _from_folder(
-    name: str, keywords: dict[str, Any], *, images: bool, of_model: Mapping[str, Any] = _NOTHING
+    name: str, keywords: dict[str, Any], *, processor: bool, of_model: Mapping[str, Any] = _NOTHING
 ) -> tuple[nn.Module, Any]:
     """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
     import torch  # noqa: PLC0415
@@ -184,12 +184,14 @@ def _from_folder(
     shown = str(Path(name, keywords["gguf_file"])) if "gguf_file" in keywords else name
     with _reading(shown, "configuration"):
         config = transformers.AutoConfig.from_pretrained(name, **keywords)
-    with _reading(shown, "processor" if images else "tokenizer"):
-        reader: Any = transformers.AutoProcessor if images else transformers.AutoTokenizer
+    classes = [getattr(transformers, each, None) for each in config.architectures or ()]
+    kind = next((each for each in classes if each), transformers.AutoModelForCausalLM)
+    if not processor:
+        _refuse_without_text(shown, kind)
+    with _reading(shown, "processor" if processor else "tokenizer"):
+        reader: Any = transformers.AutoProcessor if processor else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(name, **keywords)
     with _reading(shown, "weights"):
-        classes = [getattr(transformers, each, None) for each in config.architectures or ()]
-        kind = next((each for each in classes if each), transformers.AutoModelForCausalLM)
         options: dict[str, Any] = (
             {"dtype": torch.float32} if "gguf_file" in keywords else {"use_safetensors": True}
         )
@@ -211,6 +213,20 @@ def _reading(name: str, part: str) -> Iterator[None]:
             message = f"its {part} cannot be read ({type(error).__name__}: {message})"
             message += "; is the file complete?" if of_gguf else ""
         raise ValueError(f"The model {name!r} cannot be loaded: {message}") from error
+
+
+def _refuse_without_text(name: str, kind: Any) -> None:
+    """Models of images or audio alone have no tokenizer that reads what they are asked about."""
+    from captum_lrpx.targets.pictures import IMAGE  # noqa: PLC0415 - only when a model is loaded
+    from captum_lrpx.targets.sounds import AUDIO  # noqa: PLC0415
+
+    main = getattr(kind, "main_input_name", None)
+    for medium in (IMAGE, AUDIO):
+        if main in medium.inputs:
+            raise ValueError(
+                f"The model {name!r} reads {medium.one} and no text: `captum-lrpx explain "
+                f"--{medium.name} FILE` explains it."
+            )
 
 
 def _refuse_random_weights(name: str, missing: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from captum_lrpx.rules import (
     ActivationRule,
     AttentionGradient,
     AttentionRule,
+    ConstantRouter,
     ConstantWeights,
     Epsilon,
     FrozenScale,
@@ -19,6 +20,8 @@ from captum_lrpx.rules import (
     NormGradient,
     NormRule,
     ProductGradient,
+    RouterGradient,
+    RouterRule,
     Rule,
     SignalTakeAll,
     Uniform,
@@ -65,6 +68,7 @@ class Recipe:
         activation: Rule of element-wise activations.
         attention: Rule of attention's products and softmax.
         gate: Rule of the product in a gated MLP.
+        router: Rule of the product of experts with the weights of their router.
         linear: Rule of linear layers; epsilon = 0 leaves them alone.
         overrides: Exceptions, first match wins.
     """
@@ -74,6 +78,7 @@ class Recipe:
     activation: ActivationRule = Identity()  # noqa: RUF009 - frozen, like the recipe
     attention: AttentionRule = ConstantWeights()  # noqa: RUF009 - frozen, like the recipe
     gate: GateRule = SignalTakeAll()  # noqa: RUF009 - frozen, like the recipe
+    router: RouterRule = ConstantRouter()  # noqa: RUF009 - frozen, like the recipe
     linear: LinearRule = Epsilon()  # noqa: RUF009 - frozen, like the recipe
     overrides: tuple[Override, ...] = ()
 
@@ -83,6 +88,7 @@ class Recipe:
             "activation": ActivationRule,
             "attention": AttentionRule,
             "gate": GateRule,
+            "router": RouterRule,
             "linear": LinearRule,
         }
         for role, kind in kinds.items():
@@ -111,7 +117,8 @@ class Recipe:
         """The rule for a site of the given role at the given path.
 
         Args:
-            role: ``"norm"``, ``"activation"``, ``"attention"``, ``"gate"`` or ``"linear"``.
+            role: ``"norm"``, ``"activation"``, ``"attention"``, ``"gate"``, ``"router"`` or
+                ``"linear"``.
             path: Full path of the module in the model.
         """
         for override in self.overrides:
@@ -138,7 +145,12 @@ LRP_MIRRORED_GATE = replace(LRP, name="lrp-mirrored-gate", gate=SignalTakeAll("a
 """LRP with the other conserving choice at gates: the activation is the signal, ``up`` constant."""
 
 GRADIENT = Recipe(
-    "gradient", NormGradient(), ActivationGradient(), AttentionGradient(), ProductGradient()
+    "gradient",
+    NormGradient(),
+    ActivationGradient(),
+    AttentionGradient(),
+    ProductGradient(),
+    RouterGradient(),
 )
 """No rule: the ordinary gradient, to compare with."""
 

@@ -50,6 +50,7 @@ _RECIPE_ROLES: Final = {
     "softmax": "attention",
     "kernel": "attention",
     "gated product": "gate",
+    "router": "router",
     "rule": "linear",
 }
 

@@ -72,6 +72,67 @@ def mamba(model: Any, ids: Tensor, target: int, method: str) -> Tensor:
     return relevance.sum(-1)
 
 
+def mamba2(model: Any, ids: Tensor, target: int, method: str) -> Tensor:
+    """Relevance ``[T]`` of tokens in a Mamba-2 of one group, with a norm after the gate."""
+    weights = {name: each.detach().double() for name, each in model.named_parameters()}
+    config = model.config
+    eps, heads, size = config.layer_norm_epsilon, config.num_heads, config.state_size
+    inner = heads * config.head_dim
+    stream = weights["backbone.embeddings.weight"][ids]
+    blocks = []
+    for layer in range(config.num_hidden_layers):
+        part = _part(weights, f"backbone.layers.{layer}.")
+        h = part["norm.weight"] * _normalized(stream, eps)
+        projected = h @ part["mixer.in_proj.weight"].T
+        z, u, step = projected.split([inner, inner + 2 * size, heads], dim=-1)
+        c = _convolution(u, part["mixer.conv1d.weight"], part["mixer.conv1d.bias"])
+        x, write, read = F.silu(c).split([inner, size, size], dim=-1)
+        x = x.unflatten(-1, (heads, -1))
+        step = F.softplus(step + part["mixer.dt_bias"])
+        decay = torch.exp(-torch.exp(part["mixer.A_log"]) * step)[:, :, None, None]
+        written = (step[:, :, None] * x)[:, :, :, None] * write[:, None, None]
+        states = [torch.zeros_like(written[0])]
+        for t in range(len(ids)):
+            states.append(decay[t] * states[t] + written[t])
+        scanned = torch.stack(states[1:]) @ read[:, None, :, None]
+        scanned = scanned.squeeze(-1) + part["mixer.D"][:, None] * x
+        gated = scanned.flatten(1) * F.silu(z)
+        normed = part["mixer.norm.weight"] * _normalized(gated, eps)
+        out = normed @ part["mixer.out_proj.weight"].T
+        recurrence = (x, written, read, decay, states, scanned)
+        blocks.append((part, stream, h, projected, u, c, recurrence, normed, out))
+        stream = stream + out
+    final = weights["backbone.norm_f.weight"] * _normalized(stream, eps)
+    relevance = torch.zeros_like(stream)
+    relevance[-1] = weights["lm_head.weight"][target] * final[-1]
+
+    for part, before, h, projected, u, c, recurrence, normed, out in blocks[::-1]:
+        x, written, read, decay, states, scanned = recurrence
+        r_before, r_out = _shares(relevance, before, out)
+        r_gated = _linear(r_out, normed, out, part["mixer.out_proj.weight"])
+        r_z = r_gated * GATE_SHARE[method]
+        r_y = (r_gated - r_z).unflatten(-1, (heads, -1))
+        r_x = r_y / scanned * part["mixer.D"][:, None] * x
+        r_state = torch.zeros_like(states[0])  # of the state after the token
+        for t in reversed(range(len(ids))):
+            r_state = r_state + (r_y[t] / scanned[t])[:, :, None] * states[t + 1] * read[t]
+            ratio = r_state / states[t + 1]
+            r_x[t] += (ratio * written[t]).sum(-1)
+            r_state = ratio * decay[t] * states[t]
+        nothing = relevance.new_zeros(len(ids), 2 * size)  # B and C
+        r_u = _through_convolution(
+            torch.cat([r_x.flatten(1), nothing], dim=-1), u, c, part["mixer.conv1d.weight"]
+        )
+        but_step = slice(projected.shape[1] - heads)
+        relevance = r_before + _linear(
+            torch.cat([r_z, r_u], dim=-1),
+            h,
+            projected[:, but_step],
+            part["mixer.in_proj.weight"][but_step],
+        )
+    return relevance.sum(-1)
+
+
 def gated_delta_net(model: Any, ids: Tensor, target: int, method: str) -> Tensor:
     """Relevance ``[T]`` of tokens in a Qwen3-Next of linear attention and dense MLPs."""
     weights = {name: each.detach().double() for name, each in model.named_parameters()}

@@ -1,16 +1,19 @@
 """A mixture of experts is explained as the formulas say, written out in loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
-from models import randomize
+from models import randomize, token_ids
 from replica_ledger import Exact
 from replica_relevance import add, attention, gated, linear, rms_norm
+from tiny_models import build
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx import AttnLRPx, LRPx, ledger
+from captum_lrpx import ATTN_LRP, GRADIENT, LRP, AttnLRPx, LRPx, ledger
+from captum_lrpx.rules import ConstantRouter, FrozenScale, RouterGradient, UniformRouter
 
 LENGTH, EXPERTS = 4, 4
 
@@ -52,8 +55,34 @@ def turned(x, cos, sin):
     )
 
 
-def experts(x, block, *, up_only):
-    """Each token goes through its two best experts; what the router says is constant."""
+def routed(part, shared, odds, best, gate, x):
+    """The half of a token's relevance that goes to the router, from the products with its weights.
+
+    Args:
+        part: What each chosen expert adds to the output.
+        shared: The relevance of the output over the output.
+        odds: The softmax of the router.
+        best: The chosen experts.
+        gate: The weights of the router.
+        x: What it is given.
+    """
+    slope = torch.zeros_like(odds)
+    for expert, each in zip(best, part, strict=True):
+        slope[expert] = 0.5 * (each * shared).sum() / odds[expert]  # the denominator is constant
+    slope = odds * (slope - (odds * slope).sum())
+    return slope @ gate * x
+
+
+def experts(x, block, through, *, up_only, router_too=False):
+    """Each token goes through its two best experts; what the router says is constant, or gets half.
+
+    Args:
+        x: What goes in.
+        block: The mixture.
+        through: Gets the relevance of each choice of each token.
+        up_only: Whether the gates in the experts are constant.
+        router_too: Whether the router gets half.
+    """
     y, backs = torch.zeros_like(x), []
     weights = block.experts
     for t in range(len(x)):
@@ -76,15 +105,20 @@ def experts(x, block, *, up_only):
                 )
             )
         y[t] = sum(part[0][0] for part in parts)
-        backs.append(parts)
+        backs.append((parts, odds, best))
 
     def back(relevance):
         found = torch.zeros_like(x)
-        for t, parts in enumerate(backs):
+        for t, (parts, odds, best) in enumerate(backs):
             for part, of_gate, of_up, of_product, of_down in parts:
-                of_result = of_down(part / y[t] * relevance[t])
+                all_of_it = part / y[t] * relevance[t]
+                through.append((t, float(all_of_it.sum())))
+                of_result = of_down(0.5 * all_of_it if router_too else all_of_it)
                 gate, up = of_product(of_result)
                 found[t] += (of_gate(gate) + of_up(up))[0]
+            if router_too:
+                made, shared = [part[0][0] for part in parts], relevance[t] / y[t]
+                found[t] += routed(made, shared, odds, best, block.gate.weight, x[t])
         return found
 
     return y, back
@@ -117,13 +151,13 @@ def self_attention(x, block, cos, sin, *, values_only):
     return y, back
 
 
-def replica(model, ids, token, *, attention_too):
-    """Relevance of each token for a logit at the last position."""
+def replica(model, ids, token, *, attention_too, router_too=False):
+    """Relevance of each token for a logit at the last position, and of each choice by layer."""
     inner = model.model
     x = inner.embed_tokens.weight[ids]
     positions = torch.arange(len(ids))[None]
     cos, sin = (each[0] for each in inner.rotary_emb(x[None], positions))
-    eps, backs = model.config.rms_norm_eps, []
+    eps, backs, choices = model.config.rms_norm_eps, [], []
     for layer in inner.layers:
         normed = rms_norm(x, layer.input_layernorm.weight, eps)
         mixed, of_mixed = self_attention(
@@ -131,9 +165,12 @@ def replica(model, ids, token, *, attention_too):
         )
         x, of_first = add(x, mixed)
         normed = rms_norm(x, layer.post_attention_layernorm.weight, eps)
-        routed, of_routed = experts(normed, layer.mlp, up_only=not attention_too)
-        x, of_second = add(x, routed)
-        backs += [(of_first, of_mixed), (of_second, of_routed)]
+        choices.append([])
+        mixture, of_mixture = experts(
+            normed, layer.mlp, choices[-1], up_only=not attention_too, router_too=router_too
+        )
+        x, of_second = add(x, mixture)
+        backs += [(of_first, of_mixed), (of_second, of_mixture)]
     normed = rms_norm(x, inner.norm.weight, eps)
     logits, of_logits = linear(normed, model.lm_head.weight)
     relevance = torch.zeros_like(logits)
@@ -142,16 +179,21 @@ def replica(model, ids, token, *, attention_too):
     for of_sum, of_branch in reversed(backs):
         kept, branch = of_sum(relevance)
         relevance = kept + of_branch(branch)
-    return logits[-1, token], relevance.sum(-1)
+    return logits[-1, token], relevance.sum(-1), choices
 
 
+@pytest.mark.parametrize("router_too", [False, True])
 @pytest.mark.parametrize("method", [LRPx, AttnLRPx])
 @torch.no_grad()
-def test_a_mixture_of_experts_has_the_relevances_of_the_formulas(mixtral, method):
+def test_a_mixture_of_experts_has_the_relevances_of_the_formulas(mixtral, method, router_too):
     ids = torch.tensor([3, 9, 14, 5])
+    router = UniformRouter() if router_too else ConstantRouter()
+    recipe = replace(method.default_recipe, router=router)
     with Exact():
-        found = method(mixtral).attribute(ids[None], (-1, 7))[0]
-        value, expected = replica(mixtral, ids, 7, attention_too=method is AttnLRPx)
+        found = method(mixtral, recipe=recipe).attribute(ids[None], (-1, 7))[0]
+        value, expected, _ = replica(
+            mixtral, ids, 7, attention_too=method is AttnLRPx, router_too=router_too
+        )
         torch.testing.assert_close(mixtral(ids[None]).logits[0, -1, 7], value, rtol=1e-10, atol=0)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
@@ -184,3 +226,33 @@ def test_a_router_gets_nothing(mixtral):
     coverage = AttnLRPx(mixtral).coverage(torch.tensor([[3, 9, 14, 5]]))
     assert coverage.complete
     assert not [each for each in coverage.operations if each.module.endswith("mlp.gate")]
+
+
+@pytest.mark.parametrize("recipe", [LRP, ATTN_LRP, GRADIENT], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"])
+def test_the_rule_of_a_router_is_a_role_of_its_own(kind, recipe):
+    model = build(kind, "CAUSAL_LM", dtype=torch.float64, experts="eager")
+    ids = token_ids()
+    of_router = {}
+    for rule in (ConstantRouter(), UniformRouter(), RouterGradient()):
+        named = replace(recipe, name=repr(rule), router=rule)
+        with Exact():
+            method = LRPx(model, recipe=named)
+            of_router[rule] = method.attribute(ids, (-1, 7))
+            assert ledger(method, ids, (-1, 7)).closes(1e-9)
+        (shown,) = {each.rule for each in method.coverage(ids).operations if "Router" in each.rule}
+        assert shown == repr(rule).removesuffix("()")
+    assert not torch.allclose(of_router[ConstantRouter()], of_router[UniformRouter()], rtol=1e-3)
+    assert not torch.allclose(of_router[RouterGradient()], of_router[UniformRouter()], rtol=1e-3)
+    somewhere = recipe.override("*.layers.1.*", UniformRouter())
+    with Exact():
+        mixed = LRPx(model, recipe=somewhere).attribute(ids, (-1, 7))
+    assert not torch.equal(mixed, of_router[ConstantRouter()])
+
+
+def test_a_dense_model_has_no_router():
+    model = build("llama", "CAUSAL_LM")
+    coverage = LRPx(model).coverage(token_ids())
+    assert not [each for each in coverage.operations if "Router" in each.rule]
+    with pytest.raises(TypeError, match="'router' must be of the kind RouterRule"):
+        replace(LRP, router=FrozenScale())

@@ -9,7 +9,7 @@ from byte_tokenizers import byte_level
 from state import snapshot
 from tiny_models import build, config_class, small_config
 
-from captum_lrpx import AttnLRPx, Explanation, LRPx, Target, compare, explain, ledger
+from captum_lrpx import AttnLRPx, DecoderLogits, Explanation, LRPx, Target, compare, explain, ledger
 from captum_lrpx.cli import main
 from captum_lrpx.visualization import picture_png, regions
 
@@ -180,6 +180,39 @@ def test_both_inputs_of_a_model_of_images_and_texts_close_the_ledger(llava, path
     assert ledger(method, (given["input_ids"], given["pixel_values"]), 7).closes(1e-4)
 
 
+class Processor:
+    """A processor of images and a tokenizer, as models that read text off images have them."""
+
+    def __init__(self, images, tokenizer):
+        self.image_processor, self.tokenizer = images, tokenizer
+
+
+def test_the_next_token_is_explained_by_image_and_what_has_been_written(path):
+    tokenizer = byte_level()
+    tokens = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    decoder = {"model_type": "gpt2", "is_decoder": True, "add_cross_attention": True}
+    model = build(
+        "vision-encoder-decoder",
+        "IMAGE_TEXT_TO_TEXT",
+        encoder=small_config(config_class("vit")).to_dict(),
+        decoder=small_config(config_class("gpt2"), vocab_size=len(tokenizer)).to_dict() | decoder,
+        **tokens,
+    )
+    reader = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    both = Processor(reader, tokenizer)
+    found = explain(model, both, None, " are", image=path, written="the keys")
+    assert found.certificate.holds
+    assert list(found.sums) == ["image", "written"]
+    assert found.labels[-3:] == ("<|start|>", "the", "keys")
+    pixels = reader(images=Image.open(path), return_tensors="pt")["pixel_values"]
+    ids = torch.tensor([[0, *tokenizer("the keys").input_ids]])
+    relevances = AttnLRPx(DecoderLogits(model)).attribute(
+        (pixels, ids), target=tokenizer.convert_tokens_to_ids("Ġare")
+    )
+    assert list(found.sums.values()) == pytest.approx([float(each.sum()) for each in relevances])
+    assert len(explain(model, both, None, image=path, written=2, certify=False).ids) == 16 + 3
+
+
 class QwenProcessor:
     """As Qwen2-VL's, which needs torchvision for its videos."""
 
@@ -248,7 +281,7 @@ def test_pixels_of_unknown_places_are_refused(vit, path):
     class Flat:
         model_input_names = ("pixel_values",)
 
-        def __call__(self, **_):
+        def __call__(self, *_, **__):
             return {"pixel_values": torch.zeros(4, 12)}
 
     with pytest.raises(ValueError, match="unknown where in the image"):
@@ -292,7 +325,7 @@ def test_a_page_has_the_image_and_a_title_for_each_patch(llava, path):
     page = found.to_html()
     picture = found.parts[0].picture
     assert f"data:image/png;base64,{picture}" in page
-    assert page.count("<rect ") == 2 * 16
+    assert page.count("<rect x=") == 2 * 16
     assert f"image 0,0 {found.relevances[0]:+.6g}" in page
     assert "<b>" not in page
     assert "<script" not in page
@@ -317,7 +350,7 @@ def test_methods_side_by_side_draw_the_image_for_each(vit, processor, path):
 def test_a_text_has_no_png(loaded, tmp_path):
     found = explain(*loaded["sva-gpt2"], "the keys", certify=False)
     assert not regions(found)
-    with pytest.raises(ValueError, match="has no image"):
+    with pytest.raises(ValueError, match="has no image or audio"):
         found.to_png(tmp_path / "heat.png")
 
 
@@ -368,5 +401,7 @@ def test_the_command(processor, path, tmp_path, capsys):
         explain(model, processor, None, image=path).relevances, abs=1e-6
     )
     assert Image.open(picture).size == (448, 448)
+    assert main(["explain", "the keys", *arguments[-2:]]) == 2
+    assert "reads an image and no text: `captum-lrpx explain --image" in capsys.readouterr().err
     assert main(["explain"]) == 2
     assert main(["explain", "the keys", "--png", picture]) == 2

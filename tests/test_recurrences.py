@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from replica_recurrences import gated_delta_net, mamba
+from replica_recurrences import gated_delta_net, mamba, mamba2
 from tiny_models import build, example
 from torch import Tensor
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MODELS: dict[str, tuple[dict[str, Any], Any]] = {
     "mamba": ({}, mamba),
+    "mamba2": ({}, mamba2),
     "qwen3_next": (
         {"layer_types": ["linear_attention"] * 2, "mlp_only_layers": [0, 1]},
         gated_delta_net,
@@ -35,6 +36,8 @@ MODELS: dict[str, tuple[dict[str, Any], Any]] = {
 MUTANTS: dict[str, Callable[[dict[Edge, Nature]], dict[Edge, Nature]]] = {
     # Then the step times B meets the activated convolution as the gate of an MLP does.
     "mamba": lambda natures: natures | {edge: "signal" for edge in natures if edge.output == 1},
+    # Then nothing carries: what is written to the state is constant as well.
+    "mamba2": lambda natures: natures | {Edge(edge.node, 0): "constant" for edge in natures},
     # Then values count as keys, and the output gate takes everything.
     "qwen3_next": lambda natures: natures | {Edge(edge.node, 2): "constant" for edge in natures},
 }

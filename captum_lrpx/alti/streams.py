@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["KEEPING", "NOWHERE", "Stream", "Streams"]
 
 NOWHERE: Final = Edge(-1, 0)
-KEEPING: Final = frozenset({"linear", "norm", "constant factor"})
+KEEPING: Final = frozenset({"linear", "norm", "constant factor", "router"})
 """Roles of operations that are linear with what is held constant."""
 
 

@@ -74,9 +74,11 @@ def key_of(  # noqa: PLR0911 - one for each kind
         inside = [key_of(each, model, depth + 1) for each in (*cells, *(value.__defaults__ or ()))]
         return None if None in inside else (value.__code__, *inside)
     try:
-        return weakref.ref(value)
+        found = weakref.ref(value)
+        hash(found)  # that of the value: an array, or what a processor returns, has none
     except TypeError:
         return None
+    return found
 
 
 _DEEPEST = 3

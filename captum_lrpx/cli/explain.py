@@ -35,10 +35,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "text",
         nargs="?",
-        help="the text; a masked model gets a mask token if it has none, a classifier of images "
-        "none at all",
+        help="the text; a masked model gets a mask token if it has none; no text for a model that "
+        "reads an image or audio alone",
     )
-    parser.add_argument("--image", metavar="FILE", help="an image, for a model that reads one")
+    medium = parser.add_mutually_exclusive_group()
+    medium.add_argument("--image", metavar="FILE", help="an image, for a model that reads one")
+    medium.add_argument("--audio", metavar="FILE", help="a WAV file, for a model that reads audio")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--pair", metavar="TEXT", help="second text of a pair (the context of a question)"
@@ -93,7 +95,7 @@ def add_to(commands: Commands) -> None:
         help="do not check forward pass, coverage and ledger, which takes longer than the rest",
     )
     parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
-    parser.add_argument("--png", metavar="FILE", help="write the heat map over the image")
+    parser.add_argument("--png", metavar="FILE", help="write the heat map over the image or audio")
     parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
     parser.set_defaults(run=run)
 
@@ -107,17 +109,21 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.targets import Target  # noqa: PLC0415
 
-    if options.text is None and options.image is None:
-        raise ValueError("There is nothing to explain: give a text, or --image.")
-    if options.png is not None and (options.image is None or options.compare):
-        raise ValueError("--png draws one explanation of an image: give --image and one --method.")
+    is_read = options.image is not None or options.audio is not None
+    if options.text is None and not is_read:
+        raise ValueError("There is nothing to explain: give a text, --image or --audio.")
+    if options.png is not None and (not is_read or options.compare):
+        raise ValueError(
+            "--png draws one explanation of an image or audio: give --image or --audio and one "
+            "--method."
+        )
     check_writable(options.html, options.json, options.png)
     target = Target(_choice(options, "target"), contrast=_choice(options, "contrast"))
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)
     silence_transformers()
     name = options.model or zoo.DEFAULT
-    loaded = load_model(name, images=options.image is not None)
+    loaded = load_model(name, processor=is_read)
     explanations = [
         explain(
             loaded.model,
@@ -130,6 +136,7 @@ def run(options: argparse.Namespace) -> None:
             model_name=loaded.name,
             certify=not options.no_certificate,
             image=options.image,
+            audio=options.audio,
             written=options.write_first if options.written is None else options.written,
             **chosen[method],
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,16 @@ from captum_lrpx.attr.capture import map_tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["calls_of", "parts_of", "weighted"]
+__all__ = [
+    "by_expert",
+    "calls_of",
+    "choices_of",
+    "mixtures_of",
+    "number_of",
+    "parts_by_choice",
+    "parts_of",
+    "weighted",
+]
 
 
 @contextmanager
@@ -36,17 +46,38 @@ def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
             handle.remove()
 
 
-def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any:
-    """The arguments of a module of experts, with weight zero for some of these.
+@contextmanager
+def mixtures_of(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Find the modules that hold all experts of a layer, within the ``with`` block.
+
+    Yields:
+        A list that fills with those that are called with chosen experts and their weights.
+    """
+    found: list[nn.Module] = []
+
+    def note(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        with suppress(ValueError):
+            choices_of((args, kwargs), layer)
+            found.append(layer)
+
+    layers = [each for each in model.modules() if isinstance(_count(each), int)]
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The chosen experts ``[N, k]`` and their weights ``[N, k]`` that a module was called with.
 
     Args:
-        call: ``(args, kwargs)``: hidden states, chosen experts ``[N, k]`` and their weights.
+        call: ``(args, kwargs)``.
         layer: The module.
-        experts: Indices of experts.
-        keep: Whether these keep their weight, or all others.
 
     Raises:
-        ValueError: If there are no chosen experts and weights among the arguments.
+        ValueError: If there are none among the arguments.
     """
     args, kwargs = call
     given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
@@ -61,16 +92,65 @@ def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any
             f"{type(layer).__name__} does not take chosen experts [N, k] and their weights [N, k]: "
             "give the module that holds all experts of a layer."
         )
-    among = torch.isin(chosen[0], experts.to(chosen[0].device))
+    return chosen[0], weights[0]
+
+
+def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any:
+    """The arguments of a module of experts, with weight zero for some of these.
+
+    Args:
+        call: ``(args, kwargs)``: hidden states, chosen experts ``[N, k]`` and their weights.
+        layer: The module.
+        experts: Indices of experts.
+        keep: Whether these keep their weight, or all others.
+
+    Raises:
+        ValueError: If there are no chosen experts and weights among the arguments.
+    """
+    chosen, weights = choices_of(call, layer)
+    among = torch.isin(chosen, experts.to(chosen.device))
     gone = ~among if keep else among
 
     def zeroed(tensor: Tensor) -> Tensor:
-        return tensor.masked_fill(gone, 0) if tensor is weights[0] else tensor
+        return tensor.masked_fill(gone, 0) if tensor is weights else tensor
 
     return map_tensors(call, zeroed)
 
 
 @torch.no_grad()
+def parts_by_choice(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
+    """What each chosen expert adds to the output of a module of experts, with its weight.
+
+    Args:
+        layer: The module.
+        call: What it was called with.
+        values: What it gave ``[B, T, D]``.
+
+    Returns:
+        ``[B, T, k, D]``, which sums to the output over k.
+
+    Raises:
+        ValueError: If the module takes other arguments, or its output is not that sum.
+    """
+    chosen, weights = choices_of(call, layer)
+    parts = []
+
+    def one_choice(place: int, each: Tensor) -> Tensor:
+        return each[:, place : place + 1] if each is chosen or each is weights else each
+
+    for place in range(chosen.shape[1]):
+        args, kwargs = map_tensors(call, partial(one_choice, place))
+        parts.append(layer(*args, **kwargs).reshape(values.shape))
+    found = torch.stack(parts, dim=-2)
+    allowed = torch.finfo(values.dtype).eps ** 0.5 * float(values.abs().max())
+    if not torch.allclose(found.sum(-2), values, rtol=0, atol=allowed):
+        raise ValueError(
+            f"The output of {type(layer).__name__} is not the sum of what its chosen experts give "
+            "alone: relevance cannot be told apart by expert there."
+        )
+    return found
+
+
 def parts_of(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
     """What each expert adds to the output of a module of experts.
 
@@ -83,16 +163,47 @@ def parts_of(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
         ``[B, T, E, D]``, which sums to the output over E.
 
     Raises:
-        ValueError: If the module does not say how many experts it has, or takes other arguments.
+        ValueError: As :func:`parts_by_choice`, or if the module does not say how many experts it
+            has.
     """
-    count = getattr(layer, "num_experts", None)
+    count = number_of(layer)
+    parts = parts_by_choice(layer, call, values)
+    chosen = choices_of(call, layer)[0].reshape(*parts.shape[:-1], 1).expand_as(parts)
+    return by_expert(parts, chosen, count, dim=-2)
+
+
+def by_expert(parts: Tensor, chosen: Tensor, count: int, dim: int) -> Tensor:
+    """Sums over choices as sums over experts.
+
+    Args:
+        parts: Of each choice, ``[..., k, ...]``.
+        chosen: Index of the expert, likewise; one that is no expert stands for none.
+        count: Number of experts.
+        dim: The dimension of choices.
+
+    Returns:
+        ``[..., E, ...]``.
+    """
+    shape = list(parts.shape)
+    shape[dim] = count + 1
+    index = chosen.clamp(max=count)
+    return parts.new_zeros(shape).scatter_add(dim, index, parts).narrow(dim, 0, count)
+
+
+def number_of(layer: nn.Module) -> int:
+    """Number of experts in a module.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    count = _count(layer)
     if not isinstance(count, int):
         raise ValueError(  # noqa: TRY004 - the layer lacks something, its type is right
             f"{type(layer).__name__} has no `num_experts`: give the module that holds all experts "
             "of a layer."
         )
-    parts = []
-    for expert in range(count):
-        args, kwargs = weighted(call, layer, torch.tensor([expert]), keep=True)
-        parts.append(layer(*args, **kwargs).reshape(values.shape))
-    return torch.stack(parts, dim=-2)
+    return count
+
+
+def _count(layer: nn.Module) -> Any:
+    return getattr(layer, "num_experts", None)

@@ -198,6 +198,7 @@ class Places:
             return None if self._rule("norm", number).conserves else "rule"
         rules = {"activation": "activation", "composite": "activation", "gated product": "gate"}
         keeps = role in rules and not self._rule(rules[role], number).conserves
+        keeps |= role == "router" and self._rule("router", number).own_gradient
         keeps |= role in ("attention", "scores") and gradient and not attention.conserves
         # A function that is not 0 at 0 has a value there that no slope carries.
         return "rule" if keeps or operation.kind == "gate function" else None

@@ -323,15 +323,15 @@ class Explanation:
         return page
 
     def to_png(self, path: str | os.PathLike[str], *, overlay: bool = True) -> None:
-        """The heat map of the first image among the inputs, over the image or by itself.
+        """The heat map of the first image or audio among the inputs, over it or by itself.
 
         Raises:
-            ValueError: If there is no image.
+            ValueError: If there is neither.
             ImportError: If Pillow is not installed.
         """
         found = visualization.regions(self)
         if not found:
-            raise ValueError("The explanation has no image: to_html() draws a text.")
+            raise ValueError("The explanation has no image or audio: to_html() draws a text.")
         write_bytes(path, visualization.picture_png(self, found[0], overlay=overlay))
 
     def to_pandas(self) -> pd.DataFrame:

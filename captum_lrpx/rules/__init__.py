@@ -17,6 +17,7 @@ from captum_lrpx.rules.base import Rule
 from captum_lrpx.rules.linear import Alpha1Beta0, Epsilon, Gamma, LinearRule
 from captum_lrpx.rules.norm import FrozenScale, NormGradient, NormRule
 from captum_lrpx.rules.product import GateRule, ProductGradient, SignalTakeAll, Uniform
+from captum_lrpx.rules.router import ConstantRouter, RouterGradient, RouterRule, UniformRouter
 
 __all__ = [
     "ActivationGradient",
@@ -24,6 +25,7 @@ __all__ = [
     "Alpha1Beta0",
     "AttentionGradient",
     "AttentionRule",
+    "ConstantRouter",
     "ConstantWeights",
     "Epsilon",
     "FrozenScale",
@@ -34,8 +36,11 @@ __all__ = [
     "NormGradient",
     "NormRule",
     "ProductGradient",
+    "RouterGradient",
+    "RouterRule",
     "Rule",
     "SignalTakeAll",
     "Uniform",
     "UniformAttention",
+    "UniformRouter",
 ]

@@ -29,7 +29,7 @@ class Rule(ABC):
 
     Attributes:
         role: The role that the rule is for: ``"norm"``, ``"activation"``, ``"attention"``,
-            ``"gate"`` or ``"linear"``.
+            ``"gate"``, ``"router"`` or ``"linear"``.
         conserves: Whether the relevance of the output is the sum of the relevances of the inputs,
             biases counted as inputs.
         own_gradient: Whether the operation keeps its ordinary gradient.

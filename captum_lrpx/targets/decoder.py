@@ -118,7 +118,7 @@ def written_ids(
     Args:
         model: A Hugging Face encoder-decoder.
         tokenizer: Its tokenizer.
-        source: Token ids of the source ``[1, S]``.
+        source: What the encoder reads: token ids ``[1, S]``, or features.
         written: The text so far, its token ids without the start token, or a number: so many tokens
             are generated, greedily.
 
@@ -129,32 +129,54 @@ def written_ids(
         if written < 0:
             raise ValueError(f"`written` is a text or a number of tokens, not {written}.")
         if written:
-            with torch.no_grad():
-                made = model.generate(
-                    source,
-                    max_new_tokens=written,
-                    min_new_tokens=written,
-                    do_sample=False,
-                    num_beams=1,
-                )
-            return tuple(made[0].tolist())
+            return _generated(model, source, written)
         written = ""
     texts = isinstance(written, str)
     labels = list(tokenizer(text_target=written)["input_ids"] if texts else map(int, written))
+    if labels[:1] == [_start(model)]:  # Whisper's tokenizer writes it, and shifting does again
+        del labels[0]
     # The last one is left out when labels are shifted.
     if not labels or labels[-1] not in tokenizer.all_special_ids:
         labels.append(_end(model, tokenizer))
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if shift is not None:
         return tuple(shift(labels=torch.tensor([labels], device=source.device))[0].tolist())
-    start = getattr(model.generation_config, "decoder_start_token_id", None)
-    start = model.config.decoder_start_token_id if start is None else start
+    start = _start(model)
     if start is None:
         raise ValueError(
             f"{type(model).__name__} has no start token for its decoder: set "
             "`config.decoder_start_token_id`."
         )
     return (int(start), *labels[:-1])
+
+
+def _generated(model: Any, source: Tensor, count: int) -> tuple[int, ...]:
+    """So many tokens after all that the decoder is given first, which not every result has."""
+    given: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: Any, keywords: Any) -> None:
+        given.append(keywords["input_ids"] if "input_ids" in keywords else args[0])
+
+    hook = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            made = model.generate(
+                source,
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                num_beams=1,
+                use_cache=False,
+            )
+    finally:
+        hook.remove()
+    return (*given[-1][0].tolist(), int(made[0, -1]))
+
+
+def _start(model: Any) -> int | None:
+    """The token that a decoder starts with."""
+    start: int | None = getattr(model.generation_config, "decoder_start_token_id", None)
+    return getattr(model.config, "decoder_start_token_id", None) if start is None else start
 
 
 def _end(model: Any, tokenizer: Any) -> int:

@@ -1,104 +1,32 @@
-"""Images as inputs: what a processor makes of them, and their patches as entries of a record."""
+"""Images as inputs of models: reading them, and the patches that are entries of a record."""
 
 from __future__ import annotations
 
 import base64
-import inspect
 import math
 import struct
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx.targets.encoding import Encoding, encoding_of_ids
-from captum_lrpx.targets.head import output_of
-from captum_lrpx.targets.scene import Part, Scene, of_tokens
-from captum_lrpx.targets.target import chosen_class
+from captum_lrpx.targets.media import Layout, Medium
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from captum_lrpx.targets.inputs import Given
+    from torch import Tensor
 
-__all__ = ["image_processor_of", "needs_image", "picture_scene", "png", "reads_images"]
+__all__ = ["IMAGE", "png_in_base64"]
 
 _CELLS: Final = 16
 """An image is at most so many patches wide and high in a record."""
 
-_PIXELS: Final = "pixel_values"
 
-
-def reads_images(model: nn.Module) -> bool:
-    """Whether a Hugging Face model takes pixels."""
-    return _PIXELS in inspect.signature(model.forward).parameters
-
-
-def needs_image(model: nn.Module) -> bool:
-    """Whether a Hugging Face model has no head for a text alone, as one for images and texts."""
-    kind = type(model).__name__
-    return reads_images(model) and kind.endswith(("ForConditionalGeneration", "Classification"))
-
-
-def _reads_text(model: nn.Module) -> bool:
-    return "input_ids" in inspect.signature(model.forward).parameters
-
-
-def image_processor_of(processor: Any) -> Any:
-    """The part of a processor that reads images; None if it has none."""
-    part = getattr(processor, "image_processor", None)
-    if part is not None:
-        return part
-    return processor if _PIXELS in getattr(processor, "model_input_names", ()) else None
-
-
-def picture_scene(model: Any, processor: Any, image: Any, text: Given | None) -> Scene:
-    """An image for a classifier of images, or an image and a text for a language model.
-
-    Args:
-        model: A Hugging Face model that reads images.
-        processor: Its processor.
-        image: Path of an image, an image of PIL, or an array or tensor ``[3, H, W]``.
-        text: The text; None for a classifier.
-
-    Raises:
-        ValueError: If model, processor, image and text do not belong together.
-        TypeError: If the processor reads no images.
-        ImportError: If PIL is missing and the image is a file.
-    """
-    part = image_processor_of(processor)
-    if not reads_images(model):
-        raise ValueError(f"{type(model).__name__} reads no images: leave `image` out.")
-    if part is None:
-        raise TypeError(
-            f"{type(processor).__name__} reads no images: give the processor of the model, "
-            "`AutoProcessor.from_pretrained(name)` or `AutoImageProcessor.from_pretrained(name)`."
-        )
-    opened = _opened(image)
-    device = next(model.parameters())
-    if not _reads_text(model):
-        if text is not None:
-            raise ValueError(f"{type(model).__name__} reads images and no text: give None for it.")
-        given = dict(part(images=opened, return_tensors="pt"))
-    elif not (isinstance(text, str) and text.strip()):
-        raise ValueError(
-            f"{type(model).__name__} reads an image along with a text: give the text as well."
-        )
-    else:
-        given = dict(processor(images=opened, text=_prompt(processor, text), return_tensors="pt"))
-    for name, value in given.items():
-        moved = value.to(device.device)
-        given[name] = moved.to(device.dtype) if moved.is_floating_point() else moved
-    return _scene(model, processor, part, given)
-
-
-def _opened(image: Any) -> Any:
+def _opened(_part: Any, image: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(image, (str, Path)):
-        return image
+        return image, {}
     try:
         from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -108,46 +36,13 @@ def _opened(image: Any) -> Any:
     if not Path(image).is_file():
         raise ValueError(f"There is no image {str(image)!r}.")
     try:
-        return Image.open(image).convert("RGB")
+        return Image.open(image).convert("RGB"), {}
     except UnidentifiedImageError as error:
         raise ValueError(f"{str(image)!r} is no image that Pillow can read.") from error
 
 
-def _prompt(processor: Any, text: str) -> str:
-    """The text with a place for the image, as the chat template writes it where there is one."""
-    mark = getattr(processor, "image_token", None)
-    if mark is not None and mark in text:
-        return text
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        messages = [{"role": "user", "content": content}]
-        written: str = processor.apply_chat_template(messages, add_generation_prompt=True)
-        return written
-    return text if mark is None else f"{mark}\n{text}"
-
-
-# Entries ------------------------------------------------------------------------------------------
-
-
-class _Outputs(nn.Module):
-    """Classes ``[B, C]``, or the tokens that come next, of a model with several inputs by name."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str], rest: dict[str, Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = tuple(names)
-        self.rest = rest
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Outputs for inputs in the order of the names."""
-        keywords = self.rest | dict(zip(self.names, inputs, strict=True))
-        logits = output_of(self.model(**keywords), "logits")
-        return logits[:, -1] if logits.ndim == 3 else logits
-
-
-def _scene(model: Any, processor: Any, part: Any, given: dict[str, Any]) -> Scene:
-    pixels = given.pop(_PIXELS)
-    unfold = _unfolding(part, given, pixels)
+def _layout(model: Any, part: Any, made: dict[str, Any], pixels: Tensor, _image: Any) -> Layout:
+    unfold = _unfolding(part, made, pixels)
     seen = unfold(pixels)
     if seen.ndim not in (4, 5) or len(seen) != 1:
         raise ValueError(
@@ -156,39 +51,14 @@ def _scene(model: Any, processor: Any, part: Any, given: dict[str, Any]) -> Scen
         )
     size = _patch_size(model, *seen.shape[-2:])
     images = seen.reshape(-1, *seen.shape[-3:])
-    grid = (math.ceil(images.shape[2] / size), math.ceil(images.shape[3] / size))
-    cells = grid[0] * grid[1]
     frames = part.temporal_patch_size if seen.shape != pixels.shape else 1
-    names = ["image"] if len(images) == 1 else [f"image {1 + each}" for each in range(len(images))]
-    parts = tuple(
-        Part(name, number * cells, (number + 1) * cells, grid, _picture(part, image / frames))
-        for number, (name, image) in enumerate(zip(names, images, strict=True))
-    )
-    patches = _patches(names, grid)
-    if not _reads_text(model):
-        return Scene(
-            _Outputs(model, (_PIXELS,), given),
-            (pixels,),
-            patches,
-            parts,
-            lambda found: _sums(unfold(found[0]), size),
-            "sequence-classification",
-            partial(chosen_class, model),
-            lambda numbers: tuple(str(model.config.id2label.get(each, each)) for each in numbers),
-        )
-    ids = given.pop("input_ids")
-    mark = getattr(processor, "image_token_id", getattr(model.config, "image_token_id", None))
-    kept = [at for at, number in enumerate(ids[0].tolist()) if number != mark]
-    text = encoding_of_ids(processor.tokenizer, ids[0, kept].tolist())
-    first = len(patches.ids)
-    return Scene(
-        _Outputs(model, ("input_ids", _PIXELS), {**given, "use_cache": False}),
-        (ids, pixels),
-        _with_text(patches, text),
-        (*parts, Part("text", first, first + len(kept))),
-        lambda found: torch.cat([_sums(unfold(found[1]), size), found[0][:, kept]], dim=1),
-        *of_tokens(model, processor.tokenizer, text),
-        position=first + len(kept) - 1,
+    numbered = (f"image {1 + each}" for each in range(len(images)))
+    return Layout(
+        unfold,
+        ("image",) if len(images) == 1 else tuple(numbered),
+        (size, size),
+        lambda name, row, column: f"{name} {row},{column}",
+        tuple(_picture(part, image / frames) for image in images),
     )
 
 
@@ -216,41 +86,25 @@ def _unfolding(part: Any, given: dict[str, Any], pixels: Tensor) -> Callable[[Te
 
 def _patch_size(model: Any, height: int, width: int) -> int:
     """The model's own patches, or as many of them as make at most so many cells."""
-    config = getattr(model.config, "vision_config", model.config)
+    parts = (getattr(model.config, name, None) for name in ("vision_config", "encoder"))
+    config = next((part for part in parts if part is not None), model.config)
     own = getattr(config, "patch_size", None)
     size = own if isinstance(own, int) and 0 < own <= min(height, width) else 1
     return size * max(1, math.ceil(max(height, width) / (size * _CELLS)))
 
 
-def _sums(relevance: Tensor, size: int) -> Tensor:
-    """Relevances of pixels ``[1, ..., C, H, W]`` summed over patches ``[1, N]``."""
-    pixels = relevance.reshape(-1, *relevance.shape[-3:]).sum(1)
-    height, width = pixels.shape[1:]
-    padded = F.pad(pixels, (0, -width % size, 0, -height % size))
-    rows, columns = padded.shape[1] // size, padded.shape[2] // size
-    return padded.reshape(-1, rows, size, columns, size).sum((2, 4)).reshape(1, -1)
-
-
-def _patches(names: Sequence[str], grid: tuple[int, int]) -> Encoding:
-    """Patches as entries that stand in no text."""
-    labels = tuple(
-        f"{name} {row},{column}"
-        for name in names
-        for row in range(grid[0])
-        for column in range(grid[1])
-    )
-    count = len(labels)
-    return Encoding("", (-1,) * count, labels, ((0, 0),) * count, (False,) * count)
-
-
-def _with_text(patches: Encoding, text: Encoding) -> Encoding:
-    return Encoding(
-        text.text,
-        patches.ids + text.ids,
-        patches.tokens + text.tokens,
-        patches.offsets + text.offsets,
-        patches.special + text.special,
-    )
+IMAGE: Final = Medium(
+    name="image",
+    one="an image",
+    many="images",
+    inputs=("pixel_values",),
+    part="image_processor",
+    keyword="images",
+    loader="AutoImageProcessor",
+    opened=_opened,
+    layout=_layout,
+)
+"""Images: a path, an image of Pillow, or an array or tensor ``[3, H, W]``."""
 
 
 # Pictures -----------------------------------------------------------------------------------------
@@ -258,21 +112,32 @@ def _with_text(patches: Encoding, text: Encoding) -> Encoding:
 
 def _picture(part: Any, image: Tensor) -> str:
     """An image ``[C, H, W]`` as the model sees it, before it was normalized, as PNG in base64."""
+    if not getattr(part, "do_normalize", False) or part.image_mean is None:
+        return png_in_base64(image)
+    mean, deviation = (
+        torch.tensor(each).view(-1, 1, 1) for each in (part.image_mean, part.image_std)
+    )
+    return png_in_base64(image.detach().float().cpu() * deviation + mean, scaled=False)
+
+
+def png_in_base64(image: Tensor, *, scaled: bool = True) -> str:
+    """An image as PNG, in base64.
+
+    Args:
+        image: ``[C, H, W]``; of other than three channels the first one is drawn, gray.
+        scaled: Whether black and white are its smallest and largest number, else 0 and 1.
+    """
     shown = image.detach().float().cpu()
-    if getattr(part, "do_normalize", False) and part.image_mean is not None:
-        mean, deviation = (torch.tensor(each).view(-1, 1, 1) for each in
-                           (part.image_mean, part.image_std))  # fmt: skip
-        shown = shown * deviation + mean
-    else:
+    if scaled:
         low, high = shown.min(), shown.max()
         shown = (shown - low) / (high - low).clamp(min=1e-12)
     numbers = (shown.clamp(0, 1) * 255).round().to(torch.uint8)
     if len(numbers) != 3:
         numbers = numbers[:1].expand(3, -1, -1)
-    return base64.b64encode(png(numbers)).decode("ascii")
+    return base64.b64encode(_png(numbers)).decode("ascii")
 
 
-def png(numbers: Tensor) -> bytes:
+def _png(numbers: Tensor) -> bytes:
     """An image as PNG.
 
     Args:

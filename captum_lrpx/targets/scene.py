@@ -1,4 +1,4 @@
-"""Several inputs as one question: a source and what has been written, an image, image and text."""
+"""Several inputs as one question: a source and what has been written; an image, audio, a text."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class Part:
 
     Attributes:
         name: Which input: ``"source"`` and ``"written"`` of an encoder-decoder, ``"image"``,
-            ``"text"``.
+            ``"audio"`` (and ``"padding"`` after it), ``"text"``.
         first: Its first entry.
         stop: The entry after its last one.
-        grid: Rows and columns, for an image whose entries are patches, row by row; None for a text.
-        picture: The image as PNG, in base64; None for a text.
+        grid: Rows and columns, for an image or audio whose entries are cells, row by row; None for
+            a text.
+        picture: The image, or the spectrogram or wave, as PNG, in base64; None for a text.
     """
 
     name: str

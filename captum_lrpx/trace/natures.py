@@ -30,6 +30,7 @@ Role = Literal[
     "attention",
     "scores",
     "gated product",
+    "router",
     "similarity",
     "composite",
     "constant factor",
@@ -42,11 +43,12 @@ Role = Literal[
 
 - ``"attention"``: weights times values; ``"scores"``: query times key;
 - ``"gated product"``: an activated branch times another;
+- ``"router"``: an expert times the weight that a router has chosen it with;
 - ``"similarity"``: a product of two things each of which depends on an input that the other does
   not depend on (an image and a text);
 - ``"composite"``: a product of functions of one tensor, part of an activation;
 - ``"constant factor"``: a product or quotient one side of which is held constant in every recipe:
-  gates, routers, scales of norms, denominators.
+  gates, pools, scales of norms, denominators.
 """
 
 SIGNALS: Final[frozenset[Nature]] = frozenset({"signal", "activated"})
@@ -62,8 +64,8 @@ class Operation:
         role: What it is for.
         nature: What its result is.
         constant: Places of operands that the role holds constant (``"constant factor"``, and
-            constants that are added to a signal); the weights of ``"attention"``; the activated
-            branch of a ``"gated product"``.
+            constants that are added to a signal); the weights of ``"attention"`` and of a
+            ``"router"``; the activated branch of a ``"gated product"``.
         signal: Places of the operands that get relevance beside those.
         weights: Places of functions of a softmax (weights of constant values) that are added to a
             signal: constant where the weights of attention are.

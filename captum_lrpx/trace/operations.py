@@ -12,6 +12,7 @@ from captum_lrpx.parallel import COLLECTIVES
 
 __all__ = [
     "ADDITIONS",
+    "CHOICES",
     "ELEMENTWISE",
     "PROJECTIONS",
     "STREAM",
@@ -79,6 +80,9 @@ _LINEAR: Final = _names(
     "BroadcastTo MeanVar Positive Complex Identity Glu"
 )
 """Linear, or so with what is held constant: the choice of a maximum, the gate in ``F.glu``."""
+
+CHOICES: Final = _names("Topk Gather Max Sort")
+"""Operators by which a router chooses experts, or reads the weights of chosen ones."""
 
 PROJECTIONS: Final = _names(
     "Mm Bmm Matmul Mv Dot Vdot Ger Outer Linear MkldnnLinear Convolution ConvolutionOverrideable "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.trace.natures import PRIORITY, SIGNALS, Operation
 from captum_lrpx.trace.operations import (
+    CHOICES,
     ELEMENTWISE,
     Kind,
     has_summand,
@@ -67,6 +68,8 @@ class _Finder:
         self.functions: list[dict[Edge, bool]] = []
         # Node -> whether it comes from the product of a query and a key.
         self.scored: list[bool] = []
+        # Node -> whether it is what a router has chosen, or a function of that.
+        self.chosen: list[bool] = []
 
     # Backward ---------------------------------------------------------------------------------
 
@@ -107,6 +110,7 @@ class _Finder:
         self.inputs.append(inputs if any(edges) else 1 << number)
         self.found.append(self._operation(number, kind))
         self.scored.append(self._is_scored(number, kind))
+        self.chosen.append(self._is_chosen(number, kind))
 
     def nature(self, edge: Edge) -> Nature:
         """What an operand is."""
@@ -142,6 +146,15 @@ class _Finder:
             and (weighs or self.nature(edge) != "weights")
             for edge in self.graph.operands[number]
         )
+
+    def _is_chosen(self, number: int, kind: Kind) -> bool:
+        if self.graph.names[number] in CHOICES:
+            return True
+        if kind not in ("linear", "activation", "gate function", "softmax", "product", "quotient"):
+            return False
+        taken = [edge for edge in self.graph.operands[number] if edge is not None]
+        values = self.found[number].nature in SIGNALS
+        return (all if values else any)(self.chosen[edge.node] for edge in taken) and bool(taken)
 
     def _sum(self, number: int, places: list[int], natures: list[Nature]) -> Operation:
         nature = self._of_sum(number, natures)
@@ -280,11 +293,13 @@ class _Finder:
         if natures == ("gate", "gate"):
             return Operation("product", "composite", "gate", signal=tuple(factors))
         edge = self.graph.operands[number][factors[place]]
+        routes = edge is not None and self.chosen[edge.node] and other in SIGNALS
+        role: Role = "router" if routes else "constant factor"
         attends = nature == "weights" and edge is not None and self.scored[edge.node]
         if element_wise and not (attends and other in SIGNALS):
-            return Operation("product", "constant factor", other, constant, signal)
+            return Operation("product", role, other, constant, signal)
         if not attends:  # a gate, a router, the weights of a pool
-            return Operation("product", "constant factor", "signal", constant, signal)
+            return Operation("product", role, "signal", constant, signal)
         result: Nature = "weights" if other == "weights" else "signal"
         return Operation("product", "attention", result, constant, signal)
 

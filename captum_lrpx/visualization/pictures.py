@@ -1,4 +1,4 @@
-"""Heat maps over images: as HTML, as PNG, and as blocks in a terminal."""
+"""Heat maps over images and audio: as HTML, as PNG, and as blocks in a terminal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
-_WIDTH = 320
-"""Of an image on a page."""
+_WIDTH, _CELL, _HEIGHT = 320, 20, 60
+"""Of an image on a page at least, of one of its columns, and of a single row."""
+
+_LIGHTER = 0.7
+"""What is left of an image's darkness, so that colors are seen over black as well."""
 
 _SMALLEST = 448
 """Pixels on the longer side of a PNG, at least."""
 
 
 def regions(explanation: Drawable) -> list[Region]:
-    """The images among the inputs."""
+    """The images and audio among the inputs."""
     return [part for part in explanation.parts or () if part.grid is not None]
 
 
@@ -56,17 +59,22 @@ def picture_html(explanation: Drawable, region: Region) -> str:
     )
     name = html.escape(readable(region.name))
     below = (
+        f'<rect width="{columns}" height="{rows}" fill="white"/>'
         f'<image href="data:image/png;base64,{html.escape(region.picture)}" width="{columns}" '
-        f'height="{rows}" preserveAspectRatio="none" style="filter:grayscale(1)"/>'
+        f'height="{rows}" preserveAspectRatio="none" '
+        f'style="filter:grayscale(1);opacity:{_LIGHTER}"/>'
         if region.picture
         else ""
     )
+    width = max(_WIDTH, _CELL * columns)
+    height = max(_HEIGHT, width * rows // columns)
     drawn = "".join(
-        f'<svg role="img" aria-label="{label}" width="{_WIDTH}" viewBox="0 0 {columns} {rows}" '
-        f'style="margin-right:1em;max-width:100%" shape-rendering="crispEdges">{content}</svg>'
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {columns} {rows}" '
+        f'preserveAspectRatio="none" style="margin-right:1em;width:{width}px;max-width:100%;'
+        f'aspect-ratio:{width}/{height}" shape-rendering="crispEdges">{content}</svg>'
         for label, content in (
             (f"{name} and relevances", below + cells),
-            (f"{name}: patches", cells),
+            (f"{name}: relevances", cells),
         )
     )
     scale = scale_of(relevances)
@@ -108,7 +116,8 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     below = Image.new("RGB", (columns, rows), (255, 255, 255))
     if overlay and region.picture:
         opened = Image.open(io.BytesIO(base64.b64decode(region.picture)))
-        below = opened.convert("L").convert("RGB")  # colors are for relevance
+        gray = opened.convert("L").point(lambda each: 255 - _LIGHTER * (255 - each))
+        below = gray.convert("RGB")  # colors are for relevance
     factor = max(1, -(-_SMALLEST // max(below.size)))
     size = (below.width * factor, below.height * factor)
     below = below.resize(size, Image.Resampling.NEAREST)

@@ -1,0 +1,259 @@
+"""Routing: which experts each token took, and the relevance that went through each."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor, nn
+
+from captum_lrpx import _captum
+from captum_lrpx.attr.checks import CheckedForward, check_inputs
+from captum_lrpx.attr.keywords import entry_point
+from captum_lrpx.components.experts import (
+    by_expert,
+    calls_of,
+    choices_of,
+    mixtures_of,
+    number_of,
+    parts_by_choice,
+)
+from captum_lrpx.components.layers import LayerRules
+from captum_lrpx.recipes import ATTN_LRP, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from captum_lrpx._captum import ModuleOrModuleList, TargetType
+
+__all__ = ["ExpertRelevance", "Routing"]
+
+_LIKE_A_MIXTURE: Final = re.compile(r"(moe|moeblock|experts)$", re.IGNORECASE)
+"""Classes of modules that are named in an error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """The choices of one router, and the relevance of each.
+
+    Attributes:
+        name: Path of the module that holds the experts.
+        count: Number of experts E.
+        experts: The experts that each token took, ``[B, T, k]``.
+        weights: The weights that the router gave them, ``[B, T, k]``.
+        relevances: The relevance that went through each, ``[B, T, k]``: of what the expert adds to
+            the output, weight and bias included. Sums over k are the relevance of the output.
+    """
+
+    name: str
+    count: int
+    experts: Tensor
+    weights: Tensor
+    relevances: Tensor
+
+    def by_token(self) -> Tensor:
+        """The relevance of each expert at each token, ``[B, T, E]``; zero where it is not taken."""
+        return by_expert(self.relevances, self.experts, self.count, dim=-1)
+
+    def by_expert(self) -> Tensor:
+        """The relevance of each expert, ``[B, E]``, summed over tokens."""
+        return self.by_token().sum(1)
+
+    def load(self) -> Tensor:
+        """How many tokens took each expert, ``[B, E]``."""
+        ones = torch.ones_like(self.experts)
+        return by_expert(ones, self.experts, self.count, dim=-1).sum(1)
+
+    def table(self, tokens: Sequence[str], row: int = 0) -> str:
+        """A line per token: its experts with their weights and relevances.
+
+        Args:
+            tokens: The tokens as they are shown.
+            row: Which example.
+
+        Raises:
+            ValueError: If there is not a token for each position.
+        """
+        self._check(tokens)
+        width = max(map(len, tokens))
+        lines = [self.name]
+        for token, *choices in zip(
+            tokens,
+            self.experts[row].tolist(),
+            self.weights[row].tolist(),
+            self.relevances[row].tolist(),
+            strict=True,
+        ):
+            taken = "   ".join(
+                f"{expert:3d} ({weight:.2f}) {relevance:+.4f}"
+                for expert, weight, relevance in zip(*choices, strict=True)
+            )
+            lines.append(f"{token:{width}}  {taken}")
+        return "\n".join(lines)
+
+    def plot(self, tokens: Sequence[str], row: int = 0) -> Any:
+        """Draw tokens from left to right, experts from bottom to top, a frame where one is taken.
+
+        Args:
+            tokens: The tokens as they are shown.
+            row: Which example.
+
+        Returns:
+            A figure of matplotlib.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If there is not a token for each position.
+        """
+        self._check(tokens)
+        try:
+            plt = importlib.import_module("matplotlib.pyplot")
+        except ImportError as error:
+            raise ImportError(
+                "A picture of a routing needs matplotlib: `pip install captum-lrpx[plot]`."
+            ) from error
+        found = self.by_token()[row].float().cpu()
+        size = (1.8 + 0.5 * len(tokens), 1.2 + 0.3 * self.count)
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        limit = float(found.abs().max()) or 1.0
+        image = axis.imshow(
+            found.T.tolist(), cmap="bwr", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
+        )
+        for place, experts in enumerate(self.experts[row].tolist()):
+            for expert in experts:
+                corner = (place - 0.5, expert - 0.5)
+                axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="gray"))
+        axis.set_xticks(range(len(tokens)), tokens, rotation=45, ha="right")
+        axis.set_yticks(range(self.count))
+        axis.set_ylabel("expert")
+        axis.set_title(self.name, fontsize="medium")
+        figure.colorbar(image, label="relevance")
+        return figure
+
+    def _check(self, tokens: Sequence[str]) -> None:
+        if len(tokens) != self.experts.shape[1]:
+            raise ValueError(f"{len(tokens)} tokens do not name {self.experts.shape[1]} positions.")
+
+
+class ExpertRelevance(LayerRules, LayerAttribution):
+    r"""Which experts each token took, and the relevance that went through each.
+
+    The output of a mixture of experts is a sum over the chosen ones, and the relevance of a sum is
+    that of its parts: the part times the coefficient (modified gradient) of the output. So the
+    relevances of all choices sum to what went into the output of the experts, by every recipe. What
+    shared experts add beside them is no choice, and not among them.
+    """
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layers: ModuleOrModuleList | None = None,
+        *,
+        model: nn.Module | None = None,
+        recipe: Recipe | None = None,
+        strict: bool = True,
+    ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layers (torch.nn.Module or list of torch.nn.Module, optional): Modules that hold all
+                experts of a layer (``mlp.experts``): those that are called with hidden states,
+                chosen experts ``[N, k]`` and their weights ``[N, k]``. Default: all of the model.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            recipe (Recipe, optional): The rules. Default: those of AttnLRP
+            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+                rule. Default: True
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
+        LayerAttribution.__init__(self, forward_func, [] if layers is None else layers)
+        self._found = layers is None
+        if layers is None:
+            self.set_rules(forward_func, model, recipe, strict=strict, fast=False)
+            self.layers = []
+        else:
+            self.set_layers(forward_func, layers, model, recipe, strict=strict)
+
+    @entry_point
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object | None = None,
+    ) -> Routing | list[Routing]:
+        r"""The routing of each mixture of experts.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``.
+            target (int, tuple, Tensor, or list, optional): What of the output is explained.
+                Default: None
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the inputs.
+                Default: None
+
+        Returns:
+            *Routing* or list of *Routing*: One for a layer, a list for a list of layers and for all
+            of the model, in the order in which they run.
+
+        Raises:
+            AssertionError: Captum's errors for inputs and targets that do not fit.
+            ValueError: If the model mixes no experts, or in another way.
+            RuntimeError: Under ``torch.inference_mode``.
+        """
+        given = _captum.format_tensor_into_tuples(inputs)
+        if self._found:
+            self.layers = self._mixtures(given, additional_forward_args)
+        with calls_of(self.modules) as calls:
+            values, slopes = self.coefficients(
+                given, target, additional_forward_args, at_input=False
+            )
+        paths = {module: path for path, module in self.model.named_modules()}
+        found = [
+            _routing(paths.get(layer, ""), layer, calls[layer], value, slope)
+            for layer, value, slope in zip(self.modules, values, slopes, strict=True)
+        ]
+        return found[0] if isinstance(self.layers, nn.Module) else found
+
+    def _mixtures(self, inputs: tuple[Tensor, ...], arguments: object | None) -> list[nn.Module]:
+        """The modules that are called with chosen experts and their weights, as they run."""
+        check_inputs(self.model, self.forward_func, inputs)
+        forward = CheckedForward(self.forward_func, self.model)
+        args = _captum.format_additional_forward_args(arguments)
+        with torch.no_grad(), mixtures_of(self.model) as found:
+            _captum.run_forward(forward, inputs, None, args)
+        if not found:
+            kinds = {type(each).__name__: None for each in self.model.modules()}
+            others = list(filter(_LIKE_A_MIXTURE.search, kinds))
+            raise ValueError(
+                f"{type(self.model).__name__} calls no module with chosen experts [N, k] and their "
+                "weights [N, k]: "
+                + (
+                    f"{', '.join(others)} route in another way."
+                    if others
+                    else "it is no mixture of experts."
+                )
+            )
+        return found
+
+
+def _routing(path: str, layer: nn.Module, call: Any, value: Tensor, slope: Tensor) -> Routing:
+    chosen, weights = choices_of(call, layer)
+    shape = (*value.shape[:-1], chosen.shape[1])
+    parts = parts_by_choice(layer, call, value)
+    return Routing(
+        path,
+        number_of(layer),
+        chosen.reshape(shape),
+        weights.reshape(shape),
+        (parts * slope.unsqueeze(-2)).sum(-1),
+    )
