@@ -4,8 +4,8 @@
 
 Warm: the files have been read before; the median of several processes, in turn. Cold (Linux): the
 files of the environment are dropped from the page cache before each process, as after starting the
-machine. Bytecode is compiled in advance, as pip does when it installs. Seconds of the processor are
-those to compare while others use the machine; on an idle one and with warm files they are the wall time.
+machine. Bytecode is compiled in advance, as pip does when it installs. Seconds of the processor can
+be compared while others use the machine; on an idle one with warm files they are the wall time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def seconds(arguments: list[str]) -> tuple[float, float]:
     """Wall time and processor time of a process of its own, from its start to its end."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], capture_output=True, check=False, env=environment)
+    subprocess.run(  # noqa: S603 - the commands above
+        [sys.executable, *arguments], capture_output=True, check=False, env=environment
+    )
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
