@@ -3,6 +3,8 @@
 import ast
 import doctest
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,18 @@ def test_the_files_that_contributors_are_sent_to_are_there():
     assert len(paths) > 40
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_words_are_spelt_as_in_the_dictionary():
+    pytest.importorskip("codespell_lib")
+    found = subprocess.run(
+        [sys.executable, "-m", "codespell_lib"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (0, ""), found.stdout
 
 
 def test_a_release_has_one_version():
