@@ -2,72 +2,82 @@
 
 Replace ``InputXGradient`` by :class:`LRPx` or :class:`AttnLRPx`; start with :func:`explain` if
 there is no Captum code yet.
+
+Importing the package loads next to nothing: a public name is imported from its module when it is
+first used.
 """
 
-from captum_lrpx import zoo
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from captum_lrpx._version import __version__
-from captum_lrpx.attr import (
-    ALTILogit,
-    AttnLRPx,
-    LayerAttnLRPx,
-    LayerLRPx,
-    LLMRelevance,
-    LLMRelevanceResult,
-    LRPx,
-    NeuronAttnLRPx,
-    NeuronLRPx,
-)
-from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
-from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
-from captum_lrpx.compare import Comparison, compare
-from captum_lrpx.components import (
-    ActivationPatching,
-    ConceptRelevance,
-    ExpertRelevance,
-    MetaAttributions,
-    ReferenceIndex,
-    RelevanceFlow,
-    RelevanceGraph,
-    RelevancePatching,
-    Routing,
-    build_references,
-    meta_attributions,
-    prune,
-    steer,
-)
-from captum_lrpx.conservation import Ledger, ledger
-from captum_lrpx.draw import draw
-from captum_lrpx.explainer import explain
-from captum_lrpx.explanation import Explanation, Segment, Segments
-from captum_lrpx.leave_one_out import leave_one_out
-from captum_lrpx.propagation import propagation
-from captum_lrpx.recipes import (
-    ATTN_LRP,
-    GRADIENT,
-    LRP,
-    LRP_MIRRORED_GATE,
-    LRP_UNIFORM_GATE,
-    Recipe,
-)
-from captum_lrpx.segments import Region
-from captum_lrpx.targets import (
-    AnswerLogits,
-    ClassDifference,
-    ClassLogits,
-    DecoderLogits,
-    LogitDifference,
-    LogProbabilities,
-    OutputFunction,
-    OutputSum,
-    Probabilities,
-    Target,
-    Token,
-    TokenLogits,
-    TokenSum,
-    ask_batch,
-    last_token,
-)
-from captum_lrpx.view import view
+
+if TYPE_CHECKING:
+    from captum_lrpx import zoo
+    from captum_lrpx.attr import (
+        ALTILogit,
+        AttnLRPx,
+        LayerAttnLRPx,
+        LayerLRPx,
+        LLMRelevance,
+        LLMRelevanceResult,
+        LRPx,
+        NeuronAttnLRPx,
+        NeuronLRPx,
+    )
+    from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+    from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
+    from captum_lrpx.compare import Comparison, compare
+    from captum_lrpx.components import (
+        ActivationPatching,
+        ConceptRelevance,
+        ExpertRelevance,
+        MetaAttributions,
+        ReferenceIndex,
+        RelevanceFlow,
+        RelevanceGraph,
+        RelevancePatching,
+        Routing,
+        build_references,
+        meta_attributions,
+        prune,
+        steer,
+    )
+    from captum_lrpx.conservation import Ledger, ledger
+    from captum_lrpx.draw import draw
+    from captum_lrpx.explainer import explain
+    from captum_lrpx.explanation import Explanation, Segment, Segments
+    from captum_lrpx.leave_one_out import leave_one_out
+    from captum_lrpx.propagation import propagation
+    from captum_lrpx.recipes import (
+        ATTN_LRP,
+        GRADIENT,
+        LRP,
+        LRP_MIRRORED_GATE,
+        LRP_UNIFORM_GATE,
+        Recipe,
+    )
+    from captum_lrpx.segments import Region
+    from captum_lrpx.targets import (
+        AnswerLogits,
+        ClassDifference,
+        ClassLogits,
+        DecoderLogits,
+        LogitDifference,
+        LogProbabilities,
+        OutputFunction,
+        OutputSum,
+        Probabilities,
+        Target,
+        Token,
+        TokenLogits,
+        TokenSum,
+        ask_batch,
+        last_token,
+    )
+    from captum_lrpx.view import view
 
 __all__ = [
     "ATTN_LRP",
@@ -133,3 +143,103 @@ __all__ = [
     "view",
     "zoo",
 ]
+
+_NAMES = {
+    "attr": (
+        "ALTILogit",
+        "AttnLRPx",
+        "LayerAttnLRPx",
+        "LayerLRPx",
+        "LLMRelevance",
+        "LLMRelevanceResult",
+        "LRPx",
+        "NeuronAttnLRPx",
+        "NeuronLRPx",
+    ),
+    "attr.baselines": ("AttentionRollout", "RandomAttribution"),
+    "chat": ("explain_chat", "leave_one_out_of_chat"),
+    "compare": ("Comparison", "compare"),
+    "components": (
+        "ActivationPatching",
+        "ConceptRelevance",
+        "ExpertRelevance",
+        "MetaAttributions",
+        "ReferenceIndex",
+        "RelevanceFlow",
+        "RelevanceGraph",
+        "RelevancePatching",
+        "Routing",
+        "build_references",
+        "meta_attributions",
+        "prune",
+        "steer",
+    ),
+    "conservation": ("Ledger", "ledger"),
+    "draw": ("draw",),
+    "explainer": ("explain",),
+    "explanation": ("Explanation", "Segment", "Segments"),
+    "leave_one_out": ("leave_one_out",),
+    "propagation": ("propagation",),
+    "recipes": ("ATTN_LRP", "GRADIENT", "LRP", "LRP_MIRRORED_GATE", "LRP_UNIFORM_GATE", "Recipe"),
+    "segments": ("Region",),
+    "targets": (
+        "AnswerLogits",
+        "ClassDifference",
+        "ClassLogits",
+        "DecoderLogits",
+        "LogitDifference",
+        "LogProbabilities",
+        "OutputFunction",
+        "OutputSum",
+        "Probabilities",
+        "Target",
+        "Token",
+        "TokenLogits",
+        "TokenSum",
+        "ask_batch",
+        "last_token",
+    ),
+    "view": ("view",),
+}
+"""Module of the package -> the public names that it defines."""
+
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # or a misspelt name would be one of type object
+
+    def __getattr__(name: str) -> object:
+        """A public name or a module, which is an ordinary attribute from then on (PEP 562)."""
+        if name in _MODULES:
+            value = getattr(import_module(f"captum_lrpx.{_MODULES[name]}"), name)
+            globals()[name] = value
+            return value
+        missing = AttributeError(f"module 'captum_lrpx' has no attribute {name!r}")
+        if name.startswith("__"):
+            raise missing
+        try:
+            return import_module(f"captum_lrpx.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"captum_lrpx.{name}":
+                raise  # a module that is there, and lacks another one
+            raise missing from None
+
+
+def __dir__() -> list[str]:
+    """The public names as well, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A package whose functions keep their names from modules that are called the same.
+
+    Importing ``captum_lrpx.compare`` binds the module to its package, where ``compare`` is the
+    function.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,7 +1,5 @@
 """The version of the package, in one place, and the versions that a record keeps."""
 
-import importlib.metadata
-
 __all__ = ["__version__", "versions"]
 
 __version__ = "0.1.0"
@@ -9,7 +7,7 @@ __version__ = "0.1.0"
 
 def versions() -> dict[str, str]:
     """Versions of this package, torch, transformers and captum."""
-    others = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "captum")
-    }
+    from importlib.metadata import version  # noqa: PLC0415 - slow, and records alone need it
+
+    others = {name: version(name) for name in ("torch", "transformers", "captum")}
     return {"captum_lrpx": __version__, **others}

@@ -1,6 +1,7 @@
 """Command lines in processes of their own, which can be killed and need not import all again.
 
-They are forked from a process that has imported what they need and has run nothing yet.
+They are forked from a process that has imported what they need and has run nothing yet, where the
+system forks.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
+_METHODS = multiprocessing.get_all_start_methods()
+_CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in _METHODS else "spawn")
+_CONTEXT.set_forkserver_preload(
     [
         "captum_lrpx.sva.evaluation",
         "captum_lrpx.loading",
@@ -34,7 +36,7 @@ def start(arguments: list[str], shown: Path, environment: dict[str, str]) -> Bas
         shown: File for what it prints; errors go to one beside it, ``.err``.
         environment: What to add to the environment.
     """
-    process = _FORKS.Process(target=_run, args=(arguments, shown, environment), daemon=True)
+    process = _CONTEXT.Process(target=_run, args=(arguments, shown, environment), daemon=True)
     process.start()
     return process
 

@@ -48,6 +48,8 @@ class Exact(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             func = Tensor.double if func is Tensor.float else func
             args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+            if func is Tensor.matmul:  # frequencies @ positions, of which `float` left the latter
+                args = tuple(each.double() for each in args)
             kwargs = {
                 name: torch.float64 if each is torch.float32 else each
                 for name, each in kwargs.items()
@@ -147,7 +149,7 @@ def ledger(
     remaining = iter(gradients)
     groups[1] = [value for value, _ in biases]
     of_embeddings, of_biases, of_scores, of_weights = (
-        [tensor.detach() * next(remaining) for tensor in group] for group in groups
+        [relevance(tensor.detach(), next(remaining)) for tensor in group] for group in groups
     )
     # Where the weights are constant no relevance enters the softmax.
     enters = isinstance(recipe.attention, UniformAttention)
@@ -173,6 +175,12 @@ def biases_by_hand(
         name: (value * gradient).sum().item()
         for (name, (value, _)), gradient in zip(named.items(), gradients, strict=True)
     }
+
+
+def relevance(value: Tensor, gradient: Tensor) -> Tensor:
+    """Value times gradient; 0 where a mask made a score minus infinity, which has no gradient."""
+    masked = value.isneginf() & (gradient == 0)
+    return value.masked_fill(masked, 0) * gradient
 
 
 def total_of(tensors: list[Tensor]) -> float:

@@ -1,10 +1,12 @@
 """The command line, run as a user runs it."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -112,6 +114,16 @@ def test_a_token_by_number_or_exactly(capsys):
     assert shown_by(capsys, *words, *exact) == by_word
 
 
+def test_a_pipe_that_lacks_a_character_gets_its_code(monkeypatch):
+    """Windows gives pipes an encoding of its own, which has no sign for a space before a word."""
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    words = ["--model", "sva-gpt2", "--target", "are", "--no-certificate"]
+    assert cli.main(["explain", TEXT, *words]) == 0
+    pipe.flush()
+    assert "logit of '\\u0120are' = " in pipe.buffer.getvalue().decode("cp1252")
+
+
 def test_without_a_target_the_prediction_is_explained(capsys):
     assert "logit of the predicted token '" in shown_by(capsys, TEXT, "--no-certificate")
 
@@ -178,7 +190,10 @@ def test_the_methods_are_listed(capsys):
         ([*WORDS, "--model", "missing.gguf"], "no file"),
         ([*WORDS, "--model", "/"], "cannot be loaded"),
         ([*WORDS, "--first-token", "<nope>"], "no token"),
-        ([*WORDS, "--html", "/no/such/folder/map.html"], "no folder '/no/such/folder'"),
+        (
+            [*WORDS, "--html", "/no/such/folder/map.html"],
+            f"no folder {str(Path('/no/such/folder'))!r}",
+        ),
         ([*WORDS, "--target-id", "3"], "not allowed with"),
         ([*WORDS, "--contrast-token", "is"], "not allowed with"),
         (["explain", TEXT, "--target-id", "are"], "invalid int"),

@@ -101,7 +101,8 @@ def state(kinds):
 
 kinds = [torch.nn.Linear, torch.nn.LayerNorm, torch.nn.Module]
 before = state(kinds)
-import captum_lrpx, captum_lrpx.sva, captum_lrpx.zoo as zoo
+from captum_lrpx import *
+import captum_lrpx, captum_lrpx.sva
 zoo.path(zoo.DEFAULT)
 assert "transformers" not in sys.modules
 assert state(kinds) == before

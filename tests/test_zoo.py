@@ -59,7 +59,7 @@ def test_files_are_small(loaded):
     name, *_ = loaded
     sizes = {file.name: file.stat().st_size for file in zoo.path(name).iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "training.json"} <= set(sizes)
-    assert sum(sizes.values()) < 3_500_000
+    assert sum(sizes.values()) < 1_500_000
 
 
 def test_llama_groups_its_queries():

@@ -6,6 +6,7 @@ Each command is a module with two functions, ``add_to(commands)`` and ``run(opti
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 2 for bad input, after one line that says what was wrong; 1 where a
         command says that something is not in order.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe whose encoding lacks the sign of a token
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         status: int | None = options.run(options)

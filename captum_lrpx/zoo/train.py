@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 import transformers
 from tqdm import tqdm
@@ -50,7 +51,7 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[PreTrainedModel, PreTr
         progress: Whether to show a progress bar.
 
     Returns:
-        The model in evaluation mode, and its tokenizer.
+        The model in evaluation mode, in float32 with weights that float16 has, and its tokenizer.
     """
     if recipe.steps < 1:
         raise ValueError(f"steps must be at least 1, got {recipe.steps}")
@@ -73,6 +74,9 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[PreTrainedModel, PreTr
             average += (loss.item() - average) / min(step, 100)
             bar.set_postfix(loss=f"{average:.3f}", refresh=False)
             bar.update()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())  # what is stored
     return model.eval(), tokenizer
 
 
@@ -157,6 +161,7 @@ def save(
     temporary = Path(tempfile.mkdtemp(prefix=".training-", dir=folder))
     try:
         model.save_pretrained(temporary)
+        _halve(temporary / "model.safetensors")
         tokenizer.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n", "utf-8")
         for file in sorted(temporary.iterdir()):
@@ -165,6 +170,13 @@ def save(
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _halve(weights: Path) -> None:
+    """Store weights in 16 bits; the config still says float32, in which they are loaded."""
+    tensors = safetensors.torch.load_file(weights)
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(halves, weights, {"format": "pt"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ Key = tuple[str | int, ...]
 """What a unit of work is: its kind, and what tells it apart."""
 
 _MANIFEST = "manifest.json"
+_BINARY: int = getattr(os, "O_BINARY", 0)  # Windows alone writes other newlines without it
 
 
 class Journal:
@@ -74,7 +75,7 @@ class Journal:
         self.refresh()
         wait()  # those who share some work have read the same
         if writes:
-            self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
 
     def refresh(self) -> None:
         """Read the logs of all processes.
