@@ -218,7 +218,7 @@ class Architecture:
     """Where a model family keeps its parts.
 
     In a declared block, attention is all that carries something from one position to another; what
-    stands behind the attention of the last block is read at the explained positions only.
+    stands after the attention of the last block is read at the explained positions only.
 
     Attributes:
         model_types: The values of ``config.model_type`` that the declaration is for.

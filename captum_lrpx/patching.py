@@ -39,7 +39,7 @@ def not_copied() -> RuntimeError:
     """The error for what is on a model for a while and must not be in a copy of it."""
     return RuntimeError(
         "A model cannot be copied or pickled while rules are attached to it (inside of "
-        "`with propagation(model)`): do it before or behind that block."
+        "`with propagation(model)`): do it before or after that block."
     )
 
 

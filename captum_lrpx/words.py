@@ -141,7 +141,7 @@ def check_spans(text: str, spans: Sequence[Span]) -> None:
     for start, end in spans:
         if not last <= start < end <= len(text):
             raise ValueError(
-                f"({start}, {end}) is no word of a text of {len(text)} characters behind {last}: "
+                f"({start}, {end}) is no word of a text of {len(text)} characters after {last}: "
                 "give spans that are not empty, in order, and do not overlap."
             )
         last = end

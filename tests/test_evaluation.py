@@ -50,7 +50,7 @@ def test_relevances_are_those_of_explain(models):
                 any(start < stop and first < end for first, stop in sample.evidence)
                 for start, end in alone.offsets
             ]
-            if not masked:  # offsets behind the mask are those of another text
+            if not masked:  # offsets after the mask are those of another text
                 assert results.evidence[row][results.mask[row]].tolist() == evidence
             assert results.special[row][results.mask[row]].tolist() == list(alone.special)
 

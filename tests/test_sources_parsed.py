@@ -204,7 +204,7 @@ def test_a_parser_that_loses_a_sentence_is_refused(tmp_path):
         ("no subject", KEYS.replace("nsubj", "dobj")),
         ("no subject", KEYS.replace("nsubj/5", "nsubj/4")),
         ("several subjects", KEYS.replace("pobj/2", "nsubj/5")),
-        ("subject behind verb", KEYS.replace("nsubj", "dep").replace("acomp", "nsubj")),
+        ("subject after verb", KEYS.replace("nsubj", "dep").replace("acomp", "nsubj")),
         ("subject not a noun", KEYS.replace("NNS", "CD")),
         ("subject disagrees", KEYS.replace("NNS", "NN")),
     ],

@@ -141,7 +141,7 @@ def test_evidence_tokens_cover_the_evidence_and_nothing_else(name, drawn):
         assert len(seen.split()) <= len(drawn.evidence)
         return
     if not tokenized:
-        assert tokenized.counts["evidence behind verb"] == 1
+        assert tokenized.counts["evidence after verb"] == 1
         assert name in CAUSAL
         assert behind
         return
@@ -161,7 +161,7 @@ def test_evidence_tokens_cover_the_evidence_and_nothing_else(name, drawn):
         ("mask token in text", "sva-bert", sample("the [MASK] keys are old")),
         ("no blank before verb", "sva-gpt2", sample("the keys (are old")),
         ("no blank before verb", "sva-llama", sample("are the keys old")),
-        ("evidence behind verb", "sva-gpt2", sample("here are the keys")),
+        ("evidence after verb", "sva-gpt2", sample("here are the keys")),
         ("too long", "sva-gpt2", sample("the keys " + "to the cabinet " * 30 + "are")),
         ("verb not one token", "sva-gpt2", sample("the keys jingle", "jingle", "is")),
         ("foil not one token", "sva-bert", sample("the keys are", foil="jingles")),

@@ -46,7 +46,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
     https://arxiv.org/abs/2305.12535; Arras et al. 2025, https://arxiv.org/abs/2502.15886, section
     2.1). The flow is cut at the MLPs: what they add is not part of any token's score, which is the
     difference to :class:`captum_lrpx.LRPx`. The method is defined for models with the norm before a
-    branch; for those with the norm behind it (BERT) it is extended by the direction in which each
+    branch; for those with the norm after it (BERT) it is extended by the direction in which each
     branch moves the explained value.
 
     The model is left as it was, also after an error.

@@ -135,7 +135,7 @@ def _rolled_out(found: Explained, inputs: Tensor) -> Tensor:
     rows = directions.found.get(last.attention.mixing)
     if rows is None:
         raise ValueError(
-            "The explained output depends on no position behind the last attention, so there is no "
+            "The explained output depends on no position after the last attention, so there is no "
             "position to roll attention out from."
         )
     read = (last.found(rows.whole(last.rows.numel())) != 0).any(-1).any(1)  # [B, T]

@@ -82,7 +82,7 @@ def captured(
 def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
     """Let what an embedding gives need a gradient, also where its weights do not.
 
-    Then everything behind it has a graph, and a layer without a path to the explained output is one
+    Then everything after it has a graph, and a layer without a path to the explained output is one
     that the rules hold constant, not one that nothing upstream asked a gradient for.
 
     Args:

@@ -81,7 +81,7 @@ def select_neuron(values: tuple[Tensor, ...], selector: Any) -> Tensor:
     given = _shown(selector)
     shapes = ", ".join(str(list(value.shape)) for value in values)
     forms = (
-        f"The layer has {shapes} here: behind the first dimension a neuron has one index for each, "
+        f"The layer has {shapes} here: after the first dimension a neuron has one index for each, "
         "a tuple (position, feature) for hidden states, in which slices are summed; or it is a "
         f"function from the layer's tensors to one number per example. Given was {given}."
     )

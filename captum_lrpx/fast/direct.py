@@ -52,7 +52,7 @@ _OF_KERNEL: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_b
 def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
     """Put hooks in front of nodes whose own gradients are not wanted, if these are large.
 
-    The hooks behind them that have the rule find its gradients, and leave them as they are.
+    The hooks after them that have the rule find its gradients, and leave them as they are.
 
     Args:
         graph: The graph.

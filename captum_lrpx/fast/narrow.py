@@ -50,7 +50,7 @@ _MIXING: Final = frozenset({"kernel", "attention"})
 def narrowing_of(graph: Graph, roles: Roles, plan: Plan) -> frozenset[int]:
     """The linear nodes whose gradients are mostly zero.
 
-    Those behind the last attention, and those of whose results a part gets no relevance.
+    Those after the last attention, and those of whose results a part gets no relevance.
 
     Args:
         graph: The graph.

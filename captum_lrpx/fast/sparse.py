@@ -1,7 +1,7 @@
 """Products that leave out what is zero.
 
 The gradient at logits ``[B, T, V]`` is zero but for the explained positions, and mostly but for the
-explained tokens; behind the last attention it is zero at all other positions. A fused projection
+explained tokens; after the last attention it is zero at all other positions. A fused projection
 whose queries and keys are constant gets one in the features of its values alone, and one of a
 branch and its gate in those of the branch.
 """

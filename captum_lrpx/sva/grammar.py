@@ -4,7 +4,7 @@ Every sentence has one main subject and one main verb. Between them stand up to 
 prepositional phrases ("the keys to the cabinet near the door are") and relative clauses ("the
 author that the guards like is", "the author that likes the dogs is"). Such a noun is an
 *attractor* if its number is not that of the subject (Linzen et al., 2016). Determiners,
-adjectives and everything behind the verb are the same for both numbers, so the subject alone,
+adjectives and everything after the verb are the same for both numbers, so the subject alone,
 and a relative clause verb that agrees with it, tell which form of the verb is right.
 
 Half of the point is the split: a fixed hash sets a quarter of all (noun, verb) and
@@ -91,7 +91,7 @@ def verbs_for(subject: Noun, split: Split) -> tuple[Verb, ...]:
 @functools.cache
 def subjects(split: Split) -> tuple[Noun, ...]:
     """Return the nouns with enough partners in ``split`` to be a main subject."""
-    # Three intervening nouns, one in an opening phrase and one behind the verb.
+    # Three intervening nouns, one in an opening phrase and one after the verb.
     needed = MAX_INTERVENING + 2
     return tuple(
         noun for noun in NOUNS if verbs_for(noun, split) and len(nouns_for(noun, split)) >= needed
@@ -153,7 +153,7 @@ class _Sentence:
             subject: The main subject.
             verb: The main verb.
             between: The nouns between the two, in order.
-            others: Two more nouns, for an opening phrase and for behind the verb.
+            others: Two more nouns, for an opening phrase and for after the verb.
         """
         self._opening(others[0])
         self._noun_phrase(subject)

@@ -39,7 +39,7 @@ NO_SUBJECT: dict[str, str] = {
     "no subject": "neither the verb nor the verb that it is the auxiliary of has an nsubj or "
     "nsubjpass (as with the second of two verbs that share a subject)",
     "several subjects": "it has more than one",
-    "subject behind verb": "the only one stands behind the verb",
+    "subject after verb": "the only one stands after the verb",
     "subject not a noun": "it is a pronoun, a number, an adjective, ...",
     "subject disagrees": "its number is not that of the verb: two nouns joined by 'and', or a "
     "wrong parse",
@@ -135,7 +135,7 @@ def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> 
     found = _subjects_of(words, verb, _NOMINAL_OR_PASSIVE)
     drop_if(not found, "no subject")
     drop_if(len(found) > 1, "several subjects")
-    drop_if(found[0] > verb, "subject behind verb")
+    drop_if(found[0] > verb, "subject after verb")
     subject_number = _NUMBER_OF_TAG.get(words[found[0]].tag)
     drop_if(subject_number is None, "subject not a noun")
     drop_if(subject_number != number, "subject disagrees")

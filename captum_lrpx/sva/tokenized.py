@@ -30,8 +30,8 @@ LanguageModelling: TypeAlias = Literal["causal-lm", "masked-lm"]
 FILTERS: dict[str, str] = {
     "mask token in text": "the sentence contains the text of the mask token (masked models)",
     "no blank before verb": "the verb opens the sentence or follows a mark without a blank: its "
-    "tokens there are not those behind a blank (causal models)",
-    "evidence behind verb": "the model never sees a part of the evidence (causal models)",
+    "tokens there are not those after a blank (causal models)",
+    "evidence after verb": "the model never sees a part of the evidence (causal models)",
     "too long": "the input does not fit the model; cut short it might lose the mask or the "
     "evidence",
     "verb not one token": "the correct form is not one token, and a model predicts one at a time",
@@ -196,7 +196,7 @@ def _prefix(sample: Sample) -> tuple[str, tuple[Span, ...]]:
     """What a causal model sees, and where the evidence stands there."""
     start = sample.verb_span[0]
     drop_if(start == 0 or sample.sentence[start - 1] != " ", "no blank before verb")
-    drop_if(any(end > start for _, end in sample.evidence), "evidence behind verb")
+    drop_if(any(end > start for _, end in sample.evidence), "evidence after verb")
     return sample.prefix, sample.evidence
 
 

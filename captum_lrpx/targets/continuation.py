@@ -1,4 +1,4 @@
-"""A prompt and what a causal language model says behind it, as token ids."""
+"""A prompt and what a causal language model says after it, as token ids."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
     asked = gen_args.get("max_new_tokens")
     if room is not None and (room < 1 or (asked is not None and asked > room)):
         raise ValueError(
-            f"The prompt has {length} tokens and {asked or 'some'} are to be generated behind it, "
+            f"The prompt has {length} tokens and {asked or 'some'} are to be generated after it, "
             f"but {type(model).__name__} takes at most {limit}: shorten the prompt or give a "
             "smaller `max_new_tokens`."
         )
@@ -181,7 +181,7 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
         )
     continuation: Tensor = sequences[0, length:].cpu()
     if not len(continuation):
-        raise ValueError("The model generated nothing behind the prompt: change `gen_args`.")
+        raise ValueError("The model generated nothing after the prompt: change `gen_args`.")
     return continuation
 
 

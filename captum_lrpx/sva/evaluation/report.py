@@ -170,7 +170,7 @@ class Report:
         return "\n".join([*(grid.markdown() for grid in self.grids()), self.notes() + "\n"])
 
     def to_csv(self) -> str:
-        """Every mean on a line of its own, and what rules contribute behind them."""
+        """Every mean on a line of its own, and what rules contribute after them."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)

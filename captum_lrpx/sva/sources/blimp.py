@@ -161,7 +161,7 @@ def _pair(record: object, source: str) -> _Pair:
 
 
 def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
-    """Where the template has the subject, and how many attractors behind it."""
+    """Where the template has the subject, and how many attractors after it."""
     words = prefix.split()
     lower = [word.lower() for word in words]
     if uid in _PLAIN:

@@ -73,7 +73,7 @@ def read_conllu(
 ) -> Collected:
     """Read the subjects of a treebank.
 
-    A sentence with several subjects gives several samples. Where the subject stands behind the verb
+    A sentence with several subjects gives several samples. Where the subject stands after the verb
     there are no nouns between them: such samples have no attractors, and masked models alone can be
     asked.
 
