@@ -5,8 +5,9 @@ and modules of transformers, and of torch (``LayerNorm``, ``Dropout``), once and
 process that has patched one family measures this family under these rules and nothing else. A
 family is patched before a model of it is built.
 
-LXT 2.1 imports torchvision for its vision transformers. Where there is none, an empty module of
-that name stands in while LXT is imported; language models need nothing of it.
+LXT 2.1 imports torchvision for its vision transformer, whose modules of ``torch.nn`` it patches.
+Where there is none, a module of that name that holds ``torch.nn`` alone stands in while LXT is
+imported: vision transformers made of these modules are patched all the same.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["RULES", "offered", "patch", "relevance"]
+__all__ = ["BORROWED", "RULES", "gradient_x_input", "offered", "patch", "relevance"]
 
 RULES = {"AttnLRP": "attnLRP", "CP-LRP": "cp_LRP"}
 """LXT's two sets of rules, and the names of their tables in its modules."""
+
+BORROWED = {"qwen3_moe": "qwen3"}
+"""Families that LXT has no table for -> one whose rules are put on the classes of the same name."""
 
 
 def patch(model_type: str, rules: str) -> None:
     """Put rules on a family, for the rest of this process.
 
     Args:
-        model_type: ``"bert"``, ``"gpt2"`` or ``"llama"``.
+        model_type: A module of ``lxt.efficient.models`` (``"bert"``, ``"vit_torch"``), or a key of
+            :data:`BORROWED`.
         rules: A key of :data:`RULES`.
 
     Raises:
@@ -45,15 +50,14 @@ def patch(model_type: str, rules: str) -> None:
     tables = _tables(model_type)
     if rules not in tables:
         raise LookupError(f"LXT has no {rules} for {model_type}: it has {list(tables)}.")
-    name = f"transformers.models.{model_type}.modeling_{model_type}"
     lxt = importlib.import_module("lxt.efficient")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Failed to patch")
-        lxt.monkey_patch(importlib.import_module(name), tables[rules])
+        lxt.monkey_patch(None, tables[rules])
 
 
 def offered(model_type: str) -> list[str]:
-    """The sets of rules that LXT has for a family. Raises ImportError without LXT."""
+    """The sets of rules for a family. Raises ImportError without LXT."""
     return list(_tables(model_type))
 
 
@@ -68,17 +72,54 @@ def relevance(model: Any, embeds: torch.Tensor, token: int) -> torch.Tensor:
     Returns:
         ``[B, T, D]``.
     """
-    embeds = embeds.detach().requires_grad_()
-    logits = model(inputs_embeds=embeds).logits
-    logits[:, -1, token].sum().backward()
-    return embeds.detach() * embeds.grad  # type: ignore[operator]
+
+    def values(embeds: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(inputs_embeds=embeds).logits[:, -1, token]
+        return found
+
+    return gradient_x_input(values, embeds)
+
+
+def gradient_x_input(
+    values: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
+) -> torch.Tensor:
+    """Gradient x Input of a value for each example.
+
+    Args:
+        values: Inputs ``[B, ...]`` -> values ``[B]``.
+        inputs: ``[B, ...]``.
+
+    Returns:
+        Of the shape of the inputs.
+    """
+    inputs = inputs.detach().requires_grad_()
+    values(inputs).sum().backward()
+    return inputs.detach() * inputs.grad  # type: ignore[operator]
 
 
 def _tables(model_type: str) -> dict[str, Any]:
+    source = BORROWED.get(model_type, model_type)
     with _vision_optional(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zennit, for vision transformers
-        module = importlib.import_module(f"lxt.efficient.models.{model_type}")
-    return {rules: getattr(module, name) for rules, name in RULES.items() if hasattr(module, name)}
+        module = importlib.import_module(f"lxt.efficient.models.{source}")
+    found = {rules: getattr(module, name) for rules, name in RULES.items() if hasattr(module, name)}
+    if source == model_type:
+        return found
+    return {
+        rules: {_namesake(target, source, model_type): rule for target, rule in table.items()}
+        for rules, table in found.items()
+    }
+
+
+def _namesake(target: Any, source: str, model_type: str) -> Any:
+    """A module or class of a family, in another one; what is of neither stays."""
+    here, there = (f"transformers.models.{name}.modeling_{name}" for name in (source, model_type))
+    if isinstance(target, ModuleType):
+        return importlib.import_module(there)
+    if target.__module__ != here:
+        return target
+    prefixes = (name.title().replace("_", "") for name in (source, model_type))
+    return getattr(importlib.import_module(there), target.__name__.replace(*prefixes))
 
 
 @contextmanager

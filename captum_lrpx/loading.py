@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx import zoo
+from captum_lrpx.gguf_header import check_gguf
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
                 f"Reading a GGUF file needs the package {package!r}: "
                 "pip install 'captum-lrpx[gguf]'."
             )
+    check_gguf(path)
     return str(path.parent), {"gguf_file": path.name}
 
 
@@ -192,9 +194,9 @@ def _from_folder(
         reader: Any = transformers.AutoProcessor if processor else transformers.AutoTokenizer
         tokenizer = reader.from_pretrained(name, **keywords)
     with _reading(shown, "weights"):
-        options: dict[str, Any] = (
-            {"dtype": torch.float32} if "gguf_file" in keywords else {"use_safetensors": True}
-        )
+        options: dict[str, Any] = {"use_safetensors": True}
+        if "gguf_file" in keywords:  # whose config takes long to read once more
+            options = {"dtype": torch.float32, "config": config}
         options |= {"output_loading_info": True, **of_model, **keywords}
         model, report = kind.from_pretrained(name, **options)
     _refuse_random_weights(shown, report["missing_keys"])

@@ -132,10 +132,12 @@ def in_folder(name: str) -> Callable[[Path], Any]:
 
 
 def gguf_headers() -> list[bytes]:
-    """Magic, version, counts of tensors and of values; one value, a string."""
+    """Magic, version, counts of tensors and of values; one value, a string; a tensor."""
     value = b"\x14\0\0\0\0\0\0\0general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama"
-    empty = b"GGUF\x03\0\0\0" + bytes(16)
-    return [empty, b"GGUF\x03\0\0\0" + bytes(8) + b"\x01" + bytes(7) + value]
+    tensor = b"\x01\0\0\0\0\0\0\0w\x01\0\0\0\x08" + bytes(7) + bytes(4) + bytes(8)
+    zero, one = bytes(8), b"\x01" + bytes(7)
+    start = b"GGUF\x03\0\0\0"
+    return [start + zero + zero, start + zero + one + value, start + one + one + value + tensor]
 
 
 def blimp() -> list[bytes]:

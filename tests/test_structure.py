@@ -21,6 +21,7 @@ ORDER = [
         "compilation",
         "decoding",
         "files",
+        "gguf_header",
         "module_tree",
         "names",
         "onlookers",

@@ -68,6 +68,33 @@ class _Saved:
         return self.tensor
 
 
+class _Kept:
+    """What branches save, until they have been added to their stream.
+
+    Nodes hold the function that packed their tensors, and a recording holds nodes: a cycle of the
+    two would never be freed, since Python's collector cannot see into nodes. So this holds no node.
+
+    Attributes:
+        open: Tensors that may be let go of.
+        in_attention: Whether the function that runs mixes tokens.
+    """
+
+    def __init__(self, widths: Collection[int]) -> None:
+        self._widths = widths
+        self.open: list[_Saved] = []
+        self.in_attention = False
+
+    def pack(self, tensor: Tensor) -> _Saved:
+        """What a node keeps in place of a tensor."""
+        saved = _Saved(tensor.detach())
+        if tensor.requires_grad and tensor.ndim > 1 and tensor.shape[-1] > 1:
+            if self.in_attention or tensor.shape[-1] in self._widths:
+                self.open.append(saved)
+            else:
+                saved.tensor = None
+        return saved
+
+
 class Recording:
     """Sees the functions that one thread calls, for a ``with`` block.
 
@@ -88,11 +115,11 @@ class Recording:
         self.picked: dict[int, tuple[Tensor, Tensor]] = {}
         self._values: dict[_Key, tuple[Tensor, int]] = {}
         self._sums: dict[_Key, tuple[_Key, _Key, int]] = {}
-        self._width, self._widths = width, widths
-        self._in_attention = False
-        self._open: list[_Saved] = []
+        self._width = width
+        self._kept = _Kept(widths)
+        self._open = self._kept.open
         self._after_softmax = False
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _Saved.get)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._kept.pack, _Saved.get)
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -146,9 +173,9 @@ class Recording:
         if name in _SUMS and len(args) > 1:
             return self._sum(name, func, args, kwargs)
         before = len(self._open)
-        self._in_attention = name in _MATRIX_PRODUCTS or name in _ATTENTION
+        self._kept.in_attention = name in _MATRIX_PRODUCTS or name in _ATTENTION
         result = func(*args, **kwargs)
-        self._in_attention = False
+        self._kept.in_attention = False
         if name == "__getitem__" and isinstance(args[0], nn.Parameter):
             self.picked[result.data_ptr()] = result, args[0]  # which is kept, and so its address
         place = _BIAS_AT.get(name)
@@ -202,15 +229,6 @@ class Recording:
             self.constants.setdefault(node, []).append((kept, sign))
 
     # What nodes save --------------------------------------------------------------------------
-
-    def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor.detach())
-        if tensor.requires_grad and tensor.ndim > 1 and tensor.shape[-1] > 1:
-            if self._in_attention or tensor.shape[-1] in self._widths:
-                self._open.append(saved)
-            else:
-                saved.tensor = None
-        return saved
 
     def _keep(self, func: Any, name: str, before: int, result: Any) -> None:
         """Keep what attention needs: values, weights or what they are computed from."""

@@ -1,13 +1,16 @@
-"""Draws the README's heat map from the embedded models.
+"""Draws the README's heat map from the embedded models, or one of a stored comparison.
 
 python docs/images/heat_map.py > docs/images/heat_map.svg
+captum-lrpx explain TEXT --compare lrpx attnlrpx ... --json gemma3.json
+python docs/images/heat_map.py gemma3.json > docs/images/gemma3.svg
 """
 
 from __future__ import annotations
 
 import html
+import sys
 
-from captum_lrpx import Explanation, Target, explain, zoo
+from captum_lrpx import Comparison, Explanation, Target, explain, zoo
 from captum_lrpx.visualization import colors, pieces
 
 CHARACTER, LINE, MARGIN = 11, 34, 14
@@ -31,18 +34,36 @@ def row(explanation: Explanation, y: int) -> tuple[str, int]:
     return "".join(parts), x
 
 
+def of_embedded() -> list[tuple[Explanation, str]]:
+    """Explanations of an embedded model, each with its caption."""
+    model, tokenizer = zoo.load("sva-bert")
+    return [
+        (explain(model, tokenizer, text, Target(good, contrast=bad)), f"{good} rather than {bad}")
+        for text, good, bad in SENTENCES
+    ]
+
+
+def of_comparison(path: str) -> list[tuple[Explanation, str]]:
+    """Explanations of a stored comparison, each with its name."""
+    stored = Comparison.from_json(path)
+    return list(zip(stored.explanations, stored.names, strict=True))
+
+
 def main() -> None:
     """Print the picture."""
-    model, tokenizer = zoo.load("sva-bert")
-    rows, widths = [], []
-    for index, (text, good, bad) in enumerate(SENTENCES):
-        explanation = explain(model, tokenizer, text, Target(good, contrast=bad))
+    explanations = of_comparison(sys.argv[1]) if sys.argv[1:] else of_embedded()
+    rows, ends = [], []
+    for index, (explanation, _) in enumerate(explanations):
+        drawn, x = row(explanation, MARGIN + index * LINE)
+        rows.append(drawn)
+        ends.append(x)
+    aligned = [max(ends)] * len(ends) if sys.argv[1:] else ends
+    widths = []
+    for index, (x, (_, caption)) in enumerate(zip(aligned, explanations, strict=True)):
         y = MARGIN + index * LINE
-        drawn, x = row(explanation, y)
-        caption = f"{good} rather than {bad}"
-        rows.append(drawn + f'<text x="{x + 12}" y="{y + 17}" fill="#666">{caption}</text>')
+        rows.append(f'<text x="{x + 12}" y="{y + 17}" fill="#666">{html.escape(caption)}</text>')
         widths.append(x + 12 + CHARACTER * len(caption) + MARGIN)
-    width, height = max(widths), 2 * MARGIN + LINE * len(SENTENCES) - 10
+    width, height = max(widths), 2 * MARGIN + LINE * len(explanations) - 10
     print(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="ui-monospace, monospace" font-size="17">'
