@@ -17,7 +17,7 @@ from captum_lrpx.attr import (
     NeuronAttnLRPx,
     NeuronLRPx,
 )
-from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+from captum_lrpx.attr.baselines import AttentionRollout, InformationFlow, RandomAttribution
 from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
 from captum_lrpx.compare import Comparison, compare
 from captum_lrpx.components import (
@@ -84,6 +84,7 @@ __all__ = [
     "ConceptRelevance",
     "DecoderLogits",
     "Explanation",
+    "InformationFlow",
     "LLMRelevance",
     "LLMRelevanceResult",
     "LRPx",
