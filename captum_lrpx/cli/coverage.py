@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.recipes import NAMED_RECIPES, PUBLISHED  # noqa: PLC0415
 
-    known = {**PUBLISHED, **NAMED_RECIPES}
+    known = {**NAMED_RECIPES, **PUBLISHED} | NAMED_RECIPES
     if options.recipe not in known:
         raise ValueError(f"The recipe must be one of {', '.join(known)}.")
     silence_transformers()
