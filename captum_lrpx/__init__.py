@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         NeuronAttnLRPx,
         NeuronLRPx,
     )
-    from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+    from captum_lrpx.attr.baselines import AttentionRollout, InformationFlow, RandomAttribution
     from captum_lrpx.chat import explain_chat, leave_one_out_of_chat
     from captum_lrpx.compare import Comparison, compare
     from captum_lrpx.components import (
@@ -97,6 +97,7 @@ __all__ = [
     "DecoderLogits",
     "ExpertRelevance",
     "Explanation",
+    "InformationFlow",
     "LLMRelevance",
     "LLMRelevanceResult",
     "LRPx",
@@ -156,7 +157,7 @@ _NAMES = {
         "NeuronAttnLRPx",
         "NeuronLRPx",
     ),
-    "attr.baselines": ("AttentionRollout", "RandomAttribution"),
+    "attr.baselines": ("AttentionRollout", "InformationFlow", "RandomAttribution"),
     "chat": ("explain_chat", "leave_one_out_of_chat"),
     "compare": ("Comparison", "compare"),
     "components": (

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from captum_lrpx.rules import (
     ActivationGradient,
     ActivationRule,
     AttentionGradient,
     AttentionRule,
+    AttentionShares,
     ConstantRouter,
     ConstantWeights,
     Epsilon,
     FrozenScale,
     GateRule,
+    GateShares,
     Identity,
     LinearRule,
     NormGradient,
@@ -28,6 +32,9 @@ from captum_lrpx.rules import (
     UniformAttention,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "ATTN_LRP",
     "ATTN_LRP_SIGNAL_GATE",
@@ -36,6 +43,7 @@ __all__ = [
     "LRP_MIRRORED_GATE",
     "LRP_UNIFORM_GATE",
     "NAMED_RECIPES",
+    "PUBLISHED",
     "Override",
     "Recipe",
 ]
@@ -158,3 +166,35 @@ NAMED_RECIPES = {
     recipe.name: recipe for recipe in (LRP, LRP_UNIFORM_GATE, ATTN_LRP, ATTN_LRP_SIGNAL_GATE)
 }
 """The combinations of attention rule and gate rule, by name."""
+
+
+def _shared(name: str, values: float, up: float) -> Recipe:
+    return Recipe(name, attention=AttentionShares(values), gate=GateShares(up))
+
+
+PUBLISHED: Final[Mapping[str, Recipe]] = MappingProxyType(
+    {
+        each.name: each
+        for each in (
+            _shared("cp-lrp", values=1.0, up=1.0),
+            _shared("mambalrp", values=1.0, up=0.5),
+            _shared("libragrad", values=1.0, up=0.5),
+            _shared("relp", values=1.0, up=0.5),
+            _shared("attnlrp", values=0.5, up=0.5),
+            _shared("dpa", values=0.5, up=0.5),
+            replace(GRADIENT, name="gradient-x-input"),
+        )
+    }
+)
+"""Published methods by their names: norms with a constant scale, activations by their secant, and
+shares of the values in attention and of ``up`` in a gated MLP.
+
+- ``"cp-lrp"``: Ali et al. 2022, named CP-LRP by Achtibat et al. 2024; equals :data:`LRP`.
+- ``"mambalrp"``: Jafari et al. 2024, https://arxiv.org/abs/2406.07592, section 4; ``"libragrad"``:
+  Mehri et al. 2025, https://arxiv.org/abs/2411.16760; ``"relp"``: Jafari et al. 2025,
+  https://arxiv.org/abs/2508.21258, whose coefficients are the relevances without the factor of the
+  input. All three equal :data:`LRP_UNIFORM_GATE`.
+- ``"attnlrp"``: Achtibat et al. 2024, https://arxiv.org/abs/2402.05602; ``"dpa"``: Jantsch et al.
+  2026, https://arxiv.org/abs/2603.19742. Both equal :data:`ATTN_LRP`.
+- ``"gradient-x-input"``: no rule, :data:`GRADIENT`.
+"""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-GATE_SHARE = {"lrp": 0.0, "attnlrp": 0.5}
+GATE_SHARE = {"lrp": 0.0, "mambalrp": 0.5, "attnlrp": 0.5}
 """What the activated branch of a gated product gets of its relevance."""
 
 

@@ -19,6 +19,7 @@ from captum_lrpx import (
     AttentionRollout,
     AttnLRPx,
     Explanation,
+    InformationFlow,
     LayerLRPx,
     LRPx,
     NeuronLRPx,
@@ -64,6 +65,9 @@ METHODS = {
         inputs, (2, 1) if target == TARGET else target, args
     ),
     "AttentionRollout": lambda model, inputs, target, args: AttentionRollout(model).attribute(
+        inputs, target, args
+    ),
+    "InformationFlow": lambda model, inputs, target, args: InformationFlow(model).attribute(
         inputs, target, args
     ),
     "RandomAttribution": lambda model, inputs, _target, _args: RandomAttribution(model).attribute(

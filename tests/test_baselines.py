@@ -10,6 +10,7 @@ from state import snapshot
 from captum_lrpx import (
     ALTILogit,
     AttentionRollout,
+    InformationFlow,
     RandomAttribution,
     Target,
     TokenLogits,
@@ -151,6 +152,8 @@ def test_altilogit(case):
 def test_rollout_and_random_are_the_classes(case):
     rollout = AttentionRollout(case.forward).attribute(case.ids, **case.arguments)
     same(case.explain("attention_rollout"), rollout)
+    flow = InformationFlow(case.forward).attribute(case.ids, **case.arguments)
+    same(case.explain("information_flow"), flow)
     random = RandomAttribution(case.forward, seed=5).attribute(case.ids)
     same(case.explain("random", seed=5), random)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_lrpx import traced
 from captum_lrpx.attr.embedded import embedded_ids
-from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+from captum_lrpx.recipes import ATTN_LRP, LRP, PUBLISHED, Recipe
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.traced import TracedPass
 
@@ -69,7 +69,9 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() < FLOAT32 * expected.abs().max())
 
 
-@pytest.mark.parametrize("recipe", [LRP, ATTN_LRP], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    "recipe", [LRP, PUBLISHED["mambalrp"], ATTN_LRP], ids=lambda recipe: recipe.name
+)
 @pytest.mark.parametrize("kind", MODELS)
 def test_relevances_are_those_of_the_formulas(kind: str, recipe: Recipe) -> None:
     model, ids = _model(kind, biases=True)

@@ -13,6 +13,7 @@ from captum_lrpx import (
     ALTILogit,
     AttentionRollout,
     AttnLRPx,
+    InformationFlow,
     LayerAttnLRPx,
     LayerLRPx,
     LLMRelevance,
@@ -185,6 +186,7 @@ ATTRIBUTIONS = {
     "NeuronLRPx": lambda model: NeuronLRPx(model, block_of(model)),
     "ALTILogit": ALTILogit,
     "AttentionRollout": AttentionRollout,
+    "InformationFlow": InformationFlow,
     "RandomAttribution": RandomAttribution,
 }
 KEYWORDS = {

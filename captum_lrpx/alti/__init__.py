@@ -3,6 +3,7 @@
 from captum_lrpx.alti.functional import (
     alti_matrix,
     contributions,
+    contributions_by_head,
     fold_frozen_norm,
     logit_update,
     normalize,
@@ -13,6 +14,7 @@ from captum_lrpx.alti.functional import (
 __all__ = [
     "alti_matrix",
     "contributions",
+    "contributions_by_head",
     "fold_frozen_norm",
     "logit_update",
     "normalize",

@@ -44,6 +44,7 @@ class Blocks:
         value_bias: Whether the bias part of the values belongs to the tokens.
         keep_alti: Whether the ALTI matrix of every attention is wanted, whole.
         per_head: Whether updates are kept per head.
+        alti_by_head: Whether each head is a part of its own in the matrices.
         alti: The ALTI matrices so far, last attention first, each ``[B, T, T]``.
         sinks: Attention that went to no token, likewise, each ``[B, T]``.
         value_biases: What the bias part of the values contributes, by path, of each target ``[B]``.
@@ -57,6 +58,7 @@ class Blocks:
     value_bias: bool = True
     keep_alti: bool = False
     per_head: bool = False
+    alti_by_head: bool = False
     alti: list[Tensor] = field(default_factory=list)
     sinks: list[Tensor] = field(default_factory=list)
     value_biases: list[dict[str, Tensor]] = field(init=False)
@@ -178,10 +180,10 @@ class Blocks:
         attention = one.part.attention
         count = self.tokens[attention.stream]
         first, stop = (0, count) if self.keep_alti else self._reached[one.example][attention.stream]
-        split = one.part.split
+        split, by_head = one.part.split, self.alti_by_head
         if split is None:
-            return one.alti_matrix(first, stop)
-        return split.summed(one.alti_matrix(*split.share(first, stop)))
+            return one.alti_matrix(first, stop, by_head=by_head)
+        return split.summed(one.alti_matrix(*split.share(first, stop), by_head=by_head))
 
     def _on_axis(self, matrix: Tensor, attention: Attention) -> Tensor:
         """A matrix on the axis of all positions; those of other streams stay where they are."""
@@ -287,7 +289,7 @@ class Example:
             total += functional.head_update(weights, values, directions[:, taken])
         return total
 
-    def alti_matrix(self, first: int, stop: int) -> Tensor:
+    def alti_matrix(self, first: int, stop: int, *, by_head: bool) -> Tensor:
         """ALTI matrix with the rows ``first`` to ``stop``; the others are 0.
 
         Returns:
@@ -314,6 +316,7 @@ class Example:
                 part.resultant[self.example, rows].to(values),
                 first_row=low,
                 chunk=self._chunk(),
+                by_head=by_head,
             )
         return matrix
 

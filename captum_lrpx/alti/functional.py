@@ -30,6 +30,7 @@ __all__ = [
     "CHUNK_ELEMENTS",
     "alti_matrix",
     "contributions",
+    "contributions_by_head",
     "fold_frozen_norm",
     "head_update",
     "logit_update",
@@ -90,6 +91,7 @@ def alti_matrix(
     *,
     first_row: int = 0,
     chunk: int = CHUNK_ELEMENTS,
+    by_head: bool = False,
 ) -> Tensor:
     """The contribution of each token to each position of a block, as shares that sum to one.
 
@@ -101,11 +103,13 @@ def alti_matrix(
         resultant: What the block makes of it, ``y`` ``[R, D]``, biases included.
         first_row: Position of the first row.
         chunk: Elements of the transformed vectors held at a time.
+        by_head: Whether each head is a part of its own, as in information flow routes.
 
     Returns:
         ``C`` ``[R, T]``, non-negative, each row sums to one (Ferrando et al. 2022, equation 7).
     """
-    raw = contributions(
+    of_parts = contributions_by_head if by_head else contributions
+    raw = of_parts(
         weights,
         values,
         output_weight,
@@ -197,6 +201,55 @@ def contributions(
                 result[sources, taken] = _signed_share(t, signs[taken], magnitude[taken])
             block += count
     return result.t()
+
+
+def contributions_by_head(
+    weights: Tensor,
+    values: Tensor,
+    output_weight: Tensor,
+    residual: Tensor,
+    resultant: Tensor,
+    *,
+    first_row: int = 0,
+    chunk: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    r"""Contributions with what each head carries from each token as a part of its own.
+
+    The importances of information flow routes before they are normalized (Ferrando & Voita 2024,
+    https://arxiv.org/abs/2403.00824): ``max(||y_i||_1 - ||z - y_i||_1, 0)`` of each part ``z``:
+    what each head carries, ``A^h_{ij} v^h_j W^h``, and the residual ``x_i``. The heads are summed
+    afterwards; ALTI measures the sum of heads and residual instead.
+
+    Args:
+        weights: As for :func:`contributions`.
+        values: As there.
+        output_weight: As there.
+        residual: As there.
+        resultant: As there.
+        first_row: As there.
+        chunk: As there.
+
+    Returns:
+        ``[R, T]``, non-negative.
+    """
+    shared = len(weights) // len(values)
+    nothing = torch.zeros_like(residual)
+    found = weights.new_zeros(weights.shape[1:])
+    for head in range(len(weights)):
+        one, group = slice(head, head + 1), head // shared
+        found += contributions(
+            weights[one],
+            values[group : group + 1],
+            output_weight[one],
+            nothing,
+            resultant,
+            first_row=first_row,
+            chunk=chunk,
+        ).clamp(min=0)
+    signs = torch.where(resultant < 0, -1.0, 1.0).to(resultant.dtype)
+    own = _signed_share(residual.clone(), signs, resultant.abs())
+    found.diagonal(first_row).add_(own.clamp(min=0))
+    return found
 
 
 def _signed_share(t: Tensor, signs: Tensor, magnitude: Tensor) -> Tensor:

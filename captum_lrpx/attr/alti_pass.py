@@ -141,12 +141,15 @@ class Explained:
             for each in values
         ]
 
-    def blocks(self, *, keep_alti: bool = False, per_head: bool = False) -> Blocks:
+    def blocks(
+        self, *, keep_alti: bool = False, per_head: bool = False, alti_by_head: bool = False
+    ) -> Blocks:
         """The attentions, to be computed.
 
         Args:
             keep_alti: Whether to keep all matrices.
             per_head: Whether updates are kept per head.
+            alti_by_head: Whether each head is a part of its own in the matrices.
         """
         return Blocks(
             self.reader,
@@ -157,6 +160,7 @@ class Explained:
             value_bias=self.attribution.value_bias == "tokens",
             keep_alti=keep_alti,
             per_head=per_head,
+            alti_by_head=alti_by_head,
         )
 
     def start(self, directions: Directions) -> Tensor:

@@ -1,8 +1,9 @@
-"""Baselines that Captum has no class for: attention rollout, and random attributions."""
+"""Baselines that Captum has no class for: attention rollout, information flow, random numbers."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,24 +24,11 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.attention_weights import AttentionWeights
     from captum_lrpx.attr.alti_pass import Explained
 
-__all__ = ["AttentionRollout", "RandomAttribution"]
+__all__ = ["AttentionRollout", "InformationFlow", "RandomAttribution"]
 
 
-class AttentionRollout(Attribution):
-    r"""Attention rollout: how much attention reaches a position from each token, over all layers.
-
-    Each layer is taken to mix tokens by half its attention weights, averaged over the heads, and
-    half the identity, for the residual connection; the layers are multiplied (Abnar & Zuidema 2020,
-    https://arxiv.org/abs/2005.00928, section 3):
-
-    .. math:: \tilde A_l = \frac{1}{2} (\bar A_l + I), \qquad r = e_p \tilde A_L \cdots \tilde A_1
-
-    The result is positive, sums to 1, and is the same for every target that is read at the position
-    ``p``: rollout does not know what is explained. It is here for comparison.
-
-    The weights are those that the model uses, with any attention implementation, and the model is
-    left as it was.
-    """
+class _Rollout(Attribution):
+    """The matrices of shares of all layers, multiplied, from a position to the tokens."""
 
     def __init__(self, forward_func: Callable[..., Any], model: nn.Module | None = None) -> None:
         r"""Find the model.
@@ -56,7 +44,7 @@ class AttentionRollout(Attribution):
             ValueError: If no model is found.
         """
         Attribution.__init__(self, forward_func)
-        # It finds the attentions of a model, whose weights are all that is asked for here.
+        # It finds the attentions of a model, which are all that is asked for here.
         self._reader = ALTILogit(forward_func, model)
         self.model = self._reader.model
 
@@ -67,7 +55,7 @@ class AttentionRollout(Attribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
     ) -> TensorOrTupleOfTensorsGeneric:
-        r"""Attention that reaches the explained position from each token.
+        r"""What reaches the explained position from each token.
 
         Args:
             inputs (Tensor or tuple[Tensor]): The one input of the model: token ids ``[B, T]`` or
@@ -95,20 +83,23 @@ class AttentionRollout(Attribution):
 
         Examples::
 
-            >>> rollout = AttentionRollout(model)
-            >>> rollout.attribute(ids, target=(-1, are))  # [B, T]
+            >>> AttentionRollout(model).attribute(ids, target=(-1, are))  # [B, T]
         """
-        tensor = only_input(inputs, "Attention rollout")
+        tensor = only_input(inputs, self.get_name())
         require_gradients()
         arguments = _captum.format_additional_forward_args(additional_forward_args)
         with explained_pass(self._reader, (tensor,), [target], arguments) as found:
-            tokens = _rolled_out(found, tensor)
+            tokens = self._rolled_out(found, _read(found, tensor))
         if tensor.ndim == 3:
             tokens = (tokens / tensor.shape[-1]).unsqueeze(-1).expand(tensor.shape).contiguous()
         if torch.is_floating_point(tensor):
             tokens = tokens.to(tensor.dtype)
         formatted = _captum.format_output(_captum.is_tuple(inputs), (tokens,))
         return cast("TensorOrTupleOfTensorsGeneric", formatted)
+
+    @abstractmethod
+    def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
+        """What reaches the positions that are read, whose shares are ``[B, T]``: ``[B, T]``."""
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -124,14 +115,11 @@ class AttentionRollout(Attribution):
         raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
 
 
-def _rolled_out(found: Explained, inputs: Tensor) -> Tensor:
-    """Attention ``[B, T]`` that reaches the position from which the explained value is read."""
+def _read(found: Explained, inputs: Tensor) -> Tensor:
+    """The positions from which the explained value is read, in equal shares ``[B, T]``."""
     batch, count = inputs.shape[:2]
     (directions,) = found.directions
-    parts = [
-        found.reader.part(attention, batch, count, count) for attention in found.layout.attentions
-    ]
-    last = parts[-1]
+    last = found.reader.part(found.layout.attentions[-1], batch, count, count)
     rows = directions.found.get(last.attention.mixing)
     if rows is None:
         raise ValueError(
@@ -139,20 +127,92 @@ def _rolled_out(found: Explained, inputs: Tensor) -> Tensor:
             "position to roll attention out from."
         )
     read = (last.found(rows.whole(last.rows.numel())) != 0).any(-1).any(1)  # [B, T]
-    dtype = torch.promote_types(directions.value.dtype, torch.float32)
-    weights = [part.weights for part in parts]
-    return torch.stack([_rollout(weights, row, mask.to(dtype)) for row, mask in enumerate(read)])
+    shares = read.to(torch.promote_types(directions.value.dtype, torch.float32))
+    return shares / shares.sum(-1, keepdim=True)
 
 
-def _rollout(weights: list[AttentionWeights], example: int, read: Tensor) -> Tensor:
-    """Roll one example out, ``[T]``, from the positions that are read, which are 1 in ``[T]``."""
-    row = read / read.sum()
+class AttentionRollout(_Rollout):
+    r"""Attention rollout: how much attention reaches a position from each token, over all layers.
+
+    Each layer is taken to mix tokens by half its attention weights, averaged over the heads, and
+    half the identity, for the residual connection; the layers are multiplied (Abnar & Zuidema 2020,
+    https://arxiv.org/abs/2005.00928, section 3):
+
+    .. math:: \tilde A_l = \frac{1}{2} (\bar A_l + I), \qquad r = e_p \tilde A_L \cdots \tilde A_1
+
+    The result is positive, sums to 1, and is the same for every target that is read at the position
+    ``p``: rollout does not know what is explained. It is here for comparison.
+
+    The weights are those that the model uses, with any attention implementation, and the model is
+    left as it was.
+    """
+
+    def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
+        batch, count = rows.shape
+        parts = [
+            found.reader.part(attention, batch, count, count)
+            for attention in found.layout.attentions
+        ]
+        weights = [part.weights for part in parts]
+        return torch.stack([_rollout(weights, each, row) for each, row in enumerate(rows)])
+
+
+def _rollout(weights: list[AttentionWeights], example: int, row: Tensor) -> Tensor:
+    """Roll one example out, ``[T]``, from the positions that are read, in shares ``[T]``."""
     for layer in reversed(weights):
         mean = layer.of(example, slice(None)).mean(0).to(row.dtype)  # [T, T]
         # A padding row attends to nothing: all of it is the residual connection.
         mixed = mean + torch.eye(mean.shape[0], dtype=mean.dtype, device=mean.device)
         row = row.to(mean.device) @ (mixed / mixed.sum(-1, keepdim=True))
     return row
+
+
+class InformationFlow(_Rollout):
+    r"""Information flow routes: how much of a position's representation comes from each token.
+
+    After each attention the residual stream is a sum of what it was and of what each head carries
+    there from each token. A part ``z`` of a sum ``y`` is as important as it is near to it, and the
+    importances of a layer are multiplied with those of the layers below (Ferrando & Voita 2024,
+    https://arxiv.org/abs/2403.00824, section 2):
+
+    .. math:: \frac{\max(\|y\|_1 - \|z - y\|_1, 0)}{\sum_{z'} \max(\|y\|_1 - \|z' - y\|_1, 0)}
+
+    All edges are kept: the paper's threshold is 0. An MLP mixes no tokens. With
+    ``by_head=False`` the heads and the residual of a token are added up first, which is ALTI
+    (Ferrando et al. 2022, https://arxiv.org/abs/2203.04212): that is how :class:`ALTILogit` goes
+    from a block down to the tokens, after it has weighted the block by the logit, which is not
+    asked here. The result is positive, sums to 1, and is the same for every target at a position.
+
+    The model is left as it was.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        model: nn.Module | None = None,
+        *,
+        by_head: bool = True,
+    ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): As for :class:`ALTILogit`.
+            model (torch.nn.Module, optional): As for :class:`ALTILogit`.
+                Default: found in ``forward_func``.
+            by_head (bool, optional): Whether each head is a part of its own; otherwise the matrices
+                are those of ALTI. Default: True
+
+        Raises:
+            ValueError: If no model is found.
+        """
+        super().__init__(forward_func, model)
+        self.by_head = by_head
+
+    def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
+        for _, matrices in found.blocks(keep_alti=True, alti_by_head=self.by_head):
+            assert matrices is not None  # noqa: S101 - all are kept
+            rows = (rows.to(matrices).unsqueeze(1) @ matrices).squeeze(1)
+        return rows
 
 
 class RandomAttribution(Attribution):

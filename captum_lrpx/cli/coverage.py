@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from captum_lrpx.cli.output import Commands
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.loading import LoadedModel
+    from captum_lrpx.recipes import Recipe
 
 __all__ = ["add_to", "run"]
 
@@ -46,20 +47,20 @@ def run(options: argparse.Namespace) -> int:
     # Late: `--help` and errors of usage need neither torch nor transformers.
     from captum_lrpx import zoo  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
-    from captum_lrpx.recipes import NAMED_RECIPES  # noqa: PLC0415
+    from captum_lrpx.recipes import NAMED_RECIPES, PUBLISHED  # noqa: PLC0415
 
-    if options.recipe not in NAMED_RECIPES:
-        raise ValueError(f"The recipe must be one of {', '.join(NAMED_RECIPES)}.")
+    known = {**NAMED_RECIPES, **PUBLISHED} | NAMED_RECIPES
+    if options.recipe not in known:
+        raise ValueError(f"The recipe must be one of {', '.join(known)}.")
     silence_transformers()
     loaded = load_model(options.model or zoo.DEFAULT)
-    coverage = _coverage(loaded, options)
+    coverage = _coverage(loaded, options.text, known[options.recipe])
     print_all(coverage)
     return 0 if coverage.complete else 1
 
 
-def _coverage(loaded: LoadedModel, options: argparse.Namespace) -> Coverage:
+def _coverage(loaded: LoadedModel, text: str, recipe: Recipe) -> Coverage:
     from captum_lrpx.attr import LRPx  # noqa: PLC0415
-    from captum_lrpx.recipes import NAMED_RECIPES  # noqa: PLC0415
 
-    ids = loaded.tokenizer(options.text, return_tensors="pt").input_ids
-    return LRPx(loaded.model, recipe=NAMED_RECIPES[options.recipe]).coverage(ids)
+    ids = loaded.tokenizer(text, return_tensors="pt").input_ids
+    return LRPx(loaded.model, recipe=recipe).coverage(ids)

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
-from captum_lrpx.attr.baselines import AttentionRollout, RandomAttribution
+from captum_lrpx.attr.baselines import AttentionRollout, InformationFlow, RandomAttribution
 from captum_lrpx.attr.forward import RecordedForward
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.frozen import frozen
@@ -44,6 +44,7 @@ __all__ = [
     "deep_lift",
     "feature_ablation",
     "gradient_shap",
+    "information_flow",
     "input_x_gradient",
     "integrated_gradients",
     "lrpx",
@@ -269,9 +270,18 @@ def _occlusion(
 
 def attention_rollout(subject: Subject) -> Attributed:
     """Attention of all layers multiplied: no sign, the same for every target at a position."""
-    forward = RecordedForward(subject.question.forward)
-    rolled = AttentionRollout(forward, subject.model).attribute(subject.ids, **subject.arguments)
-    return Attributed(subject.real(rolled), subject.values)
+    return _rolled_out(subject, AttentionRollout(subject.question.forward, subject.model))
+
+
+def information_flow(subject: Subject, *, by_head: bool = True) -> Attributed:
+    """Information flow routes, or ALTI, of all layers: no sign, the same for every target."""
+    flow = InformationFlow(subject.question.forward, subject.model, by_head=by_head)
+    return _rolled_out(subject, flow)
+
+
+def _rolled_out(subject: Subject, method: AttentionRollout | InformationFlow) -> Attributed:
+    found = method.attribute(subject.ids, **subject.arguments)
+    return Attributed(subject.real(found), subject.values)
 
 
 def random(subject: Subject, *, seed: int = 0) -> Attributed:

@@ -43,6 +43,7 @@ METHODS: dict[str, Callable[..., Attributed]] = {
         functions.feature_ablation,
         functions.occlusion,
         functions.attention_rollout,
+        functions.information_flow,
         functions.random,
     )
 }

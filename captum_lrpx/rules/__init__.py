@@ -10,13 +10,20 @@ from captum_lrpx.rules.activation import ActivationGradient, ActivationRule, Ide
 from captum_lrpx.rules.attention import (
     AttentionGradient,
     AttentionRule,
+    AttentionShares,
     ConstantWeights,
     UniformAttention,
 )
 from captum_lrpx.rules.base import Rule
 from captum_lrpx.rules.linear import Alpha1Beta0, Epsilon, Gamma, LinearRule
 from captum_lrpx.rules.norm import FrozenScale, NormGradient, NormRule
-from captum_lrpx.rules.product import GateRule, ProductGradient, SignalTakeAll, Uniform
+from captum_lrpx.rules.product import (
+    GateRule,
+    GateShares,
+    ProductGradient,
+    SignalTakeAll,
+    Uniform,
+)
 from captum_lrpx.rules.router import ConstantRouter, RouterGradient, RouterRule, UniformRouter
 
 __all__ = [
@@ -25,12 +32,14 @@ __all__ = [
     "Alpha1Beta0",
     "AttentionGradient",
     "AttentionRule",
+    "AttentionShares",
     "ConstantRouter",
     "ConstantWeights",
     "Epsilon",
     "FrozenScale",
     "Gamma",
     "GateRule",
+    "GateShares",
     "Identity",
     "LinearRule",
     "NormGradient",

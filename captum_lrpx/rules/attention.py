@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from captum_lrpx.rules.base import Rule
+from captum_lrpx.rules.base import Rule, both_shares, check_share
 from captum_lrpx.rules.functional import UNIFORM_SHARE
 
 if TYPE_CHECKING:
     from captum_lrpx.rules.base import Shares
 
-__all__ = ["AttentionGradient", "AttentionRule", "ConstantWeights", "UniformAttention"]
+__all__ = [
+    "AttentionGradient",
+    "AttentionRule",
+    "AttentionShares",
+    "ConstantWeights",
+    "UniformAttention",
+]
 
 
 class AttentionRule(Rule):
     """A rule for attention, whichever way a model computes it.
 
     Attributes:
-        shares: Of the weights and of the values in ``A V``.
         of_scores: Of the query and of the key in ``Q K^T``, each.
     """
 
     role: ClassVar[str] = "attention"
-    shares: ClassVar[Shares]
-    of_scores: ClassVar[float]
+    of_scores: ClassVar[float] = UNIFORM_SHARE
+
+    @property
+    @abstractmethod
+    def shares(self) -> Shares:
+        """Of the weights and of the values in ``A V``."""
 
     @property
     def constant_weights(self) -> bool:
@@ -42,8 +52,11 @@ class ConstantWeights(AttentionRule):
     """
 
     conserves: ClassVar[bool] = True
-    shares: ClassVar[Shares] = (None, 1.0)
-    of_scores: ClassVar[float] = UNIFORM_SHARE
+
+    @property
+    def shares(self) -> Shares:
+        """All for the values."""
+        return (None, 1.0)
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,42 @@ class UniformAttention(AttentionRule):
     """
 
     conserves: ClassVar[bool] = False
-    shares: ClassVar[Shares] = (UNIFORM_SHARE, UNIFORM_SHARE)
-    of_scores: ClassVar[float] = UNIFORM_SHARE
+
+    @property
+    def shares(self) -> Shares:
+        """Half for each."""
+        return (UNIFORM_SHARE, UNIFORM_SHARE)
+
+
+@dataclass(frozen=True)
+class AttentionShares(AttentionRule):
+    """The values get a share, query and key half of the rest each.
+
+    ``R_V = p R`` and ``R_A = (1 - p) R`` at ``A V``, with the softmax by its gradient and the
+    uniform rule at ``Q K^T``: ``p``, ``(1 - p) / 2`` and ``(1 - p) / 2`` of the gradients of value,
+    query and key. These are the weights of the content path and of the control path of Dual Path
+    Attribution (Jantsch et al. 2026, https://arxiv.org/abs/2603.19742). ``p = 1`` is
+    :class:`ConstantWeights`, ``p = 1/2`` is :class:`UniformAttention`. Conserves with ``p = 1``;
+    otherwise the softmax leaks as it does there.
+
+    Attributes:
+        values: The share ``p`` of the values, from 0 to 1.
+    """
+
+    values: float
+
+    def __post_init__(self) -> None:
+        check_share("values", self.values)
+
+    @property
+    def conserves(self) -> bool:  # type: ignore[override]
+        """Whether nothing goes through the softmax."""
+        return self.values == 1
+
+    @property
+    def shares(self) -> Shares:
+        """What is left, and the share of the values."""
+        return both_shares(self.values)
 
 
 @dataclass(frozen=True)
@@ -68,5 +115,9 @@ class AttentionGradient(AttentionRule):
 
     conserves: ClassVar[bool] = False
     own_gradient: ClassVar[bool] = True
-    shares: ClassVar[Shares] = (1.0, 1.0)
     of_scores: ClassVar[float] = 1.0
+
+    @property
+    def shares(self) -> Shares:
+        """All for each."""
+        return (1.0, 1.0)

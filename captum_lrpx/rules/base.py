@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-__all__ = ["Forward", "Patch", "Rule", "Share", "Shares"]
+__all__ = ["Forward", "Patch", "Rule", "Share", "Shares", "both_shares", "check_share"]
 
 Forward = Callable[..., Any]
 Patch = Callable[..., Any]
@@ -38,3 +38,18 @@ class Rule(ABC):
     role: ClassVar[str]
     conserves: ClassVar[bool]
     own_gradient: ClassVar[bool] = False
+
+
+def check_share(name: str, share: float) -> None:
+    """Refuse a share of relevance that is none.
+
+    Raises:
+        ValueError: If it is not a number from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must be a share of the relevance, from 0 to 1, not {share!r}.")
+
+
+def both_shares(signal: float) -> Shares:
+    """Shares that add up to one; an operand that gets nothing is held constant."""
+    return (1 - signal or None, signal or None)

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from captum_lrpx.rules.base import Rule
+from captum_lrpx.rules.base import Rule, both_shares, check_share
 from captum_lrpx.rules.functional import UNIFORM_SHARE
 
 if TYPE_CHECKING:
     from captum_lrpx.rules.base import Shares
 
-__all__ = ["GateRule", "ProductGradient", "SignalTakeAll", "Uniform"]
+__all__ = ["GateRule", "GateShares", "ProductGradient", "SignalTakeAll", "Uniform"]
 
 
 class GateRule(Rule):
@@ -66,6 +66,31 @@ class Uniform(GateRule):
     def shares(self) -> Shares:
         """Half for each."""
         return (UNIFORM_SHARE, UNIFORM_SHARE)
+
+
+@dataclass(frozen=True)
+class GateShares(GateRule):
+    """``up`` gets a share, the activated gate the rest: ``R_up = p R``, ``R_gate = (1 - p) R``.
+
+    The weights of the content path and of the control path of Dual Path Attribution (Jantsch et al.
+    2026, https://arxiv.org/abs/2603.19742) in a gated MLP. ``p = 1`` and ``p = 0`` are
+    :class:`SignalTakeAll` and its mirror image, ``p = 1/2`` is :class:`Uniform`.
+
+    Attributes:
+        up: The share ``p`` of the branch without an activation, from 0 to 1.
+    """
+
+    conserves: ClassVar[bool] = True
+
+    up: float
+
+    def __post_init__(self) -> None:
+        check_share("up", self.up)
+
+    @property
+    def shares(self) -> Shares:
+        """What is left, and the share of ``up``."""
+        return both_shares(self.up)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ _ROWS_AT_ONCE: Final[Mapping[str, Callable[[Subject, int], int]]] = {
 }
 """Options that say how much is computed at once and change no result, from a number of tokens."""
 
-_MAGNITUDES = ("saliency_l1", "saliency_l2_squared", "attention_rollout")
+_MAGNITUDES = ("saliency_l1", "saliency_l2_squared", "attention_rollout", "information_flow")
 
 
 @dataclass(frozen=True)
