@@ -169,16 +169,16 @@ def localise(
         for pair, way in tqdm(ways, disable=not show_progress):
             missing = [k for k in kinds if (pair.task, pair.number, k, way) not in journal.records]
             for alike in _alike(missing):
-                question = _Question(model, pair, way, neurons, share)
                 asked = {kind: layers[kind] for kind in alike}
-                found = question.answer(asked, recipes, perturbations_per_eval)
+                direction = _Direction(model, pair, way, neurons, share)
+                found = direction.measured(asked, recipes, perturbations_per_eval)
                 for kind, record in found.items():
                     journal.append((pair.task, pair.number, kind, way), record)
         records = [journal.records[pair.task, pair.number, kind, way] for pair, kind, way in work]
     return _joined(work, records, recipes, kinds)
 
 
-class _Question:
+class _Direction:
     """One direction of a pair."""
 
     def __init__(
@@ -192,7 +192,7 @@ class _Question:
         self.forward = TokenSum(model)
         self.arguments = (None, pair.tokens.to(device), None, pair.weights.to(device))
 
-    def answer(
+    def measured(
         self,
         layers: Mapping[str, Sequence[nn.Module]],
         recipes: Mapping[str, Recipe],

@@ -15,7 +15,7 @@ from captum_lrpx.targets.inputs import check_known
 from captum_lrpx.targets.outputs import OutputFunction
 from captum_lrpx.targets.place import token_names
 from captum_lrpx.targets.quantity import in_quantity
-from captum_lrpx.targets.question import Question, Terms
+from captum_lrpx.targets.query import Query, Terms
 from captum_lrpx.targets.standing import Standing
 from captum_lrpx.targets.target import chosen_token, several
 
@@ -97,7 +97,7 @@ class Scene:
     names: Callable[[Sequence[int]], tuple[str, ...]]
     position: int | None = None
 
-    def ask(self, target: Target) -> Question:
+    def ask(self, target: Target) -> Query:
         """What Captum needs for a target, without arguments beside the inputs.
 
         Raises:
@@ -110,16 +110,24 @@ class Scene:
                 "several inputs the next token or a class is."
             )
         if callable(target.token):
-            function = OutputFunction(self.outputs, target.token)
-            return Question(function, None, (), self.position, target.in_words(self.task, None))
+            return self._query(OutputFunction(self.outputs, target.token), target, None)
         good = [self.number(each) for each in several(target.token)] or [int(self.row().argmax())]
         bad = [self.number(each) for each in several(target.contrast)]
         choices = (*good, *bad)
         weights = (1.0,) * len(good) + (-1.0,) * len(bad)
         terms = Terms(choices, weights, self.names(choices))
-        forward = _Chosen(self.outputs, terms, target.quantity)
-        words = target.in_words(self.task, terms)
-        return Question(forward, None, (), self.position, words, terms)
+        return self._query(_Chosen(self.outputs, terms, target.quantity), target, terms)
+
+    def _query(self, forward: nn.Module, target: Target, terms: Terms | None) -> Query:
+        return Query(
+            forward,
+            self.inputs,
+            encodings=(self.entries,),
+            terms=(terms,),
+            positions=(self.position,),
+            descriptions=(target.in_words(self.task, terms),),
+            gather=self.gather,
+        )
 
     def row(self) -> Tensor:
         """All outputs ``[C]``."""
