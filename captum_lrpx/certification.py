@@ -258,8 +258,7 @@ def _coverage(attribution: LRPx | ALTILogit, query: Query) -> Coverage:
     arguments = query.additional_forward_args
     if isinstance(attribution, LRPx):
         return attribution.coverage(query.inputs, arguments)
-    target = query.target
-    return attribution.coverage(query.inputs, target, arguments)
+    return attribution.coverage(query.inputs, query.target, arguments)
 
 
 def _beyond_tokens(book: Ledger, explanation: Explanation) -> dict[str, float]:
