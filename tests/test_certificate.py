@@ -146,7 +146,7 @@ def test_a_rule_that_changes_the_forward_pass_is_said():
 
 
 def test_a_wrong_backward_pass_leaves_the_ledger_open(monkeypatch):
-    monkeypatch.setattr(nodes, "frozen_norm", lambda _node, _name: lambda *_: None)
+    monkeypatch.setattr(nodes, "frozen_norm", lambda *_: lambda *_: None)
     query, plain = asked(tiny("gpt2"))
     with pytest.warns(UserWarning, match="ledger OPEN by"):
         result = certified(plain, query, None)

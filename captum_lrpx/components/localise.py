@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
 from captum_lrpx.metrics.agreement import Agreement, agreement
+from captum_lrpx.models import device_of
 from captum_lrpx.recipes import GRADIENT, LRP_MIRRORED_GATE, NAMED_RECIPES
 from captum_lrpx.sva.evaluation.journal import Journal
 from captum_lrpx.targets.forward import TokenSum
@@ -186,7 +187,7 @@ class _Direction:
     ) -> None:
         self.number, self.neurons, self.share = pair.number, neurons, share
         texts = (pair.clean, pair.corrupted)
-        device = next(model.parameters()).device
+        device = device_of(model)
         self.inputs, self.others = (each.to(device) for each in (texts[way], texts[1 - way]))
         self.start = pair.first_difference
         self.forward = TokenSum(model)

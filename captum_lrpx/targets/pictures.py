@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from captum_lrpx.models import device_of
 from captum_lrpx.targets.encoding import Encoding, encoding_of_ids
 from captum_lrpx.targets.head import output_of
 from captum_lrpx.targets.scene import Part, Scene, of_tokens
@@ -79,7 +80,7 @@ def picture_scene(model: Any, processor: Any, image: Any, text: Given | None) ->
             "`AutoProcessor.from_pretrained(name)` or `AutoImageProcessor.from_pretrained(name)`."
         )
     opened = _opened(image)
-    device = next(model.parameters())
+    device, dtype = device_of(model), next(model.parameters()).dtype
     if not _reads_text(model):
         if text is not None:
             raise ValueError(f"{type(model).__name__} reads images and no text: give None for it.")
@@ -91,8 +92,8 @@ def picture_scene(model: Any, processor: Any, image: Any, text: Given | None) ->
     else:
         given = dict(processor(images=opened, text=_prompt(processor, text), return_tensors="pt"))
     for name, value in given.items():
-        moved = value.to(device.device)
-        given[name] = moved.to(device.dtype) if moved.is_floating_point() else moved
+        moved = value.to(device)
+        given[name] = moved.to(dtype) if moved.is_floating_point() else moved
     return _scene(model, processor, part, given)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.models import find_model
+from captum_lrpx.models import device_of, find_model
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
 from captum_lrpx.targets.forward import LogitDifference, TokenSum
@@ -240,9 +240,8 @@ def query_of(
         targets: A target for each text, all of one quantity, end and function.
         encodings: The texts.
         terms: The outputs of each text that are summed. Default: those of its target.
-        alone: Whether this is one text that needs no mask, and whose output may have more values
-            than the one that ``target`` names: the forward module that says most plainly what is
-            explained.
+        alone: Whether this is one text by itself: it gets no mask, a single output is explained by
+            Captum's ``target``, and the difference of two by a forward module for that.
 
     Raises:
         ValueError: If a word is unknown or of several tokens, a class does not exist, or a function
@@ -260,7 +259,7 @@ def query_of(
         for target, encoding, term in zip(targets, encodings, terms, strict=True)
     )
     padding = getattr(inner.config, "pad_token_id", None)
-    if padding is None:  # a classifier finds its last token by that of its config
+    if padding is None:  # a classifier finds its last token by the id in its config
         padding = getattr(tokenizer, "pad_token_id", None) or 0
     ids, mask, types = inputs_of(inner, encodings, padding)
     first, outputs = targets[0], targets[0].outputs(model)
@@ -323,7 +322,7 @@ def inputs_of(
     model: nn.Module, encodings: Sequence[Encoding], padding: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Ids, mask, and token types if there are any, each ``[B, T]``, on the device of a model."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     typed = any(each.token_types is not None for each in encodings)
     types = [each.token_types or (0,) * len(each.ids) for each in encodings]
     return (

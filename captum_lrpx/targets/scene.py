@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.models import device_of
 from captum_lrpx.targets.decoder import DecoderLogits, written_ids
 from captum_lrpx.targets.encoding import Encoding, check_length, encode_for, encoding_of_ids
 from captum_lrpx.targets.inputs import check_known
@@ -187,7 +188,7 @@ def sequence_scene(
     check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
     source = encode_for("sequence-classification", tokenizer, text, None, check)
     check_length(model, len(source.ids))
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = torch.tensor([source.ids], device=device)
     target = encoding_of_ids(tokenizer, list(written_ids(model, tokenizer, ids, written)))
     check(target.ids)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from captum_lrpx.attr import LRPx
 from captum_lrpx.batching import buckets
+from captum_lrpx.models import device_of
 from captum_lrpx.rules import SignalTakeAll
 from captum_lrpx.sva.evaluation.faithfulness import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
@@ -265,7 +266,7 @@ class Runner:
 
 def _asked(model: nn.Module, tokenizer: Any, samples: Sequence[TokenizedSample]) -> Query:
     """The logit of each sample's verb minus that of the other number's form, as one batch."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     mask = table([(1,) * len(each.ids) for each in samples], device=device)
     ids = table([each.ids for each in samples], tokenizer.pad_token_id or 0, device=device)
     asked = [(each.verb_id, each.foil_id, each.position) for each in samples]
@@ -278,7 +279,7 @@ def _is_gated(model: nn.Module, tokenized: TokenizedSamples) -> bool:
     first = next(iter(tokenized), None)
     if first is None:
         return False
-    ids = torch.tensor([first.ids], device=next(model.parameters()).device)
+    ids = torch.tensor([first.ids], device=device_of(model))
     found = LRPx(model, strict=False).coverage(ids)
     return any(each.rule == repr(SignalTakeAll()) for each in found.operations)
 
