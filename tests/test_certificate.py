@@ -164,6 +164,37 @@ def test_relevances_of_other_tokens_are_noticed():
     assert not result.certificate.relevances_confirmed
 
 
+@pytest.mark.filterwarnings("ignore:The explanation did not pass its checks")
+@pytest.mark.parametrize("method", RULE_BASED)
+def test_quantities_and_functions_of_the_outputs_are_forms_of_their_own(method):
+    model, tokenizer = zoo.load("sva-gpt2")
+    several = ("are", "is")
+    for target in (
+        Target(several),
+        Target(several, quantity="log_prob"),
+        Target(lambda logits: logits[:, 5]),
+        Target(lambda logits: logits.logsumexp(-1)),
+    ):
+        first, second = (explain(model, tokenizer, TEXT, target, method=method) for _ in range(2))
+        assert first.certificate.audited
+        # ALTI-Logit has no account of what a function of the logits adds: each is audited.
+        assert second.certificate.audited == (not first.certificate.holds)
+        assert first.certificate.holds or method == "altilogit"
+        assert first.relevances == second.relevances
+
+
+@pytest.mark.filterwarnings("ignore:The explanation did not pass its checks")
+def test_a_quantity_with_operations_of_its_own_is_recorded_anew():
+    """In bfloat16 a log-probability has a cast that a logit does not have."""
+    tokenizer = zoo.load("sva-bert")[1]
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    model = tiny("bert", dtype=torch.bfloat16, **shape)
+    for quantity in ("logit", "log_prob"):
+        target = Target((5, 6), quantity=quantity, position=3)
+        found = explain(model, tokenizer, TEXT, target, method="altilogit")
+        assert found.certificate.audited
+
+
 @pytest.mark.parametrize("method", RULE_BASED)
 def test_the_audit_is_made_once_for_a_form(method):
     query, plain = asked(tiny("gpt2"), method=method)
