@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from captum.attr import Saliency
 
 from captum_lrpx import LRP_UNIFORM_GATE, ALTILogit, AttnLRPx, LRPx, Target, ledger
@@ -128,16 +127,12 @@ def found_in(loaded: Loaded, kind: str, row: dict[str, Any], quantity: Quantity)
     if len(groups) == len(right):
         raise ValueError("there is nothing but the evidence")
     model = loaded.model
-    question = target.ask(model, loaded.tokenizer, encoding)
-    ids = torch.tensor([encoding.ids])
-    arguments = {
-        "target": question.target,
-        "additional_forward_args": question.additional_forward_args,
-    }
+    query = target.ask(model, loaded.tokenizer, encoding)
+    ids, arguments = query.ids, query.arguments
     relevances: dict[str, list[float]] = {}
     open_: dict[str, float] = {}
     for name, method in _RULES.items():
-        book = ledger(method(question.forward, model), ids, **arguments)
+        book = ledger(method(query.forward, model), ids, **arguments)
         tokens = book.attributions[0].double()
         rest = sum(float(amount) for kind, amount in book.by_kind().items() if kind != "tokens")
         covered = [index for group in groups for index in group]
@@ -147,7 +142,7 @@ def found_in(loaded: Loaded, kind: str, row: dict[str, Any], quantity: Quantity)
         scale = max(abs(float(book.value)), *(float(e.amount.abs()) for e in book.entries))
         open_[name] = abs(math.fsum([*sums, others, rest]) - float(book.value)) / scale
     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
-    gradient = Saliency(question.forward).attribute(embeddings, abs=False, **arguments)[0]
+    gradient = Saliency(query.forward).attribute(embeddings, abs=False, **arguments)[0]
     product = (gradient * embeddings[0]).sum(-1).detach()
     for name, values in (("gradient x input", product), ("gradient, L1", gradient.abs().sum(-1))):
         relevances[name] = [float(values[list(group)].sum()) for group in groups]

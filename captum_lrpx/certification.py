@@ -16,6 +16,7 @@ from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx, forward
 from captum_lrpx.attr.capture import embedding_with_gradients
 from captum_lrpx.attr.forms import form_of
+from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
 from captum_lrpx.linear_rules import with_own_gradients
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from captum_lrpx.conservation import Ledger
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.explanation import Explanation
-    from captum_lrpx.methods import Subject
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.targets import Query
 
 __all__ = ["Certify", "certified", "with_gradients"]
 
@@ -54,7 +55,7 @@ _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
 def certified(
     explanation: Explanation,
-    subject: Subject,
+    query: Query,
     recipe: Recipe | None,
     *,
     full: bool = False,
@@ -69,7 +70,7 @@ def certified(
 
     Args:
         explanation: What was found.
-        subject: What was explained, a batch of one.
+        query: What was explained, a batch of one.
         recipe: The rules that were given, None for the method's own.
         full: Whether to make the audit whatever has been audited before.
         once: Knows what the model has computed without rules before.
@@ -77,20 +78,20 @@ def certified(
     Returns:
         The explanation with a certificate. If a check failed, this says so, and a warning does.
     """
-    attribution = _attribution(explanation, subject, recipe)
+    attribution = _attribution(explanation, query, recipe)
     if attribution is None:
         return explanation
-    audits = _audits.setdefault(subject.model, {})
-    key = _key(attribution, explanation, subject)
+    audits = _audits.setdefault(query.model, {})
+    key = _key(attribution, explanation, query)
     known = None if full or key is None else audits.get(key)
-    with already_warned(subject.model):
+    with already_warned(query.model):
         with nullcontext() if once is None else once:
-            value = _value(subject)
+            value = _value(query)
         unchanged = float(value) == explanation.value
         if known is not None:
             certificate = replace(known, forward_unchanged=unchanged)
         else:
-            certificate = _audit(attribution, subject, explanation, value, unchanged=unchanged)
+            certificate = _audit(attribution, query, explanation, value, unchanged=unchanged)
             if key is not None and certificate.holds:
                 audits[key] = replace(
                     certificate,
@@ -114,13 +115,10 @@ _audits: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Certificate]] = (
 """What was found by the audits of each model, by form."""
 
 
-def _key(
-    attribution: LRPx | ALTILogit, explanation: Explanation, subject: Subject
-) -> Hashable | None:
+def _key(attribution: LRPx | ALTILogit, explanation: Explanation, query: Query) -> Hashable | None:
     """What explanations of the same operations by the same rules have in common."""
-    inputs = subject.inputs if isinstance(subject.inputs, tuple) else (subject.inputs,)
-    arguments = subject.question.additional_forward_args
-    form = form_of(subject.model, subject.question.forward, inputs, arguments, ())
+    arguments = query.additional_forward_args
+    form = form_of(query.model, query.forward, tensors_of(query.inputs), arguments, ())
     if form is None:
         return None
     options = repr(sorted(explanation.options.items()))
@@ -129,22 +127,22 @@ def _key(
         explanation.method,
         attribution.recipe,
         options,
-        fingerprint(subject.model, modules_of(subject.model)),
+        fingerprint(query.model, modules_of(query.model)),
     )
 
 
 def _audit(
     attribution: LRPx | ALTILogit,
-    subject: Subject,
+    query: Query,
     explanation: Explanation,
     value: Tensor,
     *,
     unchanged: bool,
 ) -> Certificate:
-    audited = _Observed(attribution, subject, explanation)
+    audited = _Observed(attribution, query, explanation)
     coverage = audited.coverage
     return Certificate(
-        forward_unchanged=unchanged and _is_own_value(subject, value),
+        forward_unchanged=unchanged and _is_own_value(query, value),
         operations=len(coverage.operations),
         ruled=sum(each.kind == "ruled" for each in coverage.operations),
         unruled=len(coverage.unruled),
@@ -158,9 +156,9 @@ def _audit(
 
 
 def _attribution(
-    explanation: Explanation, subject: Subject, recipe: Recipe | None
+    explanation: Explanation, query: Query, recipe: Recipe | None
 ) -> LRPx | ALTILogit | None:
-    forward, model = subject.question.forward, subject.model
+    forward, model = query.forward, query.model
     if explanation.method == "altilogit":
         return ALTILogit(forward, model, value_bias=explanation.options["value_bias"])
     kind = _RULE_BASED.get(explanation.method)
@@ -170,17 +168,17 @@ def _attribution(
 # The checks ---------------------------------------------------------------------------------------
 
 
-def _value(subject: Subject) -> Tensor:
+def _value(query: Query) -> Tensor:
     """The explained value of a forward pass without rules, with gradients as for an explanation.
 
     Without them quantized layers, and some of PyTorch's modules, have another kernel.
     """
-    question, inputs = subject.question, subject.inputs
+    inputs = query.inputs
     if isinstance(inputs, tuple):
         inputs = forward.with_gradients(inputs)
-    with with_gradients(subject.model, of_tokens=subject.scene is None):
+    with with_gradients(query.model, of_tokens=query.gather is None):
         value: Tensor = _captum.run_forward(
-            question.forward, inputs, question.target, question.additional_forward_args
+            query.forward, inputs, query.target, query.additional_forward_args
         )
     return value.detach()
 
@@ -197,7 +195,7 @@ def with_gradients(model: nn.Module, *, of_tokens: bool) -> Iterator[None]:
         yield
 
 
-def _is_own_value(subject: Subject, value: Tensor) -> bool:
+def _is_own_value(query: Query, value: Tensor) -> bool:
     """Whether an explained value can be read from the outputs of the object that was given.
 
     Up to the rounding of a product with all rows of the head instead of some.
@@ -208,10 +206,10 @@ def _is_own_value(subject: Subject, value: Tensor) -> bool:
         found = output.values() if isinstance(output, Mapping) else (output,)
         outputs.extend(each for each in found if isinstance(each, torch.Tensor))
 
-    hook = subject.model.register_forward_hook(after)
+    hook = query.model.register_forward_hook(after)
     try:
         with read_whole():
-            own = _value(subject)
+            own = _value(query)
     finally:
         hook.remove()
     scale = max(float(each.detach().abs().max()) for each in (own, *outputs))
@@ -231,20 +229,20 @@ class _Observed:
     """
 
     def __init__(
-        self, attribution: LRPx | ALTILogit, subject: Subject, explanation: Explanation
+        self, attribution: LRPx | ALTILogit, query: Query, explanation: Explanation
     ) -> None:
         self.residual: float | None = None
         self.missing: str | None = None
         self.amounts: tuple[tuple[str, float], ...] | None = None
         self.difference: float | None = None
         try:
-            book, self.coverage = observed_ledger(attribution, subject.inputs, **subject.arguments)
+            book, self.coverage = observed_ledger(attribution, query.inputs, **query.arguments)
         except (MemoryError, torch.OutOfMemoryError):
             self.missing = "out of memory"
         except ValueError as error:
             self.missing = str(error)
         if self.missing is not None:
-            self.coverage = _coverage(attribution, subject)
+            self.coverage = _coverage(attribution, query)
             return
         amounts = [book.value.abs(), *(entry.amount.abs() for entry in book.entries)]
         scale = float(torch.stack(amounts).max())
@@ -254,17 +252,16 @@ class _Observed:
         self.amounts = tuple(beyond.items())
         if isinstance(attribution, LRPx):
             recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")
-            found = subject.real(book.attributions)[0].double().cpu()
+            found = query.real(book.attributions)[0].double().cpu()
             largest = float(recorded.abs().max()) or 1.0
             self.difference = float((found - recorded).abs().max()) / largest
 
 
-def _coverage(attribution: LRPx | ALTILogit, subject: Subject) -> Coverage:
-    arguments = subject.question.additional_forward_args
+def _coverage(attribution: LRPx | ALTILogit, query: Query) -> Coverage:
+    arguments = query.additional_forward_args
     if isinstance(attribution, LRPx):
-        return attribution.coverage(subject.inputs, arguments)
-    target = subject.question.target
-    return attribution.coverage(subject.inputs, target, arguments)
+        return attribution.coverage(query.inputs, arguments)
+    return attribution.coverage(query.inputs, query.target, arguments)
 
 
 def _beyond_tokens(book: Ledger, explanation: Explanation) -> dict[str, float]:

@@ -8,7 +8,7 @@ from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model, check_model_and_tokenizer
 from captum_lrpx.certification import certified, with_gradients
 from captum_lrpx.explanation import Explanation
-from captum_lrpx.methods import Option, Subject, attribute, check_several_inputs, options_of
+from captum_lrpx.methods import Option, attribute, check_several_inputs, options_of
 from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
@@ -17,7 +17,7 @@ from captum_lrpx.targets.media import media_scene
 from captum_lrpx.targets.pictures import IMAGE
 from captum_lrpx.targets.scene import sequence_scene
 from captum_lrpx.targets.sounds import AUDIO
-from captum_lrpx.targets.standing import inputs_of, standings
+from captum_lrpx.targets.standing import standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,18 +173,17 @@ def explain_encoding(
     hugging_face = find_model(model)
     once = ReadOnce(lambda: with_gradients(hugging_face, of_tokens=scene is None))
     with once:
-        question = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
+        query = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
     parameter = next(hugging_face.parameters())
-    ids = inputs_of(hugging_face, encoding)[0]
-    subject = Subject(hugging_face, tokenizer, question, ids, scene=scene)
     places: tuple[Standing, ...] = ()
-    if question.terms is not None:
+    (terms,) = query.terms
+    if terms is not None:
         with once:
             if scene is None:
-                places = standings(model, target.outputs(model), encoding, question.terms)
+                places = standings(model, target.outputs(model), encoding, terms)
             else:
-                places = scene.standings(question.terms)
-    found = attribute(method, subject, recipe, options)
+                places = scene.standings(terms)
+    found = attribute(method, query, recipe, options)
     config: Any = hugging_face.config
     explanation = Explanation(
         text=encoding.text,
@@ -194,8 +193,8 @@ def explain_encoding(
         special=encoding.special,
         relevances=tuple(found.relevances[0].double().tolist()),
         value=float(found.values[0]),
-        target=question.description,
-        position=question.position,
+        target=query.descriptions[0],
+        position=query.positions[0],
         method=method,
         recipe=found.recipe,
         model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
@@ -211,7 +210,7 @@ def explain_encoding(
     )
     if not certify:
         return explanation
-    return certified(explanation, subject, recipe, full=certify == "full", once=once)
+    return certified(explanation, query, recipe, full=certify == "full", once=once)
 
 
 def _scene(

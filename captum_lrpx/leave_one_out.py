@@ -12,7 +12,7 @@ from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
-from captum_lrpx.targets.batch import batch_of
+from captum_lrpx.targets.query import query_of
 from captum_lrpx.targets.task import task_of
 from captum_lrpx.targets.truncation import without_tokens
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
-    from captum_lrpx.targets.question import Terms
+    from captum_lrpx.targets.query import Terms
     from captum_lrpx.targets.target import Choice
 
 __all__ = ["leave_one_out", "left_out"]
@@ -183,11 +183,10 @@ def _values(
         part = gone[start : start + batch_size]
         encodings = [without_tokens(encoding, tokens) for tokens in part]
         shifted = [_shifted(model, terms, tokens) for tokens in part]
-        ids, forward, arguments = batch_of(
-            model, tokenizer, [target] * len(part), encodings, shifted
-        )
+        query = query_of(model, tokenizer, [target] * len(part), encodings, shifted)
         with torch.no_grad():
-            values += forward(ids, *arguments).double().reshape(-1).tolist()
+            found = query.forward(query.inputs, *query.additional_forward_args)
+        values += found.double().tolist()
     return values
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["base_of", "find_model", "is_pretrained", "model_in", "not_a_model"]
+__all__ = ["base_of", "device_of", "find_model", "is_pretrained", "model_in", "not_a_model"]
 
 
 def find_model(root: nn.Module) -> nn.Module:
@@ -57,6 +58,12 @@ def base_of(model: nn.Module) -> nn.Module | None:
     """The part of a transformers model below its head; None if it has none."""
     base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     return base if isinstance(base, nn.Module) and base is not model else None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the inputs of a model belong; Accelerate moves those of weights that it offloaded."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def not_a_model(value: Any) -> TypeError:

@@ -13,11 +13,16 @@ from captum_lrpx import (
     ATTN_LRP,
     AttnLRPx,
     LayerAttnLRPx,
+    LLMRelevance,
     LogitDifference,
     LRPx,
+    Target,
     TokenLogits,
+    ask_batch,
+    explain,
     ledger,
     propagation,
+    zoo,
 )
 
 # PEFT ------------------------------------------------------------------------------------------
@@ -256,3 +261,20 @@ def test_a_hook_that_only_looks_sees_each_call_once(method):
     torch.testing.assert_close(
         check, method(TokenLogits(tiny("llama"))).attribute(token_ids(), 7, (None, 2))
     )
+
+
+def test_texts_for_an_offloaded_model(tmp_path):
+    model, tokenizer = zoo.load("sva-gpt2")
+    text, target = "the keys to the cabinet", Target("are", contrast="is")
+    expected = explain(model, tokenizer, text, target)
+    continued = LLMRelevance(LRPx(model), tokenizer).attribute(text, " are old")
+    pytest.importorskip("accelerate").disk_offload(model, tmp_path, torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    found = explain(model, tokenizer, text, target)
+    assert found.certificate.holds
+    assert found.value == pytest.approx(expected.value, abs=1e-5)
+    assert found.relevances == pytest.approx(expected.relevances, abs=1e-5)
+    batch = ask_batch(model, tokenizer, [text, "the author"], target)
+    assert float(batch.values[0]) == pytest.approx(found.value, abs=1e-5)
+    again = LLMRelevance(LRPx(model), tokenizer).attribute(text, " are old")
+    torch.testing.assert_close(again.token_attr, continued.token_attr)

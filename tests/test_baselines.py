@@ -17,8 +17,8 @@ from captum_lrpx import (
     explain,
     zoo,
 )
-from captum_lrpx.methods import METHODS, Subject, attribute, description, options_of
-from captum_lrpx.targets import Question, encode
+from captum_lrpx.methods import METHODS, attribute, description, options_of
+from captum_lrpx.targets import Query, encode
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 
@@ -32,14 +32,9 @@ class Case:
     def __init__(self, model, tokenizer, target):
         self.model, self.tokenizer, self.target = model, tokenizer, target
         encoding = encode(model, tokenizer, TEXT)
-        question = target.ask(model, tokenizer, encoding)
-        self.forward = question.forward
-        self.ids = torch.tensor([encoding.ids])
+        query = target.ask(model, tokenizer, encoding)
+        self.forward, self.ids, self.arguments = query.forward, query.ids, query.arguments
         self.embeds = model.get_input_embeddings()(self.ids).detach().requires_grad_()
-        self.arguments = {
-            "target": question.target,
-            "additional_forward_args": question.additional_forward_args,
-        }
 
     def explain(self, method, **options):
         return explain(self.model, self.tokenizer, TEXT, self.target, method=method, **options)
@@ -168,34 +163,31 @@ def test_the_value_is_the_same_for_all(case):
 # DeepLift ---------------------------------------------------------------------------------------
 
 
-def subject_of(model, target=5):
+def query_of(model, target=5):
     ids = token_ids(batch=1)
-    question = Question(TokenLogits(model), target, (None, 3), 3, "a logit")
-    return Subject(model, None, question, ids)
+    return Query(TokenLogits(model), ids, (None, 3), target)
 
 
 def test_deep_lift_where_captum_has_a_rule_for_the_activation():
     model = tiny("opt", activation="relu")
-    subject = subject_of(model)
-    expected, delta = captum.DeepLift(subject.question.forward).attribute(
-        subject.embeddings(), return_convergence_delta=True, **subject.arguments
+    query = query_of(model)
+    expected, delta = captum.DeepLift(query.forward).attribute(
+        query.embeddings(), return_convergence_delta=True, **query.arguments
     )
-    found = attribute("deep_lift", subject, None, {})
+    found = attribute("deep_lift", query, None, {})
     torch.testing.assert_close(found.relevances, expected.detach().sum(-1))
     torch.testing.assert_close(found.deltas, delta)
-    plain = attribute("input_x_gradient", subject, None, {})
+    plain = attribute("input_x_gradient", query, None, {})
     assert not torch.allclose(found.relevances, plain.relevances), "the rule is in use"
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "bloom"])
 def test_deep_lift_is_refused_where_it_would_be_a_plain_gradient(family):
-    subject = subject_of(tiny(family))
+    query = query_of(tiny(family))
     with pytest.raises(ValueError, match=r"no rule for \w+ in '.*' \(\w+\).*use input_x"):
-        attribute("deep_lift", subject, None, {})
-    found = captum.DeepLift(subject.question.forward).attribute(
-        subject.embeddings(), **subject.arguments
-    )
-    plain = attribute("input_x_gradient", subject, None, {})
+        attribute("deep_lift", query, None, {})
+    found = captum.DeepLift(query.forward).attribute(query.embeddings(), **query.arguments)
+    plain = attribute("input_x_gradient", query, None, {})
     torch.testing.assert_close(found.detach().sum(-1), plain.relevances)
 
 
@@ -209,13 +201,13 @@ def state_of_numpy():
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_left_behind(method):
     model = tiny("opt", activation="relu", dtype=torch.float32)
-    subject = subject_of(model)
+    query = query_of(model)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - Captum draws from it
     before = snapshot(model), torch.get_rng_state(), state_of_numpy()
-    attribute(method, subject, None, {})
+    attribute(method, query, None, {})
     with pytest.raises((IndexError, AssertionError)):  # of a target that does not exist
-        attribute(method, subject_of(model, target=10**6), None, {})
+        attribute(method, query_of(model, target=10**6), None, {})
     assert snapshot(model) == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     assert state_of_numpy() == before[2]
@@ -224,7 +216,7 @@ def test_nothing_is_left_behind(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_precisions(method, dtype):
-    found = attribute(method, subject_of(tiny("opt", activation="relu", dtype=dtype)), None, {})
+    found = attribute(method, query_of(tiny("opt", activation="relu", dtype=dtype)), None, {})
     assert found.relevances.shape == (1, 5)
     assert found.relevances.isfinite().all()
     assert not found.relevances.requires_grad
@@ -232,16 +224,16 @@ def test_precisions(method, dtype):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_where_no_gradient_exists(method):
-    subject = subject_of(tiny("opt", activation="relu", dtype=torch.float32))
-    expected = attribute(method, subject, None, {}).relevances
+    query = query_of(tiny("opt", activation="relu", dtype=torch.float32))
+    expected = attribute(method, query, None, {}).relevances
     with torch.no_grad():
-        torch.testing.assert_close(attribute(method, subject, None, {}).relevances, expected)
+        torch.testing.assert_close(attribute(method, query, None, {}).relevances, expected)
     with torch.inference_mode():
         if method in ("feature_ablation", "occlusion", "random"):
-            torch.testing.assert_close(attribute(method, subject, None, {}).relevances, expected)
+            torch.testing.assert_close(attribute(method, query, None, {}).relevances, expected)
         else:
             with pytest.raises(RuntimeError, match=r"torch\.inference_mode rules out"):
-                attribute(method, subject, None, {})
+                attribute(method, query, None, {})
 
 
 def test_all_methods_are_described():

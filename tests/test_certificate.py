@@ -16,10 +16,10 @@ from captum_lrpx.attr import AttnLRPx, LRPx
 from captum_lrpx.certification import certified
 from captum_lrpx.explanation import Certificate, Explanation
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, sealed
-from captum_lrpx.methods import METHODS, Subject, attribute, options_of
+from captum_lrpx.methods import METHODS, attribute, options_of
 from captum_lrpx.recipes import LRP
 from captum_lrpx.rules import Gamma, nodes
-from captum_lrpx.targets import Question
+from captum_lrpx.targets import Query
 
 TEXT = "the keys to the cabinet"
 TARGET = Target("are", contrast="is")
@@ -39,11 +39,10 @@ def stored(loaded):
 
 
 def asked(model, recipe=None, method="lrpx", options=None):
-    """A subject of a tiny model, and the explanation of it without certificate."""
+    """A query of a tiny model, and the explanation of it without certificate."""
     ids = token_ids(batch=1)
-    question = Question(TokenLogits(model), 4, (None, 3), 3, "a logit")
-    subject = Subject(model, None, question, ids)
-    found = attribute(method, subject, recipe, options or {})
+    query = Query(TokenLogits(model), ids, (None, 3), 4)
+    found = attribute(method, query, recipe, options or {})
     count = ids.shape[1]
     plain = explanation(
         labels=("a",) * count,
@@ -54,7 +53,7 @@ def asked(model, recipe=None, method="lrpx", options=None):
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         options=options_of(method) | (options or {}),
     )
-    return subject, plain
+    return query, plain
 
 
 # Made ---------------------------------------------------------------------------------------------
@@ -63,8 +62,8 @@ def asked(model, recipe=None, method="lrpx", options=None):
 @pytest.mark.parametrize("method", RULE_BASED)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_certified(family, method):
-    subject, plain = asked(tiny(family, dtype=torch.float32), method=method)
-    certificate = certified(plain, subject, None).certificate
+    query, plain = asked(tiny(family, dtype=torch.float32), method=method)
+    certificate = certified(plain, query, None).certificate
     assert certificate.holds, certificate
     assert not certificate.failed
     assert certificate.operations > certificate.ruled > 0 or method == "altilogit"
@@ -74,33 +73,33 @@ def test_every_family_is_certified(family, method):
 @pytest.mark.parametrize("method", RULE_BASED)
 def test_every_precision_is_certified(dtype, method):
     for family in ("gpt2", "llama", "bert"):
-        subject, plain = asked(tiny(family, dtype=getattr(torch, dtype)), method=method)
-        certificate = certified(plain, subject, None).certificate
+        query, plain = asked(tiny(family, dtype=getattr(torch, dtype)), method=method)
+        certificate = certified(plain, query, None).certificate
         assert certificate.holds, certificate
         assert certificate.ledger_tolerance == LEDGER_TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("options", [{"include_start": False}, {"value_bias": "apart"}])
 def test_the_account_is_of_what_was_recorded(options):
-    subject, plain = asked(tiny("gpt2"), method="altilogit", options=options)
-    assert certified(plain, subject, None).certificate.ledger_residual < 1e-9
+    query, plain = asked(tiny("gpt2"), method="altilogit", options=options)
+    assert certified(plain, query, None).certificate.ledger_residual < 1e-9
     with pytest.warns(UserWarning, match="ledger OPEN"):
-        other = certified(replace(plain, value=plain.value + 1), subject, None, full=True)
-    book = ledger(LRPx(subject.model), subject.ids, (3, 4))
+        other = certified(replace(plain, value=plain.value + 1), query, None, full=True)
+    book = ledger(LRPx(query.model), query.ids, (3, 4))
     assert other.certificate.failed
     assert book.closes(1e-9)
 
 
 def test_the_numbers_are_those_of_coverage_and_ledger(loaded):
     result = explain(*loaded, TEXT, TARGET, certify="full")
-    question = TARGET.ask(*loaded, encoding_of(result))
+    query = TARGET.ask(*loaded, encoding_of(result))
     ids = torch.tensor([result.ids])
-    arguments = question.additional_forward_args
-    coverage = AttnLRPx(question.forward).coverage(ids, arguments)
+    arguments = query.additional_forward_args
+    coverage = AttnLRPx(query.forward).coverage(ids, arguments)
     assert result.certificate.operations == len(coverage.operations)
     ruled = [each for each in coverage.operations if each.kind == "ruled"]
     assert result.certificate.ruled == len(ruled)
-    book = ledger(AttnLRPx(question.forward), ids, question.target, arguments)
+    book = ledger(AttnLRPx(query.forward), ids, query.target, arguments)
     assert result.certificate.ledger_residual < 10 * float(book.relative_residual("largest")) + 1e-6
 
 
@@ -138,38 +137,69 @@ class Inexact(Gamma):
 
 def test_a_rule_that_changes_the_forward_pass_is_said():
     recipe = replace(LRP, linear=Inexact())
-    subject, plain = asked(tiny("gpt2", dtype=torch.float32), recipe)
+    query, plain = asked(tiny("gpt2", dtype=torch.float32), recipe)
     with pytest.warns(UserWarning, match="forward CHANGED by the rules"):
-        result = certified(plain, subject, recipe)
+        result = certified(plain, query, recipe)
     assert not result.certificate.forward_unchanged
     assert result.certificate.coverage_complete
     assert result.certification.startswith("NOT certified: forward CHANGED by the rules, ")
 
 
 def test_a_wrong_backward_pass_leaves_the_ledger_open(monkeypatch):
-    monkeypatch.setattr(nodes, "frozen_norm", lambda _node, _name: lambda *_: None)
-    subject, plain = asked(tiny("gpt2"))
+    monkeypatch.setattr(nodes, "frozen_norm", lambda *_: lambda *_: None)
+    query, plain = asked(tiny("gpt2"))
     with pytest.warns(UserWarning, match="ledger OPEN by"):
-        result = certified(plain, subject, None)
+        result = certified(plain, query, None)
     assert result.certificate.forward_unchanged
 
 
 def test_relevances_of_other_tokens_are_noticed():
     """By the second pass alone: the sum is right, and so is the ledger."""
-    subject, plain = asked(tiny("llama"))
+    query, plain = asked(tiny("llama"))
     first, second, *others = plain.relevances
     swapped = replace(plain, relevances=(second, first, *others))
     with pytest.warns(UserWarning, match="relevances DIFFER in a second pass"):
-        result = certified(swapped, subject, None)
+        result = certified(swapped, query, None)
     assert result.certificate.ledger_closes
     assert not result.certificate.relevances_confirmed
 
 
+@pytest.mark.filterwarnings("ignore:The explanation did not pass its checks")
+@pytest.mark.parametrize("method", RULE_BASED)
+def test_quantities_and_functions_of_the_outputs_are_forms_of_their_own(method):
+    model, tokenizer = zoo.load("sva-gpt2")
+    several = ("are", "is")
+    for target in (
+        Target(several),
+        Target(several, quantity="log_prob"),
+        Target(lambda logits: logits[:, 5]),
+        Target(lambda logits: logits.logsumexp(-1)),
+    ):
+        first, second = (explain(model, tokenizer, TEXT, target, method=method) for _ in range(2))
+        assert first.certificate.audited
+        # ALTI-Logit has no account of what a function of the logits adds: each is audited.
+        assert second.certificate.audited == (not first.certificate.holds)
+        assert first.certificate.holds or method == "altilogit"
+        assert first.relevances == second.relevances
+
+
+@pytest.mark.filterwarnings("ignore:The explanation did not pass its checks")
+def test_a_quantity_with_operations_of_its_own_is_recorded_anew():
+    """In bfloat16 a log-probability has a cast that a logit does not have."""
+    tokenizer = zoo.load("sva-bert")[1]
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    model = tiny("bert", dtype=torch.bfloat16, **shape)
+    for quantity in ("logit", "log_prob"):
+        target = Target((5, 6), quantity=quantity, position=3)
+        found = explain(model, tokenizer, TEXT, target, method="altilogit")
+        assert found.certificate.audited
+
+
 @pytest.mark.parametrize("method", RULE_BASED)
 def test_the_audit_is_made_once_for_a_form(method):
-    subject, plain = asked(tiny("gpt2"), method=method)
+    query, plain = asked(tiny("gpt2"), method=method)
     audited, known, again = (
-        certified(plain, subject, None, full=full).certificate for full in (False, False, True)
+        certified(plain, query, None, full=full).certificate for full in (False, False, True)
     )
     assert audited.audited
     assert audited.ledger_closes
@@ -179,16 +209,16 @@ def test_the_audit_is_made_once_for_a_form(method):
     assert known.holds
     assert known.operations == audited.operations
     assert "when the first explanation of this form was audited" in str(known)
-    subject.model.transformer.h[0].register_forward_hook(lambda *_: None)
-    assert certified(plain, subject, None).certificate.audited, "it may do something else now"
+    query.model.transformer.h[0].register_forward_hook(lambda *_: None)
+    assert certified(plain, query, None).certificate.audited, "it may do something else now"
 
 
 def test_what_failed_is_audited_again():
-    subject, plain = asked(tiny("gpt2"))
+    query, plain = asked(tiny("gpt2"))
     wrong = replace(plain, relevances=(plain.relevances[0] + 0.1, *plain.relevances[1:]))
     for _ in range(2):
         with pytest.warns(UserWarning, match="ledger OPEN"):
-            assert certified(wrong, subject, None).certificate.audited
+            assert certified(wrong, query, None).certificate.audited
 
 
 def test_a_certified_explanation_runs_its_model_twice(loaded, monkeypatch):
@@ -207,10 +237,10 @@ def test_a_certified_explanation_runs_its_model_twice(loaded, monkeypatch):
 
 
 def test_an_edited_relevance_leaves_the_ledger_open():
-    subject, plain = asked(tiny("llama"))
+    query, plain = asked(tiny("llama"))
     wrong = replace(plain, relevances=(plain.relevances[0] + 0.1, *plain.relevances[1:]))
     with pytest.warns(UserWarning, match=r"ledger OPEN by .* \(tolerance 1e-05\)"):
-        result = certified(wrong, subject, None)
+        result = certified(wrong, query, None)
     assert result.certificate.forward_unchanged
     assert not result.certificate.ledger_closes
     assert Explanation.from_json(result.to_json()) == result

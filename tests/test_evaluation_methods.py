@@ -4,8 +4,8 @@ import pytest
 import torch
 from models import tiny, token_ids
 
-from captum_lrpx.methods import METHODS, Subject, attribute
-from captum_lrpx.targets import LogitDifference, Question
+from captum_lrpx.methods import METHODS, attribute
+from captum_lrpx.targets import LogitDifference, Query
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 
@@ -25,30 +25,28 @@ def batch(model, lengths=LENGTHS):
     ids = ids.masked_fill(mask == 0, 0)
     good, bad = torch.tensor([5, 6, 8])[: len(lengths)], torch.tensor([9, 4, 7])[: len(lengths)]
     arguments = (mask, good, bad, torch.tensor(lengths) - 1)
-    question = Question(LogitDifference(model), None, arguments, None, "why this, not that")
-    return Subject(model, None, question, ids, mask)
+    return Query(LogitDifference(model), ids, arguments, mask=mask)
 
 
-def alone(subject, index):
-    """The question about one text as ``explain`` asks it: no padding and no mask."""
+def alone(query, index):
+    """One text as ``explain`` asks it: no padding and no mask."""
     length = LENGTHS[index]
-    _, good, bad, position = subject.question.additional_forward_args
+    _, good, bad, position = query.additional_forward_args
     here = slice(index, index + 1)
     arguments = (None, good[here], bad[here], position[here])
-    question = Question(subject.question.forward, None, arguments, length - 1, "alone")
-    return Subject(subject.model, None, question, subject.ids[here, :length])
+    return Query(query.forward, query.ids[here, :length], arguments)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_text_in_a_batch_is_explained_as_by_itself(method, family):
-    subject = batch(model_of(family))
-    found = attribute(method, subject, None, {})
+    query = batch(model_of(family))
+    found = attribute(method, query, None, {})
 
-    assert found.relevances.shape == subject.ids.shape
-    assert found.relevances[subject.mask == 0].eq(0).all()
+    assert found.relevances.shape == query.ids.shape
+    assert found.relevances[query.mask == 0].eq(0).all()
     for index, length in enumerate(LENGTHS):
-        expected = attribute(method, alone(subject, index), None, {})
+        expected = attribute(method, alone(query, index), None, {})
         tolerance = TOLERANCE.get(family, 1e-10) * expected.relevances.abs().max().item()
         close = {"rtol": 0, "atol": max(tolerance, 1e-12)}
         torch.testing.assert_close(
@@ -64,22 +62,22 @@ def test_a_text_in_a_batch_is_explained_as_by_itself(method, family):
 
 
 def test_a_row_is_the_text_by_itself():
-    subject = batch(model_of("gpt2"))
-    row = subject.row(1)
-    mask, good, _, position = row.question.additional_forward_args
-    assert row.ids.tolist() == subject.ids[1:2, :3].tolist()
+    query = batch(model_of("gpt2"))
+    row = query.row(1)
+    mask, good, _, position = row.additional_forward_args
+    assert row.ids.tolist() == query.ids[1:2, :3].tolist()
     assert mask is row.mask
     assert mask.tolist() == [[1, 1, 1]]
     assert (good.tolist(), position.tolist()) == ([6], [2])
-    assert alone(subject, 1).row(0).ids.tolist() == row.ids.tolist()
+    assert alone(query, 1).row(0).ids.tolist() == row.ids.tolist()
 
 
 def test_random_numbers_do_not_depend_on_the_batch():
-    subject = batch(model_of("gpt2"))
-    found = attribute("random", subject, None, {"seed": 3}).relevances
-    fewer = attribute("random", batch(subject.model, LENGTHS[:2]), None, {"seed": 3}).relevances
+    query = batch(model_of("gpt2"))
+    found = attribute("random", query, None, {"seed": 3}).relevances
+    fewer = attribute("random", batch(query.model, LENGTHS[:2]), None, {"seed": 3}).relevances
     assert torch.equal(found[:2], fewer)
-    assert not torch.equal(found, attribute("random", subject, None, {"seed": 4}).relevances)
+    assert not torch.equal(found, attribute("random", query, None, {"seed": 4}).relevances)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +90,13 @@ def test_random_numbers_do_not_depend_on_the_batch():
 )
 def test_padding_elsewhere_is_refused(mask, message):
     model = model_of("gpt2")
-    question = Question(LogitDifference(model), None, (mask, 5, 6), None, "")
+    ids = token_ids(batch=1, length=3)
     with pytest.raises(ValueError, match=message):
-        Subject(model, None, question, token_ids(batch=1, length=3), mask)
+        Query(LogitDifference(model), ids, (mask, 5, 6), mask=mask)
 
 
 def test_a_mask_that_the_model_does_not_get_is_refused():
     model = model_of("gpt2")
-    question = Question(LogitDifference(model), None, (None, 5, 6), None, "")
     ids = token_ids(batch=1, length=3)
     with pytest.raises(ValueError, match="not among the arguments"):
-        Subject(model, None, question, ids, torch.ones_like(ids))
+        Query(LogitDifference(model), ids, (None, 5, 6), mask=torch.ones_like(ids))

@@ -5,6 +5,7 @@ import torch
 from models import tiny
 
 from captum_lrpx import LRPx, Target, ask_batch, explain, zoo
+from captum_lrpx.methods import attribute
 from captum_lrpx.targets import encode
 
 TEXT = "the keys to the cabinet"
@@ -13,9 +14,9 @@ TEXT = "the keys to the cabinet"
 def asked(model, tokenizer, target, text=TEXT):
     """The value of a target."""
     encoding = encode(model, tokenizer, text)
-    question = target.ask(model, tokenizer, encoding)
-    output = question.forward(torch.tensor([encoding.ids]), *question.additional_forward_args)
-    return (output if question.target is None else output[:, question.target]).item()
+    query = target.ask(model, tokenizer, encoding)
+    output = query.forward(torch.tensor([encoding.ids]), *query.additional_forward_args)
+    return (output if query.target is None else output[:, query.target]).item()
 
 
 @pytest.mark.parametrize("quantity", ["logit", "log_prob", "prob"])
@@ -162,9 +163,9 @@ def rows_alone(model, tokenizer, texts, targets, method=LRPx):
     """The relevances of each text by itself."""
     for text, target in zip(texts, targets, strict=True):
         encoding = encode(model, tokenizer, text)
-        question = target.ask(model, tokenizer, encoding)
-        yield method(question.forward).attribute(
-            torch.tensor([encoding.ids]), question.target, question.additional_forward_args
+        query = target.ask(model, tokenizer, encoding)
+        yield method(query.forward).attribute(
+            torch.tensor([encoding.ids]), query.target, query.additional_forward_args
         )[0]
 
 
@@ -181,7 +182,7 @@ def check_batch(model, tokenizer, targets):
         torch.testing.assert_close(row[:length], expected, rtol=1e-4, atol=1e-4)
         assert row[length:].eq(0).all()
     assert list(batch.descriptions) == [
-        target.ask(model, tokenizer, encoding).description
+        target.ask(model, tokenizer, encoding).descriptions[0]
         for target, encoding in zip(several, batch.encodings, strict=True)
     ]
 
@@ -203,6 +204,31 @@ def test_one_target_per_row(loaded, name):
     check_batch(model, tokenizer, Target(lambda logits: logits[:, 9] - logits[:, 8]))
     if name != "sva-bert":
         check_batch(model, tokenizer, [Target(span="cabinet"), "are", Target(span="author")])
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_row_of_a_batch_is_what_one_text_asks(loaded, name):
+    model, tokenizer = loaded[name]
+    targets = [Target("are"), Target("is", contrast="are"), Target(("is", "was"))]
+    batch = ask_batch(model, tokenizer, TEXTS, targets)
+    assert batch.target is None
+    found = attribute("input_x_gradient", batch, None, {})
+    for index, (target, encoding) in enumerate(zip(targets, batch.encodings, strict=True)):
+        one, row = target.ask(model, tokenizer, encoding), batch.row(index)
+        assert one.mask is None
+        assert one.additional_forward_args[0] is None
+        for field in ("encodings", "terms", "positions", "descriptions"):
+            assert getattr(row, field) == getattr(one, field)
+        assert torch.equal(row.ids, one.ids)
+        expected = attribute("input_x_gradient", one, None, {})
+        for values in (found.values[index], row.values[0]):
+            torch.testing.assert_close(values, expected.values[0], rtol=1e-5, atol=1e-5)
+        length = one.ids.shape[1]
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(
+            found.relevances[index, :length], expected.relevances[0], **close
+        )
+        assert found.relevances[index, length:].eq(0).all()
 
 
 @pytest.mark.parametrize("head", ["sequence", "token"])

@@ -54,7 +54,8 @@ def key_of(  # noqa: PLR0911 - one for each kind
 ) -> Hashable:
     """What a forward function is, for a dictionary that must not keep it alive.
 
-    Forward modules of this package are what their classes are; anything else is itself.
+    Forward modules of this package are what their classes are, with what they were given; anything
+    else is itself.
 
     Returns:
         The key; None for what cannot be recognized again.
@@ -64,7 +65,9 @@ def key_of(  # noqa: PLR0911 - one for each kind
     if value is None or isinstance(value, (str, bool, int, float)):
         return (type(value), value)
     if isinstance(value, nn.Module) and type(value).__module__.startswith("captum_lrpx."):
-        inner = [key_of(child, model, depth + 1) for child in value.children()]
+        # What they are given besides modules decides what they compute: a quantity, a function.
+        own = (each for each in vars(value).values() if isinstance(each, str) or callable(each))
+        inner = [key_of(each, model, depth + 1) for each in (*value.children(), *own)]
         return None if None in inner else (type(value), *inner)
     if isinstance(value, MethodType):
         owner = key_of(value.__self__, model, depth + 1)

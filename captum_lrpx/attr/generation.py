@@ -21,6 +21,7 @@ from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.attr.seeds import seeds_of
+from captum_lrpx.models import device_of
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
@@ -265,7 +266,7 @@ class LLMRelevance(Attribution):
         """
         embedding = token_embedding_of(self.model)
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         read = ids[None, :-1].to(device)
         wanted = wanted.to(device)
         steps = len(wanted)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from captum_lrpx.attr.hops import followed
+from captum_lrpx.models import device_of
 from captum_lrpx.targets.head import LanguageModelHead
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def rows_of_alti(
         Contributions ``[R, P + K]``, explained values ``[R]``, the same again, and what each hop
         loses ``[R, hops]``.
     """
-    device = next(method.model.parameters()).device
+    device = device_of(method.model)
     read, steps = ids[None, :-1].to(device), len(wanted)
     first = len(ids) - 1 - steps
     with torch.no_grad():

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from captum_lrpx.components.patching import ActivationPatching, RelevancePatching
 from captum_lrpx.metrics.agreement import Agreement, agreement
+from captum_lrpx.models import device_of
 from captum_lrpx.recipes import GRADIENT, LRP_MIRRORED_GATE, NAMED_RECIPES
 from captum_lrpx.sva.evaluation.journal import Journal
 from captum_lrpx.targets.forward import TokenSum
@@ -169,16 +170,16 @@ def localise(
         for pair, way in tqdm(ways, disable=not show_progress):
             missing = [k for k in kinds if (pair.task, pair.number, k, way) not in journal.records]
             for alike in _alike(missing):
-                question = _Question(model, pair, way, neurons, share)
                 asked = {kind: layers[kind] for kind in alike}
-                found = question.answer(asked, recipes, perturbations_per_eval)
+                direction = _Direction(model, pair, way, neurons, share)
+                found = direction.measured(asked, recipes, perturbations_per_eval)
                 for kind, record in found.items():
                     journal.append((pair.task, pair.number, kind, way), record)
         records = [journal.records[pair.task, pair.number, kind, way] for pair, kind, way in work]
     return _joined(work, records, recipes, kinds)
 
 
-class _Question:
+class _Direction:
     """One direction of a pair."""
 
     def __init__(
@@ -186,13 +187,13 @@ class _Question:
     ) -> None:
         self.number, self.neurons, self.share = pair.number, neurons, share
         texts = (pair.clean, pair.corrupted)
-        device = next(model.parameters()).device
+        device = device_of(model)
         self.inputs, self.others = (each.to(device) for each in (texts[way], texts[1 - way]))
         self.start = pair.first_difference
         self.forward = TokenSum(model)
         self.arguments = (None, pair.tokens.to(device), None, pair.weights.to(device))
 
-    def answer(
+    def measured(
         self,
         layers: Mapping[str, Sequence[nn.Module]],
         recipes: Mapping[str, Recipe],

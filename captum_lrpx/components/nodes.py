@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -13,7 +13,7 @@ from captum_lrpx.names import suggestion
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Ablation", "NodeKind", "Nodes", "Question", "by_row", "nodes_of", "question_of"]
+__all__ = ["Ablation", "NodeKind", "Nodes", "by_row", "checked", "nodes_of"]
 
 NodeKind = Literal["head", "token", "neuron", "output", "expert"]
 """What counts as one node of a layer."""
@@ -131,19 +131,9 @@ def nodes_of(
     return Nodes(kind, number)
 
 
-class Question(NamedTuple):
-    """What is patched.
-
-    Attributes:
-        clean: Clean inputs.
-        corrupted: Corrupted inputs, or those that means are taken over; None without them.
-    """
-
-    clean: tuple[Tensor, ...]
-    corrupted: tuple[Tensor, ...] | None
-
-
-def question_of(inputs: Any, corrupted: Any, by: Any, ablation: Any) -> Question:
+def checked(
+    inputs: Any, corrupted: Any, by: Any, ablation: Any
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
     """Check what was asked, before anything runs.
 
     Args:
@@ -151,6 +141,9 @@ def question_of(inputs: Any, corrupted: Any, by: Any, ablation: Any) -> Question
         corrupted: Corrupted inputs, or None.
         by: What a node is.
         ablation: What replaces nodes instead of corrupted values, or None.
+
+    Returns:
+        Clean inputs; corrupted ones, or those that means are taken over, or None.
 
     Raises:
         AssertionError: Captum's error for what is no tensor and no tuple of tensors.
@@ -169,7 +162,7 @@ def question_of(inputs: Any, corrupted: Any, by: Any, ablation: Any) -> Question
                 "There is nothing to replace the nodes by: give `corrupted_inputs`, or "
                 "`ablation='zero'` or 'mean'."
             )
-        return Question(clean, None)
+        return clean, None
     if ablation == "zero":
         raise ValueError("Nodes are replaced by zero: leave `corrupted_inputs` out.")
     others = tensors_of(corrupted)
@@ -180,7 +173,7 @@ def question_of(inputs: Any, corrupted: Any, by: Any, ablation: Any) -> Question
             f"{_listed(shapes[1])}: they must match token by token. Reword one of the texts, or "
             "give `ablation='mean'`, which takes corrupted inputs of any length."
         )
-    return Question(clean, others)
+    return clean, others
 
 
 def by_row(values: Tensor, rows: int, layer: nn.Module) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.components.layers import LayerRules
-from captum_lrpx.components.nodes import nodes_of, question_of
+from captum_lrpx.components.nodes import checked, nodes_of
 from captum_lrpx.components.runs import Patch, Runs
 from captum_lrpx.metrics.replacement import check_count
 from captum_lrpx.module_tree import modules_of
@@ -212,11 +212,11 @@ class RelevancePatching(_Patching):
             >>> torch.stack(heads, dim=1)  # [B, layers, heads]
         """
         require_gradients()
-        question = question_of(inputs, corrupted_inputs, by, ablation)
+        given, corrupted = checked(inputs, corrupted_inputs, by, ablation)
         at_input = self._at_input(by, attribute_to_layer_input)
         arguments = additional_forward_args
         clean, coefficients = self.coefficients(
-            question.clean,
+            given,
             target,
             arguments,
             at_input=at_input,
@@ -228,7 +228,7 @@ class RelevancePatching(_Patching):
             corrupted_additional_forward_args = arguments
         others = self._others(
             clean,
-            question.corrupted,
+            corrupted,
             corrupted_additional_forward_args,
             ablation,
             at_input=at_input,
@@ -238,7 +238,7 @@ class RelevancePatching(_Patching):
             cut.total((values - other) * slopes)
             for values, other, slopes, cut in zip(clean, others, coefficients, nodes, strict=True)
         ]
-        self.finite(question.clean, arguments).warn(tuple(effects))
+        self.finite(given, arguments).warn(tuple(effects))
         return self.formatted(effects)
 
 
@@ -325,30 +325,30 @@ class ActivationPatching(_Patching):
             ...     ids, other_ids, additional_forward_args=(None, are, is_), by="token"
             ... )
         """
-        question = question_of(inputs, corrupted_inputs, by, ablation)
+        given, corrupted = checked(inputs, corrupted_inputs, by, ablation)
         at_input = self._at_input(by, attribute_to_layer_input)
         check_count(perturbations_per_eval, "perturbations_per_eval")
         warn_if_training(modules_of(self.model))
         arguments = additional_forward_args
-        clean = self.values(question.clean, arguments, at_input=at_input, experts=by == "expert")
+        clean = self.values(given, arguments, at_input=at_input, experts=by == "expert")
         nodes = self._nodes(by, clean)
         if corrupted_additional_forward_args is None:
             corrupted_additional_forward_args = arguments
         others = self._others(
             clean,
-            question.corrupted,
+            corrupted,
             corrupted_additional_forward_args,
             ablation,
             at_input=at_input,
             experts=by == "expert",
         )
-        runs = Runs(self, question.clean, target, arguments, at_input=at_input)
+        runs = Runs(self, given, target, arguments, at_input=at_input)
         chosen = self._chosen(only)
         patches = [
             Patch(*each) for each in zip(self.modules, nodes, clean, others, chosen, strict=True)
         ]
         effects = runs.effects(patches, perturbations_per_eval)
-        self.finite(question.clean, arguments).warn(tuple(effects))
+        self.finite(given, arguments).warn(tuple(effects))
         return self.formatted(
             [patch.measured(effect) for patch, effect in zip(patches, effects, strict=True)]
         )

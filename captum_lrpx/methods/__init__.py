@@ -1,9 +1,10 @@
 """Attribution methods by name, for ``explain()`` and the command line.
 
-Each takes a :class:`Subject`, one explained value for each text of a batch, and gives a relevance
-per token. To add one, write a function in :mod:`captum_lrpx.methods.functions`.
+Each takes a :class:`~captum_lrpx.targets.Query`, one explained value for each text of a batch, and
+gives a relevance per token. To add one, write a function in :mod:`captum_lrpx.methods.functions`.
 """
 
+from captum_lrpx.methods.functions import Attributed
 from captum_lrpx.methods.registry import (
     METHODS,
     Option,
@@ -13,13 +14,11 @@ from captum_lrpx.methods.registry import (
     description,
     options_of,
 )
-from captum_lrpx.methods.subject import Attributed, Subject
 
 __all__ = [
     "METHODS",
     "Attributed",
     "Option",
-    "Subject",
     "attribute",
     "check_options",
     "check_several_inputs",

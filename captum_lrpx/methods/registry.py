@@ -6,14 +6,16 @@ import inspect
 from typing import TYPE_CHECKING, Any, cast
 
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.methods import functions
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captum_lrpx.methods.subject import Attributed, Subject
+    from captum_lrpx.methods.functions import Attributed
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.targets import Query
 
 __all__ = [
     "METHODS",
@@ -47,7 +49,7 @@ METHODS: dict[str, Callable[..., Attributed]] = {
         functions.random,
     )
 }
-"""Name -> function of a :class:`Subject`; its keyword arguments are the method's options."""
+"""Name -> function of a ``Query``; its keyword arguments are the method's options."""
 
 
 _OF_SEVERAL_INPUTS = ("lrpx", "attnlrpx")
@@ -72,13 +74,13 @@ def description(method: str) -> str:
 
 
 def attribute(
-    method: str, subject: Subject, recipe: Recipe | None, options: dict[str, Option]
+    method: str, query: Query, recipe: Recipe | None, options: dict[str, Option]
 ) -> Attributed:
     """Run a method.
 
     Args:
         method: A name in :data:`METHODS`.
-        subject: What is explained.
+        query: What is explained.
         recipe: Rules other than the method's own.
         options: Options of the method.
 
@@ -95,11 +97,9 @@ def attribute(
         if "recipe" not in inspect.signature(METHODS[method]).parameters:
             raise ValueError(f"The method {method!r} has no rules, so it takes no recipe.")
         keywords["recipe"] = recipe
-    found = METHODS[method](subject, **keywords)
-    question = subject.question
-    inputs = subject.inputs if isinstance(subject.inputs, tuple) else (subject.inputs,)
-    finite = Finite(subject.model, question.forward, inputs, question.additional_forward_args)
-    finite.require(found.values)
+    found = METHODS[method](query, **keywords)
+    inputs, arguments = tensors_of(query.inputs), query.additional_forward_args
+    Finite(query.model, query.forward, inputs, arguments).require(found.values)
     return found
 
 

@@ -1,6 +1,6 @@
 """What is explained: forward modules for Captum, and the short form that people write."""
 
-from captum_lrpx.targets.batch import BatchQuestion, ask_batch
+from captum_lrpx.targets.batch import ask_batch
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
 from captum_lrpx.targets.decoder import DecoderLogits
 from captum_lrpx.targets.encoding import Encoding, encode
@@ -9,7 +9,7 @@ from captum_lrpx.targets.head import last_token
 from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
 from captum_lrpx.targets.place import Token
 from captum_lrpx.targets.quantity import Quantity
-from captum_lrpx.targets.question import Question
+from captum_lrpx.targets.query import Query
 from captum_lrpx.targets.scene import Part
 from captum_lrpx.targets.standing import Standing
 from captum_lrpx.targets.target import Target
@@ -17,7 +17,6 @@ from captum_lrpx.targets.task import Task, task_of
 
 __all__ = [
     "AnswerLogits",
-    "BatchQuestion",
     "ClassDifference",
     "ClassLogits",
     "DecoderLogits",
@@ -29,7 +28,7 @@ __all__ = [
     "Part",
     "Probabilities",
     "Quantity",
-    "Question",
+    "Query",
     "Standing",
     "Target",
     "Task",

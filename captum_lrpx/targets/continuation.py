@@ -11,6 +11,7 @@ from captum.attr import TextTokenInput
 from torch import Tensor
 
 from captum_lrpx.decoding import decoded
+from captum_lrpx.models import device_of
 from captum_lrpx.targets.encoding import check_length, context_length, encode
 from captum_lrpx.targets.inputs import TokenIds, check_known, of_row
 from captum_lrpx.targets.place import Token, token_id, token_names
@@ -170,7 +171,7 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
             f"but {type(model).__name__} takes at most {limit}: shorten the prompt or give a "
             "smaller `max_new_tokens`."
         )
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = prompt.ids.unsqueeze(0).to(device)
     generated = model.generate(ids, attention_mask=torch.ones_like(ids), **gen_args)  # type: ignore[operator]
     sequences = getattr(generated, "sequences", generated)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.targets.decoder import DecoderLogits, is_encoder_decoder, written_ids
+from captum_lrpx.models import device_of
 from captum_lrpx.targets.encoding import Encoding, check_length, encoding_of_ids
 from captum_lrpx.targets.head import output_of
 from captum_lrpx.targets.inputs import check_known
@@ -176,11 +177,11 @@ def _reads_text(model: nn.Module) -> bool:
 
 def _for_model(model: Any, made: dict[str, Any]) -> dict[str, Any]:
     """What a processor gave, on the device of a model and in its precision."""
-    like = next(model.parameters())
+    device, dtype = device_of(model), next(model.parameters()).dtype
     moved = {}
     for name, value in made.items():
-        there = value.to(like.device)
-        moved[name] = there.to(like.dtype) if there.is_floating_point() else there
+        there = value.to(device)
+        moved[name] = there.to(dtype) if there.is_floating_point() else there
     return moved
 
 

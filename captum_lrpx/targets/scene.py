@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.models import device_of
 from captum_lrpx.targets.decoder import DecoderLogits, written_ids
 from captum_lrpx.targets.encoding import Encoding, check_length, encode_for, encoding_of_ids
 from captum_lrpx.targets.inputs import check_known
 from captum_lrpx.targets.outputs import OutputFunction
 from captum_lrpx.targets.place import token_names
 from captum_lrpx.targets.quantity import in_quantity
-from captum_lrpx.targets.question import Question, Terms
+from captum_lrpx.targets.query import Query, Terms
 from captum_lrpx.targets.standing import Standing
 from captum_lrpx.targets.target import chosen_token, several
 
@@ -98,7 +99,7 @@ class Scene:
     names: Callable[[Sequence[int]], tuple[str, ...]]
     position: int | None = None
 
-    def ask(self, target: Target) -> Question:
+    def ask(self, target: Target) -> Query:
         """What Captum needs for a target, without arguments beside the inputs.
 
         Raises:
@@ -111,16 +112,24 @@ class Scene:
                 "several inputs the next token or a class is."
             )
         if callable(target.token):
-            function = OutputFunction(self.outputs, target.token)
-            return Question(function, None, (), self.position, target.in_words(self.task, None))
+            return self._query(OutputFunction(self.outputs, target.token), target, None)
         good = [self.number(each) for each in several(target.token)] or [int(self.row().argmax())]
         bad = [self.number(each) for each in several(target.contrast)]
         choices = (*good, *bad)
         weights = (1.0,) * len(good) + (-1.0,) * len(bad)
         terms = Terms(choices, weights, self.names(choices))
-        forward = _Chosen(self.outputs, terms, target.quantity)
-        words = target.in_words(self.task, terms)
-        return Question(forward, None, (), self.position, words, terms)
+        return self._query(_Chosen(self.outputs, terms, target.quantity), target, terms)
+
+    def _query(self, forward: nn.Module, target: Target, terms: Terms | None) -> Query:
+        return Query(
+            forward,
+            self.inputs,
+            encodings=(self.entries,),
+            terms=(terms,),
+            positions=(self.position,),
+            descriptions=(target.in_words(self.task, terms),),
+            gather=self.gather,
+        )
 
     def row(self) -> Tensor:
         """All outputs ``[C]``."""
@@ -180,7 +189,7 @@ def sequence_scene(
     check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
     source = encode_for("sequence-classification", tokenizer, text, None, check)
     check_length(model, len(source.ids))
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = torch.tensor([source.ids], device=device)
     target = encoding_of_ids(tokenizer, list(written_ids(model, tokenizer, ids, written)))
     check(target.ids)

@@ -11,6 +11,7 @@ from captum_lrpx.models import find_model
 from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
 from captum_lrpx.targets.forward import TokenLogits
 from captum_lrpx.targets.quantity import in_quantity
+from captum_lrpx.targets.query import inputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.targets.encoding import Encoding
-    from captum_lrpx.targets.question import Terms
+    from captum_lrpx.targets.query import Terms
 
-__all__ = ["Standing", "all_outputs", "in_words", "inputs_of", "standings"]
+__all__ = ["Standing", "all_outputs", "in_words", "standings"]
 
 _NAMED = 4
 
@@ -41,16 +42,6 @@ class Standing:
     index: int
     rank: int
     probability: float
-
-
-def inputs_of(model: nn.Module, encoding: Encoding) -> tuple[Tensor, Tensor | None]:
-    """Token ids and token types ``[1, T]`` of a text, on the device of a model."""
-    device = next(model.parameters()).device
-    types = encoding.token_types
-    return (
-        torch.tensor([encoding.ids], device=device),
-        None if types is None else torch.tensor([types], device=device),
-    )
 
 
 def standings(
@@ -96,7 +87,7 @@ def all_outputs(
     Returns:
         ``[P, C]``; one row where all positions are the same, or there are none.
     """
-    ids, types = inputs_of(model, encoding)
+    ids, _, types = inputs_of(model, [encoding])
     with torch.no_grad():
         if isinstance(outputs, (ClassLogits, AnswerLogits)):
             rows: Tensor = outputs(ids, None, types)

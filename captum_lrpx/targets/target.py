@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
+from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
 from captum_lrpx.targets.encoding import vocabulary_size
-from captum_lrpx.targets.forward import LogitDifference, TokenLogits, TokenSum
-from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
+from captum_lrpx.targets.forward import TokenLogits
 from captum_lrpx.targets.parts import places_of, span_of
 from captum_lrpx.targets.place import Token, token_id, token_names, word_id
 from captum_lrpx.targets.quantity import NAMES, Quantity, check_quantity
-from captum_lrpx.targets.question import Question, Terms
-from captum_lrpx.targets.standing import all_outputs, inputs_of
+from captum_lrpx.targets.query import Terms, query_of
+from captum_lrpx.targets.standing import all_outputs
 from captum_lrpx.targets.task import Task, task_of
 
 if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.query import Query
 
 __all__ = ["Choice", "Function", "Target"]
 
@@ -99,7 +98,7 @@ class Target:
         if callable(self.token) and self.quantity != "logit":
             raise ValueError("A function is given logits: apply softmax inside of it.")
 
-    def ask(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Question:
+    def ask(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Query:
         """Turn the description into a forward function and its arguments, for one text.
 
         Args:
@@ -109,23 +108,14 @@ class Target:
             encoding: The text.
 
         Returns:
-            What Captum needs, for a batch of one row.
+            What Captum needs, for a batch of one row without a mask; where a single output is
+            explained, it is the ``target``.
 
         Raises:
             ValueError: If a word is unknown or of several tokens, or a class does not exist.
             IndexError: If a position or token id is out of range.
         """
-        outputs = self.outputs(model)
-        types = _types(model, encoding)
-        if callable(self.token):
-            place = self.place(model, tokenizer, encoding)
-            arguments = (None, *(() if place is None else (place,)), *types)
-            forward = OutputFunction(outputs, self.token)
-            return Question(forward, None, arguments, place, self.describe(model, None))
-        terms = self.terms(model, tokenizer, encoding)
-        if terms.positions is None:
-            return self._of_outputs(model, outputs, terms, types)
-        return self._of_tokens(model, outputs, terms, types)
+        return query_of(model, tokenizer, [self], [encoding], alone=True)
 
     def outputs(self, model: nn.Module) -> nn.Module:
         """The forward module that gives all outputs ``[B, C]``."""
@@ -215,36 +205,6 @@ class Target:
         positions = None if place is None else (place,)
         return int(all_outputs(model, self.outputs(model), encoding, positions)[0].argmax())
 
-    def _of_outputs(
-        self, model: nn.Module, outputs: nn.Module, terms: Terms, types: tuple[Tensor, ...]
-    ) -> Question:
-        """Outputs of the text as a whole: classes, positions of an answer."""
-        description = self.describe(model, terms)
-        if terms.is_one:
-            forward = in_quantity_of(outputs, self.quantity)
-            return Question(forward, terms.choices[0], (None, *types), None, description, terms)
-        if terms.is_pair and self.quantity == "logit" and isinstance(outputs, ClassLogits):
-            arguments = (None, *_rows(*terms.choices), *types)
-            return Question(ClassDifference(model), None, arguments, None, description, terms)
-        forward = OutputSum(in_quantity_of(outputs, self.quantity))
-        arguments = (*_rows(terms.choices, terms.weights), None, *types)
-        return Question(forward, None, arguments, None, description, terms)
-
-    def _of_tokens(
-        self, model: nn.Module, outputs: nn.Module, terms: Terms, types: tuple[Tensor, ...]
-    ) -> Question:
-        """Outputs at positions: tokens, classes of tokens."""
-        description, position = self.describe(model, terms), terms.position
-        if terms.is_one:
-            forward, one = in_quantity_of(outputs, self.quantity), terms.choices[0]
-            return Question(forward, one, (None, position, *types), position, description, terms)
-        if terms.is_pair and self.quantity == "logit":
-            arguments = (None, *_rows(*terms.choices, position), *types)
-            return Question(LogitDifference(model), None, arguments, position, description, terms)
-        arguments = (None, *_rows(terms.choices, terms.positions, terms.weights), *types)
-        forward = TokenSum(model, self.quantity)
-        return Question(forward, None, arguments, position, description, terms)
-
     def _of_span(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Terms:
         if task_of(model) != "causal-lm":
             raise ValueError(
@@ -256,24 +216,6 @@ class Target:
         choices = encoding.ids[first:stop]
         names = token_names(tokenizer, choices)
         return Terms(choices, (1.0,) * len(choices), names, tuple(range(first - 1, stop - 1)))
-
-
-def _rows(*values: Any) -> Iterator[Tensor]:
-    """A tensor ``[1, ...]`` for each; the forward modules take them to the device of the inputs."""
-    return (torch.tensor([each], device="cpu") for each in values)
-
-
-def in_quantity_of(outputs: nn.Module, quantity: Quantity) -> nn.Module:
-    """A forward module whose outputs are logits, in another quantity."""
-    if quantity == "logit":
-        return outputs
-    return LogProbabilities(outputs) if quantity == "log_prob" else Probabilities(outputs)
-
-
-def _types(model: nn.Module, encoding: Encoding) -> tuple[Tensor, ...]:
-    """The token types as the last argument of a forward module, if there are any."""
-    types = inputs_of(model, encoding)[1]
-    return () if types is None else (types,)
 
 
 def several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:

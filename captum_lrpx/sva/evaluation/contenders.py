@@ -10,8 +10,9 @@ from captum_lrpx.methods import attribute, check_options, options_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from captum_lrpx.methods import Attributed, Option, Subject
+    from captum_lrpx.methods import Attributed, Option
     from captum_lrpx.recipes import Recipe
+    from captum_lrpx.targets import Query
 
 __all__ = ["DEFAULT_METHODS", "PAPER_METHODS", "RANDOM_DRAWS", "Contender", "contenders"]
 
@@ -43,11 +44,9 @@ PAPER_METHODS = (
 RANDOM_DRAWS = 10
 """How often random attributions are drawn, as in the paper."""
 
-_ROWS_AT_ONCE: Final[Mapping[str, Callable[[Subject, int], int]]] = {
-    "internal_batch_size": lambda subject, budget: max(
-        len(subject.ids), budget // subject.ids.shape[1]
-    ),
-    "perturbations_per_eval": lambda subject, budget: max(1, budget // subject.ids.numel()),
+_ROWS_AT_ONCE: Final[Mapping[str, Callable[[Query, int], int]]] = {
+    "internal_batch_size": lambda query, budget: max(len(query.ids), budget // query.ids.shape[1]),
+    "perturbations_per_eval": lambda query, budget: max(1, budget // query.ids.numel()),
 }
 """Options that say how much is computed at once and change no result, from a number of tokens."""
 
@@ -78,11 +77,11 @@ class Contender:
         """Whether its attributions have no sign."""
         return self.method in _MAGNITUDES
 
-    def attribute(self, subject: Subject, draw: int, token_budget: int) -> Attributed:
+    def attribute(self, query: Query, draw: int, token_budget: int) -> Attributed:
         """Run the method.
 
         Args:
-            subject: What is explained.
+            query: What is explained.
             draw: Which of the draws.
             token_budget: Tokens that a batch may have, for methods that make batches of their own.
 
@@ -90,13 +89,13 @@ class Contender:
             Relevances and values.
         """
         known = options_of(self.method)
-        rows = {name: of(subject, token_budget) for name, of in _ROWS_AT_ONCE.items()}
+        rows = {name: of(query, token_budget) for name, of in _ROWS_AT_ONCE.items()}
         options = {name: count for name, count in rows.items() if name in known} | dict(
             self.options
         )
         if self.draws > 1:
             options["seed"] = draw
-        return attribute(self.method, subject, self.recipe, options)
+        return attribute(self.method, query, self.recipe, options)
 
     def record(self) -> dict[str, Any]:
         """What it is as JSON has it, with all options that a result depends on."""

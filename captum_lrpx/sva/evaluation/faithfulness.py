@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.methods import Subject
     from captum_lrpx.sva.evaluation.contenders import Contender
+    from captum_lrpx.targets import Query
 
 __all__ = ["FAITHFULNESS", "Effects"]
 
@@ -33,24 +33,24 @@ class Effects:
     Tokens are replaced by the zero embedding.
 
     Args:
-        subject: The batch.
+        query: The batch.
         replaceable: Which tokens of each row may be replaced.
     """
 
-    def __init__(self, subject: Subject, replaceable: Sequence[Sequence[bool]]) -> None:
-        self.subject = subject
+    def __init__(self, query: Query, replaceable: Sequence[Sequence[bool]]) -> None:
+        self.query = query
         rows = [torch.tensor(row, dtype=torch.bool, device="cpu") for row in replaceable]
-        self.mask = pad_sequence(rows, batch_first=True).to(subject.ids.device)
+        self.mask = pad_sequence(rows, batch_first=True).to(query.ids.device)
 
     @cached_property
     def _left_out(self) -> Tensor:
         """How much the explained value falls without each token, ``[B, T]``."""
         return leave_one_out(
-            self.subject.question.forward,
-            self.subject.embeddings().detach(),
+            self.query.forward,
+            self.query.embeddings().detach(),
             mask=self.mask,
             perturbations_per_eval=_POINTS_AT_ONCE,
-            **self.subject.arguments,
+            **self.query.arguments,
         )
 
     def measure(self, relevances: Tensor, contender: Contender) -> dict[str, list[float]]:
@@ -65,17 +65,17 @@ class Effects:
         """
         effects = self._left_out.abs() if contender.is_magnitude else self._left_out
         area = abpc(
-            self.subject.question.forward,
-            self.subject.embeddings().detach(),
+            self.query.forward,
+            self.query.embeddings().detach(),
             relevances,
             mask=self.mask,
             perturbations_per_eval=_POINTS_AT_ONCE,
-            **self.subject.arguments,
+            **self.query.arguments,
         )
         columns = (
             pearson(relevances, effects, mask=self.mask),
             spearman(relevances, effects, mask=self.mask),
-            area / self.subject.values,
+            area / self.query.values,
         )
         return {
             name: column.double().tolist()

@@ -10,14 +10,16 @@ from tqdm import tqdm
 
 from captum_lrpx.attr import LRPx
 from captum_lrpx.batching import buckets
+from captum_lrpx.models import device_of
 from captum_lrpx.rules import SignalTakeAll
 from captum_lrpx.sva.evaluation.faithfulness import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
 from captum_lrpx.sva.evaluation.records import several_runs
 from captum_lrpx.sva.evaluation.results import ModelResults
-from captum_lrpx.sva.evaluation.subjects import subject_of
 from captum_lrpx.sva.tokenized import tokenize
+from captum_lrpx.targets import LogitDifference, Query
 from captum_lrpx.targets.encoding import context_length
+from captum_lrpx.targets.query import table
 from captum_lrpx.targets.task import task_of
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from captum_lrpx.methods import Subject
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.journal import Journal
     from captum_lrpx.sva.samples import Sample
@@ -96,7 +97,7 @@ class Runner:
         self.name, self.samples, self.settings = name, samples, settings
         self.contenders, self.journal, self.processes = contenders, journal, processes
         self._load = load
-        self._subjects: dict[tuple[tuple[int, ...], tuple[bool, ...]], Subject] = {}
+        self._queries: dict[tuple[tuple[int, ...], tuple[bool, ...]], Query] = {}
         self._effects: dict[tuple[int, ...], Effects] = {}
         self._loaded: _Ready | None = None
 
@@ -117,7 +118,7 @@ class Runner:
                 for index, rows, wrong in wanted:
                     self._do(index, rows, wrong, contender, draw)
                     bar.update()
-        self._subjects.clear()
+        self._queries.clear()
         self._effects.clear()
         self._loaded = None
 
@@ -190,7 +191,7 @@ class Runner:
         """Logit of the correct form minus the other's; positive where the model is right."""
         key = ("values", self.name, index)
         if key not in self.journal.records:
-            values = self._subject(rows, (False,) * len(rows)).values.double().tolist()
+            values = self._query(rows, (False,) * len(rows)).values.double().tolist()
             self.journal.append(key, {"rows": list(rows), "values": values})
         record = self.journal.records[key]
         if record["rows"] != list(rows):
@@ -201,9 +202,9 @@ class Runner:
     def _unit(
         self, rows: tuple[int, ...], wrong: tuple[bool, ...], contender: Contender, draw: int
     ) -> dict[str, Any]:
-        subject = self._subject(rows, wrong)
-        found = contender.attribute(subject, draw, self.settings.token_budget)
-        lengths = subject.mask.sum(-1).tolist() if subject.mask is not None else []
+        query = self._query(rows, wrong)
+        found = contender.attribute(query, draw, self.settings.token_budget)
+        lengths = query.mask.sum(-1).tolist() if query.mask is not None else []
         relevances = [
             row[:length]
             for row, length in zip(found.relevances.double().tolist(), lengths, strict=True)
@@ -211,7 +212,7 @@ class Runner:
         content: dict[str, Any] = {"rows": list(rows), "relevances": relevances}
         if self.settings.faithfulness:
             if rows not in self._effects:
-                self._effects[rows] = Effects(subject, self._replaceable(rows))
+                self._effects[rows] = Effects(query, self._replaceable(rows))
             content["faithfulness"] = self._effects[rows].measure(found.relevances, contender)
         return content
 
@@ -229,21 +230,21 @@ class Runner:
 
     # The model ----------------------------------------------------------------------------------
 
-    def _subject(self, rows: tuple[int, ...], wrong: tuple[bool, ...]) -> Subject:
+    def _query(self, rows: tuple[int, ...], wrong: tuple[bool, ...]) -> Query:
         """A batch, made once: it keeps the values that methods report.
 
         Args:
             rows: The samples.
             wrong: Whether the model prefers the other form, which is then explained.
         """
-        if (rows, wrong) not in self._subjects:
+        if (rows, wrong) not in self._queries:
             model, tokenizer, tokenized = self._ready()
             chosen = [
                 tokenized[row].with_forms_exchanged() if other else tokenized[row]
                 for row, other in zip(rows, wrong, strict=True)
             ]
-            self._subjects[rows, wrong] = subject_of(model, tokenizer, chosen)
-        return self._subjects[rows, wrong]
+            self._queries[rows, wrong] = _asked(model, tokenizer, chosen)
+        return self._queries[rows, wrong]
 
     def _ready(self) -> _Ready:
         if self._loaded is None:
@@ -263,12 +264,22 @@ class Runner:
         return self._loaded
 
 
+def _asked(model: nn.Module, tokenizer: Any, samples: Sequence[TokenizedSample]) -> Query:
+    """The logit of each sample's verb minus that of the other number's form, as one batch."""
+    device = device_of(model)
+    mask = table([(1,) * len(each.ids) for each in samples], device=device)
+    ids = table([each.ids for each in samples], tokenizer.pad_token_id or 0, device=device)
+    asked = [(each.verb_id, each.foil_id, each.position) for each in samples]
+    arguments = (mask, *table(asked, device=device).unbind(1))
+    return Query(LogitDifference(model), ids, arguments, mask=mask, tokenizer=tokenizer)
+
+
 def _is_gated(model: nn.Module, tokenized: TokenizedSamples) -> bool:
     """Whether a model has gated products, as it shows on the first sample."""
     first = next(iter(tokenized), None)
     if first is None:
         return False
-    ids = torch.tensor([first.ids], device=next(model.parameters()).device)
+    ids = torch.tensor([first.ids], device=device_of(model))
     found = LRPx(model, strict=False).coverage(ids)
     return any(each.rule == repr(SignalTakeAll()) for each in found.operations)
 
