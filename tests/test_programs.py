@@ -165,10 +165,10 @@ def test_measures(benchmark):
 
 def test_questions_are_telling_and_seeded(benchmark):
     program = load_program("dyck")
-    ids, targets, truth = benchmark.questions("dyck", program, 20, 0)
-    again, _, _ = benchmark.questions("dyck", program, 20, 0)
+    ids, targets, truth = benchmark.questions("dyck", program, 5, 0)
+    again, _, _ = benchmark.questions("dyck", program, 5, 0)
     assert torch.equal(ids, again)
-    assert len(ids.unique(dim=0)) == len(ids) == len(targets) == 20
+    assert len(ids.unique(dim=0)) == len(ids) == len(targets) == 5
     assert truth.any(1).all()
     assert not truth[:, 1:].all(1).any()
     assert {position for position, _ in targets} == {8}
