@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx.targets.decoder import DecoderLogits, is_encoder_decoder, written_ids
 from captum_lrpx.models import device_of
+from captum_lrpx.targets.decoder import DecoderLogits, is_encoder_decoder, written_ids
 from captum_lrpx.targets.encoding import Encoding, check_length, encoding_of_ids
 from captum_lrpx.targets.head import output_of
 from captum_lrpx.targets.inputs import check_known
