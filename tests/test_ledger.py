@@ -23,6 +23,7 @@ from captum_lrpx import (
     LogitDifference,
     LogProbabilities,
     LRPx,
+    Probabilities,
     TokenLogits,
     TokenSum,
 )
@@ -365,3 +366,23 @@ def test_something_non_linear_that_no_rule_knows_leaves_the_account_open(family)
         book = ledger(LRPx(model, strict=False), token_ids(2), (3, 5))
     assert not book.closes(1e-3)
     assert "the account does not close" in book.explanation()
+
+
+@pytest.mark.parametrize("function", [LogProbabilities, Probabilities])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_what_a_function_of_the_logits_keeps_is_on_a_line_of_alti_logit(family, function):
+    model, ids, at = tiny(family), token_ids(3), (None, 3)
+    forward, target = function(TokenLogits(model)), 5
+    logits = TokenLogits(model)(ids, *at).detach().requires_grad_()
+    of_logits = {LogProbabilities: torch.log_softmax, Probabilities: torch.softmax}[function]
+    value = of_logits(logits, -1)[:, target]
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    kept = (value - (gradient * logits).sum(-1)).detach()
+    method = ALTILogit(forward, model)
+    for _ in range(2):  # the second pass knows what the first has found out
+        book = ledger(method, ids, target, at)
+        assert book.closes(1e-9 if family != "llama" else FLOAT32_INSIDE)
+        (entry,) = [each for each in book.entries if each.kind == "output"]
+        torch.testing.assert_close(entry.amount, kept.to(entry.amount), rtol=1e-6, atol=1e-9)
+    book = ledger(ALTILogit(TokenLogits(model)), ids, target, at)
+    assert "output" not in {each.kind for each in book.entries}

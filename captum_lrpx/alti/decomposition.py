@@ -38,6 +38,8 @@ class ALTILogitDecomposition:
         biases: What each bias outside of the MLPs contributes, by its path, each ``[B]``.
         remainder: What is left ``[B]``: rounding, if the forward function is linear in the logits;
             for a log-probability the part that is not linear.
+        output: What of the remainder is the explained function's own ``[B]``: its value less its
+            gradient times the model's outputs, found from these; 0 for a linear one.
         alti: The ALTI matrix of each block ``[B, L, T, T]`` (row: position, column: token), if
             asked for.
         sinks: Share of the attention of each position that went to no token, in the mean over the
@@ -54,6 +56,7 @@ class ALTILogitDecomposition:
     mlps: Tensor
     biases: Mapping[str, Tensor]
     remainder: Tensor
+    output: Tensor
     alti: Tensor | None = None
     sinks: Tensor | None = None
     attention_paths: tuple[str, ...] = ()

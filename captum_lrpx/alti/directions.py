@@ -54,6 +54,8 @@ class Directions:
         start: ``<u, x>`` at the start of each stream ``[B, T]``, by the place of its input.
         mlps: ``<u, m>`` of each branch that works on each position for itself ``[B, M]``.
         biases: ``<u, b>`` of each constant that is added elsewhere ``[B]``, by its path.
+        output: What the explained value is beyond ``<u, o>`` of the outputs of the model ``[B]``;
+            0 if these are not known, as for one that is linear in them.
     """
 
     value: Tensor
@@ -61,6 +63,7 @@ class Directions:
     start: dict[int, Tensor]
     mlps: Tensor
     biases: dict[str, Tensor]
+    output: Tensor
 
 
 def directions_of(
@@ -69,6 +72,7 @@ def directions_of(
     output: Tensor,
     tokens: Sequence[int],
     name: Callable[[int, Any], str | None],
+    outputs: Mapping[int, Tensor],
 ) -> Directions:
     """Pull an explained value back through head and streams.
 
@@ -79,6 +83,8 @@ def directions_of(
         tokens: Positions of each input.
         name: Gives the name under which a constant that a node adds is reported,
             None if it is not.
+        outputs: The outputs of the model that a function of them takes, by node; empty for one
+            that is linear in them.
 
     Raises:
         ValueError: If the value does not depend on the residual stream.
@@ -89,13 +95,21 @@ def directions_of(
     operands = [each.operand for each in layout.positional]
     mixings = {Edge(each.mixing, 0): Rows() for each in layout.attentions}
     biases = Biases(reader, batch, name)
+    beyond = home.clone() if outputs else torch.zeros_like(home)
+
+    def seen(number: int, gradient: Tensor) -> None:
+        biases(number, gradient)
+        if number in outputs:
+            product = wide(whole(gradient)) * wide(whole(outputs[number]))
+            beyond.sub_(product.reshape(batch, -1).sum(1).to(home))
+
     node = node_of(output)
     assert node is not None  # noqa: S101 - it has a gradient
     found = reader.pull.back(
         layout.order,
         {Edge(reader.graph.index[node], output.output_nr): torch.ones_like(output)},
         {*starts.values(), *operands, *mixings},
-        biases,
+        seen,
         {edge: rows.add for edge, rows in mixings.items()},
     )
     start = {
@@ -120,6 +134,7 @@ def directions_of(
         start=start,
         mlps=torch.stack(mlps, 1) if mlps else home.new_zeros(batch, 0),
         biases={each: biases.amounts[each].to(home) for each in reversed(biases.amounts)},
+        output=beyond,
     )
 
 

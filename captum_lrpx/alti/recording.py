@@ -103,13 +103,21 @@ class Recording:
             is let go of; if it is None, everything is kept.
         widths: Widths of tensors on the way that directions are pulled back; what is of another
             width is not kept in the first place, except by attention.
+        outside: Whether to note what functions outside of the model are given.
 
     Attributes:
         constants: For each node of a function that adds constants: these, and their signs.
         picked: What was picked out of a parameter, by its address, and the parameter.
+        given: What functions outside of the model were given, by node and place among its results.
+        depth: How many modules run inside of each other: a model, and its base.
     """
 
-    def __init__(self, width: int | None, widths: Collection[int] = ()) -> None:
+    def __init__(
+        self, width: int | None, widths: Collection[int] = (), *, outside: bool = True
+    ) -> None:
+        self.given: dict[_Key, Tensor] = {}
+        self.depth = 0
+        self._outside = outside
         self._mode = FunctionMode(self._call)
         self.constants: dict[Node, list[tuple[Any, int]]] = {}
         self.picked: dict[int, tuple[Tensor, Tensor]] = {}
@@ -170,6 +178,11 @@ class Recording:
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and note what is needed."""
         name = getattr(func, "__name__", "")
+        if self._outside and not self.depth:
+            for each in args:
+                if isinstance(each, Tensor) and each.requires_grad:
+                    key: Any = node_of(each), each.output_nr
+                    self.given[key] = each.detach()
         if name in _SUMS and len(args) > 1:
             return self._sum(name, func, args, kwargs)
         before = len(self._open)

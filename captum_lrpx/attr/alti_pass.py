@@ -68,8 +68,10 @@ def explained_pass(
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
-        recordings.append(Recording(*rules.form.notes.get("widths", (None,))))
-        with _runs_once(model), recordings[0]:
+        notes = rules.form.notes
+        outside = not notes.get("linear", False)
+        recordings.append(Recording(*notes.get("widths", (None,)), outside=outside))
+        with _runs_once(model, recordings[0]), recordings[0]:
             yield
 
     with forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed:
@@ -136,10 +138,26 @@ class Explained:
             probe(self.reader, self.layout, batch, self.tokens)
             if min(self.tokens) > 1:  # one position cannot be mixed with others
                 notes["widths"] = self._widths(batch)
+        notes["linear"] = all(structure.roles[each].role == "linear" for each in self._explained)
+        outputs = {} if notes["linear"] else self._outputs(recording)
         self.directions = [
-            directions_of(self.reader, self.layout, each, self.tokens, self._name)
+            directions_of(self.reader, self.layout, each, self.tokens, self._name, outputs)
             for each in values
         ]
+
+    def _outputs(self, recording: Recording) -> dict[int, Tensor]:
+        """What the explained function takes of the model, by node; empty if not all is known."""
+        graph = self.reader.graph
+        found: dict[int, Tensor] = {}
+        for number in self._explained:
+            for edge in graph.operands[number]:
+                if edge is None or edge.node in self._explained:
+                    continue
+                value = recording.given.get((graph.nodes[edge.node], edge.output))
+                if value is None or edge.output:
+                    return {}
+                found[edge.node] = value
+        return found
 
     def blocks(
         self, *, keep_alti: bool = False, per_head: bool = False, alti_by_head: bool = False
@@ -196,6 +214,7 @@ class Explained:
             "heads": heads,
             "start": self.start(directions),
             "mlps": directions.mlps,
+            "output": directions.output,
             "biases": {**directions.biases, **blocks.value_biases[index]},
             "alti": torch.stack(blocks.alti[::-1], 1) if blocks.keep_alti else None,
             "sinks": torch.stack(blocks.sinks[::-1], 1) if blocks.keep_alti else None,
@@ -256,7 +275,7 @@ class Explained:
 
 
 @contextmanager
-def _runs_once(model: nn.Module) -> Iterator[None]:
+def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
     """Refuse a forward function that does not run a model exactly once, with gradients."""
     thread = threading.get_ident()
     # A forward module may run its base, and the head by itself.
@@ -277,8 +296,15 @@ def _runs_once(model: nn.Module) -> Iterator[None]:
                 "The forward function runs the model more than once, so there is no one "
                 "decomposition: let it run the model once, or explain each run for itself."
             )
+        recording.depth += 1
+
+    @looks_only
+    def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+        if threading.get_ident() == thread:
+            recording.depth -= 1
 
     handles = [module.register_forward_pre_hook(before) for module in runs]
+    handles += [module.register_forward_hook(after) for module in runs]
     try:
         yield
         if not any(runs.values()):

@@ -103,6 +103,8 @@ def _of_alti_logit(
     for index, path in enumerate(parts.mlp_paths):
         entries.append(entry("mlp", path, parts.mlps[:, index]))
     entries += [entry("bias", path, amount) for path, amount in parts.biases.items()]
+    if parts.output.any():
+        entries.append(entry("output", "", parts.output))
     widths = [each.shape[1] for each in tensors_of(inputs)]
     attributions = torch.split(parts.tokens().detach(), widths, 1)
     book = Ledger(
