@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import FAMILIES, tiny, token_ids
+from models import tiny, token_ids
 from replica_ledger import Exact
 from replica_published import (
     bert_with_constants,
@@ -60,7 +60,7 @@ def coefficients(model, forward, ids):
 # Equal under other names --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_each_name_is_the_recipe_that_the_page_says(family):
     assert EQUALS.keys() == PUBLISHED.keys()
     model = tiny(family)
