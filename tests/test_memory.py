@@ -15,7 +15,7 @@ WITHIN = 2.5
 
 
 @pytest.fixture
-def kept_by(monkeypatch):
+def kept_by(monkeypatch, everything_fast):  # noqa: ARG001 - however small a model is
     """Gives the bytes that the graph of a pass keeps once it is known what it needs."""
     kept, pack = {}, Saved._packed
 

@@ -7,7 +7,7 @@ from plain_models import Mlp, Normed, SelfAttention, randomize
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx import AttnLRPx, LRPx, ledger, traced
+from captum_lrpx import AttnLRPx, LRPx, forms, ledger
 from captum_lrpx.rules import nodes
 from captum_lrpx.trace import operations, roles, watch
 
@@ -130,7 +130,7 @@ ADDED = {
     "a sine": (lambda z: z + torch.sin(z), is_kind("Sin", "linear")),
     "a function on a view": (
         lambda z: F.silu(z.view_as(z), inplace=True),
-        lambda patch: patch.setattr(traced, "is_linear_write", lambda *_, **__: True),
+        lambda patch: patch.setattr(forms, "is_linear_write", lambda *_, **__: True),
     ),
 }
 
