@@ -139,14 +139,8 @@ class TracedPass:
         self.handles: list[RemovableHandle | Unasked] = []
 
     @contextmanager
-    def opened(self) -> Iterator[TracedPass]:
-        """The pass, to be run and explained inside of a ``with`` block."""
-        with self.prepared(), self.watching():
-            yield self
-
-    @contextmanager
     def prepared(self) -> Iterator[None]:
-        """The model as the pass needs it, until it is explained."""
+        """The model as the pass needs it until it is explained, in a ``with`` block."""
         warn_if_training(self._modules)
         attachments = linear_attachments(self.model, self._modules, self.recipe)
         if self._blocks is not None:

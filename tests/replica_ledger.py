@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from models import embeddings_of, outputs
+from passes import opened
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 from torch.overrides import TorchFunctionMode
@@ -113,7 +114,7 @@ def with_biases(
 
     The rule of a norm gives none to its parameters, so zeros are added to what norms return.
     """
-    with TracedPass(model, recipe, None).opened() as rules, ExitStack() as stack:
+    with opened(TracedPass(model, recipe, None)) as rules, ExitStack() as stack:
         found = {}
         for path, module in model.named_modules():
             bias = module._parameters.get("bias")

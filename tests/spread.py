@@ -16,7 +16,16 @@ from pathlib import Path
 import torch
 import transformers
 
-from captum_lrpx import ALTILogit, AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, ledger
+from captum_lrpx import (
+    ALTILogit,
+    AttnLRPx,
+    LayerLRPx,
+    LogProbabilities,
+    LRPx,
+    NeuronLRPx,
+    TokenLogits,
+    ledger,
+)
 from captum_lrpx.fast import direct, saved, sparse
 from captum_lrpx.fast.least import Least
 from captum_lrpx.rules import Alpha1Beta0
@@ -137,6 +146,10 @@ def _accounts(model):
         assert book.closes(1e-4), book.explanation()
         for entry in book.entries:
             yield f"{name}, {entry.kind} {entry.path}", entry.amount
+    probability = LogProbabilities(TokenLogits(model))
+    book = ledger(ALTILogit(probability), IDS, target=TARGET[-1])
+    assert book.closes(1e-4), book.explanation()
+    assert "output" in {entry.kind for entry in book.entries}
 
 
 def _positive(model):

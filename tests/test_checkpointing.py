@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import FAMILIES, MORE_FAMILIES, outputs, tiny, token_ids
+from passes import opened
 from plain_functions import WIDTH
 from plain_models import LENGTH, NanoGpt, Plain, encoder, randomize
 from questions import asked, plain_logits
@@ -459,7 +460,7 @@ def test_what_one_value_does_not_need_of_a_block_and_another_does():
     for checkpointing in (False, True):
         inputs = vectors().requires_grad_()
         traced = TracedPass(model, LRP, "gates", fast=checkpointing, checkpointing=checkpointing)
-        with traced.opened() as rules:
+        with opened(traced) as rules:
             for value in model(inputs):
                 rules.attach(value)
                 (slope,) = torch.autograd.grad(value.sum(), inputs, retain_graph=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from passes import opened
 from tiny_models import build, example
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def _relevances(kind: str, recipe: Recipe) -> tuple[float, Tensor] | None:
         inputs = inputs.requires_grad_()
     with (
         torch.enable_grad(),
-        TracedPass(model, recipe, None).opened() as rules,
+        opened(TracedPass(model, recipe, None)) as rules,
         embedded_ids(model, ids) as embedded,
     ):
         logits = model(**{**given.keywords, name: inputs}).logits[0]
@@ -130,7 +131,7 @@ def test_both_towers_of_clip_get_relevance(recipe: Recipe) -> None:
     pixels = torch.randn(1, 3, 8, 8).requires_grad_()
     with (
         torch.enable_grad(),
-        TracedPass(model, recipe, None).opened() as rules,
+        opened(TracedPass(model, recipe, None)) as rules,
         embedded_ids(model, [ids]) as embedded,
     ):
         value = model(input_ids=ids, pixel_values=pixels).logits_per_image[0, 1]

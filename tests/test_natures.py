@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from passes import opened
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -53,7 +54,7 @@ def _explained(
     """Value and relevances; a ``ValueError`` with the reasons of what has no rule."""
     leaves = [each.clone().requires_grad_() for each in inputs]
     model = _Function(function)
-    with torch.enable_grad(), TracedPass(model, recipe, None).opened() as rules:
+    with torch.enable_grad(), opened(TracedPass(model, recipe, None)) as rules:
         value = model(*leaves).sum()
         rules.attach(value)
         unruled = rules.coverage(leaves).unruled
@@ -224,7 +225,7 @@ class _Hashing(torch.autograd.Function):
 def test_a_function_of_ones_own_is_refused_by_its_name(recipe: Recipe) -> None:
     leaf = X.clone().requires_grad_()
     model = _Function(lambda x: F.layer_norm(_Hashing.apply(x), (WIDTH,)))
-    with torch.enable_grad(), TracedPass(model, recipe, None).opened() as rules:
+    with torch.enable_grad(), opened(TracedPass(model, recipe, None)) as rules:
         rules.attach(model(leaf)[0, 0])
     (refused,) = rules.coverage([leaf]).unruled
     assert refused.function == "_Hashing"
@@ -308,7 +309,7 @@ def test_a_function_written_over_its_operand_is_the_same(name: str, recipe: Reci
 
 def test_a_pass_leaves_the_values_alone() -> None:
     x: Any = X.clone().requires_grad_()
-    with torch.enable_grad(), TracedPass(_Function(_fused_mlp), LRP, None).opened() as rules:
+    with torch.enable_grad(), opened(TracedPass(_Function(_fused_mlp), LRP, None)) as rules:
         value = _fused_mlp(x).sum()
         rules.attach(value)
     assert torch.equal(value, _fused_mlp(X.clone().requires_grad_()).sum())

@@ -17,6 +17,7 @@ from drawing import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import LABELS, VOCABULARY, built, embeddings_of, outputs, tiny, token_ids
+from passes import opened
 from replica_ledger import MASS, RELATIVE, Exact, captured, ledger
 from state import snapshot
 from test_conservation import FLOAT32_MASS, FLOAT32_RELATIVE
@@ -196,7 +197,7 @@ def relevance_of_position_bias(model, index, ids):
         for block in blocks_of(model):
             handle = block.attention.register_forward_pre_hook(keep, with_kwargs=True)
             stack.callback(handle.remove)
-        rules = stack.enter_context(TracedPass(model, ATTN_LRP, None).opened())
+        rules = stack.enter_context(opened(TracedPass(model, ATTN_LRP, None)))
         stack.enter_context(Exact())
         value = outputs(model, input_ids=ids)[index]
         rules.attach(value)

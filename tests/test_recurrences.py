@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from passes import opened
 from replica_recurrences import gated_delta_net, mamba, mamba2
 from tiny_models import build, example
 from torch import Tensor
@@ -53,7 +54,7 @@ def _relevances(model: Any, ids: Tensor, target: int, recipe: Recipe) -> tuple[T
     """Value and relevance ``[T]``."""
     with (
         torch.enable_grad(),
-        TracedPass(model, recipe, None).opened() as rules,
+        opened(TracedPass(model, recipe, None)) as rules,
         embedded_ids(model, [ids]) as embedded,
     ):
         value = model(ids, use_cache=False).logits[0, -1, target]

@@ -7,6 +7,7 @@ import torch
 from anatomy import blocks_of
 from models import FAMILIES, MORE_FAMILIES, built, tiny, token_ids
 from modifications import rewritten
+from passes import opened
 from torch import nn
 
 from captum_lrpx import AttnLRPx, LRPx, ledger
@@ -22,7 +23,7 @@ LINEAR = {"linear"}
 def roles_of(model):
     """Path of each module -> the roles of the operations that it computes itself."""
     embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
-    with torch.enable_grad(), TracedPass(model, ATTN_LRP, None).opened() as rules:
+    with torch.enable_grad(), opened(TracedPass(model, ATTN_LRP, None)) as rules:
         rules.attach(model(inputs_embeds=embeds).logits[0, -1, 7])
     structure = rules.structure
     found = {path: set() for path, _ in model.named_modules()}
@@ -54,7 +55,7 @@ def test_the_parts_of_a_block_have_their_roles(family, attn):
 def test_a_gated_product_knows_its_gate(family):
     model = tiny(family)
     embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
-    with torch.enable_grad(), TracedPass(model, ATTN_LRP, None).opened() as rules:
+    with torch.enable_grad(), opened(TracedPass(model, ATTN_LRP, None)) as rules:
         rules.attach(model(inputs_embeds=embeds).logits[0, -1, 7])
     products = [
         (number, each)
@@ -75,7 +76,7 @@ def test_a_gated_product_knows_its_gate(family):
 def test_nothing_is_left_undecided(family, head):
     model = tiny(family, head)
     embeds = model.get_input_embeddings()(token_ids()).detach().requires_grad_()
-    with torch.enable_grad(), TracedPass(model, ATTN_LRP, None).opened() as rules:
+    with torch.enable_grad(), opened(TracedPass(model, ATTN_LRP, None)) as rules:
         output = model(inputs_embeds=embeds)
         rules.attach(output.start_logits if head == "qa" else output.logits)
     plan = rules.structure.plans[ATTN_LRP]

@@ -95,6 +95,13 @@ class _Kept:
         return saved
 
 
+def _key_of(tensor: Tensor) -> _Key:
+    """Who has made a tensor, which has a graph, and which of its results it is."""
+    key: Any = maker_of(node_of(tensor), tensor.output_nr)
+    found: _Key = key
+    return found
+
+
 class Recording:
     """Sees the functions that one thread calls, for a ``with`` block.
 
@@ -144,11 +151,9 @@ class Recording:
 
     def know(self, tensor: Tensor) -> None:
         """Note a tensor that is known from elsewhere."""
-        node = node_of(tensor)
-        if node is not None:
+        if tensor.requires_grad:
             kept = tensor.detach()
-            key: Any = maker_of(node, tensor.output_nr)
-            self._values.setdefault(key, (kept, kept._version))  # noqa: SLF001
+            self._values.setdefault(_key_of(tensor), (kept, kept._version))  # noqa: SLF001
 
     def value(self, node: Node, output: int) -> Tensor | None:
         """A tensor that was added to another, or the sum; None if it was not."""
@@ -181,8 +186,7 @@ class Recording:
         if self._outside and not self.depth:
             for each in args:
                 if isinstance(each, Tensor) and each.requires_grad:
-                    key: Any = node_of(each), each.output_nr
-                    self.given[key] = each.detach()
+                    self.given[_key_of(each)] = each.detach()
         if name in _SUMS and len(args) > 1:
             return self._sum(name, func, args, kwargs)
         before = len(self._open)
@@ -211,7 +215,7 @@ class Recording:
             return result
         keys: list[_Key] = []
         for each in operands:
-            key: Any = maker_of(node_of(each), each.output_nr)
+            key = _key_of(each)
             keys.append(key)
             if key not in self._values and key not in self._sums:
                 kept = each.detach()
@@ -219,7 +223,7 @@ class Recording:
                     kept = kept.clone()
                 self._values[key] = kept, kept._version  # noqa: SLF001 - no public name
         result = func(*args, **kwargs)
-        key = node_of(result), result.output_nr
+        key = _key_of(result)
         if all(each in self._values for each in keys) and not kwargs and signs[0] > 0:
             self._sums[key] = keys[0], keys[1], signs[1]  # not held: it can be computed again
         else:

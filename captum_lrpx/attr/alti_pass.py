@@ -138,18 +138,19 @@ class Explained:
             probe(self.reader, self.layout, batch, self.tokens)
             if min(self.tokens) > 1:  # one position cannot be mixed with others
                 notes["widths"] = self._widths(batch)
-        notes["linear"] = all(structure.roles[each].role == "linear" for each in self._explained)
-        outputs = {} if notes["linear"] else self._outputs(recording)
+        function = [each for each in self.layout.order if each in self._explained]
+        notes["linear"] = all(structure.roles[each].role == "linear" for each in function)
+        outputs = {} if notes["linear"] else self._outputs(recording, function)
         self.directions = [
             directions_of(self.reader, self.layout, each, self.tokens, self._name, outputs)
             for each in values
         ]
 
-    def _outputs(self, recording: Recording) -> dict[int, Tensor]:
+    def _outputs(self, recording: Recording, function: Sequence[int]) -> dict[int, Tensor]:
         """What the explained function takes of the model, by node; empty if not all is known."""
         graph = self.reader.graph
         found: dict[int, Tensor] = {}
-        for number in self._explained:
+        for number in function:
             for edge in graph.operands[number]:
                 if edge is None or edge.node in self._explained:
                     continue

@@ -197,7 +197,8 @@ def forward_pass(
                 try:
                     output = _captum.run_forward(forward, given, None, args)
                 except ValueError as error:
-                    if at_inputs and NO_GRADIENT in str(error) and not all(embedded):  # for which
+                    # Without a gradient because ids were embedded where it cannot be seen.
+                    if at_inputs and NO_GRADIENT in str(error) and not all(embedded):
                         raise _not_embedded() from error
                     raise
             of_ids = iter(embedded)

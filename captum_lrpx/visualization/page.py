@@ -228,7 +228,8 @@ def to_html(explanation: Drawable) -> str:
     name = unit(explanation)
     heading = filter(None, (summary(explanation), inputs(explanation), explanation.standing))
     drawn = pieces(explanation)
-    title = f"{sum(each.stop - each.first for each in drawn)} {name}s in numbers"
+    count = sum(each.stop - each.first for each in drawn)
+    title = f"{count} {name}{'s' if count != 1 else ''} in numbers"
     heads = [("position", NUMBER), (name, LABEL), ("relevance", NUMBER)]
     rows = [
         [(piece.place, NUMBER), (piece.label, LABEL), (f"{piece.relevance:+.4f}", NUMBER)]
