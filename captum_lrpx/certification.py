@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx, forward
+from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
+from captum_lrpx.attr.call_form import form_of
 from captum_lrpx.attr.capture import embedding_with_gradients
-from captum_lrpx.attr.forms import form_of
+from captum_lrpx.attr.forward_function import aliases_with_gradients
 from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
 from captum_lrpx.linear_rules import with_own_gradients
+from captum_lrpx.module_patches import Patched
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint
-from captum_lrpx.patching import Patched
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.training import already_warned
@@ -175,7 +176,7 @@ def _value(query: Query) -> Tensor:
     """
     inputs = query.inputs
     if isinstance(inputs, tuple):
-        inputs = forward.with_gradients(inputs)
+        inputs = aliases_with_gradients(inputs)
     with with_gradients(query.model, of_tokens=query.gather is None):
         value: Tensor = _captum.run_forward(
             query.forward, inputs, query.target, query.additional_forward_args

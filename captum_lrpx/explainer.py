@@ -13,8 +13,8 @@ from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.decoder import is_encoder_decoder
 from captum_lrpx.targets.head import ReadOnce
+from captum_lrpx.targets.images import IMAGE
 from captum_lrpx.targets.media import media_scene
-from captum_lrpx.targets.pictures import IMAGE
 from captum_lrpx.targets.scene import sequence_scene
 from captum_lrpx.targets.sounds import AUDIO
 from captum_lrpx.targets.standing import standings

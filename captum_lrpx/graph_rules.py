@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from captum_lrpx.parallel import PASSING
-from captum_lrpx.rules import nodes
+from captum_lrpx.rules import node_rules
 from captum_lrpx.rules.functional import UNIFORM_SHARE
 from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
 
@@ -105,7 +105,7 @@ class Plan:
     def needs_inputs(self) -> bool:
         """Whether some action needs what the node of its function does not save."""
         return any(
-            action.rule == "secant" and action.operator in nodes.NEED_INPUT
+            action.rule == "secant" and action.operator in node_rules.NEED_INPUT
             for action in self.actions
         )
 
@@ -135,7 +135,7 @@ def plan_of(
                 if edge is not None and factor is not None:
                     alive[edge.node] = True
                     planner.reached.add(edge)
-        elif graph.names[number] not in PASSING and nodes.is_of_python(node):
+        elif graph.names[number] not in PASSING and node_rules.is_of_python(node):
             planner.plan.unasked.append(number)
     return planner.plan
 
@@ -208,16 +208,16 @@ class _Planner:
         name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
         if is_homogeneous(name) or self._rule("activation", number).own_gradient:
             return
-        if not nodes.has_secant(node, name):
+        if not node_rules.has_secant(node, name):
             self._problem(number, "unknown")
-        elif name in nodes.NEED_INPUT and (inputs is None or node not in inputs):
+        elif name in node_rules.NEED_INPUT and (inputs is None or node not in inputs):
             self._problem(number, "unwatched" if inputs is None else "hidden")
         else:
             self._replaced(number, "secant")
 
     def _replaced(self, number: int, rule: Literal["norm", "secant"]) -> None:
         """Replace a gradient by what is found from the tensors that its node has saved."""
-        if nodes.is_checkpointed(self.graph.nodes[number]):
+        if node_rules.is_checkpointed(self.graph.nodes[number]):
             self._problem(number, "again")
         else:
             self.plan.actions.append(Action(number, self.graph.names[number], rule))
@@ -305,7 +305,7 @@ def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> Factors:
 
 def is_homogeneous(name: str) -> bool:
     """Whether the own gradient of an operator times its operand is its result."""
-    return name in nodes.HOMOGENEOUS or is_length(name)
+    return name in node_rules.HOMOGENEOUS or is_length(name)
 
 
 # Attaching ----------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def attach(
     done: set[Node],
     zeros: Zeros,
     frozen: Collection[int] = (),
-) -> Iterator[RemovableHandle | nodes.Unasked]:
+) -> Iterator[RemovableHandle | node_rules.Unasked]:
     """Put the hooks on the nodes, and give a handle for each.
 
     A hook knows its node, so as long as it is there nothing of the graph is freed.
@@ -334,24 +334,24 @@ def attach(
         zeros: Of the pass.
         frozen: Norms whose own gradient holds their scale constant.
     """
-    nodes_ = graph.nodes
-    yield from (nodes.Unasked(nodes_[each]) for each in plan.unasked)
+    nodes = graph.nodes
+    yield from (node_rules.Unasked(nodes[each]) for each in plan.unasked)
     for number, name, rule, factors in plan.actions:
-        node = nodes_[number]
+        node = nodes[number]
         if node in done:
             continue
         done.add(node)
         if rule == "factors":
             yield node.register_hook(
-                nodes.scaled(factors, fresh=name in _FRESH or "Attention" in name)
+                node_rules.scaled(factors, fresh=name in _FRESH or "Attention" in name)
             )
         elif rule == "secant":
-            z = inputs[node] if name in nodes.NEED_INPUT else None
-            yield node.register_hook(nodes.secant(node, name, z))
+            z = inputs[node] if name in node_rules.NEED_INPUT else None
+            yield node.register_hook(node_rules.secant(node, name, z))
         elif rule == "norm":
             if number not in frozen:
-                yield node.register_hook(nodes.frozen_norm(node, name, zeros))
+                yield node.register_hook(node_rules.frozen_norm(node, name, zeros))
         elif rule == "gated":
-            yield node.register_hook(nodes.gated(node))
+            yield node.register_hook(node_rules.gated(node))
         else:
-            yield node.register_prehook(nodes.contiguous)
+            yield node.register_prehook(node_rules.contiguous)

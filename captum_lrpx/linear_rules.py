@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.nn.modules.conv import _ConvNd
 
-from captum_lrpx.patching import Attachment
+from captum_lrpx.module_patches import Attachment
 from captum_lrpx.rules.captum_rules import captum_rule, warn_of_unused_rules
 
 if TYPE_CHECKING:

@@ -219,7 +219,7 @@ def _reading(name: str, part: str) -> Iterator[None]:
 
 def _refuse_without_text(name: str, kind: Any) -> None:
     """Models of images or audio alone have no tokenizer that reads what they are asked about."""
-    from captum_lrpx.targets.pictures import IMAGE  # noqa: PLC0415 - only when a model is loaded
+    from captum_lrpx.targets.images import IMAGE  # noqa: PLC0415 - only when a model is loaded
     from captum_lrpx.targets.sounds import AUDIO  # noqa: PLC0415
 
     main = getattr(kind, "main_input_name", None)

@@ -9,7 +9,7 @@ from captum_lrpx.explanation import Explanation
 from captum_lrpx.files import write_text
 from captum_lrpx.segments import Part, Tokens, split
 from captum_lrpx.visualization import origin, pieces, readable
-from captum_lrpx.visualization.view import ViewedMethod, view_page
+from captum_lrpx.visualization.interactive_page import ViewedMethod, view_page
 
 if TYPE_CHECKING:
     import os

@@ -119,7 +119,7 @@ def fuzz(count: int, seed: int = 0) -> Found:
     names = draw.choices(list(shares), list(shares.values()), k=count)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cli.explain.silence_transformers()
+        cli.explain_command.silence_transformers()
         for name, number in sorted(Counter(names).items()):
             seeds = READERS[name].seeds() if name in READERS else []
             for _ in range(number):

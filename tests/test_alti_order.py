@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
 from captum_lrpx import ALTILogit
-from captum_lrpx.alti import parts
+from captum_lrpx.alti import attention_parts
 from captum_lrpx.alti.attention_weights import MaterializedWeights
 
 HEADS, SIZE, TOKENS, LAYERS = 4, 3, 5, 2
@@ -184,7 +184,7 @@ def test_values_at_other_positions_are_refused(mix, tokens):
 @pytest.mark.parametrize("mix", ["kernel", "products"])
 def test_weights_that_are_not_those_of_the_model_are_refused(mix, monkeypatch):
     """Every input is, although a few of them give nearly the same sums."""
-    original = parts.attention_of
+    original = attention_parts.attention_of
 
     def flipped(node, name, order):
         found = original(node, name, order)
@@ -192,7 +192,7 @@ def test_weights_that_are_not_those_of_the_model_are_refused(mix, monkeypatch):
         weights = torch.stack([found.weights.of(each, slice(None)) for each in examples])
         return found._replace(weights=MaterializedWeights(weights.flip(-1)))
 
-    monkeypatch.setattr(parts, "attention_of", flipped)
+    monkeypatch.setattr(attention_parts, "attention_of", flipped)
     for seed in range(60):
         whole = torch.ones_like(CAUSAL)
         odd = model(4, plain, mix, whole)

@@ -18,7 +18,7 @@ from captum_lrpx.explanation import Certificate, Explanation
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, sealed
 from captum_lrpx.methods import METHODS, attribute, options_of
 from captum_lrpx.recipes import LRP
-from captum_lrpx.rules import Gamma, nodes
+from captum_lrpx.rules import Gamma, node_rules
 from captum_lrpx.targets import Query
 
 TEXT = "the keys to the cabinet"
@@ -146,7 +146,7 @@ def test_a_rule_that_changes_the_forward_pass_is_said():
 
 
 def test_a_wrong_backward_pass_leaves_the_ledger_open(monkeypatch):
-    monkeypatch.setattr(nodes, "frozen_norm", lambda *_: lambda *_: None)
+    monkeypatch.setattr(node_rules, "frozen_norm", lambda *_: lambda *_: None)
     query, plain = asked(tiny("gpt2"))
     with pytest.warns(UserWarning, match="ledger OPEN by"):
         result = certified(plain, query, None)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
 from captum_lrpx import AttnLRPx, LRPx, ledger
-from captum_lrpx.rules import nodes
+from captum_lrpx.rules import node_rules
 
 WIDTH, LENGTH = 4, 5
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 0, 0, 0]])
@@ -211,5 +211,5 @@ def test_a_wrong_rule_at_a_norm_does_not_pass_for_its_bias(norm, monkeypatch):
     nn.init.normal_(norm.bias)
     x = torch.randn(2, WIDTH, dtype=torch.float64)
     assert ledger(LRPx(module), x, 1).closes(1e-12)
-    monkeypatch.setattr(nodes, "frozen_norm", lambda *_: nodes.scaled((0.9, None, None)))
+    monkeypatch.setattr(node_rules, "frozen_norm", lambda *_: node_rules.scaled((0.9, None, None)))
     assert not ledger(LRPx(module), x, 1).closes(1e-3)

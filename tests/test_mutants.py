@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx import AttnLRPx, LRPx, forms, ledger
-from captum_lrpx.rules import nodes
+from captum_lrpx.rules import node_rules
 from captum_lrpx.trace import operations, roles, watch
 
 
@@ -66,11 +66,11 @@ def is_kind(name, kind):
 
 
 def is_own_gradient(name):
-    return lambda patch: patch.setattr(nodes, "HOMOGENEOUS", nodes.HOMOGENEOUS | {name})
+    return lambda patch: patch.setattr(node_rules, "HOMOGENEOUS", node_rules.HOMOGENEOUS | {name})
 
 
 def without_hook(name):
-    return lambda patch: patch.setattr(nodes, name, lambda *_, **__: nothing)
+    return lambda patch: patch.setattr(node_rules, name, lambda *_, **__: nothing)
 
 
 def without_provenance(patch):
@@ -84,7 +84,7 @@ def without_provenance(patch):
 
 
 def without_contiguous_gradients(patch):
-    patch.setattr(nodes, "contiguous", lambda taken: taken)
+    patch.setattr(node_rules, "contiguous", lambda taken: taken)
 
 
 def without_copies_of_inputs(patch):

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users
 
 from captum_lrpx import ATTN_LRP, LRP, propagation
 from captum_lrpx.recipes import LRP_MIRRORED_GATE
-from captum_lrpx.rules import Alpha1Beta0, Epsilon, Gamma, functional, nodes
+from captum_lrpx.rules import Alpha1Beta0, Epsilon, Gamma, functional, node_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # of kernels
 
@@ -78,7 +78,7 @@ def opened(name, dtype=torch.float64):
     """A module with a rule on."""
     function, recipe = RULES[name]
     module = function.to(dtype) if isinstance(function, nn.Module) else Function(function)
-    nodes._limit_of_all.cache_clear()  # found out under a transformation as well
+    node_rules._limit_of_all.cache_clear()  # found out under a transformation as well
     with propagation(module, recipe):
         yield module
 

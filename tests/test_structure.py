@@ -31,7 +31,7 @@ ORDER = [
     ],
     ["frozen", "models", "parallel", "segments", "structure", "architectures"],
     ["rules"],
-    ["patching"],
+    ["module_patches"],
     ["recipes", "coverage", "wrappers"],
     ["linear_rules", "memory"],
     ["trace"],

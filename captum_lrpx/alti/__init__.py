@@ -1,6 +1,6 @@
 """ALTI-Logit: the mathematics, and the recording of a forward pass that it works on."""
 
-from captum_lrpx.alti.functional import (
+from captum_lrpx.alti.formulas import (
     alti_matrix,
     contributions,
     contributions_by_head,

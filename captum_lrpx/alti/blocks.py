@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from captum_lrpx.alti import functional
+from captum_lrpx.alti import formulas
 from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.alti.directions import product_with
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.alti.attention_parts import Reader
     from captum_lrpx.alti.directions import Directions
     from captum_lrpx.alti.layout import Attention, Layout
     from captum_lrpx.alti.part import Part
-    from captum_lrpx.alti.parts import Reader
 
 __all__ = ["Blocks", "Example"]
 
@@ -286,7 +286,7 @@ class Example:
         for start in range(0, rows.numel(), self.step):
             taken = slice(start, start + self.step)
             weights = self.weights(rows[taken].to(values.device))
-            total += functional.head_update(weights, values, directions[:, taken])
+            total += formulas.head_update(weights, values, directions[:, taken])
         return total
 
     def alti_matrix(self, first: int, stop: int, *, by_head: bool) -> Tensor:
@@ -308,7 +308,7 @@ class Example:
                 weights = torch.cat(
                     [weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2
                 )
-            matrix[rows] = functional.alti_matrix(
+            matrix[rows] = formulas.alti_matrix(
                 weights,
                 values,
                 output_weight,
@@ -329,7 +329,7 @@ class Example:
         for scaling, nothing in ((part.scaled, True), (part.norm, False)):
             if scaling is None:
                 continue
-            weights, output_weight, scaled = functional.fold_frozen_norm(
+            weights, output_weight, scaled = formulas.fold_frozen_norm(
                 weights,
                 output_weight,
                 residual,
@@ -345,4 +345,4 @@ class Example:
         share = max(1, self.memory_budget // (_TEMPORARIES * self.values.element_size()))
         # A processor wants what fits into its cache, an accelerator wants large pieces.
         on_cpu = self.values.device.type == "cpu"
-        return min(share, functional.CHUNK_ELEMENTS) if on_cpu else share
+        return min(share, formulas.CHUNK_ELEMENTS) if on_cpu else share

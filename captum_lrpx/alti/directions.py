@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.alti.attention_parts import Reader
     from captum_lrpx.alti.layout import Layout
-    from captum_lrpx.alti.parts import Reader
 
 __all__ = ["Biases", "Directions", "directions_of"]
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from captum_lrpx.alti.attention_parts import Reader
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.parts import Reader
     from captum_lrpx.trace.graph import Graph
 
 __all__ = ["probe"]

@@ -12,7 +12,7 @@ import torch
 
 from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
 from captum_lrpx.parallel import is_spread
-from captum_lrpx.rules import nodes
+from captum_lrpx.rules import node_rules
 from captum_lrpx.rules.zeros import Zeros
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
@@ -101,11 +101,11 @@ class Pull:
         edges = self.graph.operands[number]
         given: Any
         if rule == "norm":
-            given = nodes.frozen_norm(node, name, self._zeros)(taken, taken)
+            given = node_rules.frozen_norm(node, name, self._zeros)(taken, taken)
         elif rule == "secant":
-            given = nodes.secant(node, name, self.inputs.get(node))((taken[0],), taken)
+            given = node_rules.secant(node, name, self.inputs.get(node))((taken[0],), taken)
         elif rule == "gated":
-            given = nodes.gated(node)((taken[0],), taken)
+            given = node_rules.gated(node)((taken[0],), taken)
         elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, taken)) is not None:
             given = alone
         elif (
@@ -126,7 +126,7 @@ class Pull:
                 given = [None if edge is None else next(tensors, None) for edge in edges]
         given = (*given, *(None for _ in range(len(edges) - len(given))))
         if action is not None and rule == "factors":
-            given = nodes.scaled(action.factors)(given, taken) or given
+            given = node_rules.scaled(action.factors)(given, taken) or given
         return tuple(given)
 
     def _of_linear(self, number: int, taken: Gradients) -> Gradients:

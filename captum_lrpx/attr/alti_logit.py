@@ -11,7 +11,7 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum_lrpx import _captum
 from captum_lrpx.alti import rollout, rollout_by_layer
 from captum_lrpx.attr.alti_pass import Explained, explained_pass
-from captum_lrpx.attr.forward import model_given, model_of
+from captum_lrpx.attr.forward_function import model_given, model_of
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     RelevanceProtocol,

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from captum_lrpx import _captum
+from captum_lrpx.alti.attention_parts import Reader
 from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.layout import Layout, layout_of
-from captum_lrpx.alti.parts import Reader
 from captum_lrpx.alti.probe import probe
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.attr.forward import RecordedForward, model_given
+from captum_lrpx.attr.forward_function import RecordedForward, model_given
 from captum_lrpx.attr.selection import check_target
 from captum_lrpx.models import is_pretrained, not_a_model
 from captum_lrpx.module_tree import modules_of

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.caches import warn_of_cache
+from captum_lrpx.attr.call_form import form_of
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs
 from captum_lrpx.attr.embedded import embedded_ids
-from captum_lrpx.attr.forms import form_of
-from captum_lrpx.attr.forward import with_gradients
+from captum_lrpx.attr.forward_function import aliases_with_gradients
 from captum_lrpx.forms import NewWayError
 from captum_lrpx.traced import TracedPass
 
@@ -174,7 +174,7 @@ def forward_pass(
 
     @contextmanager
     def once() -> Iterator[_Result]:
-        aliases = with_gradients(inputs)
+        aliases = aliases_with_gradients(inputs)
         ids = [tensor for tensor in inputs if not tensor.is_floating_point()]
         rules = TracedPass(
             attribution.model,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import uncaptured
-from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.forward_function import RecordedForward
 from captum_lrpx.notices import warn
 from captum_lrpx.training import already_warned
 

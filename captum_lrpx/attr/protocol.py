@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.checks import not_an_input
 from captum_lrpx.attr.finite import Finite, own_copy
-from captum_lrpx.attr.forward import model_of
+from captum_lrpx.attr.forward_function import model_of
 from captum_lrpx.coverage import without_a_trace
 from captum_lrpx.memory import require_memory
 from captum_lrpx.module_tree import modules_of

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from captum_lrpx._version import __version__
 from captum_lrpx.cli import (
-    chat,
-    coverage,
-    evaluate,
-    explain,
-    generate,
-    localise,
-    methods,
-    samples,
+    chat_command,
+    coverage_command,
+    evaluate_command,
+    explain_command,
+    generate_command,
+    localise_command,
+    methods_command,
+    samples_command,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = (explain, chat, generate, coverage, evaluate, localise, methods, samples)
+COMMANDS = (
+    explain_command,
+    chat_command,
+    generate_command,
+    coverage_command,
+    evaluate_command,
+    localise_command,
+    methods_command,
+    samples_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

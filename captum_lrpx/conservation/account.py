@@ -10,8 +10,8 @@ from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, LRPx
 from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
+from captum_lrpx.conservation.leaks import layer_in, observed
 from captum_lrpx.conservation.tally import wide
-from captum_lrpx.conservation.traced import layer_in, observed
 from captum_lrpx.wrappers import has_virtual_tokens
 
 if TYPE_CHECKING:

@@ -229,7 +229,7 @@ class Ledger:
         Args:
             example: Which example of the batch.
         """
-        from captum_lrpx.conservation.words import in_words  # noqa: PLC0415
+        from captum_lrpx.conservation.delta_in_words import in_words  # noqa: PLC0415
 
         return in_words(self, self._checked(example))
 

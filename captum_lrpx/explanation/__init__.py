@@ -3,6 +3,6 @@
 from captum_lrpx.explanation.certificate import Certificate
 from captum_lrpx.explanation.ranking import TokenRelevance
 from captum_lrpx.explanation.record import Explanation
-from captum_lrpx.explanation.segments import Segment, Segments
+from captum_lrpx.explanation.segment_sums import Segment, Segments
 
 __all__ = ["Certificate", "Explanation", "Segment", "Segments", "TokenRelevance"]

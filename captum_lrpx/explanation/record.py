@@ -14,7 +14,7 @@ from captum_lrpx import visualization
 from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
 from captum_lrpx.explanation.ranking import TokenRelevance, largest
-from captum_lrpx.explanation.segments import Segments, segments_of
+from captum_lrpx.explanation.segment_sums import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
 from captum_lrpx.words import Span, token_runs, word_spans

@@ -18,7 +18,7 @@ import torch
 
 from captum_lrpx.fast.least import Least
 from captum_lrpx.parallel import is_spread
-from captum_lrpx.rules import nodes
+from captum_lrpx.rules import node_rules
 from captum_lrpx.rules.answering import Answering
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _knowing(
 
 
 def _secant(node: Any, name: str, gradient: Tensor, z: Tensor, **_options: Any) -> Tensor:
-    return nodes.slope_of(node, name, z).mul_(gradient)
+    return node_rules.slope_of(node, name, z).mul_(gradient)
 
 
 # Attention with constant weights ------------------------------------------------------------------

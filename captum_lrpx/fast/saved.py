@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrpx.fast.least import Least
-from captum_lrpx.rules import nodes
+from captum_lrpx.rules import node_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping
@@ -262,7 +262,7 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved, positions: int) -> Econom
             found = _made_from(graph, number, 0 if name == "self" else 1)
             source = None if found is None else places.get((found, "self"))
             if found is not None and source is not None and source not in absent:
-                made = nodes.function_of(graph.nodes[found], graph.names[found])
+                made = node_rules.function_of(graph.nodes[found], graph.names[found])
                 again[order] = (source, made)
     frozen: dict[int, set[int]] = {number: set() for number in norms}
     for (number, name), order in places.items():
@@ -307,6 +307,6 @@ def _is_read(graph: Graph, plan: Plan, rule: str | None, number: int, name: str)
 def _made_from(graph: Graph, number: int, place: int) -> int | None:
     """The activation whose result an operand is, if it can be computed again; else None."""
     edge = graph.operands[number][place]
-    if edge is None or not nodes.can_run_again(graph.nodes[edge.node], graph.names[edge.node]):
+    if edge is None or not node_rules.can_run_again(graph.nodes[edge.node], graph.names[edge.node]):
         return None
     return edge.node

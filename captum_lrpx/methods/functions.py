@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.attr.baselines import AttentionRollout, InformationFlow, RandomAttribution
-from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.forward_function import RecordedForward
 from captum_lrpx.attr.protocol import require_gradients
 from captum_lrpx.frozen import frozen
 from captum_lrpx.recipes import ATTN_LRP

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.forward import RecordedForward
+from captum_lrpx.attr.forward_function import RecordedForward
 from captum_lrpx.attr.protocol import only_input
 from captum_lrpx.metrics.tokens import check_attributions, check_mask, token_relevances
 

@@ -21,7 +21,7 @@ class Identity(ActivationRule):
     """``R_z = R_g(z)``: the activation passes relevance through (Arras et al. 2025, D.3).
 
     The activation becomes ``z * [g(z) / z]``, with the limit ``g'(0)`` of the slope at ``z = 0``.
-    Slope: :func:`captum_lrpx.rules.nodes.secant`.
+    Slope: :func:`captum_lrpx.rules.node_rules.secant`.
     """
 
     conserves: ClassVar[bool] = True

@@ -22,7 +22,7 @@ class FrozenScale(NormRule):
 
     The norm becomes ``weight * (x - mean(x)) / [std(x)] + bias``, or ``weight * x / [rms(x)]``:
     what is left is linear. Conserves up to the share of the bias. Also known as the LN-rule.
-    Slope: :func:`captum_lrpx.rules.nodes.frozen_norm`.
+    Slope: :func:`captum_lrpx.rules.node_rules.frozen_norm`.
     """
 
     conserves: ClassVar[bool] = True

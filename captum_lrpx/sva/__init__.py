@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from captum_lrpx.sva.grammar import generate
-from captum_lrpx.sva.report import Lengths, Report
+from captum_lrpx.sva.sample_report import Lengths, Report
 from captum_lrpx.sva.samples import Number, Sample, Span, read_jsonl, write_jsonl
 from captum_lrpx.sva.tokenized import TokenizedSample, TokenizedSamples, tokenize
 

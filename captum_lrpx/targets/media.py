@@ -1,7 +1,7 @@
 """Images and audio as inputs: what a processor makes of one, and its cells as entries of a record.
 
 An image and a spectrogram are alike: planes of numbers, whose cells are the entries. What differs
-is in :mod:`captum_lrpx.targets.pictures` and :mod:`captum_lrpx.targets.sounds`.
+is in :mod:`captum_lrpx.targets.images` and :mod:`captum_lrpx.targets.sounds`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from captum_lrpx.targets.images import png_in_base64
 from captum_lrpx.targets.media import Layout, Medium
-from captum_lrpx.targets.pictures import png_in_base64
 
 if TYPE_CHECKING:
     from torch import Tensor

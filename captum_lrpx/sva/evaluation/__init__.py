@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from captum_lrpx.sva.evaluation.ablation import ablation
+from captum_lrpx.sva.evaluation.benchmark import Evaluation, evaluate
 from captum_lrpx.sva.evaluation.contenders import (
     DEFAULT_METHODS,
     PAPER_METHODS,
@@ -10,7 +11,6 @@ from captum_lrpx.sva.evaluation.contenders import (
     Contender,
     contenders,
 )
-from captum_lrpx.sva.evaluation.evaluate import Evaluation, evaluate
 from captum_lrpx.sva.evaluation.paper import PaperLayout
 from captum_lrpx.sva.evaluation.processes import Processes, processes
 from captum_lrpx.sva.evaluation.reference import Reference, paper_reference, read_reference

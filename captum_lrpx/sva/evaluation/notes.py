@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.contenders import Contender
-    from captum_lrpx.sva.evaluation.evaluate import Evaluation
     from captum_lrpx.sva.evaluation.results import ModelResults
 
 __all__ = ["EXTENSION", "is_extension", "notes"]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.contenders import Contender
-    from captum_lrpx.sva.evaluation.evaluate import Evaluation
     from captum_lrpx.sva.evaluation.reference import Reference
 
 __all__ = ["PaperCell", "PaperLayout", "has_rows", "tex"]

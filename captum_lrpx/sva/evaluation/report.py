@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.contributions import Contribution
-    from captum_lrpx.sva.evaluation.evaluate import Evaluation
     from captum_lrpx.sva.evaluation.reference import Reference
     from captum_lrpx.sva.evaluation.scores import Cell
     from captum_lrpx.sva.evaluation.statistics import Estimate

@@ -12,7 +12,7 @@ from captum_lrpx.attr import LRPx
 from captum_lrpx.batching import buckets
 from captum_lrpx.models import device_of
 from captum_lrpx.rules import SignalTakeAll
-from captum_lrpx.sva.evaluation.faithfulness import Effects
+from captum_lrpx.sva.evaluation.erasure import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
 from captum_lrpx.sva.evaluation.records import several_runs
 from captum_lrpx.sva.evaluation.results import ModelResults

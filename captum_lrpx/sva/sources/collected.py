@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from captum_lrpx.sva.report import Report
+from captum_lrpx.sva.sample_report import Report
 
 if TYPE_CHECKING:
     from captum_lrpx.sva.samples import Sample

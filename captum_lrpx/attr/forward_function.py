@@ -23,7 +23,7 @@ from captum_lrpx.wrappers import called_module
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RecordedForward", "model_given", "model_of", "with_gradients"]
+__all__ = ["RecordedForward", "aliases_with_gradients", "model_given", "model_of"]
 
 
 _OF_TENSORS = frozenset(
@@ -79,7 +79,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
     return model_in(model)
 
 
-def with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def aliases_with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Aliases of floating inputs that need a gradient; the caller's tensors stay as they are."""
     return tuple(
         _usable(tensor).detach().requires_grad_() if tensor.is_floating_point() else tensor

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.cli.explain import options_by_method
+from captum_lrpx.cli.explain_command import options_by_method
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_folder, check_writable
 
