@@ -152,9 +152,9 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             - **attributions** (*Tensor* or *tuple[Tensor]*):
                 Contributions, of the shape of the input; a tuple for a tuple.
             - **delta** (*Tensor*, returned if return_convergence_delta=True):
-                    Explained output minus the sum of the contributions, one number per example: the
-                    contributions of MLPs and biases, large by construction. :meth:`decompose` lists
-                    them.
+                Explained output minus the sum of the contributions, one number per example: the
+                contributions of MLPs and biases, large by construction. :meth:`decompose` lists
+                them.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
