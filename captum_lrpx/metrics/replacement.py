@@ -178,6 +178,7 @@ def _one_value(output: Tensor, examples: int) -> Tensor:
     if output.shape[:1] != (examples,) or output.numel() != examples:
         raise AssertionError(
             "The forward function must return one value per example, but returned "
-            f"{list(output.shape)} for {examples} examples: give a `target`, or a forward module of captum_lrpx.targets."
+            f"{list(output.shape)} for {examples} examples: give a `target`, or a forward module "
+            "of captum_lrpx.targets."
         )
     return output.reshape(examples)
