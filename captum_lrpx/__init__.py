@@ -3,8 +3,8 @@
 Replace ``InputXGradient`` by :class:`LRPx` or :class:`AttnLRPx`; start with :func:`explain` if
 there is no Captum code yet.
 
-Importing the package loads next to nothing: a public name is imported from its module when it is
-first used.
+Importing the package loads next to nothing: a public name is imported from its module at first
+use.
 """
 
 import sys
@@ -202,15 +202,15 @@ _NAMES = {
     ),
     "view": ("view",),
 }
-"""Module of the package -> the public names that it defines."""
+"""Modules of the package, and the public names that they define."""
 
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # or a misspelt name would be one of type object
+if not TYPE_CHECKING:  # otherwise a misspelt name would have the type object
 
     def __getattr__(name: str) -> object:
-        """A public name or a module, which is an ordinary attribute from then on (PEP 562)."""
+        """Import a public name or a module, which then is an ordinary attribute (PEP 562)."""
         if name in _MODULES:
             value = getattr(import_module(f"captum_lrpx.{_MODULES[name]}"), name)
             globals()[name] = value
@@ -222,17 +222,17 @@ if not TYPE_CHECKING:  # or a misspelt name would be one of type object
             return import_module(f"captum_lrpx.{name}")
         except ModuleNotFoundError as error:
             if error.name != f"captum_lrpx.{name}":
-                raise  # a module that is there, and lacks another one
+                raise  # an existing module that lacks another one
             raise missing from None
 
 
 def __dir__() -> list[str]:
-    """The public names as well, imported or not."""
+    """Names of the module, with public names whether imported or not."""
     return sorted({*globals(), *__all__})
 
 
 class _Package(ModuleType):
-    """A package whose functions keep their names from modules that are called the same.
+    """A package whose functions keep their names although modules have the same names.
 
     Importing ``captum_lrpx.compare`` binds the module to its package, where ``compare`` is the
     function.

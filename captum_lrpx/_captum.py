@@ -1,6 +1,6 @@
-"""The private names of Captum that a plug-in needs, in one place.
+"""Captum's private names that a plug-in needs, in one place.
 
-Captum exports its algorithms, not the helpers that they are written with. What is imported here has
+Captum exports its algorithms, not their helpers. Everything imported here has
 kept its name and signature from Captum 0.8 to 0.9.
 """
 

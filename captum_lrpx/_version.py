@@ -1,4 +1,4 @@
-"""The version of the package, in one place, and the versions that a record keeps."""
+"""The version of the package, and the versions stored in a record."""
 
 __all__ = ["__version__", "versions"]
 
@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 def versions() -> dict[str, str]:
     """Versions of this package, torch, transformers and captum."""
-    from importlib.metadata import version  # noqa: PLC0415 - slow, and records alone need it
+    from importlib.metadata import version  # noqa: PLC0415 - slow, and only records need it
 
     others = {name: version(name) for name in ("torch", "transformers", "captum")}
     return {"captum_lrpx": __version__, **others}

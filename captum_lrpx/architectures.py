@@ -1,7 +1,7 @@
-"""Declarations of architectures, which no longer have to be made: deprecated.
+"""Declarations of architectures, no longer needed: deprecated.
 
-What a model is made of is seen in the graph of its forward pass. A declaration is still accepted,
-with a warning, and read as a hint: whether the family has to be given ``position_ids``.
+The structure of a model is read from the graph of its forward pass. A declaration is still
+accepted, with a warning, and read as a hint: whether the family needs ``position_ids``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def register(architecture: Architecture) -> Architecture:
     if not isinstance(architecture, Architecture):
         raise TypeError(f"register() takes an Architecture, not {type(architecture).__name__}.")
     warnings.warn(
-        "Architectures need no declaration any more: what a model is made of is seen in its "
-        "forward pass. register() will go; of a declaration only `position_ids` is read.",
+        "Architectures need no declaration any more: the structure of a model is read from its "
+        "forward pass. register() will be removed; only `position_ids` of a declaration is read.",
         DeprecationWarning,
         stacklevel=2,
     )
@@ -53,7 +53,7 @@ def register(architecture: Architecture) -> Architecture:
 
 
 def unregister(architecture: Architecture) -> None:
-    """Take back what :func:`register` added.
+    """Undo :func:`register`.
 
     Raises:
         ValueError: If the declaration was not registered.
@@ -64,7 +64,7 @@ def unregister(architecture: Architecture) -> None:
 
 
 def needs_position_ids(model_type: str) -> bool | None:
-    """What a declaration says about position ids where there is padding; None without one."""
+    """Whether a declaration requires position ids for padding; None without a declaration."""
     known = (each.position_ids for each in _registered if model_type in each.model_types)
     return next(known, None)
 
@@ -74,11 +74,11 @@ class Embeddings:
     """The embeddings, by paths of the base model.
 
     Attributes:
-        token: Embedding of token ids; what relevance is attributed to.
+        token: Embedding of token ids, which gets relevance.
         position: Embedding of absolute positions, where the family has one.
         segment: Embedding of token types, where the family has one.
-        positions_after_padding: Whether positions are counted from the padding id on, which takes
-            that many away from the longest input (RoBERTa).
+        positions_after_padding: Whether positions are counted from the padding id on, which
+            shortens the longest input by that many (RoBERTa).
     """
 
     token: str
@@ -96,10 +96,10 @@ class Norms:
         mlp: Path in a block of the norm that belongs to the MLP.
         final: Path in the base model of the norm after the last block.
         embedding: Path in the base model of the norm after the embeddings.
-        placement: ``"pre"``: a norm stands before its branch; ``"post"``: after the residual add.
+        placement: ``"pre"``: a norm comes before its branch; ``"post"``: after the residual add.
         centered: LayerNorm subtracts the mean, RMSNorm does not.
-        weight_offset: What the family adds to the stored weight (1 in Gemma).
-        others: Paths in a block of further norms (of queries and keys, say).
+        weight_offset: Offset that the family adds to the stored weight (1 in Gemma).
+        others: Paths in a block of further norms (such as of queries and keys).
     """
 
     attention: str
@@ -194,11 +194,11 @@ class Inline:
 
 @dataclass(frozen=True)
 class Head:
-    """What the heads of a family contain; a path that a model does not have is skipped.
+    """Contents of a family's heads; a path that a model does not have is skipped.
 
     Attributes:
         language_model: The chain of modules from the last hidden state to the logits of the
-            language model, where nothing else happens on the way. It lets logits be computed at one
+            language model, if nothing else happens in between. It allows computing logits at one
             position only.
         norms: Norms, by paths in the whole model; centered as the family's.
         activations: Activation modules, by paths in the whole model.
@@ -215,10 +215,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where a model family keeps its parts.
+    """Places of a model family's parts.
 
-    In a declared block, attention is all that carries something from one position to another; what
-    stands after the attention of the last block is read at the explained positions only.
+    In a declared block, only attention carries information from one position to another;
+    modules after the attention of the last block are read at the explained positions only.
 
     Attributes:
         model_types: The values of ``config.model_type`` that the declaration is for.
@@ -228,10 +228,10 @@ class Architecture:
         attention: Attention of a block.
         mlp: MLP of a block.
         head: Heads.
-        unsupported: Paths in a block (or in the base model) of modules that, if present, make a
-            model one that the declaration does not describe (cross-attention).
+        unsupported: Paths in a block (or in the base model) of modules that, if present, make the
+            declaration invalid for a model (cross-attention).
         requires: ``(config attribute, value)`` pairs that a model's config must have.
-        position_ids: Whether the family counts positions from the left edge unless it is given
+        position_ids: Whether the family counts positions from the left edge unless it gets
             ``position_ids``, so that a batch padded on the left needs them.
     """
 

@@ -1,4 +1,4 @@
-"""Sequences of unequal length in batches of similar length, and the results in order again."""
+"""Batches of sequences of similar length, and their results in the original order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["buckets", "in_order"]
 T = TypeVar("T")
 
 _BATCH_SHARE: Final = 16
-"""A batch costs as much as this part of the tokens that it may have, and its tokens."""
+"""Fixed cost of a batch, as a fraction of the largest number of tokens."""
 
 
 def buckets(
@@ -23,15 +23,15 @@ def buckets(
 ) -> list[tuple[int, ...]]:
     """Group sequences of similar length into batches of a bounded size, at the least cost.
 
-    A batch is padded to its longest row, so what it costs is its number of rows times that length,
-    and something for being a batch: as much as a sixteenth of ``max_tokens``. Few large batches
-    have much padding, many small ones are many; these are the batches whose cost is the least of
-    all in order of length.
+    A batch is padded to its longest row, so it costs its number of rows times that length,
+    plus a fixed cost: a sixteenth of ``max_tokens``. Few large batches
+    have much padding, many small batches have many fixed costs; these batches have the least cost
+    of all batches in order of length.
 
     Args:
         lengths: Number of tokens of each sequence.
-        max_tokens: Rows times longest row of a batch, padding included, is at most this. A sequence
-            that is longer by itself is a batch of one row.
+        max_tokens: Largest number of rows times longest row of a batch, padding included. A longer
+            sequence is a batch of one row.
         max_rows: Largest number of rows of a batch. Default: no limit
 
     Returns:
@@ -57,16 +57,17 @@ def buckets(
 
 
 def _starts(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[int]:
-    """Where each batch of sequences in order of length begins, at the least cost.
+    """Start of each batch of sequences in order of length, at the least cost.
 
-    The best batches up to a sequence are the best ones up to some sequence before it, and one more.
+    Dynamic programming: the best batches up to a sequence are the best ones up to an earlier one,
+    and one more.
     """
     of_a_batch = max(1, max_tokens // _BATCH_SHARE)
     cost = np.zeros(len(lengths) + 1, dtype=np.int64)
     previous = np.zeros(len(lengths) + 1, dtype=np.int64)
     for stop, longest in enumerate(lengths, start=1):
         first = stop - max(1, min(stop, max_rows, max_tokens // longest))
-        starts = np.arange(first, stop)[::-1]  # of equal costs the smallest last batch
+        starts = np.arange(first, stop)[::-1]  # at equal costs the smallest last batch
         costs = cost[starts] + (stop - starts) * longest
         best = int(costs.argmin())
         cost[stop] = costs[best] + of_a_batch
@@ -80,17 +81,17 @@ def _starts(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[int]
 
 
 def in_order(batches: Iterable[Sequence[int]], results: Iterable[Iterable[T]]) -> list[T]:
-    """Put the results of batches back into the order of the sequences.
+    """Restore the order of the sequences in the results of batches.
 
     Args:
-        batches: What :func:`buckets` gave: the indices of each batch.
+        batches: The result of :func:`buckets`: the indices of each batch.
         results: For each batch one result per row, in the order of the batch.
 
     Returns:
         One result per sequence.
 
     Raises:
-        ValueError: If there are not as many results as rows.
+        ValueError: If the numbers of results and rows differ.
 
     Examples:
         >>> in_order([(1, 2), (0,)], [["b", "c"], ["a"]])

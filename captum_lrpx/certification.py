@@ -1,4 +1,4 @@
-"""Checking an explanation: its forward pass, and once for each form everything else."""
+"""Checks of an explanation: its forward pass, and once for each form everything else."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
-"""What sums of products in another order may differ by, relative to the largest output."""
+"""Tolerance for sums of products in another order, relative to the largest output."""
 
 Certify = bool | Literal["full"]
-"""Whether to check an explanation, and whether to audit it whatever has been audited before."""
+"""Whether to check an explanation; ``"full"`` audits it even if its form has been audited."""
 
 _RULE_BASED = {"lrpx": LRPx, "attnlrpx": AttnLRPx}
 
@@ -62,22 +62,22 @@ def certified(
     full: bool = False,
     once: AbstractContextManager[None] | None = None,
 ) -> Explanation:
-    """An explanation with its certificate; as it is, if its method has no rules to check.
+    """Attach a certificate to an explanation, unless its method has no rules to check.
 
     Each certificate compares the explained value with that of a forward pass without rules. The
     audit is made for the first explanation of a form (model, method, rules, kinds of inputs), or
-    when it is asked for: the value is read from the outputs of the object that was given, and an
-    observed pass gives coverage, ledger, and relevances that must be the recorded ones.
+    on request: the value is read from the outputs of the given object, and an
+    observed pass yields coverage, ledger, and relevances that must equal the recorded ones.
 
     Args:
-        explanation: What was found.
-        query: What was explained, a batch of one.
-        recipe: The rules that were given, None for the method's own.
-        full: Whether to make the audit whatever has been audited before.
-        once: Knows what the model has computed without rules before.
+        explanation: The explanation.
+        query: Its question, a batch of one.
+        recipe: The given rules, None for the method's own.
+        full: Whether to audit even if the form has been audited.
+        once: Cache of the model's results without rules.
 
     Returns:
-        The explanation with a certificate. If a check failed, this says so, and a warning does.
+        The explanation with a certificate. If a check failed, it says so, and there is a warning.
     """
     attribution = _attribution(explanation, query, recipe)
     if attribution is None:
@@ -113,11 +113,11 @@ def certified(
 _audits: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Certificate]] = (
     weakref.WeakKeyDictionary()
 )
-"""What was found by the audits of each model, by form."""
+"""Results of the audits of each model, by form."""
 
 
 def _key(attribution: LRPx | ALTILogit, explanation: Explanation, query: Query) -> Hashable | None:
-    """What explanations of the same operations by the same rules have in common."""
+    """Key shared by explanations of the same operations by the same rules."""
     arguments = query.additional_forward_args
     form = form_of(query.model, query.forward, tensors_of(query.inputs), arguments, ())
     if form is None:
@@ -170,9 +170,9 @@ def _attribution(
 
 
 def _value(query: Query) -> Tensor:
-    """The explained value of a forward pass without rules, with gradients as for an explanation.
+    """Compute the explained value without rules, with gradients as for an explanation.
 
-    Without them quantized layers, and some of PyTorch's modules, have another kernel.
+    Without gradients quantized layers, and some of PyTorch's modules, use another kernel.
     """
     inputs = query.inputs
     if isinstance(inputs, tuple):
@@ -186,7 +186,7 @@ def _value(query: Query) -> Tensor:
 
 @contextmanager
 def with_gradients(model: nn.Module, *, of_tokens: bool) -> Iterator[None]:
-    """Run a model as an explanation does, whose embeddings of tokens have a gradient."""
+    """Run a model as an explanation does, with a gradient for the embeddings of tokens."""
     gradients: AbstractContextManager[object] = nullcontext()
     if of_tokens:
         gradients = embedding_with_gradients(token_embedding_of(model))
@@ -197,9 +197,9 @@ def with_gradients(model: nn.Module, *, of_tokens: bool) -> Iterator[None]:
 
 
 def _is_own_value(query: Query, value: Tensor) -> bool:
-    """Whether an explained value can be read from the outputs of the object that was given.
+    """Whether an explained value equals the one read from the outputs of the given object.
 
-    Up to the rounding of a product with all rows of the head instead of some.
+    It may differ by the rounding of a product with all rows of the head instead of some.
     """
     outputs: list[Tensor] = []
 
@@ -218,15 +218,15 @@ def _is_own_value(query: Query, value: Tensor) -> bool:
 
 
 class _Observed:
-    """What an observed pass tells about an explanation.
+    """Results of an observed pass.
 
     Attributes:
         coverage: The operations.
-        residual: What the ledger leaves open, relative to its largest number; None without one.
-        missing: Why there is no ledger.
-        amounts: What the ledger has beyond the recorded relevances, by kind.
+        residual: Open amount of the ledger, relative to its largest number; None without one.
+        missing: Reason why there is no ledger.
+        amounts: Amounts of the ledger beyond the recorded relevances, by kind.
         difference: The largest difference to a recorded relevance, relative to the largest one;
-            None if they are not computed another way.
+            None if they were not computed a second time.
     """
 
     def __init__(
@@ -266,10 +266,10 @@ def _coverage(attribution: LRPx | ALTILogit, query: Query) -> Coverage:
 
 
 def _beyond_tokens(book: Ledger, explanation: Explanation) -> dict[str, float]:
-    """What the ledger gives to anything but the recorded relevances, by kind."""
+    """Amounts of the ledger other than the recorded relevances, by kind."""
     amounts = {kind: float(amount) for kind, amount in book.by_kind().items() if kind != "tokens"}
     options: dict[str, Any] = explanation.options
-    # ALTI-Logit: the way of the embedding along the residual stream, if that was left out.
+    # ALTI-Logit: the embedding's path along the residual stream, if excluded.
     left_out = [
         float(entry.amount)
         for entry in book.of("tokens")

@@ -45,14 +45,14 @@ def compare(explanations: Iterable[Explanation], names: Iterable[str] | None = N
 
     Args:
         explanations: At least one.
-        names: What to call them. Default: what tells them apart, the method if that does.
+        names: Names of the explanations. Default: the properties that differ, first the method.
 
     Returns:
         The comparison, which prints, draws and stores itself like an explanation.
 
     Raises:
-        ValueError: If there are none, if they are not of the same tokens of the same text, or if
-            the names are not as many or not different.
+        ValueError: If there are none, they do not have the same tokens of the same text, or
+            the names are too few, too many or not distinct.
 
     Examples:
         >>> methods = ("lrpx", "altilogit", "integrated_gradients")
@@ -68,7 +68,7 @@ class Comparison:
 
     Attributes:
         explanations: The explanations.
-        names: What each of them is called.
+        names: Name of each of them.
     """
 
     explanations: tuple[Explanation, ...]
@@ -86,26 +86,26 @@ class Comparison:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The tokens as they stand in the text."""
+        """The tokens as in the text."""
         return self.explanations[0].labels
 
     @property
     def correlations(self) -> tuple[tuple[float, ...], ...]:
         """Spearman's rank correlation of every two explanations, over the tokens.
 
-        Symmetric, with a diagonal of 1; NaN for an explanation whose relevances are all the same.
-        Relevances count with their sign: that of a method without one (the norms of gradients,
-        attention rollout) can only be compared with that in mind.
+        Symmetric, with a diagonal of 1; NaN for an explanation whose relevances are all equal.
+        Relevances count with their sign, to be kept in mind for a method without one (norms of
+        gradients, attention rollout).
         """
         columns = [explanation.relevances for explanation in self.explanations]
         return tuple(tuple(spearman(ours, theirs) for theirs in columns) for ours in columns)
 
     def words(self) -> Comparison:
-        """The comparison of the words, see :meth:`captum_lrpx.Explanation.words`."""
+        """Compare relevances of words, see :meth:`captum_lrpx.Explanation.words`."""
         return self._each(Explanation.words)
 
     def fold_special(self) -> Comparison:
-        """The comparison with one entry for all special tokens that were added."""
+        """Fold all special tokens and chat templates into one entry."""
         return self._each(Explanation.fold_special)
 
     def _each(self, change: Callable[[Explanation], Explanation]) -> Comparison:
@@ -114,7 +114,7 @@ class Comparison:
     # Other forms ------------------------------------------------------------------------------
 
     def to_pandas(self) -> pd.DataFrame:
-        """The relevances as a data frame, a row per token and a column per explanation.
+        """Convert the relevances to a data frame, a row per token and a column per explanation.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -129,7 +129,7 @@ class Comparison:
         return frame
 
     def correlations_to_pandas(self) -> pd.DataFrame:
-        """The rank correlations as a data frame.
+        """Convert the rank correlations to a data frame.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -140,10 +140,10 @@ class Comparison:
         return frame
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """All explanations as JSON; floats keep every digit.
+        """Convert all explanations to JSON; floats keep every digit.
 
         Args:
-            path: File to write it to as well, atomically.
+            path: File to write as well, atomically.
 
         Returns:
             The JSON text.
@@ -154,7 +154,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Comparison:
-        """Read what :meth:`to_json` wrote.
+        """Read a comparison written by :meth:`to_json`.
 
         Args:
             source: JSON text, or the path of a file (a ``Path``).
@@ -163,8 +163,8 @@ class Comparison:
             The comparison.
 
         Raises:
-            ValueError: If it is not a comparison, or an explanation in it was changed after it was
-                certified.
+            ValueError: If it is not a comparison, or an explanation in it was changed after
+                certification.
         """
         comparison = storage.load(
             "comparison",
@@ -179,10 +179,10 @@ class Comparison:
         return comparison
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The comparison as one HTML page without scripts or links; all text is escaped.
+        """Convert the comparison to one HTML page without scripts or links; all text is escaped.
 
         Args:
-            path: File to write it to as well, atomically.
+            path: File to write as well, atomically.
 
         Returns:
             A complete document.
@@ -222,7 +222,7 @@ class Comparison:
         return relevances + table(heads, rows)
 
     def _targets(self) -> str:
-        """What is explained, once if it is the same in all."""
+        """Explained values, once if all are the same."""
         return " / ".join(dict.fromkeys(each.target for each in self.explanations))
 
     # Terminal ---------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ _LABEL = "text-align:left"
 
 
 def _names(explanations: Sequence[Explanation]) -> tuple[str, ...]:
-    """The method of each, and what else tells them apart."""
+    """Names from the method and further properties that differ."""
     parts: list[Callable[[Explanation], str]] = [
         lambda each: each.method,
         lambda each: each.recipe or "",
@@ -283,11 +283,11 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
         right: As many ``[T]``.
 
     Returns:
-        From -1 to 1; numbers that tie share the mean of their ranks. NaN where one side is all the
-        same, or has a NaN.
+        From -1 to 1; tied numbers share the mean of their ranks. NaN if one side is constant,
+        or has a NaN.
 
     Raises:
-        ValueError: If they are not as many.
+        ValueError: If the lengths differ.
     """
     if len(left) != len(right):
         raise ValueError(f"{len(left)} numbers cannot be correlated with {len(right)}.")

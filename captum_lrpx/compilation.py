@@ -1,4 +1,4 @@
-"""``torch.compile`` steps aside while rules are attached."""
+"""Disables ``torch.compile`` while rules are attached."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _stance: Any = None
 
 
 def without_compiler(step: int) -> None:
-    """Let what ``torch.compile`` compiled run uncompiled while any propagation is open.
+    """Let compiled functions run uncompiled while any propagation is open.
 
-    A graph compiled before knows no rules, and one compiled now would be of use for this call only.
-    Forward functions that were never compiled pay nothing: then torch._dynamo is not imported.
+    A graph compiled earlier has no rules, and one compiled now would serve this call only.
+    Without compiled functions this costs nothing: torch._dynamo is not imported then.
     """
     global _opened, _stance  # noqa: PLW0603 - the compiler's own switch is global
     _opened += step

@@ -1,4 +1,4 @@
-"""The operations on the way from the embeddings to the explained value, as a table."""
+"""Operations between the embeddings and the explained value, as a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STYLES: dict[Kind, str] = {
     "unruled": "bold red",
 }
 FORWARD_FUNCTION: Final = "the forward function"
-"""What stands in the place of a module's class, for operations outside of all modules."""
+"""Replaces a module's class, for operations outside of all modules."""
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -39,14 +39,14 @@ class Operation:
     """One operation of the forward pass that the explained value depends on.
 
     Attributes:
-        module: Path of the module that computes it, in the Hugging Face model; empty for what the
-            forward function around the model computes.
-        module_type: Class of that module; "the forward function" for what is outside of the model.
+        module: Path of the module that computes it, in the Hugging Face model; empty for operations
+            of the forward function around the model.
+        module_type: Class of that module; "the forward function" outside of the model.
         function: Name of the function (``"torch.nn.functional.gelu"``).
         kind: ``"linear"`` (its own gradient is the rule), ``"ruled"``, ``"explained function"``
-            (non-linear, but behind the model: part of what the user asks to explain), or
-            ``"unruled"`` (non-linear without a rule: relevances before it would be wrong).
-        rule: The rule, for an operation that is ruled.
+            (non-linear, but after the model: part of the explained value), or
+            ``"unruled"`` (non-linear without a rule: relevances upstream would be wrong).
+        rule: The rule of a ruled operation.
         reason: Why an operation is unruled, in words.
         remedy: How it can be declared, in words.
     """
@@ -61,7 +61,7 @@ class Operation:
 
     @property
     def place(self) -> str:
-        """The module in words, for messages."""
+        """Description of the module, for messages."""
         if not self.module:
             return self.module_type
         return f"{self.module!r} ({self.module_type})"
@@ -73,8 +73,8 @@ class Row(NamedTuple):
     Attributes:
         operation: The first of them; block numbers in its path are replaced by ``*``.
         functions: Their functions, in order of appearance.
-        places: In how many modules they are.
-        times: How many operations they are.
+        places: Number of modules that they are in.
+        times: Number of operations.
     """
 
     operation: Operation
@@ -85,7 +85,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """Everything on the way from the embeddings to the explained value.
+    """Completeness of a recipe: all operations between the embeddings and the explained value.
 
     Attributes:
         model: Class of the model.
@@ -104,21 +104,21 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        """Whether everything non-linear has a rule."""
+        """Whether every non-linear operation has a rule."""
         return not self.unruled
 
     def rows(self) -> tuple[Row, ...]:
-        """The operations by place and kind, repeated blocks folded into one."""
+        """Group the operations by place and kind, repeated blocks folded into one."""
         return fold(self.operations)
 
     def require(self, *, strict: bool) -> None:
-        """Refuse what has no rule, or warn of it.
+        """Refuse operations without a rule, or warn of them.
 
         Args:
-            strict: Whether to refuse it.
+            strict: Whether to refuse them.
 
         Raises:
-            ValueError: If something non-linear has no rule and ``strict`` is set.
+            ValueError: If a non-linear operation has no rule and ``strict`` is set.
         """
         if self.complete:
             return
@@ -127,7 +127,7 @@ class Coverage:
         warn(self.problem())
 
     def problem(self) -> str:
-        """What is not covered and what can be done about it, in words; empty if nothing is."""
+        """Describe operations without a rule and remedies; empty if there are none."""
         if self.complete:
             return ""
         rows = fold(self.unruled)
@@ -173,11 +173,11 @@ class Coverage:
 
 
 _MOST = 6
-"""So many places are named in a message."""
+"""Number of places named in a message."""
 
 
 def fold(operations: Iterable[Operation]) -> tuple[Row, ...]:
-    """Operations by place, kind and rule, with block numbers replaced by ``*``."""
+    """Group operations by place, kind and rule, with block numbers replaced by ``*``."""
     grouped: dict[tuple[str, ...], list[Operation]] = {}
     for each in operations:
         place = _NUMBER.sub(".*", each.module)
@@ -216,13 +216,13 @@ def _sentence(row: Row) -> str:
 
 
 def _short(function: str) -> str:
-    """A function without the module that everybody knows."""
+    """Name of a function without a well-known module."""
     return function.removeprefix("torch.nn.functional.").removeprefix("torch.")
 
 
 @contextmanager
 def without_a_trace(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Put random states and buffers back, after a forward pass that is made only to look at it."""
+    """Restore random states and buffers after a forward pass made only for observation."""
     buffers = [(module._buffers, dict(module._buffers)) for module in modules]  # noqa: SLF001
     tensors = {each for _, named in buffers for each in named.values() if each is not None}
     kept = [

@@ -17,14 +17,14 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class Decoded:
-    """A text that token ids stand for.
+    """The text of token ids.
 
     Attributes:
-        text: The text, special tokens included. Bytes that are no character in UTF-8 are written
+        text: The text, special tokens included. Bytes that are no UTF-8 character are written
             as ``<0xE6>``.
-        tokens: The tokens as the tokenizer shows them ``[T]``.
-        offsets: ``(start, end)`` characters of each token ``[T]``, without the blank in front.
-            Tokens that make up one character have the same.
+        tokens: The tokens as the tokenizer writes them ``[T]``.
+        offsets: ``(start, end)`` characters of each token ``[T]``, without a leading blank.
+            Tokens that form one character share its place.
         special: Whether each token is a special one ``[T]``.
     """
 
@@ -35,15 +35,15 @@ class Decoded:
 
 
 def decoded(tokenizer: Any, ids: Sequence[int], cut: int | None = None) -> Decoded:
-    """Decode token ids, keeping track of the tokens.
+    """Decode token ids, keeping track of the place of each token.
 
     A token is decoded together with the one before it, since its text may depend on that (the
-    blank between two words); a token that ends inside a character, together with those after it.
+    blank between two words); a token that ends inside a character, together with the next ones.
 
     Args:
         tokenizer: The tokenizer, slow or fast.
         ids: Token ids ``[T]``.
-        cut: Index of a token that starts a character of its own, such as the first generated one.
+        cut: Index of a token that starts a new character, such as the first generated one.
 
     Returns:
         The text and its tokens.
@@ -62,7 +62,7 @@ def decoded(tokenizer: Any, ids: Sequence[int], cut: int | None = None) -> Decod
         length += len(text)
         offsets.extend([(start, length)] * count)
 
-    context, read = 0, 0  # first token that is decoded along, first token without a place
+    context, read = 0, 0  # first token of the decoding context, first token without a place
     for stop in range(1, len(ids) + 1):
         before = _decode(tokenizer, ids[context:read])
         text = _decode(tokenizer, ids[context:stop])
@@ -92,7 +92,7 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _first_whole(tokenizer: Any, ids: list[int], first: int, stop: int) -> int:
-    """The first of some tokens from which on they are whole characters; ``stop`` if none is."""
+    """First of some tokens from which on they are whole characters; ``stop`` if there is none."""
     for start in range(first, stop):
         if _BROKEN not in _decode(tokenizer, ids[start:stop]):
             return start
@@ -100,16 +100,16 @@ def _first_whole(tokenizer: Any, ids: list[int], first: int, stop: int) -> int:
 
 
 def _bytes_of(token: str) -> str:
-    """The bytes of a token that is no text, by number; the token itself if it shows them."""
+    """The bytes of a token that is no text, as numbers; the token itself if it shows them."""
     if not _BYTE_TOKEN.fullmatch(token) and all(char in _BYTES for char in token):
         return "".join(f"<0x{_BYTES[char]:02X}>" for char in token)
     return token
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level tokenizers write for bytes (those of GPT-2).
+    """Maps the characters that byte-level tokenizers (as GPT-2's) use for bytes.
 
-    A printable byte of Latin-1 is its own character; the others, in order, are those from U+0100.
+    A printable byte of Latin-1 is its own character; the others, in order, start at U+0100.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)) - set(printable))
@@ -122,7 +122,7 @@ _BYTES = _byte_alphabet()
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the special tokens. One that only stands for unknown words is none of them."""
+    """Ids of the special tokens, without a token for unknown words alone."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found = {number for number, token in added.items() if token.special}
     found.update(tokenizer.all_special_ids)

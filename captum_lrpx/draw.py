@@ -30,19 +30,20 @@ def draw(
     layers: Tensor | Sequence[Tensor] | None = None,
     width: float = 6.3,
 ) -> None:
-    r"""Draw an explanation for a paper, in colors that show the sign in print too.
+    r"""Draw an explanation for a paper, in colors that also show the sign in print.
 
     Args:
-        explanation: What to draw: of an :class:`Explanation` its text in color; of the result of
-            :class:`captum_lrpx.LLMRelevance` the matrix of generated tokens and all tokens.
+        explanation: The explanation: an :class:`Explanation` is drawn as a text in color; the
+            result of :class:`captum_lrpx.LLMRelevance` as the matrix of generated tokens and all
+            tokens.
         path: The file: ``.svg`` or ``.pdf`` (text stays text), ``.png``, or ``.tex`` for a text in
             ``\colorbox`` (package ``xcolor``).
-        layers: Relevances in each layer ``[L, T]``, as :class:`captum_lrpx.LayerLRPx` gives them,
-            summed over features: a picture of layers and tokens instead of the text.
-        width: Inches; that of a text in LaTeX's ``article`` on A4 by default.
+        layers: Relevances in each layer ``[L, T]``, as computed by :class:`captum_lrpx.LayerLRPx`,
+            summed over features: draws layers and tokens instead of the text.
+        width: Width in inches; by default the text width of LaTeX's ``article`` on A4.
 
     Raises:
-        ValueError: If the ending is none of these, ``.tex`` is asked for of a matrix, or layers do
+        ValueError: If the ending is none of these, or ``.tex`` for a matrix, or layers do
             not fit the tokens.
         OSError: If the file cannot be written.
         ImportError: If matplotlib is needed and not installed.
@@ -81,7 +82,7 @@ def draw(
 def _matrix(
     explanation: Explanation | LLMRelevanceResult, layers: Tensor | Sequence[Tensor] | None
 ) -> tuple[list[list[float]], list[str]]:
-    """Numbers and names of the rows, from the bottom up."""
+    """Values and names of the rows, from the bottom up."""
     if layers is not None:
         values = [layer.detach().double().tolist() for layer in layers]
         return values, [f"layer {number}" for number in range(len(values))]

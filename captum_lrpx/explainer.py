@@ -53,47 +53,48 @@ def explain(
     audio: Any = None,
     **options: Option,
 ) -> Explanation:
-    """Explain what a Hugging Face model predicts for a text.
+    """Explain the prediction of a Hugging Face model for a text.
 
     Args:
         model: A model with a head: causal or masked language model, classifier (of images and audio
             as well), question answering, encoder-decoder, language model that reads images or
-            audio.
-            Of a module around one (an adapter, a prompt, a function of the logits) its own outputs
-            are explained.
+            audio. For a module around one (an adapter, a prompt, a function of the logits) its own
+            outputs are explained.
         tokenizer: Its (fast) tokenizer; for images and audio its processor.
         text: A text; a pair of texts, as a tuple (question and context, premise and hypothesis);
             chat messages, a list of ``{"role": ..., "content": ...}``, which the tokenizer's
             template writes as one text, up to where the answer begins; token ids ``[T]`` or
-            ``[1, T]``; or what the tokenizer returns for one text. A causal language model is
-            explained at its end, a masked one at its mask token, which is appended if a text has
-            none. No start token is doubled. None for a model that reads an image or audio alone.
-        target: What is explained; a word, token or class stands for ``Target(word)``. Default: what
-            the model predicts.
+            ``[1, T]``; or the tokenizer's output for one text. A causal language model is
+            explained at its end, a masked one at its mask token, which is appended if a text
+            has none. No start token is doubled. None for a model that reads an image or audio
+            alone.
+        target: The value to explain; a word, token or class stands for ``Target(word)``.
+            Default: the model's prediction.
         method: A name in :data:`captum_lrpx.methods.METHODS`.
         recipe: Rules other than the method's own.
-        first_token: A special token that comes first, for a model that was trained with one that
-            its tokenizer does not add.
+        first_token: A special token to prepend, for a model trained with one that its
+            tokenizer does not add.
         truncate: Cut a text that is too long, to the context of the model or to this number of
-            tokens: a causal model loses the beginning, others the end, of a pair that of the second
-            text. Default: it is refused.
+            tokens: a causal model loses the beginning, others the end, in a pair of the second
+            text. Default: refuse it.
         model_name: Name for the record. Default: where the model was loaded from.
         certify: Whether to check the explanation and record the findings in
-            :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit; the others
-            have nothing of the kind. Each is compared with a forward pass without rules; coverage,
-            ledger and a second computation of the relevances are audited at the first explanation
-            of a form (model, method, rules, kinds of inputs), or at each with ``"full"``. A check
-            that fails is a warning, not an error.
-        written: For an encoder-decoder, what it has written so far and goes on from: a text, token
-            ids without the start token, or a number of tokens that it generates first, greedily.
+            :attr:`Explanation.certificate`, for the methods with rules and ALTI-Logit; others
+            have no checks. Each explanation is compared with a forward pass without rules;
+            coverage, ledger and a second computation of the relevances are audited at the first
+            explanation of a form (model, method, rules, kinds of inputs), or at each with
+            ``"full"``. A failed check is a warning, not an error.
+        written: For an encoder-decoder, the decoder's text so far: a text, token
+            ids without the start token, or a number of tokens to generate first, greedily.
             Default: nothing, so the first token is explained. Both the text and this get relevance,
-            by ``lrpx`` and ``attnlrpx``. A model that writes down speech writes as well.
+            with ``lrpx`` and ``attnlrpx``. A model that transcribes speech is an encoder-decoder
+            too.
         image: For a model that reads images, one: its path, an image of Pillow, or an array or
-            tensor ``[3, H, W]``. Its relevance, by ``lrpx`` and ``attnlrpx``, is that of patches.
+            tensor ``[3, H, W]``. Relevance is computed for patches, with ``lrpx`` and ``attnlrpx``.
         audio: For a model that reads audio: the path of a WAV file, a pair of samples ``[S]`` and
-            their number per second, or these as a dictionary (``array``, ``sampling_rate``). Its
-            relevance, by ``lrpx`` and ``attnlrpx``, is that of spans of time, and of bands of
-            frequency where the model reads a spectrogram.
+            their number per second, or these as a dictionary (``array``, ``sampling_rate``).
+            Relevance is computed, with ``lrpx`` and ``attnlrpx``, for spans of time, and for bands
+            of frequency if the model reads a spectrogram.
         **options: Options of the method (``n_steps=100``), the keyword arguments of its function in
             :mod:`captum_lrpx.methods.functions`.
 
@@ -102,7 +103,7 @@ def explain(
 
     Raises:
         ValueError: If the text, the target, the method or an option cannot be used; the message
-            says why.
+            names the reason.
         IndexError: If an id or position is out of range.
         TypeError: If model, tokenizer, ``text`` or ``audio`` is something else, or the first two
             are swapped.
@@ -111,9 +112,9 @@ def explain(
         >>> from captum_lrpx import Target, explain, zoo
         >>> model, tokenizer = zoo.load("sva-gpt2")
         >>> explain(model, tokenizer, "the keys to the cabinet", Target("are", contrast="is"))
-        >>> explain(model, tokenizer, "the keys to the cabinet")  # whatever comes next
+        >>> explain(model, tokenizer, "the keys to the cabinet")  # the predicted token
     """
-    options_of(method)  # refuses an unknown method before anything else happens
+    options_of(method)  # refuses an unknown method early
     if not isinstance(target, Target):
         target = Target(target)
     scene = _scene(model, tokenizer, text, method, written, {IMAGE: image, AUDIO: audio})
@@ -152,13 +153,13 @@ def explain_encoding(
     options: dict[str, Option],
     scene: Scene | None = None,
 ) -> Explanation:
-    """Explain what a model predicts for a text that is encoded already.
+    """Explain the prediction of a model for an encoded text.
 
     Args:
         model: As for :func:`explain`, likewise the others.
         tokenizer: Its tokenizer.
         encoding: The text.
-        target: What is explained.
+        target: The value to explain.
         method: A name in :data:`captum_lrpx.methods.METHODS`.
         recipe: Rules other than the method's own.
         model_name: Name for the record.
@@ -221,7 +222,7 @@ def _scene(
     written: str | Sequence[int] | int | None,
     media: dict[Medium, Any],
 ) -> Scene | None:
-    """The inputs of a model that reads several, or an image or audio; None for a single text."""
+    """Scene of a model with several inputs, or an image or audio; None for a single text."""
     given = [medium for medium, value in media.items() if value is not None]
     if len(given) > 1:
         raise ValueError("An image and audio at once are not explained: give one of them.")
@@ -233,7 +234,7 @@ def _scene(
     for medium in media:
         if not given and medium.is_needed(hugging_face):
             raise ValueError(
-                f"{type(hugging_face).__name__} reads {medium.one}: give it as `{medium.name}`."
+                f"{type(hugging_face).__name__} reads {medium.one}: pass it as `{medium.name}`."
             )
     if given:
         check_several_inputs(method)
@@ -243,7 +244,7 @@ def _scene(
         return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
     if written is not None:
         raise ValueError(
-            f"{type(hugging_face).__name__} is no encoder-decoder: what has been written so far is "
+            f"{type(hugging_face).__name__} is no encoder-decoder: its text so far is "
             "the end of the text itself."
         )
     return None

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of files: whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["check_folder", "check_writable", "write_bytes", "write_text"]
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically: either the whole text is there, or what was before.
+    """Write a text file atomically: either all of the text, or the previous content.
 
     Args:
         path: The file; an existing one is replaced.
-        text: Its content, written as UTF-8 with the newlines that it has.
+        text: Its content, written as UTF-8 with its own newlines.
 
     Raises:
         OSError: If the folder does not exist or cannot be written.
-        UnicodeEncodeError: If the text has a surrogate, which UTF-8 has no bytes for.
+        UnicodeEncodeError: If the text has a surrogate, which UTF-8 cannot encode.
     """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file atomically: either the whole content is there, or what was before.
+    """Write a file atomically: either all of the content, or the previous content.
 
     Args:
         path: The file; an existing one is replaced.
@@ -35,7 +35,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """
     target = Path(path)
     check_writable(target)
-    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: nothing to put in its place
+    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: cannot be replaced
         target.write_bytes(content)
         return
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
@@ -54,14 +54,14 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def check_writable(*paths: str | os.PathLike[str] | None) -> None:
-    """Refuse files that cannot be written, before there is anything to write.
+    """Check that files can be written, before there is anything to write.
 
     Args:
-        *paths: The files; an existing one may be replaced. None is no file.
+        *paths: The files; an existing one may be replaced. None is ignored.
 
     Raises:
-        OSError: If the folder does not exist or cannot be written, or there is something else than
-            a file, or one that is read-only; the message has the path as it was given.
+        OSError: If the folder does not exist or cannot be written, or the path is no file, or
+            read-only; the message has the path as given.
     """
     for path in paths:
         if path is not None:
@@ -81,7 +81,7 @@ def _check_writable(path: Path) -> None:
             return
     try:
         with tempfile.TemporaryFile(dir=folder, prefix="."):
-            pass  # says more than permissions do, which a file system may overrule
+            pass  # more reliable than permissions, which a file system may overrule
     except OSError as error:
         raise type(error)(
             f"{str(path)!r} cannot be written: {error.strerror or error} in its folder."
@@ -89,10 +89,10 @@ def _check_writable(path: Path) -> None:
 
 
 def check_folder(path: str | os.PathLike[str] | None) -> None:
-    """Refuse a folder that cannot be made or written, before there is anything to write.
+    """Check that a folder can be made or written, before there is anything to write.
 
     Args:
-        path: The folder, which need not exist yet. None is no folder.
+        path: The folder, which need not exist yet. None is ignored.
 
     Raises:
         OSError: If there is a file of that name, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What is known of passes of one form, from those that have been run."""
+"""Knowledge about passes of one form, gathered from earlier ones."""
 
 from __future__ import annotations
 
@@ -39,18 +39,17 @@ __all__ = [
 
 @dataclass
 class Structure:
-    """Everything known of graphs with the same operations in the same order.
+    """Knowledge about graphs with the same operations in the same order.
 
     Attributes:
-        form: What they have in common beside their roles.
-        roles: Their roles.
+        form: Their common part without nodes.
+        roles: The role of each node.
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
-        calls: Index of a node -> the function and module that made it, where a pass was watched.
+        places: For each node path and class of its module, and its function, if a pass was watched.
         detached: Indices of nodes that use a detached number.
-        linear: Indices of the nodes inside of layers that have been found to be linear.
-        modules: Index of a node -> path and class of its module.
-        notes: What others have found out about such graphs.
+        linear: Indices of the nodes inside of layers that were measured to be linear.
+        notes: Results that other parts of the package keep for such graphs.
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
 
@@ -65,7 +64,7 @@ class Structure:
     narrowings: dict[Recipe, frozenset[int]] = field(default_factory=dict)
 
     def narrowing(self, graph: Graph, plan: Plan, recipe: Recipe) -> frozenset[int]:
-        """The linear nodes whose gradients are mostly zero under a recipe."""
+        """Linear nodes whose gradients are mostly zero under a recipe."""
         found = self.narrowings.get(recipe)
         if found is None:
             found = self.narrowings[recipe] = narrowing_of(graph, self.roles, plan)
@@ -73,7 +72,7 @@ class Structure:
 
 
 def written_in_part(graph: Graph, structure: Structure) -> set[int]:
-    """Indices of nodes that hide a function on a view, in place, which may not be linear."""
+    """Indices of nodes that hide an in-place function on a view, which may not be linear."""
     found = set()
     for number, name in enumerate(graph.names):
         if name == "CopySlices" and number not in structure.linear:
@@ -101,17 +100,17 @@ def outside_of(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
 
 @dataclass
 class Form:
-    """What is known of one form of call.
+    """Knowledge about one form of call.
 
     Attributes:
-        structures: By key of the graph.
+        structures: Structures by key of the graph.
         entries: Modules that are called from outside of all others.
-        watched: Whether each pass has to be watched, because hints or overrides speak of modules.
-        needs_inputs: Whether the inputs of some functions have to be kept.
+        watched: Whether each pass must be watched, because hints or overrides name modules.
+        needs_inputs: Whether the inputs of some functions must be kept.
         seen: Whether a pass has been watched.
-        notes: What others have found out about such calls.
-        economy: What passes of it need not keep, once that is known.
-        surprises: How often a pass turned out to be another than that was for.
+        notes: Results that other parts of the package keep for such calls.
+        economy: Tensors that need not be kept in such passes, once known.
+        surprises: How many passes did not match the economy.
     """
 
     structures: dict[Hashable, Structure] = field(default_factory=dict)
@@ -125,22 +124,22 @@ class Form:
 
 
 MOST_SURPRISES: Final = 3
-"""After so many surprises everything is kept: the operations depend on the values."""
+"""After this many surprises everything is kept: the operations depend on the values."""
 
 
 _MOST_FORMS: Final = 256
-"""Hooks that come and go make new forms of the same calls."""
+"""Changing hooks make ever new forms of the same calls."""
 
 
 class NewWayError(Exception):
-    """A pass has taken another way than the one that it was known to need nothing more for."""
+    """A pass took another path than expected and needs tensors that were not kept."""
 
 
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.WeakKeyDictionary()
 
 
 def forms_of(model: nn.Module) -> dict[Hashable, Form]:
-    """The forms that are known of a model, of which the oldest are forgotten if they are many."""
+    """Known forms of a model; the oldest are dropped if there are too many."""
     known = _forms.setdefault(model, {})
     while len(known) > _MOST_FORMS:
         known.pop(next(iter(known)), None)
@@ -148,7 +147,7 @@ def forms_of(model: nn.Module) -> dict[Hashable, Form]:
 
 
 def argument_kind(argument: object) -> Hashable:
-    """What of an argument may choose another way through a forward function."""
+    """Properties of an argument that may decide about the path through a forward function."""
     if isinstance(argument, Tensor):
         return "tensor", argument.is_floating_point()
     if argument is None or isinstance(argument, (bool, str)):

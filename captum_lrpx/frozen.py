@@ -1,4 +1,4 @@
-"""Parameters that need no gradient for a while, also those that offloading exchanges meanwhile."""
+"""Temporarily frozen parameters, even if offloading replaces them meanwhile."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 __all__ = ["FrozenParameters", "frozen"]
 
 _frozen: dict[int, tuple[nn.Parameter, int]] = {}
-"""By id: each parameter that is frozen now, and how often. Its users hold one lock."""
+"""By id: each frozen parameter, and how many times it is frozen. Guarded by its users' lock."""
 
 
 class FrozenParameters:
-    """The parameters that one propagation has frozen."""
+    """The parameters frozen by one propagation."""
 
     def __init__(self) -> None:
         self._slots: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def freeze(self, modules: Sequence[nn.Module]) -> None:
-        """Let the parameters of modules need no gradient.
+        """Freeze the parameters of modules.
 
         Args:
             modules: The model, and all modules in it.
 
         Raises:
-            RuntimeError: If they were made under ``torch.inference_mode``.
+            RuntimeError: If they were created under ``torch.inference_mode``.
         """
         for module in modules:
             parameters = module._parameters.items()  # noqa: SLF001 - parameters() is slow
@@ -41,7 +41,7 @@ class FrozenParameters:
                 if parameter.is_inference():
                     raise RuntimeError(
                         f"The parameters of {type(modules[0]).__name__} were created under "
-                        "torch.inference_mode and can take part in no backward pass: load the "
+                        "torch.inference_mode and cannot take part in a backward pass: load the "
                         "model outside of it, or explain copy.deepcopy(model), made outside."
                     )
                 _, count = _frozen.get(id(parameter), (parameter, 0))
@@ -51,11 +51,11 @@ class FrozenParameters:
                     parameter.requires_grad_(False)
 
     def thaw(self) -> None:
-        """Put the flags back, but for parameters that another propagation has frozen as well."""
+        """Restore the flags, except of parameters that another propagation has frozen too."""
         for _, _, parameter in self._slots:
             _thaw(parameter)
         for module, name, parameter in self._slots:
-            # Offloading exchanges parameters whenever their module runs.
+            # Offloading replaces parameters whenever their module runs.
             current = module._parameters.get(name)  # noqa: SLF001
             if current is not None and current is not parameter and parameter.requires_grad:
                 current.requires_grad_(True)
@@ -64,7 +64,7 @@ class FrozenParameters:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """A model whose parameters need no gradient inside of a ``with`` block."""
+    """Freeze the parameters of a model inside of a ``with`` block."""
     parameters = FrozenParameters()
     parameters.freeze(modules_of(model))
     try:

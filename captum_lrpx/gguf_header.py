@@ -1,8 +1,8 @@
-"""The head of a GGUF file: what a model is, read before anything of it is converted.
+"""Header of a GGUF file: the kind of the model, read before any conversion.
 
-A GGUF file begins with a magic number, a version and two counts, then come the metadata and a table
-of tensors, then their data (specification: ``docs/gguf.md`` of ggml). Only the part before the data
-is read here, so a file that cannot be used is refused at once instead of after its conversion.
+A GGUF file starts with a magic number, a version and two counts, followed by metadata, a table
+of tensors, and their data (specification: ``docs/gguf.md`` of ggml). Only the part before the data
+is read here, so that an unusable file is refused at once instead of after its conversion.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ __all__ = ["Header", "StoredTensor", "check_gguf", "read_header"]
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 _ALIGNMENT = 32
-"""Of the data, unless the metadata say otherwise."""
+"""Alignment of the data, unless the metadata declare another one."""
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
-"""Types of fixed size -> their letters in :mod:`struct`."""
+"""Types of fixed size, and their letters in :mod:`struct`."""
 _STRING, _ARRAY = 8, 9
 _TABLES = {
     "modeling_gguf_pytorch_utils": "GGUF_SUPPORTED_ARCHITECTURES",
-    "integrations.gguf": "GGUF_CONFIG_ARCHS",  # newer: those that are read faster
+    "integrations.gguf": "GGUF_CONFIG_ARCHS",  # newer: architectures that are read faster
 }
-"""Modules of transformers -> their tables of architectures."""
+"""Modules of transformers, and their tables of architectures."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """An entry of the table of tensors.
+    """Entry of the table of tensors.
 
     Attributes:
         name: Its name in the file (``blk.0.attn_q.weight``).
         shape: Fastest dimension first.
-        kind: Number of its type in ggml.
+        kind: Index of its type in ggml.
         offset: Bytes from the start of the data.
     """
 
@@ -52,18 +52,18 @@ class StoredTensor:
     offset: int
 
     def end(self, numbers: int, size: int) -> int:
-        """Offset of its end, in blocks of so many numbers and bytes."""
+        """Offset of its end, given the numbers and bytes per block."""
         return self.offset + prod(self.shape) // numbers * size
 
 
 @dataclass(frozen=True)
 class Header:
-    """What comes before the data.
+    """The part of a file before the data.
 
     Attributes:
-        values: Key -> value of the metadata; of an array, its length.
+        values: Metadata by key; of an array, its length.
         tensors: The table of tensors.
-        data: Where the data start, in bytes.
+        data: Start of the data, in bytes.
     """
 
     values: dict[str, Any]
@@ -72,26 +72,26 @@ class Header:
 
 
 class _Bytes:
-    """The bytes of a file, read from its beginning on."""
+    """Reader of the bytes of a file, from its start."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
         self.place = 0
 
     def numbers(self, letters: str) -> tuple[Any, ...]:
-        """Numbers of these types, one letter each; struct.error where the file ends before."""
+        """Read numbers, one type letter each; struct.error at the end of the file."""
         found = struct.unpack_from(f"<{letters}", self._content, self.place)
         self.place += struct.calcsize(f"<{letters}")
         return found
 
     def text(self) -> str:
-        """A string."""
+        """Read a string."""
         (length,) = self.numbers("Q")
         (found,) = self.numbers(f"{length}s")
         return str(found, "utf-8")
 
     def value(self, kind: int) -> Any:
-        """A value of the metadata, of an array its length."""
+        """Read a value of the metadata; of an array, its length."""
         if kind in _NUMBERS:
             return self.numbers(_NUMBERS[kind])[0]
         if kind == _STRING:
@@ -110,7 +110,7 @@ class _Bytes:
         return count
 
     def tensor(self) -> StoredTensor:
-        """An entry of the table of tensors."""
+        """Read an entry of the table of tensors."""
         name = self.text()
         (dimensions,) = self.numbers("I")
         if dimensions > _MAX_DIMENSIONS:
@@ -121,7 +121,7 @@ class _Bytes:
 
 
 def read_header(path: Path) -> Header:
-    """Read what comes before the data of a GGUF file.
+    """Read the part of a GGUF file before the data.
 
     Args:
         path: The file.
@@ -132,11 +132,11 @@ def read_header(path: Path) -> Header:
     Raises:
         ValueError: If it is no GGUF file, or not a complete one.
     """
-    if not path.stat().st_size:  # which cannot be mapped
+    if not path.stat().st_size:  # an empty file cannot be mapped
         raise _cut_off("it is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:4] != b"GGUF"[: len(content)]:
-            raise ValueError("it does not begin as a GGUF file does")
+            raise ValueError("it does not start like a GGUF file")
         try:
             return _header(_Bytes(content))
         except (struct.error, OverflowError) as error:
@@ -162,14 +162,14 @@ def _header(source: _Bytes) -> Header:
 
 
 def check_gguf(path: Path) -> None:
-    """Refuse a GGUF file that cannot be loaded, without converting anything.
+    """Check that a GGUF file can be loaded, without converting anything.
 
     Args:
-        path: The file. The package ``gguf`` has to be installed.
+        path: The file. The package ``gguf`` must be installed.
 
     Raises:
-        ValueError: If it is no complete GGUF file, holds something else than a whole model, or a
-            model that transformers does not convert; the message says which.
+        ValueError: If it is no complete GGUF file, does not hold a whole model, or a
+            model that transformers does not convert; the message tells which.
     """
     try:
         header = read_header(path)
@@ -204,7 +204,7 @@ def _check_contents(values: dict[str, Any], tensors: tuple[StoredTensor, ...]) -
 
 
 def _architectures() -> list[str]:
-    """Architectures that transformers converts; empty if it keeps no such table any more."""
+    """Architectures that transformers converts; empty if it has no such table any more."""
     found: set[str] = set()
     for module, name in _TABLES.items():
         with suppress(ImportError):
@@ -213,12 +213,12 @@ def _architectures() -> list[str]:
 
 
 def _plain(architecture: str) -> str:
-    """A name without what llama.cpp and transformers write differently (qwen2moe, qwen2_moe)."""
+    """A name without spelling differences of llama.cpp and transformers (qwen2moe, qwen2_moe)."""
     return re.sub(r"[_-]|(?<=t5)encoder", "", architecture)
 
 
 def _block(kind: int) -> tuple[int, int]:
-    """How many numbers a block of a type holds, and in how many bytes.
+    """Numbers and bytes per block of a type.
 
     Raises:
         ValueError: If nothing can convert it.

@@ -1,4 +1,4 @@
-"""What a recipe does to a graph: one action per node that needs one."""
+"""Plans and attaches the rules of a recipe on a graph: one action per node that needs one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["Plan", "Seen", "attach", "plan_of"]
 
 
 Factors = tuple["Share", ...]
-"""What the gradient of each operand is multiplied by; None holds the operand constant."""
+"""Factor of each operand's gradient; None holds the operand constant."""
 
 
 class Action(NamedTuple):
-    """What is done at a node.
+    """The treatment of one node.
 
     Attributes:
         number: Index of the node.
@@ -60,14 +60,14 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a forward pass beside its graph.
+    """Knowledge about a forward pass beyond its graph.
 
     Attributes:
-        explained: Nodes that belong to the explained function: their own gradient is taken.
+        explained: Nodes of the explained function, which keep their own gradient.
         detached: Nodes that use a number which depends on the input without a gradient.
-        written: Nodes in which a function works on a part of a tensor, in place, and is not known
-            to be linear.
-        inputs: Nodes whose input has been kept, because they do not; None if none was.
+        written: Nodes in which a function, not known to be linear, works in place on a part of a
+            tensor.
+        inputs: Nodes whose input was kept because they do not save it; None if none was kept.
         paths: For each node the path of its module, for a recipe with overrides.
     """
 
@@ -83,12 +83,12 @@ class Plan:
     """The actions of a recipe on graphs of one structure.
 
     Attributes:
-        actions: What is done where.
-        problems: What has no rule.
-        factors: For each node that relevance goes through, the factors of its operands; None for
-            one that gets nothing.
+        actions: The treatment of nodes.
+        problems: Nodes without a rule.
+        factors: For each node that relevance passes through, the factors of its operands; None for
+            an operand that gets nothing.
         in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
-        unasked: Indices of nodes of functions written in Python that relevance does not go through.
+        unasked: Indices of nodes of functions written in Python without any relevance.
     """
 
     actions: list[Action] = field(default_factory=list)
@@ -99,11 +99,11 @@ class Plan:
 
     @property
     def alive(self) -> KeysView[int]:
-        """Indices of the nodes that relevance goes through."""
+        """Indices of the nodes that relevance passes through."""
         return self.factors.keys()
 
     def needs_inputs(self) -> bool:
-        """Whether some action needs what the node of its function does not save."""
+        """Whether some action needs an input that the node of its function does not save."""
         return any(
             action.rule == "secant" and action.operator in node_rules.NEED_INPUT
             for action in self.actions
@@ -116,13 +116,13 @@ def plan_of(
     recipe: Recipe,
     seen: Seen,
 ) -> Plan:
-    """Find out what to do at each node.
+    """Decide what to do at each node.
 
     Args:
         graph: The graph.
         roles: Its operations.
         recipe: The rules.
-        seen: What else is known of the pass.
+        seen: Further knowledge about the pass.
     """
     planner = _Planner(graph, roles, recipe, seen)
     alive = [False] * len(graph.nodes)
@@ -141,14 +141,14 @@ def plan_of(
 
 
 def _adds(graph: Graph, number: int) -> bool:
-    """Whether a node takes another operand as something else than a factor."""
+    """Whether a node takes another operand other than as a factor."""
     name, detail = graph.names[number], graph.detail(number)
     factors = ("product", "quotient", "projection", "rule")
     return has_summand(name) or kind_of(name, detail) not in factors
 
 
 class _Planner:
-    """Notes the actions of one recipe on one graph."""
+    """Collects the actions of one recipe on one graph."""
 
     def __init__(self, graph: Graph, roles: Roles, recipe: Recipe, seen: Seen) -> None:
         self.graph = graph
@@ -156,14 +156,14 @@ class _Planner:
         self.recipe = recipe
         self.seen = seen
         self.plan = Plan()
-        self.reached: set[Edge] = set()  # results that relevance goes to
+        self.reached: set[Edge] = set()  # results that get relevance
 
     def plain(self, number: int) -> Factors:
-        """The factors of an operation that is left alone."""
+        """Factors of an operation without a rule."""
         return (1.0,) * len(self.graph.operands[number])
 
     def act(self, number: int) -> Factors:
-        """Note the action of a node, and give the factors of its operands."""
+        """Record the action of a node, and return the factors of its operands."""
         if number in self.seen.explained:
             return self.plain(number)
         if number in self.seen.written:
@@ -192,14 +192,14 @@ class _Planner:
         return self.plain(number)
 
     def _is_mean(self, number: int) -> bool:
-        """Whether the mean is all that is taken of a variance with its mean."""
+        """Whether a node computes variance and mean, and only the mean is used."""
         return is_mean(self.graph.names[number], 1) and (number, 0) not in self.reached
 
     def _rule(self, role: str, number: int) -> Any:
         return self.recipe.rule_for(role, self.seen.paths.get(number, ""))
 
     def _stay_in_norm(self, number: int) -> None:
-        """What a scale is computed from belongs to the norm as well, as far as the squares."""
+        """Extend a norm to the nodes its scale is computed from, as far as the squares."""
         if self.graph.names[number] not in _ENDS_OF_SCALES:
             taken = self.graph.operands[number]
             self.plan.in_norms.update(edge.node for edge in taken if edge is not None)
@@ -216,7 +216,7 @@ class _Planner:
             self._replaced(number, "secant")
 
     def _replaced(self, number: int, rule: Literal["norm", "secant"]) -> None:
-        """Replace a gradient by what is found from the tensors that its node has saved."""
+        """Record an action that computes the gradient from the node's saved tensors."""
         if node_rules.is_checkpointed(self.graph.nodes[number]):
             self._problem(number, "again")
         else:
@@ -253,12 +253,12 @@ class _Planner:
         if scales and self._rule("norm", number).own_gradient:
             self.plan.in_norms |= {number, *scales}
             return self.plain(number)
-        # A sum of softmax weights and something else: they are constant where weights are.
+        # A sum of softmax weights and other terms is constant where weights are.
         weights = operation.weights if attention.constant_weights else ()
         return _without(count, (*operation.constant, *weights))
 
     def _shares(self, role: Role, number: int, attention: AttentionRule) -> Shares | None:
-        """What the two operands of a product with a role get; None for another operation."""
+        """Shares of the two operands of a product with a role; None for another operation."""
         if role == "attention":
             return attention.shares
         if role == "scores":
@@ -281,7 +281,7 @@ def _without(count: int, constant: Collection[int]) -> Factors:
 
 
 def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
-    """The shares of the operands of a product; both are alike where none is to be constant."""
+    """Factors of a product's operands; equal shares where none is to be constant."""
     constant, signal = shares
     if constant is None and not operation.constant:
         constant = signal = UNIFORM_SHARE
@@ -290,28 +290,28 @@ def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
 
 
 def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> Factors:
-    """Queries, keys, values and perhaps a mask."""
+    """Factors of queries, keys, values and perhaps a mask."""
     of_weights, of_values = rule.shares
     rest = len(edges) - 3
     if of_weights is None:
         return (None, None, of_values, *[None] * rest)
     if not rule.own_gradient and None in edges[:2]:
-        return (None, None, 1.0, *[None] * rest)  # a pool, whose weights are held constant
-    if edges[2] is None:  # a product with a constant is linear: the other factor gets all
+        return (None, None, 1.0, *[None] * rest)  # pooling, whose weights are held constant
+    if edges[2] is None:  # a product with a constant is linear: the other factor gets everything
         of_weights = 1.0
     of_scores = of_weights * rule.of_scores
     return (of_scores, of_scores, of_values, *[of_weights] * rest)
 
 
 def is_homogeneous(name: str) -> bool:
-    """Whether the own gradient of an operator times its operand is its result."""
+    """Whether an operator is homogeneous: its gradient times its operand is its result."""
     return name in node_rules.HOMOGENEOUS or is_length(name)
 
 
 # Attaching ----------------------------------------------------------------------------------------
 
 _FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})
-"""Operators whose gradients are made for them, as are those of attention kernels."""
+"""Operators whose gradients are newly allocated, like those of attention kernels."""
 
 
 def attach(
@@ -322,17 +322,17 @@ def attach(
     zeros: Zeros,
     frozen: Collection[int] = (),
 ) -> Iterator[RemovableHandle | node_rules.Unasked]:
-    """Put the hooks on the nodes, and give a handle for each.
+    """Register the hooks on the nodes, and yield a handle for each.
 
-    A hook knows its node, so as long as it is there nothing of the graph is freed.
+    A hook refers to its node, so the graph is only freed once the hook is removed.
 
     Args:
         graph: The graph.
         plan: What to do.
         inputs: The input of each node of an activation that does not save it.
-        done: Nodes that have their rule already; those of this call are added.
-        zeros: Of the pass.
-        frozen: Norms whose own gradient holds their scale constant.
+        done: Nodes that already have their rule; those of this call are added.
+        zeros: Zeros of the pass.
+        frozen: Norms whose own gradient already holds their scale constant.
     """
     nodes = graph.nodes
     yield from (node_rules.Unasked(nodes[each]) for each in plan.unasked)

@@ -1,8 +1,8 @@
-"""What no pass can tell, as data: which results are keys of a recurrence, which factor is a gate.
+"""Hints for facts that no pass shows: keys of a recurrence, or the gate among two factors.
 
-The autograd graph shows a product of two things that are both linear in the stream, not what each
-is for. A hint says it for a class of modules, with the reason: the family's paper or code. Hints
-give results a *nature* (see :mod:`captum_lrpx.trace.natures`), from which all else follows: a
+The autograd graph shows a product of two factors that are both linear in the stream, but not their
+roles. A hint states them for a class of modules, with its reason: the family's paper or code. Hints
+give results a *nature* (see :mod:`captum_lrpx.trace.natures`), from which the rest follows: a
 ``"constant"`` is held constant in every recipe, an ``"activated"`` result is the gate of a gated
 product, a ``"gate"`` is like a router's weights.
 """
@@ -27,16 +27,16 @@ __all__ = ["HINTS", "Hint", "has_hints", "natures_of"]
 
 
 class Hint(NamedTuple):
-    """What some results in modules of a class are.
+    """Nature of some results in modules of a class.
 
     Attributes:
-        modules: Names of classes (patterns, with spaces between), of which a subclass is one too.
-        nature: What the results are.
-        reason: The paper or code that says so.
-        child: Name of a submodule all of whose results are meant.
+        modules: Names of classes (patterns, separated by spaces); subclasses are included.
+        nature: Nature of the results.
+        reason: The paper or code that supports it.
+        child: Name of a submodule; the hint is for all of its results.
         operator: An operator that the module itself calls.
-        outputs: Which results of that operator, counted from 0; an operator with as many results
-            as ``of`` says.
+        outputs: Indices of that operator's results, from 0; only operators with ``of`` results
+            count.
         of: Number of results of the operator.
     """
 
@@ -54,8 +54,8 @@ _SELECTIVE: Final = (
     "(Jafari et al. 2024, arXiv 2406.07592, section 4.2) holds them constant"
 )
 _DELTA: Final = (
-    "linear attention writes values to a state and reads them: queries and keys say where, as the "
-    "weights of a softmax do (Yang et al. 2024, arXiv 2412.06464, equation 10)"
+    "linear attention writes values to a state and reads them: queries and keys address it, as "
+    "the weights of a softmax do (Yang et al. 2024, arXiv 2412.06464, equation 10)"
 )
 _SHORT_CONVOLUTION: Final = (
     "the code of LFM3's vision layers names the three parts input gate, output gate and input of "
@@ -94,7 +94,7 @@ HINTS: Final[tuple[Hint, ...]] = (
         "MiniMaxLightningAttention",
         "constant",
         "lightning attention is linear attention (Qin et al. 2024, arXiv 2405.17381): queries and "
-        "keys say where values are read",
+        "keys address the values",
         operator="Split",
         outputs=(0, 1),
         of=3,
@@ -131,8 +131,8 @@ HINTS: Final[tuple[Hint, ...]] = (
         "FocalNetModulation",
         "activated",
         "a judgement: modulation replaces self-attention (Yang et al. 2022, arXiv 2203.11926, "
-        "equations 1 to 4), in which what is aggregated of other places carries, and the query "
-        "says how; the paper calls the query what is modulated",
+        "equations 1 to 4); the aggregated context carries the content, and the query "
+        "modulates it, although the paper calls the query the modulated one",
         operator="SplitWithSizes",
         outputs=(0,),
         of=3,
@@ -148,7 +148,7 @@ HINTS: Final[tuple[Hint, ...]] = (
     Hint(
         "SwiftFormerEfficientAdditiveAttention",
         "activated",
-        "the pooled query modulates each key, which carries what is at its place: keys and a "
+        "the pooled query modulates each key, which carries the content of its place: keys and a "
         "linear layer replace keys and values (Wu et al. 2021, arXiv 2108.09084, section 3.2; "
         "Shaker et al. 2023, arXiv 2303.15446, equation 4)",
         operator="Repeat",
@@ -157,7 +157,7 @@ HINTS: Final[tuple[Hint, ...]] = (
         Hint(
             "MobileViTV2LinearSelfAttention",
             nature,
-            "the context vector, one for all places, takes the part of the attention matrix, and "
+            "the context vector, one for all places, replaces the attention matrix, and "
             "it multiplies the values (Mehta and Rastegari 2022, arXiv 2206.02680, section 3.2)",
             operator=operator,
         )
@@ -173,9 +173,9 @@ HINTS: Final[tuple[Hint, ...]] = (
     Hint(
         "NeoMMEExclusiveSelfAttention",
         "constant",
-        "exclusive self-attention takes off what points where the own value points (Zhai 2026, "
-        "arXiv 2603.09078): linear in what attention has found once that direction, a normalized "
-        "vector, is held constant as the scale of a norm is",
+        "exclusive self-attention removes the component along the token's own value (Zhai 2026, "
+        "arXiv 2603.09078): linear in the attention output once that direction, a normalized "
+        "vector, is held constant like the scale of a norm",
         operator="Div",
     ),
 )
@@ -186,7 +186,7 @@ def natures_of(
     places: Mapping[int, tuple[str, str, str]],
     modules: Mapping[str, nn.Module],
 ) -> dict[Edge, Nature]:
-    """The natures of the results that hints speak of.
+    """Natures of the results that hints are for.
 
     Args:
         graph: A graph.
@@ -210,7 +210,7 @@ def natures_of(
 
 
 def has_hints(model: nn.Module) -> bool:
-    """Whether hints speak of some module of a model."""
+    """Whether there are hints for some module of a model."""
     return any(_hints_for(type(module)) for module in modules_of(model))
 
 
@@ -248,7 +248,7 @@ def _is_meant(
 def _names_before(
     graph: Graph, number: int, path: str, places: Mapping[int, tuple[str, str, str]]
 ) -> Iterator[str]:
-    """The operators of a module that a node depends on."""
+    """Operators within a module that a node depends on."""
     entered, stack = set(), [number]
     while stack:
         for edge in graph.operands[stack.pop()]:

@@ -1,4 +1,4 @@
-"""Leave one segment out: what an output is without a sentence, document or turn."""
+"""Leave one segment out: the output without a sentence, document or turn."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def leave_one_out(
     batch_size: int = 8,
     model_name: str | None = None,
 ) -> Segments:
-    """How much an output falls when a segment of the text is not there.
+    """Measure how much an output falls without each segment of the text.
 
-    The text is read again without the tokens of each segment of the last level, so this is exact,
-    and it costs a forward pass for each. Segments of an outer level get the sum of their parts,
-    which is not what happens without all of them. Special tokens, the chat template and segments
-    in which something is explained stay, with 0.
+    The text is read again without the tokens of each segment of the last level, which is exact
+    and takes one forward pass per segment. Segments of an outer level get the sum of their parts,
+    which differs from the effect of removing all of them. Special tokens, the chat template and
+    segments that contain an explained token stay, with 0.
 
     Args:
         model: A Hugging Face model with a head, or a module around one.
@@ -58,13 +58,13 @@ def leave_one_out(
         by: The segments, as for :meth:`captum_lrpx.Explanation.segments`.
         language: Language of the sentences.
         first_token: As for :func:`captum_lrpx.explain`.
-        batch_size: Number of texts of a forward pass.
+        batch_size: Number of texts per forward pass.
         model_name: Name for the record. Default: where the model was loaded from.
 
     Returns:
         The segments; their ``relevance`` is the explained value of the whole text minus that of the
-        text without the segment. What is left of the value is the rest, ``"interaction"``: losses
-        do not sum to anything.
+        text without the segment. The rest of the value is ``"interaction"``, as losses
+        do not sum to the value.
 
     Raises:
         ValueError: If text, target or segments cannot be used, or ``batch_size`` is not positive.
@@ -103,7 +103,7 @@ def left_out(
     batch_size: int,
     model_name: str | None,
 ) -> Segments:
-    """The same as :func:`leave_one_out` for a text that is encoded already.
+    """Like :func:`leave_one_out`, for an encoded text.
 
     Raises:
         ValueError: If target or segments cannot be used, or ``batch_size`` is not positive.
@@ -113,7 +113,7 @@ def left_out(
         raise ValueError(f"batch_size must be positive, not {batch_size}.")
     if callable(target.token):
         raise TypeError(
-            "A function of the outputs has no place that stays when a part of the text is left "
+            "A function of the outputs has no fixed place when a part of the text is left "
             "out: give a token, class or span."
         )
     terms = target.terms(model, tokenizer, encoding)
@@ -153,7 +153,7 @@ def left_out(
     values = _values(model, tokenizer, encoding, target, terms, [(), *out], batch_size)
     relevances = [0.0] * len(encoding.ids)
     for leaf, value in zip(out, values[1:], strict=True):
-        for index in leaf:  # the same for each token: what a segment has is the sum over them
+        for index in leaf:  # spread evenly over tokens, so that the sum is the segment's
             relevances[index] = (values[0] - value) / len(leaf)
     found = replace(nothing, relevances=tuple(relevances), value=values[0])
     segments = found.segments(by, language=language)
@@ -161,7 +161,7 @@ def left_out(
 
 
 def _explained(model: nn.Module, target: Target, terms: Terms) -> set[int]:
-    """The tokens without which there is nothing to explain."""
+    """Tokens that the explained value needs."""
     if task_of(model) == "question-answering":
         return set(terms.choices)
     places = set(terms.positions or ())
@@ -177,7 +177,7 @@ def _values(
     gone: Sequence[Sequence[int]],
     batch_size: int,
 ) -> list[float]:
-    """The explained value of the text without some of its tokens, for each choice of them."""
+    """Explained values of the text without some of its tokens, one per selection of them."""
     values: list[float] = []
     for start in range(0, len(gone), batch_size):
         part = gone[start : start + batch_size]
@@ -191,7 +191,7 @@ def _values(
 
 
 def _shifted(model: nn.Module, terms: Terms, gone: Sequence[int]) -> Terms:
-    """The outputs that are explained, where they are without some tokens."""
+    """The explained outputs, moved to their places without some tokens."""
 
     def moved(place: int) -> int:
         return place - sum(index < place for index in gone)

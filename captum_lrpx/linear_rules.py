@@ -1,4 +1,4 @@
-"""Rules of linear layers: which ones a recipe, or ``module.rule``, gives other slopes."""
+"""Rules of linear layers: slopes that a recipe, or ``module.rule``, replaces."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["is_linear_in_numbers", "linear_attachments", "linear_layers", "with_
 
 
 def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """The linear layers and convolutions of a model, adapters around one included, by path."""
+    """Linear layers and convolutions of a model with their paths, adapters around them included."""
     found: dict[nn.Module, str] = {}
     adapter = ""
     for path, module in model.named_modules():
         if adapter and path.startswith(f"{adapter}."):
-            continue  # a part of the sum that the adapter computes, no layer of its own
+            continue  # a part of the sum that the adapter computes, not a separate layer
         if hasattr(module, "base_layer"):
             adapter = path
             found[module] = path
@@ -43,7 +43,7 @@ def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
 def linear_attachments(
     model: nn.Module, modules: Sequence[nn.Module], recipe: Recipe
 ) -> list[Attachment]:
-    """What has to be put on the linear layers of a model, which is nothing for most.
+    """Attachments that the linear layers of a model need, for most recipes none.
 
     Args:
         model: The model.
@@ -70,7 +70,7 @@ def linear_attachments(
 
 
 def with_own_gradients(model: nn.Module, modules: Sequence[nn.Module]) -> list[Attachment]:
-    """What lets layers of classes of somebody else compute as they do where a gradient is needed.
+    """Attachments that make linear layers of foreign classes differentiable, or refuse them.
 
     Args:
         model: The model.
@@ -84,25 +84,25 @@ def with_own_gradients(model: nn.Module, modules: Sequence[nn.Module]) -> list[A
 
 
 def _is_linear_by_name(module: nn.Module) -> bool:
-    """Whether a class that is no ``nn.Linear`` is one all the same (quantized, transposed)."""
+    """Whether a class other than ``nn.Linear`` is a linear layer (quantized, transposed)."""
     name = type(module).__name__
     return "Linear" in name or name == "Conv1D"
 
 
 def _has_own_class(module: nn.Module) -> bool:
-    """Whether a layer is a linear one of somebody else, as quantized ones are."""
+    """Whether a layer is of a foreign linear class, such as a quantized layer."""
     kind = type(module)
     known = kind.__module__.startswith(("torch.nn.", "transformers."))
-    # Those of PyTorch keep their weights in a module inside.
+    # PyTorch's quantized layers keep their weights in an inner module.
     is_whole = not module._modules or kind.__module__.startswith("torch.ao.")  # noqa: SLF001
     return not known and "Linear" in kind.__name__ and is_whole
 
 
 @dataclass(frozen=True, eq=False)
 class _RequireGradient:
-    """A linear layer of a class of its own must have a gradient: not all quantized ones have.
+    """Checks that a custom linear layer is differentiable; some quantized layers are not.
 
-    What it computes is a function that nobody knows, so whether it is linear is measured once.
+    As the computation of the layer is unknown, its linearity is measured once.
 
     Attributes:
         module: The layer.
@@ -113,15 +113,15 @@ class _RequireGradient:
     model: nn.Module
 
     def __call__(self, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer and look whether its output has a graph back to its input."""
+        """Run the layer and check that its output has a graph back to its input."""
         wanted = torch.is_grad_enabled() and x.requires_grad
         if not x.requires_grad and x.is_floating_point() and not self._trained():
-            # For inputs without a gradient bitsandbytes packs the weights for a kernel without one.
+            # For inputs without a gradient bitsandbytes packs the weights for inference only.
             with torch.no_grad():
                 return forward(x.detach().requires_grad_(), *args, **kwargs)
         output = forward(x, *args, **kwargs)
         if wanted and not _has_gradient(output, x):
-            self.module.state_dict()  # unpacks them
+            self.module.state_dict()  # unpacks the weights
             output = forward(x, *args, **kwargs)
         if wanted and not _has_gradient(output, x):
             kind = type(self.module)
@@ -133,7 +133,7 @@ class _RequireGradient:
                 "quantize its weights only."
             )
         if wanted and not (args or kwargs) and self.module not in _measured:
-            with saved_tensors_hooks(_as_it_is, _as_it_is):  # no part of the pass
+            with saved_tensors_hooks(_as_it_is, _as_it_is):  # not part of the pass
                 _measured[self.module] = _is_linear(self.module, forward, x)
         return output
 
@@ -143,24 +143,24 @@ class _RequireGradient:
 
 _measured: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _ROWS: Final = 8
-"""So many rows of an input are compared."""
+"""Rows of an input used for the comparison."""
 _TOLERANCE: Final = 5e-2
-"""Activations may be rounded to 8 bits on the way."""
+"""Relative; activations may be rounded to 8 bits inside."""
 
 
 def is_linear_in_numbers(module: nn.Module) -> bool:
-    """Whether a layer of a class of its own has been found to be linear."""
+    """Whether a custom linear layer was measured to be linear."""
     return _measured.get(module, False)
 
 
 def _is_linear(module: nn.Module, forward: Forward, x: Tensor) -> bool:
-    """Whether a layer is linear in its input ``[..., I]``, and its backward pass its transpose."""
+    """Measure whether a layer ``[..., I]`` is linear, and its backward pass its transpose."""
     with torch.enable_grad():
         rows = x.detach().flatten(0, -2)[:_ROWS].clone().requires_grad_()
         output = forward(rows)
         seed = torch.cos(torch.arange(output.numel(), device=x.device)).view_as(output).to(output)
         (gradient,) = torch.autograd.grad(output, rows, seed)
-        # With a gradient, as above: without one another kernel might run.
+        # With a gradient, as above: otherwise another kernel might run.
         mirrored = forward((-rows.detach()).requires_grad_()).detach()
     bias = getattr(module, "bias", None)
     constant = torch.zeros_like(output) if bias is None else bias.to(output).expand_as(output)
@@ -179,7 +179,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 def _has_gradient(output: Tensor, x: Tensor) -> bool:
     """Whether all operations between two tensors have a backward pass.
 
-    For those that have none PyTorch records one that warns and gives zeros.
+    For others PyTorch records one that warns and returns zeros.
     """
     if not output.requires_grad:
         return False

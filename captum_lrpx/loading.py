@@ -1,4 +1,4 @@
-"""Models by name: the embedded ones, a local directory, a GGUF file, or a name of the hub."""
+"""Models by name: embedded ones, a local directory, a GGUF file, or a name of the hub."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["LoadedModel", "load_model", "source_of"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NOTHING: Mapping[str, Any] = {}
 _PATIENCE = 10
-"""Seconds that the hub may take to say whether it has a model."""
+"""Seconds to wait for the hub's answer."""
 
 _MISSPELT = 0.8
-"""From this likeness to an embedded model on a name that is not in the cache is a misspelt one."""
+"""Similarity to an embedded model from which a name outside of the cache counts as misspelt."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LoadedModel:
     Attributes:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer, or its processor.
-        name: The name it was asked for by.
+        name: The name that it was loaded by.
     """
 
     model: nn.Module
@@ -48,16 +48,16 @@ class LoadedModel:
 def load_model(name: str, *, processor: bool = False, tensor_parallel: int = 1) -> LoadedModel:
     """Load a model and its tokenizer.
 
-    Weights are read from safetensors or GGUF files only, never unpickled, and no code that comes
-    with a model is run. The hub is asked only for a name that is neither an embedded model nor a
-    path.
+    Weights are only read from safetensors or GGUF files, never unpickled, and no code shipped
+    with a model is run. The hub is only contacted for a name that is neither an embedded model nor
+    a path.
 
     Args:
         name: An embedded model (:func:`captum_lrpx.zoo.names`), a directory, the path of a
             ``.gguf`` file, or a name of the Hugging Face hub.
-        processor: Whether the processor for images or audio is loaded in place of the tokenizer.
-        tensor_parallel: How many processes share the model, each with a part of its features; all
-            processes of the run have to load it.
+        processor: Whether to load the processor for images or audio in place of the tokenizer.
+        tensor_parallel: Number of processes that share the model, each with a part of its features;
+            all processes of the run must load it.
 
     Returns:
         The model.
@@ -65,7 +65,7 @@ def load_model(name: str, *, processor: bool = False, tensor_parallel: int = 1) 
     Raises:
         ValueError: If there is no such model, or its files cannot be read.
         TypeError: If the name is no string.
-        ImportError: If a GGUF file is to be read and the extra for it is not installed.
+        ImportError: If the name is a GGUF file and the extra for it is not installed.
     """
     source, keywords = source_of(name)
     model: nn.Module
@@ -80,7 +80,7 @@ def load_model(name: str, *, processor: bool = False, tensor_parallel: int = 1) 
 
 
 def _shared_by(count: int) -> Any:
-    """How transformers spreads a model over processes, and copies over those that are left."""
+    """Config of transformers that shards a model over processes, with copies over the rest."""
     from torch.distributed import get_world_size  # noqa: PLC0415
     from transformers.distributed.configuration_utils import (  # noqa: PLC0415
         DistributedConfig,
@@ -91,21 +91,21 @@ def _shared_by(count: int) -> Any:
 
 
 def source_of(name: str) -> tuple[str, dict[str, Any]]:
-    """Where a model is, without loading it.
+    """Resolve the source of a model, without loading it.
 
     Args:
         name: As for :func:`load_model`.
 
     Returns:
-        What transformers loads it from, and with which keywords.
+        The path or name for transformers, and keywords for it.
 
     Raises:
         ValueError: If there is no such model.
         TypeError: If the name is no string.
-        ImportError: If it is a GGUF file and the extra for these is not installed.
+        ImportError: If it is a GGUF file and the extra for it is not installed.
     """
     if not isinstance(name, str):
-        raise TypeError(f"A model is asked for by its name, a string, not {type(name).__name__}.")
+        raise TypeError(f"A model is loaded by its name, a string, not {type(name).__name__}.")
     path = Path(name)
     if name in zoo.names():
         return str(zoo.path(name)), {}
@@ -133,10 +133,10 @@ def _no_model(name: str, reason: str = "") -> ValueError:
 
 
 def _of_hub(name: str) -> dict[str, Any]:
-    """How to load a name of the hub, asked for once instead of in the retries of a download.
+    """Keywords to load a name of the hub, with one query instead of a download's retries.
 
     Raises:
-        ValueError: If the hub has no such model, or it can be neither reached nor done without.
+        ValueError: If the hub has no such model, or cannot be reached while it is needed.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache  # noqa: PLC0415 - slow
     from huggingface_hub.errors import (  # noqa: PLC0415
@@ -146,7 +146,7 @@ def _of_hub(name: str) -> dict[str, Any]:
 
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError as error:  # no name that the hub could have
+    except HFValidationError as error:  # an invalid name for the hub
         raise _no_model(name) from error
     if not cached and difflib.get_close_matches(name.lower(), zoo.names(), cutoff=_MISSPELT):
         raise _no_model(name)
@@ -154,7 +154,7 @@ def _of_hub(name: str) -> dict[str, Any]:
         HfApi().model_info(name, timeout=_PATIENCE)
     except RepositoryNotFoundError as error:
         raise _no_model(name, "the hub has none of that name that you may read") from error
-    except Exception as error:  # of whichever HTTP library it uses
+    except Exception as error:  # from whichever HTTP library it uses
         if cached:
             return {"local_files_only": True}
         reason = f"it is not in the cache, and the hub gave no answer ({type(error).__name__})"
@@ -178,7 +178,7 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
 def _from_folder(
     name: str, keywords: dict[str, Any], *, processor: bool, of_model: Mapping[str, Any] = _NOTHING
 ) -> tuple[nn.Module, Any]:
-    """Load with transformers from a directory or the hub; a GGUF file is a file in a directory."""
+    """Load with transformers from a directory or the hub; a GGUF file is one in a directory."""
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415 - only when a model is loaded
 
@@ -195,7 +195,7 @@ def _from_folder(
         tokenizer = reader.from_pretrained(name, **keywords)
     with _reading(shown, "weights"):
         options: dict[str, Any] = {"use_safetensors": True}
-        if "gguf_file" in keywords:  # whose config takes long to read once more
+        if "gguf_file" in keywords:  # avoids reading its slow config again
             options = {"dtype": torch.float32, "config": config}
         options |= {"output_loading_info": True, **of_model, **keywords}
         model, report = kind.from_pretrained(name, **options)
@@ -205,12 +205,12 @@ def _from_folder(
 
 @contextmanager
 def _reading(name: str, part: str) -> Iterator[None]:
-    """Errors of transformers, which raises anything from OSError to KeyError for what is broken."""
+    """Unify errors of transformers, anything from OSError to KeyError for broken files."""
     try:
         yield
     except Exception as error:
         message = str(error).strip().split("\n")[0]
-        of_gguf = name.endswith(".gguf")  # whose reader says little of a file that was cut off
+        of_gguf = name.endswith(".gguf")  # its reader explains little about truncated files
         if of_gguf or not isinstance(error, (OSError, ValueError, ImportError)) or not message:
             message = f"its {part} cannot be read ({type(error).__name__}: {message})"
             message += "; is the file complete?" if of_gguf else ""
@@ -218,7 +218,7 @@ def _reading(name: str, part: str) -> Iterator[None]:
 
 
 def _refuse_without_text(name: str, kind: Any) -> None:
-    """Models of images or audio alone have no tokenizer that reads what they are asked about."""
+    """Refuse models of images or audio alone, which have no tokenizer for a text."""
     from captum_lrpx.targets.images import IMAGE  # noqa: PLC0415 - only when a model is loaded
     from captum_lrpx.targets.sounds import AUDIO  # noqa: PLC0415
 
@@ -232,7 +232,7 @@ def _refuse_without_text(name: str, kind: Any) -> None:
 
 
 def _refuse_random_weights(name: str, missing: Iterable[str]) -> None:
-    """What the files of a model lack, transformers fills with random numbers."""
+    """Refuse missing weights, which transformers would initialize at random."""
     names = sorted(missing)
     if names:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,8 +1,8 @@
-"""Will it fit? What an explanation needs at least, and what is there, before it runs.
+"""Checks a lower bound of the memory needed before running.
 
-The estimate counts what the graph of a forward pass keeps for the backward pass, from the shapes of
-the model and the rules. It leaves out what only some kernels need, so that what is refused would
-not have fitted.
+The estimate counts tensors that the graph of a forward pass keeps for the backward pass, from the
+shapes of the model and the rules. It leaves out needs of particular kernels, so that a refused
+input would not have fitted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SWITCH: Final = "CAPTUM_LRPX_MEMORY_CHECK"
 """Environment variable; ``0`` turns the check off."""
 
 _NEGLIGIBLE: Final = 2**28
-"""Bytes below which nobody asks what is there: the answer would cost more than it is worth."""
+"""Skip the check below this size; querying free memory costs more than it saves."""
 
 _MEMINFO: Final = Path("/proc/meminfo")
 _CONTROL_GROUPS: Final = (
@@ -36,7 +36,7 @@ _CONTROL_GROUPS: Final = (
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ),
 )
-"""Limit and usage of the process's own group, as a container sees them: version 2, version 1."""
+"""Limit and usage of the process's control group, as in a container: versions 2 and 1."""
 
 
 def estimate(
@@ -48,50 +48,50 @@ def estimate(
     checkpointing: bool = False,
     logit_positions: int = 1,
 ) -> int:
-    """What one explanation adds to the memory of the model, at least.
+    """Estimate a lower bound of the memory that one explanation needs besides the model.
 
-    Per token and block: what the rules keep of attention and activation; with eager attention the
-    weights too. With checkpointing the input of each block, and one block. Besides, logits and
-    their gradient.
+    Per token and block: tensors that the rules keep of attention and activation; with eager
+    attention the weights too. With checkpointing the input of each block, and one block. In
+    addition, logits and their gradient.
 
     Args:
         model: Any module.
         recipe: The rules.
         batch: Number of rows.
         length: Number of tokens of a row, padding included.
-        checkpointing: Whether blocks are computed once more in the backward pass.
+        checkpointing: Whether blocks are recomputed in the backward pass.
         logit_positions: Number of positions of a row at which logits are computed.
 
     Returns:
-        Bytes; 0 for a model whose config does not tell its shape.
+        Bytes; 0 for a model whose config does not declare its shape.
     """
     shape = _shape_of(model)
     if shape is None:
         return 0
     constant = recipe.attention.constant_weights
-    # Of other models with eager attention some look at a window only.
+    # Some other models with eager attention use a window only.
     eager = getattr(model.config, "_attn_implementation", None) == "eager"
     if eager and getattr(model, "_supports_sdpa", False):
         attended = shape.heads * length
     else:
         attended = (1 if constant else 2) * (shape.queries + shape.keys)
-    block = attended + shape.wide  # beside it the slope of the activation, at least
+    block = attended + shape.wide  # and at least the slope of the activation
     kept = shape.blocks * shape.hidden + block if checkpointing else shape.blocks * block
     logits = 2 * logit_positions * shape.vocabulary
     return batch * (length * kept + logits) * _item_size(model)
 
 
 class _Shape(NamedTuple):
-    """What of a model's shape decides about memory: numbers of features, but for blocks and heads.
+    """Sizes of a model that decide about memory: numbers of features, except blocks and heads.
 
     Attributes:
         blocks: Number of blocks.
         heads: Number of query heads.
-        hidden: Of the residual stream.
-        queries: Of all query heads.
-        keys: Of all key heads.
-        wide: Of the inside of an MLP.
-        vocabulary: Of the logits.
+        hidden: Width of the residual stream.
+        queries: Width of all query heads.
+        keys: Width of all key heads.
+        wide: Inner width of an MLP.
+        vocabulary: Number of logits.
     """
 
     blocks: int
@@ -104,7 +104,7 @@ class _Shape(NamedTuple):
 
 
 def _shape_of(model: Any) -> _Shape | None:
-    """The shape that a transformers model's config tells; None if it does not."""
+    """Sizes declared by a transformers model's config; None if it does not."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else None
     names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
@@ -116,10 +116,10 @@ def _shape_of(model: Any) -> _Shape | None:
     size = _field(config, "head_dim") or hidden // heads
     groups = _field(config, "num_key_value_heads") or heads
     wide = next((each for name in _WIDE if isinstance(each := _field(config, name), int)), hidden)
-    if others:  # it is not said which blocks have an MLP
+    if others:  # the config does not tell which blocks have an MLP
         wide = 0
     elif hasattr(config, "ffn_dim"):
-        wide //= 2  # of which a gated one makes use of a half at a time
+        wide //= 2  # a gated MLP uses half of it at a time
     vocabulary = int(_field(config, "vocab_size") or 0) if _has_logits(model) else 0
     return _Shape(
         max(blocks - others, 0), heads, hidden, heads * size, groups * size, wide, vocabulary
@@ -127,19 +127,19 @@ def _shape_of(model: Any) -> _Shape | None:
 
 
 def _field(config: Any, name: str) -> Any:
-    """A field of a config; None where there is none, or one for each layer."""
+    """A field of a config; None if there is none, or if it differs by layer."""
     try:
         return getattr(config, name, None)
-    except Exception:  # noqa: BLE001 - transformers raises errors of its own
+    except Exception:  # noqa: BLE001 - transformers raises its own errors
         return None
 
 
 _WIDE: Final = ("intermediate_size", "ffn_dim", "hidden_dim", "n_inner", "d_ff")
-"""Names that configs have for the width of an MLP."""
+"""Names in configs for the width of an MLP."""
 
 
 def _blocks_without_attention(config: Any) -> int:
-    """How many blocks have another mixer than attention, or perhaps have."""
+    """Number of blocks that have, or may have, another mixer than attention."""
     kinds = getattr(config, "layer_types", None) or ()
     return sum("attention" not in each or "linear" in each for each in kinds)
 
@@ -152,21 +152,21 @@ def _has_logits(model: Any) -> bool:
 
 
 def _item_size(model: nn.Module) -> int:
-    """Bytes of a number that the model computes with."""
+    """Bytes per number in the precision of the model."""
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
     size = 2 if dtype is None else dtype.itemsize
     return min(size, 2) if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled() else size
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can be taken on a device, as far as the system says.
+    """Bytes available on a device, as far as the system reports them.
 
     Args:
         device: A CPU (the machine's memory with its swap space, and the limit of a container) or a
             CUDA device.
 
     Returns:
-        Bytes, or None where nobody knows.
+        Bytes, or None if unknown.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -183,14 +183,14 @@ def available(device: torch.device) -> int | None:
         if limit.exists() and usage.exists():
             text = limit.read_text(encoding="ascii").strip()
             if text.isdigit():
-                # Of what the group uses, file caches can be given back.
+                # File caches within the group's usage can be reclaimed.
                 used = int(usage.read_text(encoding="ascii")) - _file_cache(limit.parent)
                 found.append(max(0, int(text) - used))
     return min(found)
 
 
 def _file_cache(group: Path) -> int:
-    """Bytes of a control group that are caches of files."""
+    """Bytes of file caches in a control group."""
     statistics = group / "memory.stat"
     if not statistics.exists():
         return 0
@@ -204,17 +204,17 @@ def _file_cache(group: Path) -> int:
 def require_memory(
     model: nn.Module, recipe: Recipe, inputs: Tensor, *, checkpointing: bool, full_head: bool
 ) -> None:
-    """Refuse an explanation that will not fit, before it has run for an hour.
+    """Refuse an explanation that will not fit, before it runs.
 
     Args:
         model: A transformers model.
         recipe: The rules.
-        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``; of others nothing is known.
-        checkpointing: Whether blocks are computed once more in the backward pass.
+        inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``; others are not checked.
+        checkpointing: Whether blocks are recomputed in the backward pass.
         full_head: Whether logits are computed at every position.
 
     Raises:
-        MemoryError: If more is needed than there is.
+        MemoryError: If more memory is needed than is available.
     """
     if inputs.ndim not in (2, 3) or inputs.is_floating_point() != (inputs.ndim == 3):
         return
@@ -238,7 +238,7 @@ def require_memory(
     if wanted < _NEGLIGIBLE or os.environ.get(SWITCH) == "0":
         return
     if any(map(is_spread, model.parameters())):
-        return  # over processes, which would wait for one that refuses
+        return  # sharded over processes, which would wait for one that refuses
     free = available(inputs.device)
     if free is None or wanted <= free:
         return
@@ -253,7 +253,7 @@ def require_memory(
     raise MemoryError(
         f"Explaining inputs of {batch} x {length} tokens takes at least {_gigabytes(wanted)} of "
         f"memory, and {_gigabytes(free)} are free on {inputs.device}: use {', '.join(ways)}. "
-        f"{SWITCH}=0 in the environment tries it all the same."
+        f"{SWITCH}=0 in the environment tries it anyway."
     )
 
 

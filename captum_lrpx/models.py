@@ -1,4 +1,4 @@
-"""The model inside of a module: a transformers model, or the module itself."""
+"""Finds the transformers model inside of a module, or takes the module itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["base_of", "device_of", "find_model", "is_pretrained", "model_in", "n
 
 
 def find_model(root: nn.Module) -> nn.Module:
-    """The Hugging Face model that a module is or contains.
+    """Find the Hugging Face model that a module is or contains.
 
     Args:
         root: A model, or any module around one (a forward module, a PEFT model).
@@ -24,7 +24,7 @@ def find_model(root: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If ``root`` is no module.
-        ValueError: If there is none, or if there are several beside each other.
+        ValueError: If there is none, or there are several side by side.
     """
     if not isinstance(root, nn.Module):
         raise not_a_model(root)
@@ -43,11 +43,11 @@ def find_model(root: nn.Module) -> nn.Module:
 
 
 def model_in(root: nn.Module) -> nn.Module:
-    """The Hugging Face model that a module is or contains; the module itself if it has none.
+    """The Hugging Face model that a module is or contains; otherwise the module itself.
 
     Raises:
         TypeError: If ``root`` is no module.
-        ValueError: If there are several beside each other.
+        ValueError: If there are several side by side.
     """
     if not isinstance(root, nn.Module):
         raise not_a_model(root)
@@ -61,13 +61,13 @@ def base_of(model: nn.Module) -> nn.Module | None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the inputs of a model belong; Accelerate moves those of weights that it offloaded."""
+    """Device for the inputs of a model; Accelerate moves inputs for offloaded weights."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
 
 def not_a_model(value: Any) -> TypeError:
-    """The error for something else in the place of a model."""
+    """Error for a value that is no model."""
     if isinstance(value, tuple) and value and isinstance(value[0], nn.Module):
         shown = "a tuple: take the model out of it, `model, tokenizer = zoo.load(name)`"
     else:
@@ -81,7 +81,7 @@ def not_a_model(value: Any) -> TypeError:
 
 
 def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
-    """The transformers models in a module that are in no other one, with their paths."""
+    """Transformers models in a module that are inside of no other one, with their paths."""
     seen.add(root)
     if is_pretrained(root):
         yield root, path
@@ -93,6 +93,6 @@ def _outermost(root: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tup
 
 def is_pretrained(module: nn.Module) -> bool:
     """Whether a module is a transformers model."""
-    # By the attributes of the class, so that transformers need not be imported, and wrappers that
-    # forward attribute access to a model inside them do not pass for it.
+    # By attributes of the class: transformers need not be imported, and wrappers that
+    # forward attribute access to a model inside them are not mistaken for it.
     return hasattr(type(module), "base_model_prefix") and hasattr(module, "config")

@@ -1,10 +1,10 @@
-"""Patches on the forward of module instances: linear rules that need a layer's weights.
+"""Patches of the forward of module instances, for linear rules that need a layer's weights.
 
-Inside the context the ``forward`` of each concerned module is a dispatcher that looks up, for the
-calling thread, which patches are the innermost ones on that module. Hence contexts may be nested,
-two models or two threads do not see each other's patches, and a plain forward pass of another
-thread stays plain. The original is put back when the last context on the module is left, however it
-is left.
+Inside the context the ``forward`` of each patched module is a dispatcher that looks up, for the
+calling thread, the innermost patches on that module. Hence contexts may be nested,
+two models or two threads do not see each other's patches, and a forward pass in another
+thread stays plain. The original is restored when the last context on the module is left, in
+whatever way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Attachment(NamedTuple):
 
 
 def not_copied() -> RuntimeError:
-    """The error for what is on a model for a while and must not be in a copy of it."""
+    """Error for copying a model that has temporary attachments."""
     return RuntimeError(
         "A model cannot be copied or pickled while rules are attached to it (inside of "
         "`with propagation(model)`): do it before or after that block."
@@ -50,7 +50,7 @@ _thread = threading.local()
 
 
 def _stack() -> list[Patched]:
-    """The propagations that the calling thread has open, innermost last."""
+    """Open propagations of the calling thread, innermost last."""
     stack: list[Patched] | None = getattr(_thread, "stack", None)
     if stack is None:
         stack = _thread.stack = []
@@ -58,14 +58,14 @@ def _stack() -> list[Patched]:
 
 
 class _Dispatcher:
-    """The forward of a module while some propagation is open on it."""
+    """Forward of a module while some propagation is open on it."""
 
     def __init__(self, module: nn.Module, slot: str) -> None:
         self.module_id = id(module)
         self.slot = slot
         self.previous = vars(module).get(slot)
         self.original: Forward = getattr(module, slot)
-        self.__wrapped__ = self.original  # inspect.signature looks through
+        self.__wrapped__ = self.original  # for inspect.signature
         self.patched: dict[Patched, Forward] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ class _Dispatcher:
         return None
 
     def _of_autograd_thread(self) -> Patched | None:
-        """On an accelerator, checkpointed blocks are recomputed in a thread of autograd's own."""
+        """On an accelerator, autograd recomputes checkpointed blocks in its own thread."""
         candidates = list(self.patched)
         if len(candidates) > 1:
             raise RuntimeError(
@@ -97,12 +97,12 @@ class _Dispatcher:
 
 
 class Patched:
-    """Patches on some modules of a model, and its parameters frozen, for a while.
+    """Temporary patches on modules of a model, with its parameters frozen.
 
     Args:
         modules: The model, and all modules in it.
         attachments: The patches; the first on a module is the innermost.
-        freeze: Whether parameters need no gradient meanwhile.
+        freeze: Whether parameters are frozen meanwhile.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Patched:
         self.covered = frozenset(map(id, modules))
 
     def __enter__(self) -> Self:
-        """Put the patches on, innermost of those of the calling thread."""
+        """Attach the patches, innermost in the calling thread."""
         try:
             with _lock:
                 self._opened = True
@@ -134,7 +134,7 @@ class Patched:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Take everything off again; once more does no harm."""
+        """Remove everything; a second call does no harm."""
         stack = _stack()
         if self in stack:
             stack.remove(self)
@@ -148,7 +148,7 @@ class Patched:
 
 
 def _slot(module: nn.Module) -> str:
-    """Where the module's own forward is: accelerate puts it beside a wrapper of its own."""
+    """Attribute of the module's own forward: accelerate keeps it beside its wrapper."""
     return "_old_forward" if "_old_forward" in vars(module) else "forward"
 
 

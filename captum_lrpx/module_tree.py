@@ -1,7 +1,7 @@
-"""Walking through the modules of a model, which happens at every explanation.
+"""Fast walk through the modules of a model, needed at every explanation.
 
-``torch.nn.Module.modules`` goes through one generator per level for each module, and takes tens of
-times as long.
+``torch.nn.Module.modules`` uses one generator per level for each module, and is tens of
+times slower.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names that are not known, and those that may have been meant."""
+"""Suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ __all__ = ["suggestion"]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean ...?)"``, or nothing if no known name is alike."""
+    """``" (did you mean ...?)"``, or an empty string if no known name is similar."""
     alike = difflib.get_close_matches(name, list(known), cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else ""

@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user's that called this package."""
+"""Warnings that point at the user's line that called this package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PACKAGE: Final = str(Path(__file__).parent)
 
 
 def warn(message: str) -> None:
-    """Warn at the first caller outside of this package, and so once for each line of the user's.
+    """Warn at the first caller outside of this package, and so once for each line of user code.
 
     Args:
-        message: What is the matter, and the way out.
+        message: The problem, and a remedy.
     """
     level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the public function builds the whole stack
     while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
@@ -25,7 +25,7 @@ def warn(message: str) -> None:
 
 
 def _is_inside(filename: str) -> bool:
-    # Captum wraps `attribute` for its log, and a context manager is entered by contextlib.
+    # Captum wraps `attribute` for logging, and contextlib enters context managers.
     parts = Path(filename).parts
     return (
         filename.startswith(_PACKAGE)

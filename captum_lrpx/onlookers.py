@@ -1,7 +1,7 @@
-"""Who would see what a module computes: hooks, and what others have wrapped around its forward.
+"""Hooks on a module, and wrappers of its forward, that would see what the module computes.
 
-Where nobody looks, a module may compute less than all of its output; where somebody does, it has to
-compute what it always does.
+Without them a module may compute only a part of its output; with them it has to
+compute all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["HOOKS", "fingerprint", "is_hooked", "is_plain", "looks_only"]
 
 HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
-"""Attributes of a module that hold its hooks; there are no public names."""
+"""Attributes of a module with its hooks; there are no public names."""
 
 _Hook = TypeVar("_Hook", bound="Callable[..., Any]")
 
@@ -28,7 +28,7 @@ def looks_only(hook: _Hook) -> _Hook:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a module has hooks that may change or keep what it takes or gives."""
+    """Whether a module has hooks that may change or keep its inputs or outputs."""
     own = vars(module)
     return any(
         not getattr(hook, "looks_only", False) for name in HOOKS for hook in own[name].values()
@@ -36,16 +36,16 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling a module is just its forward: no hooks, nothing wrapped around it.
+    """Whether calling a module is just its forward: no hooks, no wrapper.
 
-    Then a part of what it computes (some rows of an output matrix) may be computed beside it.
+    Then a part of its output (some rows of an output matrix) may be computed without the call.
     """
     own = vars(module)
     return not ("forward" in own or "_old_forward" in own or is_hooked(module))
 
 
 def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
-    """Changes with what the same modules may do otherwise: classes, forwards, hooks, attention."""
+    """Key that changes with the behavior of modules: classes, forwards, hooks, attention."""
     parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
     for module in modules:
         own = vars(module)

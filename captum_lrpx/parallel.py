@@ -1,9 +1,9 @@
-"""Models that are spread over several processes: what their communication does in a graph.
+"""Models sharded over several processes: the role of their communication in a graph.
 
 Tensor parallelism splits the features of a layer over the processes of a group, and each of them
-runs the same forward pass on its part. What they exchange is linear: a sum over all, a part of what
-all have, or all parts side by side. The functions listed here are those whose backward pass is that
-of *one* value which all processes share, so that every process ends with the same relevances.
+runs the same forward pass on its part. Their exchanges are linear: a sum over all, a part of a
+shared tensor, or all parts concatenated. The functions listed here have the backward pass
+of *one* value shared by all processes, so that every process ends with the same relevances.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ __all__ = [
 ]
 
 PASSING: Final = frozenset({"RegisterPostBackwardFunction"})
-"""Operators that hand on each operand and are there for what their backward pass does beside.
+"""Operators that pass on each operand and only have a side effect in their backward pass.
 
-That of ``torch.distributed.fsdp.fully_shard`` lets go of the weights of a block.
+The one of ``torch.distributed.fsdp.fully_shard`` frees the weights of a block.
 """
 
 COLLECTIVES: Final = frozenset(
     (
-        # torch.distributed.tensor: from a part to the whole that it is of, and back.
+        # torch.distributed.tensor: from a local part to the whole tensor, and back.
         *("_FromTorchTensor", "_ToTorchTensor", "Redistribute"),
-        # transformers: a sum over all with the identity as its gradient, and the reverse.
+        # transformers: a sum over processes with the identity as gradient, and the reverse.
         *("_AllReduceForward", "_AllReduceBackward", "_WaitTensor"),
-        # torch.distributed: rows that are sent to the process of their expert, and back.
+        # torch.distributed: rows sent to the process of their expert, and back.
         "GeneratedBackwardFor__c10d_functional_all_to_all_single_default",
         "GeneratedBackwardFor__c10d_functional__wrap_tensor_autograd_default",
         *PASSING,
@@ -57,13 +57,13 @@ COLLECTIVES: Final = frozenset(
 )
 """Operators that exchange tensors between processes, by the names of their nodes.
 
-Those of ``torch.distributed.nn`` are not among them: their gradient is that of the sum of the
+Those of ``torch.distributed.nn`` are not included: they have the gradient of the sum of the
 values of all processes.
 """
 
 
 def require_no_stages(model: nn.Module) -> None:
-    """Refuse a model of which each process runs other blocks.
+    """Refuse a model whose blocks run in different processes.
 
     Args:
         model: The model.
@@ -74,35 +74,35 @@ def require_no_stages(model: nn.Module) -> None:
     if "_pp_stage" in vars(model):  # of transformers
         raise ValueError(
             f"This {type(model).__name__} is a stage of a pipeline: other processes run the other "
-            "blocks, and no gradient leads from one to the next. Spread the features instead of "
-            'the blocks (tp_plan="auto"), the weights (fully_shard), or the blocks over devices of '
-            'one process (device_map="auto").'
+            "blocks, and no gradient leads from one to the next. Shard the features instead of the "
+            'blocks (tp_plan="auto"), the weights (fully_shard), or spread the blocks over devices '
+            'of one process (device_map="auto").'
         )
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether processes hold parts, summands or copies of a tensor, and it knows them."""
-    return hasattr(tensor, "full_tensor")  # to ask for the class would load what has it
+    """Whether a tensor is sharded over processes, in parts, summands or copies."""
+    return hasattr(tensor, "full_tensor")  # naming the class would import torch.distributed
 
 
 def whole(tensor: Any) -> Any:
-    """The numbers of a tensor that is spread, as each process has them then; others as they are."""
+    """The full values of a sharded tensor, the same on each process; other tensors as they are."""
     return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
 def local(tensor: Any) -> Any:
-    """The part of a tensor that this process holds; one that is not spread as it is."""
+    """The local part of a sharded tensor; other tensors as they are."""
     return tensor.to_local() if is_spread(tensor) else tensor
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features that are spread over the processes of a group, the same number on each.
+    """Features sharded evenly over the processes of a group.
 
     Attributes:
         group: The group.
         count: Its number of processes.
-        place: Of this process among them.
+        place: Index of this process.
     """
 
     group: Any
@@ -110,40 +110,40 @@ class Split:
     place: int
 
     def joined(self, tensor: Tensor, dim: int) -> Tensor:
-        """The parts of all processes side by side; each process of the group has to call it."""
+        """Concatenate the parts of all processes; each process of the group must call it."""
         part = tensor.detach().contiguous()
         parts = [torch.empty_like(part) for _ in range(self.count)]
         torch.distributed.all_gather(parts, part, group=self.group)
         return torch.cat(parts, dim)
 
     def own(self, tensor: Tensor, dim: int) -> Tensor:
-        """The part of this process of a tensor that is whole."""
+        """This process's part of a whole tensor."""
         return tensor.chunk(self.count, dim)[self.place]
 
     def share(self, first: int, stop: int) -> tuple[int, int]:
-        """The part of a range that is the work of this process."""
+        """This process's share of a range of work."""
         size = -(-(stop - first) // self.count)
         begin = min(first + self.place * size, stop)
         return begin, min(begin + size, stop)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of the tensors of all processes; each process of the group has to call it."""
+        """Sum the tensors of all processes; each process of the group must call it."""
         total = tensor.detach().contiguous()
         torch.distributed.all_reduce(total, group=self.group)
         return total
 
 
 def split_of(node: Node) -> Split | None:
-    """How the tensor is spread that a node declares to be a part of a whole one.
+    """Sharding of a tensor, if its node declares that it is a part of a whole one.
 
     Args:
         node: The node of any operation.
 
     Returns:
-        None if it does not declare this, or the tensor is the same on each process.
+        None if it does not, or the tensor is the same on each process.
 
     Raises:
-        ValueError: If it is spread over several groups, or unevenly.
+        ValueError: If it is sharded over several groups, or unevenly.
     """
     found: Any = node
     placements = getattr(found, "forward_input_placements", ())
@@ -155,23 +155,23 @@ def split_of(node: Node) -> Split | None:
     width = found._input_metadata[0].shape[placements[places[0]].dim]  # noqa: SLF001
     if len(places) > 1 or width % count:
         raise ValueError(
-            f"{width} features are spread over {mesh}, unevenly or by several of its dimensions. "
-            "ALTI-Logit needs as many attention heads on each process: load the model with "
-            "another tp_size."
+            f"{width} features are sharded over {mesh}, unevenly or by several of its dimensions. "
+            "ALTI-Logit needs the same number of attention heads on each process: load the model "
+            "with another tp_size."
         )
     return Split(mesh.get_group(places[0]), count, mesh.get_local_rank(places[0]))
 
 
 def sharing(name: str, node: Any, before: Any) -> Any:
-    """The processes that have shares of what flows through a node, which only sum to all of it.
+    """Processes that hold shares of the relevance at a node, which sum to all of it.
 
     Args:
         name: The operator of the node.
         node: The node.
-        before: Those of its operands.
+        before: The same for its operands.
 
     Returns:
-        A group of processes; None if each of them has the same, and all.
+        A group of processes; None if each process holds all of it.
     """
     if name == "_ToTorchTensor":
         spec = node.dtensor_spec
@@ -182,7 +182,7 @@ def sharing(name: str, node: Any, before: Any) -> Any:
 
 
 def sharing_of(*tensors: Tensor) -> Any:
-    """The processes that have shares of a product of tensors, some of which are spread."""
+    """Processes that hold shares of a product of tensors, some of which are sharded."""
     spread: list[Any] = [each for each in tensors if is_spread(each)]
     return _group_of(spread[0].device_mesh, [each for one in spread for each in one.placements])
 
@@ -191,22 +191,22 @@ def _group_of(mesh: Any, placements: Iterable[Any]) -> Any:
     if all(each.is_replicate() for each in placements):
         return None
     if mesh.ndim > 1:
-        raise ValueError(f"There is no ledger of a model that is spread over {mesh}.")
+        raise ValueError(f"There is no ledger of a model that is sharded over {mesh}.")
     return mesh.get_group()
 
 
 def gathered(value: Any, group: Any) -> list[Any]:
-    """What each process of a group gives; each of them has to call it."""
+    """Gather a value from each process of a group; each of them must call it."""
     found: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(found, value, group=group)
     return found
 
 
 class Weights:
-    """The weights of modules of which each process holds a part until they run (``fully_shard``).
+    """Weights of modules that are sharded until they run (``fully_shard``).
 
-    A graph refers to the weights that its operations have used, which are let go of when a module
-    has run. Here they are asked for again, one module's at a time; each process has to.
+    A graph refers to the weights that its operations have used, which are freed after a module
+    has run. Here they are gathered again, one module at a time, in each process.
 
     Args:
         model: The model.
@@ -220,7 +220,7 @@ class Weights:
         self._there: Any = None
 
     def need(self, path: str) -> None:
-        """Have the weights that a module runs with, and let go of those of another one.
+        """Gather the weights that a module runs with, and free those of another one.
 
         Args:
             path: Path of the module.
@@ -239,7 +239,7 @@ class Weights:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Let go of all that processes need not hold when a ``with`` block is left."""
+        """Free all gathered weights when a ``with`` block is left."""
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
-"""``with propagation(model, recipe):`` puts rules on whatever a model computes inside the block.
+"""``with propagation(model, recipe):`` attaches rules to everything a model computes in the block.
 
-The forward pass is the model's own. When a call of the model, or of a module in it, returns, the
-graph that it has left gets the rules of the recipe, for as long as the block is open. Contexts may
+The forward pass is the model's own. When a call of the model, or of a module in it, returns, its
+graph gets the rules of the recipe, for as long as the block is open. Contexts may
 be nested, and two models or two threads do not see each other's rules.
 """
 
@@ -40,25 +40,26 @@ __all__ = ["propagation"]
 def propagation(
     model: nn.Module, recipe: Recipe = LRP, *, freeze_parameters: bool = True, strict: bool = True
 ) -> Iterator[nn.Module]:
-    """Put the rules of a recipe on what a model computes inside of a ``with`` block.
+    """Attach the rules of a recipe to everything a model computes inside of a ``with`` block.
 
-    Inside, the forward pass gives its usual values, bit by bit, and the backward pass, which has to
-    be inside too, is that of the recipe: ``value * gradient`` of any tensor is its relevance.
+    Inside, the forward pass gives its usual values, bit by bit, and the backward pass, which must
+    be inside too, follows the recipe: ``value * gradient`` of any tensor is its relevance.
 
     Args:
-        model: Any module; of one that contains a transformers model, that.
+        model: Any module; if it contains a transformers model, the rules hold for that.
         recipe: The rules.
         freeze_parameters: Whether parameters need no gradient inside the block, which saves memory.
             Restored afterwards. Without it, ``bias * gradient`` is the relevance of a bias.
-        strict: Whether a forward pass with something non-linear that no rule covers is refused.
+        strict: Whether to refuse a forward pass with a non-linear operation that no rule covers.
 
     Yields:
         The model that the rules are for.
 
     Raises:
-        ValueError: In the forward pass, if something non-linear has no rule and ``strict`` is set.
+        ValueError: In the forward pass, if a non-linear operation has no rule and ``strict`` is
+            set.
         RuntimeError: If the model was created under ``torch.inference_mode``; in a backward pass
-            behind the block.
+            after the block.
 
     Examples:
         >>> with propagation(model, ATTN_LRP):
@@ -80,14 +81,14 @@ _thread = threading.local()
 
 
 class _Calls:
-    """The outermost calls of a model and its modules, by one thread, each with the rules.
+    """Attaches rules after each outermost call of a model or its modules, in one thread.
 
     Args:
         model: The model.
         modules: All modules in it.
         recipe: The rules.
         freeze: Whether its parameters need no gradient.
-        strict: Whether to refuse what has no rule.
+        strict: Whether to refuse operations without a rule.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class _Calls:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Look at the calls of this thread inside of a ``with`` block."""
+        """Observe the calls of this thread inside of a ``with`` block."""
         hooks: list[RemovableHandle] = []
         stack = _stack()
         try:
@@ -137,7 +138,7 @@ class _Calls:
             node.register_prehook(_refuse)
 
     def _is_meant(self) -> bool:
-        """Whether a call is one of this thread, of no inner block and not of a backward pass."""
+        """Whether a call is of this thread, and of neither an inner block nor a backward pass."""
         if passes_of_this_thread():
             return False
         here = [each for each in _stack() if each.model is self.model]
@@ -146,7 +147,7 @@ class _Calls:
 
     @looks_only
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        # What was called from outside before may have been interrupted, and never have returned.
+        # An earlier outermost call may have been interrupted, so that it never returned.
         if not self._is_meant() or self._outermost not in (None, module):
             return
         self._call.close()
@@ -164,7 +165,7 @@ class _Calls:
         self._outermost = None
         self._call.close()
         found = [each for each in tensors_in(output) if each.requires_grad]
-        if found:  # nothing, behind an error
+        if found:  # empty after an error
             self._roots += [node for node in map(node_of, found) if node is not None]
             passed = self._passes[-1]
             passed.attach(*found)
@@ -174,12 +175,12 @@ class _Calls:
 
 
 def _stack() -> list[_Calls]:
-    """The blocks that the calling thread has open, innermost last."""
+    """Open blocks of the calling thread, innermost last."""
     found: list[_Calls] = _thread.__dict__.setdefault("stack", [])
     return found
 
 
 def _refuse(_gradients: object) -> None:
     raise RuntimeError(
-        "The rules have been taken off: run the backward pass inside of `with propagation(model)`."
+        "The rules have been removed: run the backward pass inside of `with propagation(model)`."
     )

@@ -1,4 +1,4 @@
-"""Recipes: which rule each role of an architecture gets. A method is a recipe, nothing else."""
+"""Recipes: the rule of each role of an architecture. A method is a recipe, nothing else."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Role -> rule, with overrides per module path.
+    """Maps roles to rules, with overrides per module path: zennit's composite.
 
     Recipes are values: equal ones are interchangeable, and a variant is made by
     ``dataclasses.replace(LRP, name="mine", gate=Uniform())``.
@@ -108,7 +108,7 @@ class Recipe:
                 )
 
     def override(self, pattern: str, rule: Rule) -> Recipe:
-        """A recipe in which ``rule`` holds for the modules that ``pattern`` matches.
+        """A copy of the recipe in which ``rule`` holds for the modules that ``pattern`` matches.
 
         Args:
             pattern: Path of a module with shell wildcards, see :class:`Override`. An override
@@ -116,13 +116,13 @@ class Recipe:
             rule: Any rule; it applies to operations of its own role.
 
         Returns:
-            The new recipe, with ``*`` behind its name.
+            The new recipe, with ``*`` after its name.
         """
         overrides = (Override(pattern, rule), *self.overrides)
         return replace(self, name=f"{self.name.rstrip('*')}*", overrides=overrides)
 
     def rule_for(self, role: str, path: str) -> Rule:
-        """The rule for a site of the given role at the given path.
+        """The rule of an operation, by its role and path.
 
         Args:
             role: ``"norm"``, ``"activation"``, ``"attention"``, ``"gate"``, ``"router"`` or
@@ -137,17 +137,17 @@ class Recipe:
 
 
 LRP = Recipe("lrp")
-"""LRP for transformers, with values only in attention, ``up`` the signal of a gate (Ali et al.
+"""LRP for transformers: values only in attention, ``up`` as the signal of a gate (Ali et al.
 2022; Arras et al. 2025). Conserves exactly, biases counted as inputs."""
 
 LRP_UNIFORM_GATE = replace(LRP, name="lrp-uniform-gate", gate=Uniform())
 """LRP with the uniform rule at gates (as in Jafari et al. 2024, MambaLRP). Conserves exactly."""
 
 ATTN_LRP = replace(LRP, name="attnlrp", attention=UniformAttention(), gate=Uniform())
-"""AttnLRP (Achtibat et al. 2024). Conserves up to what the softmax keeps."""
+"""AttnLRP (Achtibat et al. 2024). Conserves up to the leak of the softmax."""
 
 ATTN_LRP_SIGNAL_GATE = replace(ATTN_LRP, name="attnlrp-signal-gate", gate=SignalTakeAll())
-"""AttnLRP's attention with LRP's gate, the fourth combination of the two rules that differ."""
+"""AttnLRP's attention with LRP's gate: the fourth combination of the two rules in question."""
 
 LRP_MIRRORED_GATE = replace(LRP, name="lrp-mirrored-gate", gate=SignalTakeAll("activation"))
 """LRP with the other conserving choice at gates: the activation is the signal, ``up`` constant."""
@@ -160,7 +160,7 @@ GRADIENT = Recipe(
     ProductGradient(),
     RouterGradient(),
 )
-"""No rule: the ordinary gradient, to compare with."""
+"""No rule: the ordinary gradient, for comparison."""
 
 NAMED_RECIPES = {
     recipe.name: recipe for recipe in (LRP, LRP_UNIFORM_GATE, ATTN_LRP, ATTN_LRP_SIGNAL_GATE)
@@ -186,8 +186,8 @@ PUBLISHED: Final[Mapping[str, Recipe]] = MappingProxyType(
         )
     }
 )
-"""Published methods by their names: norms with a constant scale, activations by their secant, and
-shares of the values in attention and of ``up`` in a gated MLP.
+"""Published methods by name: norms with a constant scale, activations with their secant slope,
+and shares of the values in attention and of ``up`` in a gated MLP.
 
 - ``"cp-lrp"``: Ali et al. 2022, named CP-LRP by Achtibat et al. 2024; equals :data:`LRP`.
 - ``"mambalrp"``: Jafari et al. 2024, https://arxiv.org/abs/2406.07592, section 4; ``"libragrad"``:

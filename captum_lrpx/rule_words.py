@@ -1,4 +1,4 @@
-"""What is done at an operation, and why nothing can be, in words."""
+"""Words for the rule at an operation, or for the reason why it has none."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["reason_and_remedy", "rule_in_words"]
 
 _REASONS: Final[dict[Why, str]] = {
-    "undecided": "it multiplies two things that depend on the input, without a rule",
+    "undecided": "it multiplies two factors that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
-    "detached": "it adds what depends on the input through something without a gradient",
-    "hidden": "it hides what an activation inside of it is given",
+    "detached": "it adds a value that depends on the input through something without a gradient",
+    "hidden": "it hides the input of an activation inside of it",
     "in place": "it works in place on a view of another tensor, which hides what it does",
-    "unwatched": "the forward pass has taken a way here that it had not taken before",
-    "again": "it is inside of torch.utils.checkpoint, which computes its operands once more",
+    "unwatched": "the forward pass took a path that had not been seen before",
+    "again": "it is inside of torch.utils.checkpoint, which recomputes its operands",
 }
 
 _REMEDIES: Final[dict[Why, str]] = {
     "undecided": (
         "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
-        "has to say so (captum_lrpx.hints)."
+        "must tell (captum_lrpx.hints)."
     ),
     "hidden": (
         "Use a module that calls its functions one by one instead of one that is a single function "
@@ -37,8 +37,8 @@ _REMEDIES: Final[dict[Why, str]] = {
 }
 
 _WAY_OUT: Final = (
-    "Or pass strict=False: its ordinary gradient is then taken, the relevances no longer decompose "
-    "the value, and a warning says so."
+    "Or pass strict=False: the ordinary gradient is then used there, the relevances no longer "
+    "decompose the value, and a warning says so."
 )
 
 _RECIPE_ROLES: Final = {
@@ -56,12 +56,12 @@ _RECIPE_ROLES: Final = {
 
 
 def reason_and_remedy(why: Why) -> tuple[str, str]:
-    """Why an operation has no rule, and what a user can do about it, in words."""
+    """Reason why an operation has no rule, and a remedy, in words."""
     return _REASONS[why], f"{_REMEDIES.get(why, '')} {_WAY_OUT}".strip()
 
 
 def rule_in_words(graph: Graph, roles: Roles, number: int, recipe: Recipe, path: str) -> str:
-    """The rule that an operation gets from a recipe.
+    """Name of the rule that an operation gets from a recipe.
 
     Args:
         graph: The graph.

@@ -1,7 +1,7 @@
-"""Parts of a text that a reader names: turns, documents, paragraphs, sentences, examples, lines.
+"""Segments of a text: turns, documents, paragraphs, sentences, few-shot examples, lines.
 
 A text is split level by level (a document into sentences, a sentence into words), and each token is
-in exactly one segment of a level, so relevances of segments are sums over tokens and lose nothing.
+in exactly one segment of a level, so that relevances of segments are lossless sums over tokens.
 Characters that take several tokens, or consist of several code points, are never cut.
 """
 
@@ -35,7 +35,7 @@ _LABEL = re.compile(r"^[^\S\n]*(\w[^\n:]{0,30}:)", re.MULTILINE)
 
 
 class Region(NamedTuple):
-    """A part of a text that is known from how the text was made.
+    """A part of a text that is known from its construction.
 
     Attributes:
         kind: ``"turn"``, ``"document"`` or ``"answer"``.
@@ -58,7 +58,7 @@ class Tokens(NamedTuple):
         offsets: ``(start, end)`` characters of each token ``[T]``.
         special: Whether each token is a special one ``[T]``.
         template: Whether each token was written by a chat template ``[T]``; None without one.
-        regions: Parts that are known from how the text was made.
+        regions: Parts that are known from the construction of the text.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """Some tokens of a text under a name.
+    """A named group of tokens of a text.
 
     Attributes:
         kind: The level; ``"elsewhere"`` for tokens in no segment of a level, ``"special"`` for
@@ -96,15 +96,15 @@ def split(
         tokens: The tokens of the text.
         by: The levels, outermost first, or a single one.
         language: Language of the sentences, as in ``"en"``.
-        fold_special: Whether special tokens and chat template are one part, the last, instead of a
-            part wherever they stand.
+        fold_special: Whether special tokens and chat template form one part, the last, instead of a
+            part wherever they occur.
 
     Returns:
         The parts of the first level in order; every token is in exactly one.
 
     Raises:
         ValueError: If a level is unknown, or the text has no such parts.
-        ImportError: If sentences are asked for without the package that finds them.
+        ImportError: If the package that finds sentences is needed and not installed.
     """
     levels = check_by(by)
     for level in levels:
@@ -129,7 +129,7 @@ def split(
 
 
 def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
-    """The levels of a segmentation.
+    """Check the levels of a segmentation.
 
     Raises:
         ValueError: If there are none, or one is unknown.
@@ -154,7 +154,7 @@ def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
 
 
 def sentence_spans(text: str, language: str = "en") -> tuple[Span, ...]:
-    """Where the sentences of a text stand, without the blanks around them.
+    """Find the sentences of a text, without the blanks around them.
 
     Args:
         text: The text.
@@ -189,7 +189,7 @@ class _Splitter:
         self.character_of = {index: run for run in self.characters for index in run}
 
     def require(self, level: By, inside: Sequence[int]) -> None:
-        """Refuse a level that the text has nothing of."""
+        """Refuse a level of which the text has no segment."""
         if any(self._found(level, *self._extent(run)) for run in _runs(inside)):
             return
         shown = level.pattern if isinstance(level, re.Pattern) else level
@@ -197,7 +197,7 @@ class _Splitter:
         raise ValueError(f"The text has no segment by {shown!r}: {_REGIONS.get(str(level), way)}.")
 
     def parts(self, inside: Sequence[int], levels: Sequence[By]) -> Iterator[Part]:
-        """The parts of some tokens, which are neither special nor of the template."""
+        """Parts of some tokens, none of which is special or of the template."""
         if not levels:
             return
         groups: Sequence[tuple[tuple[int, int, str] | None, Sequence[int]]]
@@ -229,7 +229,7 @@ class _Splitter:
     def _grouped(
         self, inside: Sequence[int], level: By
     ) -> list[tuple[tuple[int, int, str] | None, list[int]]]:
-        """The tokens of each segment of a level, and those of none, in the order of the text."""
+        """Tokens of each segment of a level, and of none, in the order of the text."""
         groups: dict[tuple[int, int, str] | None, list[int]] = {}
         for run in _runs(inside):
             found = self._found(level, *self._extent(run))
@@ -253,7 +253,7 @@ class _Splitter:
         return sorted(groups.items(), key=lambda item: item[1][0])
 
     def _found(self, level: By, start: int, end: int) -> list[tuple[int, int, str]]:
-        """The segments of a level in a piece of the text: ``(start, end, name)``."""
+        """Segments of a level in a piece of the text: ``(start, end, name)``."""
         if isinstance(level, str) and level in _REGIONS:
             return [
                 (region.start, region.end, region.name)
@@ -283,7 +283,7 @@ class _Splitter:
 
 
 def _runs(indices: Sequence[int]) -> list[list[int]]:
-    """Indices in runs that follow each other."""
+    """Runs of consecutive indices."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and runs[-1][-1] + 1 == index:
@@ -296,7 +296,7 @@ def _runs(indices: Sequence[int]) -> list[list[int]]:
 def _at(
     found: Sequence[tuple[int, int, str]], ends: Sequence[int], place: Span
 ) -> tuple[int, int, str] | None:
-    """The segment that has most of a place, the first of them where two have the same."""
+    """The segment with the largest overlap; the first of them in a tie."""
     best, most = None, 0
     for span in found[bisect_right(ends, place[0]) :]:
         if span[0] >= place[1]:
@@ -333,7 +333,7 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[str], list[Span]]:
 
 
 def _examples(text: str) -> list[Span]:
-    """Few-shot examples: each begins with a line that has the label of the first one (``Q:``)."""
+    """Few-shot examples: each starts with a line that has the label of the first one (``Q:``)."""
     labels = list(_LABEL.finditer(text))
     starts = [found.start(1) for found in labels if found[1] == labels[0][1]]
     if len(starts) < 2:

@@ -1,4 +1,4 @@
-"""Parts of a model that the operations alone do not name: its tables of embeddings, its blocks."""
+"""Parts of a model that its operations do not name: tables of embeddings and blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["blocks_of", "position_table_of", "positions_after_padding", "token_e
 
 
 def token_embedding_of(model: nn.Module) -> nn.Module:
-    """The table of token embeddings of a transformers model.
+    """Table of token embeddings of a transformers model.
 
     Raises:
         ValueError: If it has none.
@@ -29,7 +29,7 @@ def token_embedding_of(model: nn.Module) -> nn.Module:
 
 
 def position_table_of(model: nn.Module) -> nn.Embedding | None:
-    """The table of absolute positions, which has an end; None if a model has none."""
+    """Table of absolute positions, whose size limits the input; None if there is none."""
     for module in modules_of(model):
         for name, child in module._modules.items():  # noqa: SLF001 - named_modules() is slow
             if isinstance(child, nn.Embedding) and (name == "wpe" or "position" in name):
@@ -38,22 +38,22 @@ def position_table_of(model: nn.Module) -> nn.Embedding | None:
 
 
 def positions_after_padding(model: nn.Module) -> bool:
-    """Whether positions are counted from the padding token's number on, as in RoBERTa."""
+    """Whether positions are counted from the padding id on, as in RoBERTa."""
     return getattr(position_table_of(model), "padding_idx", None) is not None
 
 
 def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
-    """The blocks of a model: of its trunk, or of each if it has several.
+    """Blocks of a model, for each of its trunks.
 
-    A trunk is a ``torch.nn.ModuleList`` of modules that are made of others, alike or of a few
-    classes that take turns, and is in no block itself; an encoder-decoder has two. What a
-    ``torch.nn.Sequential`` holds are blocks if they are all alike.
+    A trunk is a ``torch.nn.ModuleList`` of composite modules, all of one class or of a few
+    alternating classes, that is not inside of a block; an encoder-decoder has two. Members of a
+    ``torch.nn.Sequential`` are blocks if they are all of one class.
 
     Args:
         model: Any module.
 
     Returns:
-        For each trunk its blocks, in their order; nothing for a module without any.
+        The blocks of each trunk, in order; empty for a module without any.
     """
     found: list[list[nn.Module]] = []
     waiting, seen = [model], {model}

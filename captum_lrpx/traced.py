@@ -1,8 +1,8 @@
-"""The rules of a recipe on whatever a forward function computes, from the graph that it leaves.
+"""A recipe applied to whatever a forward function computes, through its autograd graph.
 
-Nothing is declared and nothing attached: the forward pass is the model's own, and the rules are put
-on the nodes of its graph when it is over. The first pass of each form of call is watched, for the
-names in the coverage table and for what a graph cannot show; later ones are plain.
+Nothing is declared and nothing attached: the forward pass is the model's own, and afterwards the
+rules are put on the nodes of its graph. The first pass of each form of call is watched, for the
+names in the coverage table and for facts that a graph does not show; later ones are plain.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _thread = threading.local()
 
 
 def passes_of_this_thread() -> set[TracedPass]:
-    """The attributions whose model may run now: they have rules of their own."""
+    """Attributions whose model may be running now, each with its own rules."""
     found: set[TracedPass] = _thread.__dict__.setdefault("passes", set())
     return found
 
@@ -72,21 +72,21 @@ class TracedPass:
     """One forward pass and the rules on its graph.
 
     Attributes:
-        handles: Of the hooks on nodes, which are taken off when the pass is over.
+        handles: Handles of the hooks on nodes, removed when the pass is over.
         done: Nodes that have their rules.
 
     Args:
         model: The module whose parameters are frozen, and inside of which rules hold.
         recipe: The rules.
-        form: What this call has in common with others of the same operations; None if nothing.
+        form: Key shared with calls of the same operations; None if it is unknown.
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
-        fast: Whether zeros need not be multiplied.
-        positions: Of the inputs. Where there are many, what the rules do not read need not be kept
-            either.
-        checkpointing: Whether blocks are computed once more in the backward pass.
+        fast: Whether to skip multiplications of zeros.
+        positions: Number of input positions. Where there are many, tensors that no rule reads are
+            not stored either.
+        checkpointing: Whether blocks are recomputed in the backward pass.
         freeze: Whether the parameters of the model need no gradient.
-        before: An earlier pass, on whose graph that of this one may build.
+        before: An earlier pass, whose graph may be part of this one's.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TracedPass:
         self.model = model
         self._modules = modules_of(model)
         self._freeze = freeze
-        self._fast = fast and not values and form is not None  # nothing is learnt of it otherwise
+        self._fast = fast and not values and form is not None  # otherwise nothing is learned
         self._watched = watched or values
         self._values = values
         self.recipe = recipe
@@ -117,7 +117,7 @@ class TracedPass:
             if form is None
             else known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
         )
-        # Overrides speak of modules, which only a watched pass tells.
+        # Overrides name modules, which only a watched pass knows.
         self.form.watched |= bool(recipe.overrides) or (not fast and self._speaks_of_modules())
         lean = checkpointing or is_worth_it(self.form.economy, positions)
         self._economical = self._fast and lean and self.form.surprises <= MOST_SURPRISES
@@ -140,7 +140,7 @@ class TracedPass:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """The model as the pass needs it until it is explained, in a ``with`` block."""
+        """Prepare the model for the pass, in a ``with`` block, until it is explained."""
         warn_if_training(self._modules)
         attachments = linear_attachments(self.model, self._modules, self.recipe)
         if self._blocks is not None:
@@ -156,7 +156,7 @@ class TracedPass:
 
     @contextmanager
     def watching(self, running: nn.Module | None = None) -> Iterator[None]:
-        """What has to be seen of the forward pass, which runs inside of a ``with`` block.
+        """Observe what is needed of the forward pass, which runs inside of a ``with`` block.
 
         Args:
             running: The module that has been called already.
@@ -182,7 +182,7 @@ class TracedPass:
         return Watch(modules, _FUNCTIONS_WITH_INPUT, values=self._values, names=names)
 
     def release(self) -> None:
-        """Take the hooks off, whose nodes would keep them, and they their nodes, for ever."""
+        """Remove the hooks, which keep their nodes alive as these keep them."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -190,14 +190,14 @@ class TracedPass:
     # Rules ------------------------------------------------------------------------------------
 
     def attach(self, *outputs: Tensor, at_once: int = 1) -> None:
-        """Put the rules on everything that some outputs depend on.
+        """Attach the rules to everything that some outputs depend on.
 
         Args:
             *outputs: Tensors, and all that is to be explained upstream of them.
-            at_once: How many gradients one backward pass will be for.
+            at_once: Number of gradients that one backward pass will compute.
 
         Raises:
-            NewWayError: If more has to be kept of this pass than was.
+            NewWayError: If this pass needs more tensors than were kept.
             ValueError: If parts of the graph are made in the backward pass only.
         """
         outputs = tuple(each for each in outputs if each.requires_grad)
@@ -216,13 +216,13 @@ class TracedPass:
         self.handles += attach(graph, plan, self.inputs, self.done, self._zeros, frozen)
 
     def read(self, outputs: Sequence[Tensor]) -> tuple[Graph, Plan]:
-        """The graph of everything that some outputs depend on, and the rules for it.
+        """Graph of everything that some outputs depend on, and the rules for it.
 
         Args:
             outputs: Tensors with a graph.
 
         Raises:
-            NewWayError: If more has to be kept of this pass than was.
+            NewWayError: If this pass needs more tensors than were kept.
             ValueError: If parts of the graph are made in the backward pass only.
         """
         graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
@@ -236,23 +236,23 @@ class TracedPass:
             plan = plan_of(graph, structure.roles, self.recipe, self._seen(graph, structure))
             structure.plans[self.recipe] = plan
             self.form.needs_inputs |= plan.needs_inputs()
-            # Only a watched pass tells what was written into a part of a tensor.
+            # Only a watched pass knows of writes into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
         return graph, plan
 
     def _parameters(self) -> list[Node]:
-        """The nodes of parameters that need a gradient."""
+        """Nodes of the parameters that need a gradient."""
         nodes = (node_of(parameter) for parameter in self.model.parameters())
         return [node for node in nodes if node is not None]
 
     @property
     def inputs(self) -> Mapping[Node, Tensor]:
-        """The inputs of functions that do not save them."""
+        """Inputs of functions that do not save them."""
         own = self._inputs or {}
         return own if self._before is None else {**self._before.inputs, **own}
 
     def _seen(self, graph: Graph, structure: Structure) -> Seen:
-        """What the plan has to know beside the graph."""
+        """Knowledge that the plan needs beyond the graph."""
         return Seen(
             explained=structure.explained,
             detached=structure.detached - structure.linear,
@@ -271,12 +271,12 @@ class TracedPass:
         if structure is None or (self.watch is not None and not structure.places):
             structure = self.form.structures[key] = self._new(graph)
         graph.is_like(structure.form)
-        self.form.seen = bool(structure.places)  # a way that was not watched: the next pass is
+        self.form.seen = bool(structure.places)  # if not watched, the next pass will be
         self.structure = structure
         return structure
 
     def _speaks_of_modules(self) -> bool:
-        """Whether something is known of modules, which only a watched pass tells."""
+        """Whether hints or measured layers depend on modules, which only a watched pass knows."""
         return has_hints(self.model) or any(map(is_linear_in_numbers, self._modules))
 
     def _new(self, graph: Graph) -> Structure:
@@ -295,7 +295,7 @@ class TracedPass:
         return structure
 
     def _name(self, graph: Graph, structure: Structure) -> None:
-        """Note who made which node."""
+        """Record which module and function made which node."""
         watch = self.watch
         assert watch is not None  # noqa: S101 - for the type checker
         paths = {module: path for path, module in self.model.named_modules()}
@@ -317,7 +317,7 @@ class TracedPass:
     # Coverage ---------------------------------------------------------------------------------
 
     def problems(self, sources: Sequence[Tensor]) -> Coverage | None:
-        """The coverage, if something between sources and output has no rule; else None."""
+        """The coverage, if an operation between sources and output has no rule; else None."""
         graph, structure = self.graph, self.structure
         if graph is None or structure is None or not structure.plans[self.recipe].problems:
             return None
@@ -329,11 +329,11 @@ class TracedPass:
     def coverage(
         self, sources: Sequence[Tensor] = (), within: Collection[int] | None = None
     ) -> Coverage:
-        """The operations between sources and the output that the rules were put on.
+        """Operations between sources and the output, with the rules attached to them.
 
         Args:
             sources: Tensors of the graph; all leaves if there are none.
-            within: Indices of the nodes that are asked about; default: all.
+            within: Indices of the nodes to list; default: all.
         """
         graph, structure = self.graph, self.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018
@@ -374,7 +374,7 @@ class TracedPass:
 
 
 def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
-    """Indices of the nodes through which relevance goes from the output to the sources."""
+    """Indices of the nodes through which relevance passes from the output to the sources."""
     starts = {graph.index[node] for node in map(node_of, sources) if node in graph.index}
     leads = [False] * len(graph.nodes)
     for number, edges in enumerate(graph.operands):

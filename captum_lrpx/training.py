@@ -1,4 +1,4 @@
-"""Training mode: what of a model is random in it, or depends on the rest of a batch."""
+"""Training mode: parts of a model that are random, or depend on the rest of a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _said = threading.local()
 
 @contextmanager
 def already_warned(model: nn.Module) -> Iterator[None]:
-    """Within the ``with`` block, what there is to say about a model has been said."""
+    """Within the ``with`` block, suppress warnings about a model that have been given."""
     before: frozenset[int] = getattr(_said, "models", frozenset())
     _said.models = before | {id(model)}
     try:
@@ -50,13 +50,13 @@ def warn_if_training(modules: Sequence[nn.Module]) -> None:
         )
     if any(isinstance(module, _NormBase) for module in training):
         warn(
-            f"{model} is in training mode: its batch norm takes the statistics of the batch and "
-            "changes those that it keeps. Call model.eval() first."
+            f"{model} is in training mode: its batch norm uses the statistics of the batch and "
+            "changes its running statistics. Call model.eval() first."
         )
 
 
 def checkpointed(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules of transformers that compute themselves again in the backward pass.
+    """Modules of transformers with gradient checkpointing, which hides their graphs.
 
     Args:
         modules: The model, and all modules in it.
@@ -70,10 +70,10 @@ def checkpointed(modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 @contextmanager
 def without_checkpoints(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the ``with`` block, modules do not hide their graphs by gradient checkpointing.
+    """Within the ``with`` block, disable gradient checkpointing of modules.
 
     Args:
-        modules: Those that would, of :func:`checkpointed`.
+        modules: The result of :func:`checkpointed`.
     """
     for module in modules:
         module.gradient_checkpointing = False  # type: ignore[assignment]
@@ -85,9 +85,9 @@ def without_checkpoints(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether a module in training mode leaves out a part at random.
+    """Whether a module in training mode drops a part at random.
 
-    Dropout is a module of its own, or a function of a number that a module keeps.
+    Dropout is a separate module, or a function of a number that a module keeps.
     """
     own = vars(module)
     numbers = [value for name, value in own.items() if "drop" in name and isinstance(value, float)]

@@ -30,26 +30,26 @@ def view(
     names: Sequence[str] | None = None,
     language: str = "en",
 ) -> str:
-    """Explanations as one HTML file that a reader can ask: hover, click, choose.
+    """Build one interactive HTML page of explanations: hover, click, choose.
 
-    Pointing at a generated token shows where it comes from, a click holds it. Methods, segments and
-    special tokens are chosen on the page, which loads nothing and can be sent as it is. All of it
-    can be done with the keyboard; negative relevance is blue and underlined.
+    Pointing at a generated token shows its sources, a click pins them. Methods, segments and
+    special tokens are chosen on the page, which loads nothing and can be shared as it is. All of it
+    works with the keyboard; negative relevance is blue and underlined.
 
     Args:
         explanations: An explanation, or the result of :class:`captum_lrpx.LLMRelevance`; or several
             of the same tokens and rows, by different methods.
         path: File to write the page to as well, atomically.
         by: The segments to choose from, each as for :meth:`captum_lrpx.Explanation.segments`.
-        names: What to call the explanations. Default: their methods.
+        names: Names of the explanations. Default: their methods.
         language: Language of the sentences.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: If there are no explanations, they are not of the same tokens and rows, names
-            are not as many, or the text has no such segments.
+        ValueError: If there are no explanations, they differ in tokens or rows, the number of names
+            is wrong, or the text has no such segments.
         ImportError: If sentencex is needed and not installed.
 
     Examples:
@@ -99,7 +99,7 @@ def _record(viewed: Viewed) -> Explanation:
 
 
 def _spans(viewed: Viewed) -> tuple[tuple[int, int], ...]:
-    """The tokens that each row is about; the answer, or none, of an explanation."""
+    """The explained tokens of each row; of an explanation, the answer or none."""
     if isinstance(viewed, LLMRelevanceResult):
         return viewed.spans
     start = _start(viewed)
@@ -136,7 +136,7 @@ def _groups(record: Explanation, level: By, language: str) -> list[tuple[int, ..
 
 def _pieces_of(parts: Sequence[Part]) -> Iterator[tuple[int, ...]]:
     for part in parts:
-        if part.kind == "special":  # each where it stands
+        if part.kind == "special":  # each token at its place
             yield from ((token,) for token in part.tokens)
         else:
             yield part.tokens

@@ -1,4 +1,4 @@
-"""Words of a text, and which tokens make up each of them."""
+"""Words of a text, and the tokens of each word."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ _JOINER = "\N{ZERO WIDTH JOINER}"
 
 
 def word_spans(text: str) -> tuple[Span, ...]:
-    """Where the words of a text stand.
+    """Find the words of a text.
 
     A word is a run of letters and digits, apostrophes, hyphens and full stops inside it included
-    (``don't``, ``well-known``, ``3.14``); a run of other marks is a word of its own, and so is each
-    pictograph, with all that belongs to it (skin tones, joined figures, the two letters of a flag).
-    Nothing here is about a language: one that is written without blanks has no words here but its
-    phrases.
+    (``don't``, ``well-known``, ``3.14``); a run of other marks is also a word, and so is each
+    pictograph, with everything that belongs to it (skin tones, joined figures, the two letters of a
+    flag). The rules depend on no language: in scripts without blanks, whole phrases count as words.
 
     Args:
         text: The text.
 
     Returns:
-        The words in order, ``(start, end)`` characters each; what is between them is blank.
+        The words in order, ``(start, end)`` characters each, with only blanks between them.
     """
     kinds: list[str] = []
     before = ""
@@ -48,7 +47,7 @@ def word_spans(text: str) -> tuple[Span, ...]:
         elif category[0] in "PS":
             kind = "p"
         elif (category[0] == "M" or category == "Cf") and kinds and kinds[-1] != " ":
-            # accents, joiners: a part of the character that they follow
+            # accents, joiners: part of the preceding character
             kind = "c" if kinds[-1] == "e" else kinds[-1]
         else:
             kind = "w"
@@ -81,10 +80,10 @@ def token_runs(
     spans: Sequence[Span],
     template: Sequence[bool] | None = None,
 ) -> tuple[Span, ...]:
-    """Which tokens make up each word.
+    """Group tokens into words.
 
-    A token belongs to the word that it overlaps; one that overlaps several words joins them.
-    Special tokens stand alone, and so do tokens of blanks, unless the next token goes on without a
+    A token belongs to the word that it overlaps; a token that overlaps several words joins them.
+    Special tokens stand alone, and so do tokens of blanks, unless the next token follows without a
     gap: some tokenizers make the blank before a word a token.
 
     Args:
@@ -92,8 +91,8 @@ def token_runs(
         offsets: ``(start, end)`` characters of each token ``[T]``.
         special: Whether each token is a special one ``[T]``.
         spans: The words, in order.
-        template: Whether each token was written by a chat template ``[T]``; what was is in no word
-            with what was not.
+        template: Whether each token was written by a chat template ``[T]``; words do not mix such
+            tokens with others.
 
     Returns:
         ``(first, last + 1)`` tokens of each word, in order. Every token is in exactly one.
@@ -107,7 +106,7 @@ def token_runs(
     runs: list[Span] = []
     before: Span = (0, 0)  # words that the last run overlaps
     for index, (start, end) in enumerate(offsets):
-        # An empty token inside a text is a part of the character that it stands before.
+        # An empty token inside a text is part of the next character.
         words = (bisect_right(ends, start), bisect_left(starts, max(end, start + 1)))
         if special[index]:
             words = (0, 0)
@@ -124,7 +123,7 @@ def token_runs(
 
 
 def _leads_to(text: str, offsets: Sequence[Span], special: Sequence[bool], index: int) -> bool:
-    """Whether the token before this one is the blank in front of it (not a line break or tab)."""
+    """Whether the previous token is the blank in front of this one (not a line break or tab)."""
     if index == 0 or special[index - 1] or special[index]:
         return False
     start, end = offsets[index - 1]
@@ -135,7 +134,7 @@ def check_spans(text: str, spans: Sequence[Span]) -> None:
     """Refuse spans that are empty, overlap, are not in order, or do not lie in a text.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If any span does.
     """
     last = 0
     for start, end in spans:

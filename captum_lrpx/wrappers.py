@@ -1,4 +1,4 @@
-"""Modules around a transformers model: which of them leave its inputs and outputs alone."""
+"""Modules around a transformers model: which of them leave its inputs and outputs unchanged."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _INSIDE_OF_MODULES: Final = frozenset(
         "VERA",
     }
 )
-"""Adapters of PEFT that change layers of the model and nothing else."""
+"""PEFT adapters that change layers of the model and nothing else."""
 
 
 def unwrapped(root: nn.Module) -> nn.Module | None:
-    """The transformers model whose inputs and outputs are those of a module.
+    """The transformers model with the same inputs and outputs as a module around it.
 
-    Looked through are wrappers that are known to pass on what they are given and return what they
-    get: ``DataParallel``, ``torch.compile``, and PEFT's adapters inside of layers.
+    Transparent are wrappers that are known to pass their arguments and outputs
+    on: ``DataParallel``, ``torch.compile``, and PEFT's adapters inside of layers.
 
     Args:
         root: A model, or any module around one.
@@ -51,23 +51,23 @@ def unwrapped(root: nn.Module) -> nn.Module | None:
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether nobody has put hooks or another forward on a module, but to move its tensors."""
+    """Whether a module has no hooks and no other forward, apart from moving its tensors."""
     return not (is_hooked(module) or _has_own_forward(module))
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    """Whether another forward than that of its class is set on a module itself."""
+    """Whether a module itself has another forward than its class."""
     forward = vars(module).get("forward")
     if forward is None or _is_compiled(module):
         return False
-    if "_old_forward" in vars(module):  # accelerate's moves tensors only
+    if "_old_forward" in vars(module):  # accelerate's forward only moves tensors
         return False
-    # Rules that are attached just now leave all values as they are.
+    # Rules attached at the moment leave all values as they are.
     return getattr(forward, "previous", forward) is not None
 
 
 def _handed_on(module: nn.Module) -> nn.Module | None:
-    """The module inside that a transparent wrapper calls."""
+    """The inner module that a transparent wrapper calls."""
     if type(module) is nn.DataParallel:
         inner: nn.Module = module.module
         return inner
@@ -94,12 +94,12 @@ def _adapters(module: nn.Module) -> list[Any]:
 
 def _changes_layers_only(adapter: Any) -> bool:
     kind = getattr(adapter.peft_type, "value", adapter.peft_type)
-    # An activated LoRA looks for its invocation among the token ids.
+    # An activated LoRA searches for its invocation among the token ids.
     return kind in _INSIDE_OF_MODULES and not getattr(adapter, "alora_invocation_tokens", None)
 
 
 def has_virtual_tokens(root: object) -> bool:
-    """Whether a PEFT model puts tokens or keys and values of its own before those it is given.
+    """Whether a PEFT model prepends tokens, or keys and values, of its own.
 
     Args:
         root: Any forward function; also one that contains such a model.
@@ -115,7 +115,7 @@ def has_virtual_tokens(root: object) -> bool:
 
 
 def called_module(module: nn.Module) -> nn.Module:
-    """The module whose arguments a wrapper takes, which says what they are called."""
+    """The module whose signature a wrapper has."""
     if isinstance(module, nn.DataParallel):
         return called_module(module.module)
     if _is_compiled(module):

@@ -632,7 +632,7 @@ def test_a_block_that_is_not_the_same_again():
         calls.append(1)
         return F.gelu(y) if len(calls) <= 3 else F.gelu(y[:, :1])
 
-    with pytest.raises(RuntimeError, match=r"Block does something else .* `checkpointing` out"):
+    with pytest.raises(RuntimeError, match=r"Block computes something else .* `checkpointing` out"):
         LRPx(Stack(function), checkpointing=True).attribute(vectors(), target=3)
 
 
@@ -645,7 +645,7 @@ def test_something_that_is_written_over_after_a_block_has_read_it():
         return F.gelu(found)
 
     attribution = LRPx(Stack(function), checkpointing=True)
-    with pytest.raises(RuntimeError, match=r"Block .* has been written over.*`checkpointing`"):
+    with pytest.raises(RuntimeError, match=r"Block .* has been overwritten.*`checkpointing`"):
         attribution.attribute(vectors(), target=3, additional_forward_args=scale)
 
 
@@ -654,7 +654,7 @@ def test_gradients_inside_of_a_block():
         (slope,) = torch.autograd.grad(F.gelu(y).sum(), y, retain_graph=True)
         return y * slope.detach()
 
-    with pytest.raises(RuntimeError, match="takes gradients of its own"):
+    with pytest.raises(RuntimeError, match="computes gradients while it runs"):
         LRPx(Stack(function), checkpointing=True, strict=False).attribute(vectors(), target=3)
 
 

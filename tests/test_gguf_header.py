@@ -189,7 +189,7 @@ def test_what_is_no_gguf_file(write):
     path = write(weights(tiny_gemma3()))
     content = path.read_bytes()
     for start, message in {
-        b"PK\3\4": "does not begin as a GGUF file",
+        b"PK\3\4": "does not start like a GGUF file",
         b"GGUF\1\0\0\0": "version 1, not 3",
         b"GGUF\0\0\0\3": "version 50331648, not 3",
     }.items():

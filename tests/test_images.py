@@ -368,10 +368,10 @@ def test_what_does_not_belong_together_is_refused(vit, processor, llava, loaded,
     gpt2, tokenizer = loaded["sva-gpt2"]
     (tmp_path / "no.png").write_text("no image")
     for error, message, arguments in [
-        (ValueError, "reads an image: give it", (vit, tokenizer, "the keys")),
-        (ValueError, "reads an image: give it", (model, both.tokenizer, "the keys")),
+        (ValueError, "reads an image: pass it", (vit, tokenizer, "the keys")),
+        (ValueError, "reads an image: pass it", (model, both.tokenizer, "the keys")),
         (ValueError, "reads no images", (gpt2, tokenizer, "the keys", None, path)),
-        (TypeError, "reads no images: give the processor", (vit, tokenizer, None, None, path)),
+        (TypeError, "reads no images: pass the processor", (vit, tokenizer, None, None, path)),
         (ValueError, "reads images and no text", (vit, processor, "a cat", None, path)),
         (ValueError, "along with a text", (model, both, None, None, path)),
         (ValueError, "There is no image", (vit, processor, None, None, tmp_path / "cat.png")),

@@ -72,7 +72,7 @@ def test_token_types_reach_every_kind_of_target(bert, head, token, contrast, qua
     model = tiny("bert", head, **config)
     pair = PAIR if head != "lm" else ("the keys", "the author [MASK] old")
     if (head, quantity) == ("qa", "prob"):
-        with pytest.raises(ValueError, match="count the padding in"):
+        with pytest.raises(ValueError, match="include the padding"):
             ask_batch(model, tokenizer, [pair, TEXT], asked)
     else:
         batch = ask_batch(model, tokenizer, [pair, TEXT], asked)

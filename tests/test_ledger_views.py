@@ -180,7 +180,7 @@ def test_what_has_the_opposite_sign_is_named():
     book = book_of(10, ("tokens", None, 6), ("bias", 0, 6), ("softmax", 0, -2))
     words = book.explanation()
     assert "150 % of what is missing went into the biases of layer 0." in words
-    assert "That is offset, 50 % by the softmax of layer 0." in words
+    assert "This is offset, 50 % by the softmax of layer 0." in words
 
 
 def test_an_excess():

@@ -167,7 +167,7 @@ def test_two_towers_get_one_half_each(recipe: Recipe) -> None:
 
 @BOTH
 def test_towers_of_one_input_are_undecided(recipe: Recipe) -> None:
-    with pytest.raises(ValueError, match="multiplies two things"):
+    with pytest.raises(ValueError, match="multiplies two factors"):
         _explained(lambda x: _similarity(x, x), X, recipe=recipe)
 
 

@@ -209,7 +209,7 @@ def test_one_input_of_several_is_the_same_as_both(t5):
 def test_errors_of_a_decoder(t5, loaded):
     forward = DecoderLogits(t5)
     ids = torch.tensor([[5, 6, 7]])
-    with pytest.raises(AssertionError, match="1 rows and what has been written 2"):
+    with pytest.raises(AssertionError, match="1 rows and the decoder's tokens 2"):
         LRPx(forward).attribute((ids, torch.tensor([[0], [0]])), target=4)
     with pytest.raises(IndexError, match="position 3"):
         LRPx(forward).attribute((ids, ids), target=4, additional_forward_args=(None, None, 3))

@@ -397,10 +397,10 @@ def test_what_does_not_belong_together_is_refused(
     for each in (model, ast, gpt2):
         monkeypatch.setattr(each, "forward", _with_signature_of(each.forward, ran))
     for error, message, (kind, part, text, audio), options in [
-        (ValueError, "reads audio: give it as `audio`", (model, tokenizer, "the keys", None), {}),
-        (ValueError, "reads audio: give it as `audio`", (ast, tokenizer, "the keys", None), {}),
+        (ValueError, "reads audio: pass it as `audio`", (model, tokenizer, "the keys", None), {}),
+        (ValueError, "reads audio: pass it as `audio`", (ast, tokenizer, "the keys", None), {}),
         (ValueError, "reads no audio: leave", (gpt2, tokenizer, "the keys", path), {}),
-        (TypeError, "reads no audio: give the proc", (ast, tokenizer, None, path), {}),
+        (TypeError, "reads no audio: pass the proc", (ast, tokenizer, None, path), {}),
         (TypeError, "writes no text: give the proc", (model, mute, None, path), {}),
         (ValueError, "reads audio and no text", (ast, reader, "a cat", path), {}),
         (ValueError, "reads audio and no text", (model, processor, "the keys", path), {}),

@@ -134,4 +134,4 @@ def test_batch_norm_in_training_mode_is_another_reason():
     model = tiny("gpt2")
     model.transformer.normed = nn.BatchNorm1d(8)
     (warning,) = said_by(lambda: warn_if_training(list(model.modules())))
-    assert "batch norm takes the statistics of the batch" in str(warning.message)
+    assert "batch norm uses the statistics of the batch" in str(warning.message)

@@ -286,7 +286,7 @@ def test_a_continuation_of_a_module_that_computes_more_is_refused(loaded):
     tuned = adapted(model, "PromptTuning", num_virtual_tokens=3)
     hooked = with_hook(copy.deepcopy(model))
     for given in (tuned, hooked):
-        with pytest.raises(ValueError, match=r"computes more than it.*TokenLogits"):
+        with pytest.raises(ValueError, match=r"module computes more.*TokenLogits"):
             LLMRelevance(AttnLRPx(given), tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""ALTI-Logit: the mathematics, and the recording of a forward pass that it works on."""
+"""ALTI-Logit: its mathematics, and the recording of a forward pass that it uses."""
 
 from captum_lrpx.alti.formulas import (
     alti_matrix,

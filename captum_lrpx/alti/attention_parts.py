@@ -1,8 +1,8 @@
-"""What each attention of a forward pass is made of, as numbers: weights, values, linear maps.
+"""Numbers of each attention of a forward pass: weights, values, linear maps.
 
-The linear end of an attention, from what it found to what is added to the stream, is measured and
-not looked up: gradients of known numbers that are pulled through it say which head and position lie
-where, and by what features and positions are scaled.
+The linear end of an attention, from the heads' outputs to the summand of the stream, is measured
+instead of looked up: gradients of known numbers that are pulled through it show the place of each
+head and position, and the factors of features and positions.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = ["Reader"]
 
 
 class Reader:
-    """Reads the parts of a pass.
+    """Reads the attentions of a pass in numbers.
 
     Args:
-        graph: Its graph.
+        graph: The graph of the pass.
         pull: Calls its nodes.
-        recording: What was noted of it.
+        recording: The recording of its forward pass.
         where: Describes the place of a node.
-        path: Gives the path of the module of a node.
-        dropout: Whether dropout may be active, which hides what scales a stream.
-        known: What has been found out of passes of the same structure, and is now.
+        path: Returns the path of the module of a node.
+        dropout: Whether dropout may be active, which hides the scale of a stream.
+        known: Cache shared by passes of the same structure.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Reader:
     ) -> None:
         self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
         self.where, self.path, self.dropout = where, path, dropout
-        self._numbers: set[Edge] = set()  # tensors that have been looked through for NaN
+        self._numbers: set[Edge] = set()  # tensors already checked for NaN
 
     # Values of tensors ------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class Reader:
     # Attentions -------------------------------------------------------------------------------
 
     def part(self, attention: Attention, batch: int, tokens: int, sources: int) -> Part:
-        """The numbers of an attention.
+        """Read an attention.
 
         Args:
             attention: The attention.
@@ -146,7 +146,7 @@ class Reader:
         return part if split is None else part.joined(split)
 
     def _added(self, attention: Attention, batch: int, tokens: int) -> Tensor:
-        """What an attention adds to the stream, without MLPs beside it."""
+        """Summand of an attention, without MLPs in parallel."""
         leaf = attention.leaf
         added = self.value(leaf, batch, tokens)
         beside = [each for each in attention.region if each > leaf.node]
@@ -203,7 +203,7 @@ class Reader:
         )
 
     def like(self, edge: Edge, numbers: Tensor) -> Tensor:
-        """Numbers in the form of a tensor of the graph."""
+        """Values in the shape of a tensor of the graph."""
         return numbers.reshape(self.seed(edge).shape)
 
     def _pulled(self, order: Sequence[int], end: Edge, gradient: Tensor, start: Edge) -> Tensor:
@@ -212,12 +212,12 @@ class Reader:
         found = self.pull.back(order, {end: gradient}, (start,))
         return found[start]
 
-    # Which head and position is where ---------------------------------------------------------
+    # Order of heads and positions -------------------------------------------------------------
 
     def _order(
         self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
     ) -> tuple[Order, Tensor | None, Tensor | None]:
-        """Where heads and positions are, and factors by head and position, and by feature."""
+        """Order of heads and positions, factors by head and position, and factors by feature."""
         found, seed = Edge(attention.mixing, 0), self.seed(at)
         width = seed.shape[-1]
         if seed.numel() != batch * tokens * width:
@@ -261,7 +261,7 @@ class Reader:
             self.refuse(mixing, str(error))
         if found is None:
             raise ValueError(
-                f"The attention weights of {self.where(mixing)} cannot be had: {name} does not "
+                f"The attention weights of {self.where(mixing)} are unavailable: {name} does not "
                 'show what it computes. Load the model with attn_implementation="sdpa" or "eager".'
             )
         if found.values.shape[-2] != sources or (values_of is None and name in ("Bmm", "Mm")):
@@ -271,7 +271,7 @@ class Reader:
     # Linear maps ------------------------------------------------------------------------------
 
     def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
-        """The matrix of the output projection ``[H z, D]``."""
+        """Matrix of the output projection ``[H z, D]``."""
         begin, end, between = at
         width = self.seed(begin).shape[-1]
         if not between:
@@ -285,7 +285,7 @@ class Reader:
         if not others and self.graph.names[first] in ("Mm", "Addmm"):
             factor = getattr(node, "_saved_alpha", 1)
             found = local(node._saved_mat2.detach())  # noqa: SLF001
-            if found.shape == (width, columns):  # or else it is another part than the heads'
+            if found.shape == (width, columns):  # otherwise it is not the heads' part alone
                 return wide(found if factor == 1 else found * factor)
         result = seed.new_zeros(columns, width)
         for start in range(0, columns, rows):
@@ -302,16 +302,16 @@ class Reader:
     def _scaling(
         self, order: Sequence[int], end: Edge, start: Edge, batch: int, tokens: int
     ) -> Scaling | None:
-        """The norm or factor that lies between two tensors of a stream's width."""
+        """The norm or factor between two tensors of a stream's width."""
         found = of_layer_norm(self.pull, order, end, start)
         if found is None:
             same = tolerance(self.graph, (*order, start.node))
             pulled = partial(self._pulled, order, end, start=start)
             found = measured(pulled, self.seed(end), (batch, tokens), same)
-        if found is None and not self.dropout:  # in the mean over what is dropped it is one
+        if found is None and not self.dropout:  # with dropout it is a factor on average only
             self.refuse(order[0], "is neither a norm nor a factor for each feature or position")
         return found
 
     def refuse(self, number: int, what: str) -> NoReturn:
-        """Say what is not covered."""
+        """Raise the error for a node that is not covered."""
         raise ValueError(f"{self.where(number)} {what}, which ALTI-Logit does not cover.")

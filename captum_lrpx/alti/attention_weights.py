@@ -1,8 +1,8 @@
-"""The attention weights that a model has used, read from the graph of its pass.
+"""Attention weights of a model, read from the autograd graph of its pass.
 
-Most attention implementations never return their weights (SDPA does not even hold them). The node
-of a matrix product has saved them; those of a kernel are computed from the queries and keys that
-its node has saved, for the rows that are asked for.
+Most attention implementations never return their weights, and SDPA never holds them. The node
+of a matrix product has saved them; those of a kernel are computed, for the rows needed, from the
+queries and keys that its node has saved.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = [
 
 
 class AttentionWeights(ABC):
-    """The attention weights of one module for a batch, ``[B, H, T, T]``."""
+    """Attention weights of one module for a batch, ``[B, H, T, T]``."""
 
     @abstractmethod
     def of(self, example: int, rows: slice | Tensor) -> Tensor:
-        """The weights of some query rows of one example.
+        """Weights of some query rows of one example.
 
         Args:
-            example: Which example.
+            example: Index of the example.
             rows: A slice of positions, or their indices ``[R]``.
 
         Returns:
@@ -48,12 +48,12 @@ class AttentionWeights(ABC):
 
     @abstractmethod
     def joined(self, split: Split) -> AttentionWeights:
-        """The weights of the heads of all processes."""
+        """The weights with the heads of all processes."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaterializedWeights(AttentionWeights):
-    """Weights that the module computed itself.
+    """Weights that the module computed as a tensor.
 
     Attributes:
         weights: ``[B, H, T, T]``.
@@ -66,13 +66,13 @@ class MaterializedWeights(AttentionWeights):
         return wide(self.weights[example][:, rows])
 
     def joined(self, split: Split) -> MaterializedWeights:
-        """Those of all heads."""
+        """The weights with the heads of all processes."""
         return MaterializedWeights(split.joined(self.weights, 1))
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredWeights(AttentionWeights):
-    """Weights that follow from what SDPA was called with.
+    """Weights computed from the arguments of SDPA.
 
     Attributes:
         query: ``[B, H, T, z]``.
@@ -95,7 +95,7 @@ class ScoredWeights(AttentionWeights):
         return attention_weights(query, key, self._mask(example, rows), self.scale)
 
     def joined(self, split: Split) -> ScoredWeights:
-        """What those of all heads follow from."""
+        """The arguments with the heads of all processes."""
         by_head = self.mask is not None and self.mask.shape[1] > 1
         return replace(
             self,
@@ -115,12 +115,12 @@ class ScoredWeights(AttentionWeights):
 
 
 class Mixed(NamedTuple):
-    """What a node has mixed by its attention.
+    """Weights and values that a node multiplied.
 
     Attributes:
         weights: The weights.
         values: ``[B, G, S, z]``; each of the ``G`` serves ``H / G`` heads.
-        places: Which of the node's matrices of values each of them is ``[B, G]``.
+        places: Index of each among the node's matrices of values ``[B, G]``.
     """
 
     weights: AttentionWeights
@@ -129,12 +129,12 @@ class Mixed(NamedTuple):
 
 
 class Order:
-    """Where heads and positions are among the rows of a node that mixes tokens.
+    """Places of heads and positions among the rows of a node that mixes tokens.
 
-    It is the same in all passes of some lengths, so what follows from it is found out once.
+    It is the same in all passes of the same lengths, so derived places are cached.
 
     Args:
-        rows: For each example, head and position its row ``[B, H, T]``.
+        rows: Row of each example, head and position ``[B, H, T]``.
     """
 
     def __init__(self, rows: Tensor) -> None:
@@ -143,19 +143,19 @@ class Order:
         self._places: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
     def of_rows(self, tensor: Tensor) -> Tensor:
-        """``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
+        """Reorder ``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
         flat = tensor.detach().reshape(-1, tensor.shape[-1])
         return flat.view(*self.rows.shape, -1) if self.plain else flat[self.rows]
 
     def of_matrices(self, tensor: Tensor, queries: int) -> tuple[Tensor, Tensor]:
-        """Keys or values ``[..., S, z]`` by examples and groups of heads, and where each was.
+        """Reorder keys or values ``[..., S, z]`` by example and group of heads; also their places.
 
         Args:
             tensor: The keys or values.
-            queries: Rows of each matrix of queries.
+            queries: Number of rows of each matrix of queries.
 
         Raises:
-            ValueError: If those of a head are not one matrix.
+            ValueError: If the keys or values of a head are not one matrix.
         """
         flat = tensor.detach().reshape(-1, *tensor.shape[-2:])
         key = queries, len(flat)
@@ -171,7 +171,7 @@ def _counts_up(numbers: Tensor) -> bool:
 
 
 def _places(rows: Tensor, queries: int, count: int) -> Tensor:
-    """Which of ``count`` matrices of keys or values the heads read, by groups ``[B, G]``."""
+    """Indices of the keys or values, among ``count`` matrices, that each group reads ``[B, G]``."""
     shared, left = divmod(rows.numel() // queries, count)
     if left or not shared:
         raise ValueError("mixes something else than the tokens that are explained")
@@ -189,18 +189,18 @@ def _places(rows: Tensor, queries: int, count: int) -> Tensor:
 
 
 def attention_of(node: Any, name: str, order: Order) -> Mixed | None:
-    """The weights and values that a node of a graph has mixed.
+    """Weights and values that a node of a graph multiplied.
 
     Args:
         node: The node of a matrix product or of an attention kernel.
         name: Its operator.
-        order: Of its heads and positions.
+        order: Order of its heads and positions.
 
     Returns:
         The weights and values; None if the node does not show them.
 
     Raises:
-        ValueError: If the values of a head are not one matrix. It says what the node does.
+        ValueError: If the values of a head are not one matrix; the message describes the node.
     """
     if name in ("Bmm", "Mm"):
         by_row, values = node._saved_self, node._saved_mat2  # noqa: SLF001 - no public names
@@ -252,7 +252,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: fl
     if mask is None:
         return torch.softmax(scores, -1)
     is_open = mask if mask.dtype == torch.bool else mask > -math.inf
-    # A row without any allowed position has no weights; softmax would give NaN.
+    # A row without any allowed position gets no weights; softmax would give NaN.
     attends = is_open.any(-1, keepdim=True)
     if mask.dtype == torch.bool:
         mask = scores.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
@@ -261,5 +261,5 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: fl
 
 
 def wide(x: Tensor) -> Tensor:
-    """The tensor in float32, or wider if it is."""
+    """The tensor in float32, or in its own dtype if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,6 +1,6 @@
-"""The attentions of a pass, from the last to the first, as ALTI-Logit needs them.
+"""Logit updates and ALTI matrices of the attentions of a pass, from the last to the first.
 
-The positions of all inputs lie side by side on one axis of ``T`` positions, so that an attention to
+The positions of all inputs are concatenated on one axis of ``T`` positions, so that an attention to
 another stream is a block beside the diagonal.
 """
 
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "Example"]
 
-_TEMPORARIES: Final = 3  # weights of some rows, their scores, and a copy in another order
+_TEMPORARIES: Final = 3  # weights of some rows, their scores, and a reordered copy
 
 
 @dataclass(eq=False)
 class Blocks:
-    """Computes logit updates and ALTI matrices, one attention at a time.
+    """Streams logit updates and ALTI matrices, one attention at a time.
 
     Attributes:
         reader: Reads the parts of the pass.
         layout: Its layout.
-        targets: The directions of each explained value.
+        targets: Directions of each explained value.
         tokens: Positions of each input.
         memory_budget: Bytes that temporary tensors may take.
-        value_bias: Whether the bias part of the values belongs to the tokens.
-        keep_alti: Whether the ALTI matrix of every attention is wanted, whole.
+        value_bias: Whether the bias part of the values is counted for the tokens.
+        keep_alti: Whether to keep the ALTI matrix of every attention, whole.
         per_head: Whether updates are kept per head.
-        alti_by_head: Whether each head is a part of its own in the matrices.
+        alti_by_head: Whether the matrices keep each head as a separate part.
         alti: The ALTI matrices so far, last attention first, each ``[B, T, T]``.
-        sinks: Attention that went to no token, likewise, each ``[B, T]``.
-        value_biases: What the bias part of the values contributes, by path, of each target ``[B]``.
+        sinks: Share of attention that went to no token, likewise, each ``[B, T]``.
+        value_biases: Contribution of the bias part of the values, by path, of each target ``[B]``.
     """
 
     reader: Reader
@@ -67,18 +67,18 @@ class Blocks:
         self.value_biases = [{} for _ in self.targets]
         self.batch = len(self.targets[0].value)
         self.offsets = [0, *accumulate(self.tokens)]
-        # Positions that the explained value is known to read from, first and last + 1.
+        # Range of positions that the explained value is known to depend on, per input.
         self._reached = [
             {place: (count, 0) for place, count in enumerate(self.tokens)}
             for _ in range(self.batch)
         ]
 
     def positions(self, place: int) -> slice:
-        """The positions of an input on the axis of all."""
+        """The positions of an input on the common axis."""
         return slice(self.offsets[place], self.offsets[place + 1])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Update ``[B, K (H), T]`` and ALTI matrix ``[B, T, T]`` of each attention, last first."""
+        """Yield update ``[B, K (H), T]`` and ALTI matrix ``[B, T, T]`` by attention, last first."""
         attentions = self.layout.attentions
         home = self.targets[0].value.device  # blocks may be spread over devices
         for index in range(len(attentions) - 1, -1, -1):
@@ -116,7 +116,7 @@ class Blocks:
         return None if rows is None else part.found(rows.whole(part.rows.numel()))
 
     def _update(self, one: Example, found: list[Tensor | None]) -> Tensor:
-        """Updates of all targets ``[K (H), S]``; what belongs to the values' bias is put aside."""
+        """Updates of all targets ``[K (H), S]``; the share of the values' bias is stored apart."""
         part, updates = one.part, []
         bias = None if self.value_bias else self._bias_of_values(part)
         for gradient, biases in zip(found, self.value_biases, strict=True):
@@ -137,11 +137,11 @@ class Blocks:
         return torch.cat(updates)
 
     def _bias_of_values(self, part: Part) -> Tensor:
-        """What of the values does not depend on the input ``[G, 1, z]``.
+        """Part of the values that does not depend on the input ``[G, 1, z]``.
 
-        Unit vectors are pulled back through the way of the values, one at each position, and meet
-        the constants that are added there. Of processes that have some heads each, one at a time
-        has them: what they have in common gets the sum of their gradients.
+        Unit vectors are pulled back through the path of the values, one at each position, and
+        multiplied with the constants added there. If processes share the heads, one process at a
+        time has the unit vectors: where the heads meet, gradients are summed.
         """
         attention, reader = part.attention, self.reader
         _, groups, tokens, size = part.values.shape
@@ -170,13 +170,13 @@ class Blocks:
 
     @staticmethod
     def _first_group(part: Part) -> int:
-        """The first group of heads that this process has."""
+        """Index of the first group of heads in this process."""
         return 0 if part.split is None else part.split.place * part.places.shape[1]
 
     # ALTI matrices ----------------------------------------------------------------------------
 
     def _matrix(self, one: Example) -> Tensor:
-        """The rows of the matrix that are needed, the others 0 ``[T, T or T + S]``."""
+        """ALTI matrix ``[T, T or T + S]``, of which only the needed rows are computed."""
         attention = one.part.attention
         count = self.tokens[attention.stream]
         first, stop = (0, count) if self.keep_alti else self._reached[one.example][attention.stream]
@@ -186,7 +186,7 @@ class Blocks:
         return split.summed(one.alti_matrix(*split.share(first, stop), by_head=by_head))
 
     def _on_axis(self, matrix: Tensor, attention: Attention) -> Tensor:
-        """A matrix on the axis of all positions; those of other streams stay where they are."""
+        """A matrix on the common axis; other streams are passed through."""
         if len(self.tokens) == 1:
             return matrix
         whole = torch.eye(self.offsets[-1], dtype=matrix.dtype, device=matrix.device)
@@ -205,7 +205,7 @@ class Blocks:
         return whole
 
     def _of_stream(self, numbers: Tensor, attention: Attention) -> Tensor:
-        """Numbers of the positions of a stream on the axis of all."""
+        """Values of the positions of a stream on the common axis."""
         whole = numbers.new_zeros(self.offsets[-1])
         whole[self.positions(attention.stream)] = numbers
         return whole
@@ -238,7 +238,7 @@ class Example:
         self.values = part.values[example].contiguous()  # [G, S, z]
         self.output_weight = part.output_weight.to(self.values)
         self.tokens = part.rows.shape[-1]
-        # Rows whose attention weights may be held at a time.
+        # Number of rows whose attention weights fit the memory budget.
         self.step = self._affordable_rows()
         self._whole: Tensor | None = None
         if whole and self.step >= self.tokens:
@@ -252,7 +252,7 @@ class Example:
             raise ValueError(
                 f"The attention weights of one of {sources} positions take "
                 f"{_TEMPORARIES * row} bytes, more than memory_budget={self.memory_budget}: "
-                "give a larger budget, or a shorter text."
+                "pass a larger budget, or a shorter text."
             )
         return step
 
@@ -263,7 +263,7 @@ class Example:
         return self.part.weights.of(self.example, rows).to(self.values)
 
     def sink(self) -> Tensor:
-        """The share of attention that went to no token, over all heads ``[T]``."""
+        """Share of attention that went to no token, averaged over the heads ``[T]``."""
         shares = [
             1 - self.weights(slice(low, low + self.step)).sum(-1).mean(0)
             for low in range(0, self.tokens, self.step)
@@ -271,7 +271,7 @@ class Example:
         return torch.cat(shares)
 
     def directions(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Explained rows ``[R]``, and directions of what each head has found there ``[H, R, z]``.
+        """Explained rows ``[R]``, and directions of the output of each head there ``[H, R, z]``.
 
         Args:
             gradient: ``[B, H, T, z]``.
@@ -297,7 +297,7 @@ class Example:
         """
         part, values = self.part, self.values
         cross = part.attention.stream != part.attention.source
-        if cross:  # the tokens of the own stream stand in front, and are not read
+        if cross:  # tokens of the own stream come first, and are not read
             own = values.new_zeros(values.shape[0], self.tokens, values.shape[-1])
             values = torch.cat([own, values], 1)
         matrix = values.new_zeros(self.tokens, values.shape[-2])
@@ -321,7 +321,7 @@ class Example:
         return matrix
 
     def folded(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, output projection and residual of some rows, with norms and factors in them."""
+        """Weights, output projection and residual of some rows; norms and factors are folded in."""
         part, weights, output_weight = self.part, self.weights(rows), self.output_weight
         residual = part.residual[self.example, rows].to(self.values)
         if part.by_head is not None:
@@ -341,8 +341,8 @@ class Example:
         return weights, output_weight, residual
 
     def _chunk(self) -> int:
-        """Elements of transformed vectors that may be held at a time."""
+        """Number of elements of transformed vectors that may be held at a time."""
         share = max(1, self.memory_budget // (_TEMPORARIES * self.values.element_size()))
-        # A processor wants what fits into its cache, an accelerator wants large pieces.
+        # A CPU needs what fits into its cache, an accelerator needs large chunks.
         on_cpu = self.values.device.type == "cpu"
         return min(share, formulas.CHUNK_ELEMENTS) if on_cpu else share

@@ -19,33 +19,33 @@ __all__ = ["ALTILogitDecomposition"]
 
 @dataclass(frozen=True, eq=False)
 class ALTILogitDecomposition:
-    """What an explained value is made of, for ``B`` examples, ``L`` blocks and ``H`` heads.
+    """Decomposition of an explained value, for ``B`` examples, ``L`` blocks and ``H`` heads.
 
     ``heads.sum() + start.sum() + mlps.sum() + all biases + remainder`` is the explained value,
     per example (:meth:`total`).
 
     Attributes:
         value: The explained values ``[B]``.
-        coverage: The operations that the directions of the values go through.
-        updates: What each head of each block reads from each position of its own input
-            ``[B, L, H, T]`` (logit updates, before they are carried back).
+        coverage: Operations on the paths of the directions of the values.
+        updates: Logit updates: contribution of each position of a block's own input through each
+            head ``[B, L, H, T]``, before they are carried back.
         heads: The same carried back to the input tokens by the ALTI matrices ``[B, L, H, T]``; the
-            sum over ``T`` is that of ``updates``.
-        start: What the explained position's own embedding contributes directly, along the residual
+            sum over ``T`` equals that of ``updates``.
+        start: Direct contribution of the explained position's own embedding, along the residual
             stream ``[B, T]``; zero at all other positions.
-        mlps: What the output of each MLP contributes ``[B, L]``. It is not carried back: ALTI-Logit
+        mlps: Contribution of the output of each MLP ``[B, L]``. It is not carried back: ALTI-Logit
             cuts the flow there.
-        biases: What each bias outside of the MLPs contributes, by its path, each ``[B]``.
-        remainder: What is left ``[B]``: rounding, if the forward function is linear in the logits;
-            for a log-probability the part that is not linear.
-        output: What of the remainder is the explained function's own ``[B]``: its value less its
-            gradient times the model's outputs, found from these; 0 for a linear one.
+        biases: Contribution of each bias outside of the MLPs, by its path, each ``[B]``.
+        remainder: The rest ``[B]``: rounding, if the forward function is linear in the logits;
+            for a log-probability its non-linear part.
+        output: The explained function's own part of the remainder ``[B]``: its value minus its
+            gradient times the model's outputs; 0 for a linear one.
         alti: The ALTI matrix of each block ``[B, L, T, T]`` (row: position, column: token), if
-            asked for.
-        sinks: Share of the attention of each position that went to no token, in the mean over the
-            heads ``[B, L, T]``, if the matrices were asked for. It carries no value.
+            requested.
+        sinks: Share of each position's attention that went to no token, averaged over the
+            heads ``[B, L, T]``, if the matrices were requested. It carries no value.
         attention_paths: Path of the module of each block.
-        mlp_paths: Path of the module that gave what each MLP adds.
+        mlp_paths: Path of the module that computed the update of each MLP.
     """
 
     value: Tensor

@@ -1,4 +1,4 @@
-"""The direction in which each branch of a model moves an explained value."""
+"""Directions in which each branch of a model moves an explained value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Biases", "Directions", "directions_of"]
 
 
 class Rows:
-    """The rows of a gradient that are not zero: few, if one position is explained."""
+    """Non-zero rows of a gradient: few, if one position is explained."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Tensor, Tensor]] = []
@@ -45,17 +45,17 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Gradients of one explained value per example, and the terms that follow from them alone.
+    """Gradients of one explained value per example, and the terms that follow directly from them.
 
     Attributes:
         value: The explained values ``[B]``.
-        found: For each attention that the value depends on directly the gradient at its mixing
-            node, by the node.
+        found: Gradient at the mixing node of each attention that the value depends on directly, by
+            node.
         start: ``<u, x>`` at the start of each stream ``[B, T]``, by the place of its input.
-        mlps: ``<u, m>`` of each branch that works on each position for itself ``[B, M]``.
-        biases: ``<u, b>`` of each constant that is added elsewhere ``[B]``, by its path.
-        output: What the explained value is beyond ``<u, o>`` of the outputs of the model ``[B]``;
-            0 if these are not known, as for one that is linear in them.
+        mlps: ``<u, m>`` of each branch that treats positions separately ``[B, M]``.
+        biases: ``<u, b>`` of each constant added elsewhere ``[B]``, by its path.
+        output: The explained value minus ``<u, o>`` of the outputs of the model ``[B]``;
+            0 if these are unknown, as for a function that is linear in them.
     """
 
     value: Tensor
@@ -81,10 +81,9 @@ def directions_of(
         layout: Its parts.
         output: The explained values ``[B]``.
         tokens: Positions of each input.
-        name: Gives the name under which a constant that a node adds is reported,
-            None if it is not.
-        outputs: The outputs of the model that a function of them takes, by node; empty for one
-            that is linear in them.
+        name: Returns the name under which a constant of a node is reported, None if it is not.
+        outputs: The outputs of the model that the explained function uses, by node; empty for a
+            function that is linear in them.
 
     Raises:
         ValueError: If the value does not depend on the residual stream.
@@ -141,7 +140,7 @@ def directions_of(
 def _by_position(
     gradient: Tensor | None, reader: Reader, edge: Edge, batch: int, tokens: int
 ) -> Tensor:
-    """``<u, x>`` at each position ``[B, T]``, where there is a gradient."""
+    """``<u, x>`` at each position ``[B, T]``; 0 without a gradient."""
     x = reader.value(edge, batch, tokens).flatten(0, 1)
     result = wide(x.new_zeros(batch * tokens))
     if gradient is not None:
@@ -152,14 +151,14 @@ def _by_position(
 
 
 class Biases:
-    """Adds up what constants contribute, while gradients are pulled through their nodes."""
+    """Sums the contributions of constants, as gradients are pulled through their nodes."""
 
     def __init__(self, reader: Reader, batch: int, name: Callable[[int, Any], str | None]) -> None:
         self.reader, self.batch, self.name = reader, batch, name
         self.amounts: dict[str, Tensor] = {}
 
     def __call__(self, number: int, gradient: Tensor) -> None:
-        """Note the constants of a node."""
+        """Record the constants of a node."""
         node = self.reader.graph.nodes[number]
         for constant, sign in self.reader.recording.constants.get(node, ()):
             name = self.name(number, constant)
@@ -173,7 +172,7 @@ class Biases:
 
 
 def product_with(gradient: Tensor, constant: Any, groups: int) -> Tensor:
-    """``<u, b>`` of a constant that has been broadcast to a gradient's shape, by groups of rows."""
+    """``<u, b>`` of a constant broadcast to the shape of a gradient, by groups of rows."""
     u = wide(whole(gradient))
     if isinstance(constant, torch.Tensor):
         constant = whole(constant)

@@ -1,9 +1,9 @@
 r"""ALTI and ALTI-Logit as pure functions on tensors of one example.
 
 ALTI (Ferrando et al. 2022, https://arxiv.org/abs/2203.04212) writes the output of an attention
-block as a sum of vectors, one from each token, and measures how much each of them contributes.
+block as a sum of vectors, one from each token, and measures the contribution of each.
 ALTI-Logit (Ferrando et al. 2023, https://arxiv.org/abs/2305.12535; Arras et al. 2025, section 2.1)
-asks instead how much each of them moves a logit, and follows that back to the input by ALTI.
+measures instead how much each vector moves a logit, and carries that back to the input by ALTI.
 
 Symbols: ``T`` tokens, ``D`` hidden size, ``H`` heads of size ``z`` (``G`` key/value heads, each
 shared by ``H / G``), ``R`` rows, that is explained positions or query positions. With attention
@@ -12,7 +12,7 @@ from position ``j``, ``x`` being the residual stream,
 
 .. math:: T_{ij} = \sum_h A^h_{ij} v^h_j W^h + \delta_{ij} x_i
 
-Nothing of the shape ``[T, T, D]`` is ever held: sources are taken in blocks.
+No tensor of shape ``[T, T, D]`` is ever held: sources are processed in chunks.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
 ]
 
 CHUNK_ELEMENTS = 2**20
-"""Elements of the transformed vectors held at a time: what fits into a processor's cache."""
+"""Elements of the transformed vectors held at a time: they fit into a CPU cache."""
 
 
 def logit_update(
     weights: Tensor, values: Tensor, directions: Tensor, output_weight: Tensor
 ) -> Tensor:
-    r"""How much the explained value moves by what each head reads from each token.
+    r"""Contribution of each token through each head to the explained value.
 
     ``lambda[h, j] = sum_i A[h, i, j] <v[h, j], W[h] u_i>`` (Ferrando et al. 2023, equation 9, with
     the direction ``u`` of the explained value instead of transformed vectors).
@@ -67,7 +67,7 @@ def logit_update(
 
 
 def head_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
-    """The same with directions at what each head has found.
+    """The same, with directions at the output ``A v`` of each head.
 
     Args:
         weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
@@ -93,17 +93,17 @@ def alti_matrix(
     chunk: int = CHUNK_ELEMENTS,
     by_head: bool = False,
 ) -> Tensor:
-    """The contribution of each token to each position of a block, as shares that sum to one.
+    """Contribution of each token to each position of a block, as shares that sum to one.
 
     Args:
         weights: Attention weights of the rows ``first_row`` to ``first_row + R`` ``[H, R, T]``.
         values: Values ``[G, T, z]``.
         output_weight: Output projection by heads ``[H, z, D]``.
         residual: Residual stream ``x`` at those rows ``[R, D]``.
-        resultant: What the block makes of it, ``y`` ``[R, D]``, biases included.
+        resultant: Output of the block, ``y`` ``[R, D]``, biases included.
         first_row: Position of the first row.
         chunk: Elements of the transformed vectors held at a time.
-        by_head: Whether each head is a part of its own, as in information flow routes.
+        by_head: Whether each head is a separate part, as in information flow routes.
 
     Returns:
         ``C`` ``[R, T]``, non-negative, each row sums to one (Ferrando et al. 2022, equation 7).
@@ -124,8 +124,8 @@ def alti_matrix(
 def normalize(contribution: Tensor, *, first_row: int = 0) -> Tensor:
     """Clip contributions at zero and divide each row by its sum.
 
-    A row to which nothing contributes (its bias outweighs all tokens) keeps its own token: the
-    matrix stays stochastic, hence what is carried through it keeps its sum.
+    A row without a positive contribution (its bias outweighs all tokens) keeps its own token: the
+    matrix stays stochastic, so that values carried through it keep their sum.
 
     Args:
         contribution: ``[R, T]``, see :func:`contributions`.
@@ -152,11 +152,11 @@ def contributions(
     first_row: int = 0,
     chunk: int = CHUNK_ELEMENTS,
 ) -> Tensor:
-    r"""The raw contributions ``||y_i||_1 - ||T_ij - y_i||_1`` (Ferrando et al. 2022, equation 6).
+    r"""Raw contributions ``||y_i||_1 - ||T_ij - y_i||_1`` (Ferrando et al. 2022, equation 6).
 
-    The two norms are close to each other, so their difference cancels. With ``t'`` the transformed
+    The two norms are nearly equal, so their difference cancels. With ``t'`` the transformed
     vector in the signs of ``y``, it is summed as ``min(t', 2 |y| - t') = 2 min(t', |y|) - t'``,
-    which is the same and does not cancel.
+    which is equal and does not cancel.
 
     Args:
         weights: Attention weights of the rows ``first_row`` to ``first_row + R`` ``[H, R, T]``.
@@ -195,7 +195,7 @@ def contributions(
                     messages[block : block + count],
                     out=out,
                 )
-                own = t.diagonal(source - first_row - low, 0, 1)  # [D, n], where T_ii gets x_i
+                own = t.diagonal(source - first_row - low, 0, 1)  # [D, n], where T_ii includes x_i
                 offset = max(low, source - first_row)
                 own.add_(residual[offset : offset + own.shape[1]].t())
                 result[sources, taken] = _signed_share(t, signs[taken], magnitude[taken])
@@ -213,12 +213,12 @@ def contributions_by_head(
     first_row: int = 0,
     chunk: int = CHUNK_ELEMENTS,
 ) -> Tensor:
-    r"""Contributions with what each head carries from each token as a part of its own.
+    r"""Contributions in which each head's vector from each token is a separate part.
 
-    The importances of information flow routes before they are normalized (Ferrando & Voita 2024,
-    https://arxiv.org/abs/2403.00824): ``max(||y_i||_1 - ||z - y_i||_1, 0)`` of each part ``z``:
-    what each head carries, ``A^h_{ij} v^h_j W^h``, and the residual ``x_i``. The heads are summed
-    afterwards; ALTI measures the sum of heads and residual instead.
+    These are the importances of information flow routes before normalization (Ferrando & Voita
+    2024, https://arxiv.org/abs/2403.00824): ``max(||y_i||_1 - ||z - y_i||_1, 0)`` of each part
+    ``z``, the vector of each head, ``A^h_{ij} v^h_j W^h``, and the residual ``x_i``. The heads are
+    summed afterwards; ALTI measures the sum of heads and residual instead.
 
     Args:
         weights: As for :func:`contributions`.
@@ -259,7 +259,7 @@ def _signed_share(t: Tensor, signs: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _messages(values: Tensor, output_weight: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """What each source sends through each head, ``v W``, in groups ``(start, [n, H, D])``."""
+    """Vectors that each source sends through each head, ``v W``, as ``(start, [n, H, D])``."""
     heads, _, hidden = output_weight.shape
     groups, tokens, _ = values.shape
     size = min(tokens, max(1, chunk // (heads * hidden)))
@@ -271,9 +271,9 @@ def _messages(values: Tensor, output_weight: Tensor, chunk: int) -> Iterator[tup
 
 
 def _reach(weights: Tensor, first_row: int) -> tuple[list[int], list[int]]:
-    """First and last row that reads from each token, its own among them; ``R`` and -1 if none.
+    """First and last row that reads from each token, its own included; ``R`` and -1 if none.
 
-    Causality, windows and padding are all seen in the weights themselves ``[H, R, T]``.
+    Causality, windows and padding all show in the weights themselves ``[H, R, T]``.
     """
     reads = weights.amax(0) != 0
     reads.diagonal(first_row).fill_(value=True)
@@ -293,7 +293,7 @@ def fold_frozen_norm(
     weight: Tensor | None,
     centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Let a norm with frozen scale behind the residual add be part of the transformed vectors.
+    """Fold a norm with frozen scale, after the residual addition, into the transformed vectors.
 
     ``T_ij = gamma * center(sum_h A v W + delta x) * scale_i`` is again of the form that
     :func:`contributions` takes, with other weights, output projection and residual (Ferrando et
@@ -308,7 +308,7 @@ def fold_frozen_norm(
         centered: Whether the norm subtracts the mean.
 
     Returns:
-        The three, of the same shapes.
+        The three inputs with the norm folded in, of the same shapes.
     """
     if centered:
         output_weight = output_weight - output_weight.mean(-1, keepdim=True)
@@ -319,13 +319,13 @@ def fold_frozen_norm(
 
 
 def rollout(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """Carry the logit updates of all layers back to the input, and add them up.
+    """Carry the logit updates of all layers back to the input, and sum them.
 
     ``sum_l lambda^l C^(l-1) ... C^0`` by Horner's scheme: a row times a matrix at each layer.
 
     Args:
         layers: For each layer, from the last to the first, its update ``[..., N, T]`` and its ALTI
-            matrix ``[..., T, T]``. That of the last layer is not used.
+            matrix ``[..., T, T]``. The matrix of the last layer is not used.
 
     Returns:
         Contributions of the input tokens ``[..., N, T]``.
@@ -339,7 +339,7 @@ def rollout(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
 
 
 def rollout_by_layer(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """Carry the logit updates of all layers back to the input, each for itself.
+    """Carry the logit updates of each layer back to the input, separately.
 
     Args:
         layers: As for :func:`rollout`, with updates ``[..., N, T]``.

@@ -1,4 +1,4 @@
-"""What passes of one structure have in common, for an attention."""
+"""Properties of an attention shared by all passes of one structure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Orders = tuple["Order", "Tensor | None", "Tensor | None"]
 
 
 class Known:
-    """What has been found out about the attentions of a graph, by their mixing nodes."""
+    """Cache of properties of the attentions of a graph, by their mixing nodes."""
 
     def __init__(self) -> None:
         self._projections: dict[int, Any] = {}
@@ -25,15 +25,15 @@ class Known:
         self._lengths: tuple[int, int] | None = None
 
     def projection(self, mixing: int, find: Callable[[], Any]) -> Any:
-        """Where the output projection is, which follows from the structure alone."""
+        """Place of the output projection, which depends on the structure alone."""
         if mixing not in self._projections:
             self._projections[mixing] = find()
         return self._projections[mixing]
 
     def order(self, mixing: int, lengths: tuple[int, int], find: Callable[[], Orders]) -> Orders:
-        """Where heads and positions are, which is the same in each pass of some lengths.
+        """Order of heads and positions, which depends on structure and lengths.
 
-        Factors beside them are numbers of one pass, and not kept.
+        It is not kept if there are factors beside it, which belong to one pass.
         """
         if self._lengths != lengths:
             self._orders.clear()

@@ -1,8 +1,8 @@
-"""The parts of a model that ALTI-Logit speaks of, found in the graph of one forward pass.
+"""Streams, attentions and other branches of a model, found in the graph of one forward pass.
 
-What is added to a residual stream is a *branch*: an attention, if tokens are mixed in it by a
-softmax and all that follows is linear; else something that works on each position for itself (an
-MLP, experts). Nothing here looks at names of modules.
+A *branch* is whatever is added to a residual stream: an attention, if its tokens are mixed by a
+softmax and everything after that is linear; else an operation on each position separately (an
+MLP, experts). Names of modules play no role.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["Attention", "Branch", "Layout", "Stream", "layout_of"]
 
 @dataclass(frozen=True)
 class Branch:
-    """Something that is added to a stream.
+    """A summand of a residual stream.
 
     Attributes:
-        operand: What is added.
-        addition: The node that adds it.
+        operand: The summand.
+        addition: The node of the addition.
         stream: The stream, by its place among the inputs.
         constant: Whether it does not depend on the inputs (an attention to constant states).
     """
@@ -46,15 +46,15 @@ class Attention(Branch):
     """An attention whose result is added to a stream.
 
     Attributes:
-        leaf: What of the operand comes from the attention alone, without MLPs beside it.
+        leaf: The attention's own part of the operand, without MLPs beside it.
         mixing: The node that mixes tokens.
         region: Nodes between it and the operand, operands last.
-        value: The values that are mixed.
-        value_region: Nodes between them and the stream that they are read from, norms among them,
-            operands last.
-        residual: What of the stream the block adds to.
+        value: The mixed values.
+        value_region: Nodes between the values and the stream that they are read from, norms
+            included, operands last.
+        residual: The tensor of the stream that the block adds to.
         source: The stream that the values are read from.
-        entries: Where the values leave that stream.
+        entries: Edges at which the values leave that stream.
         norms: Nodes of the norm after the addition, before the stream is read again; operands last.
     """
 
@@ -71,12 +71,12 @@ class Attention(Branch):
 
 @dataclass
 class Layout:
-    """What a graph is made of.
+    """Streams, attentions and branches of a graph.
 
     Attributes:
         streams: The streams by the places of their inputs.
-        attentions: In an order in which each comes after all that it reads from.
-        positional: Branches that work on each position for itself, and constant ones.
+        attentions: Attentions, each after everything that it reads from.
+        positional: Branches that treat positions separately, and constant ones.
         kept: Nodes of the streams.
         order: All nodes that the explained values depend on along streams, heads and attentions,
             operands last.
@@ -102,14 +102,14 @@ def layout_of(
         graph: The graph of the explained values.
         roles: The roles of its nodes.
         plan: The rules of LRP, which hold weights of attention, gates and scales constant.
-        sources: For each input the node of its embeddings, None for one that nothing depends on.
+        sources: For each input the node of its embeddings, None if nothing depends on it.
         where: Describes the place of a node.
 
     Returns:
         The layout.
 
     Raises:
-        ValueError: If the model is not made of such parts.
+        ValueError: If the model does not have this form.
     """
     return _Reader(graph, roles, plan, where).read(list(sources))
 
@@ -118,8 +118,8 @@ class _Reader(Streams):
     def read(self, sources: list[int | None]) -> Layout:
         if not self.mixing:
             raise ValueError(
-                "The attention weights of this model cannot be had: nothing in it mixes tokens by "
-                "a softmax or scaled_dot_product_attention. ALTI-Logit does not cover recurrent "
+                "The attention weights of this model are unavailable: nothing in it mixes tokens "
+                "by a softmax or scaled_dot_product_attention. ALTI-Logit does not cover recurrent "
                 "mixers; if a kernel hides the attention, load the model with "
                 'attn_implementation="sdpa" or "eager".'
             )
@@ -152,7 +152,7 @@ class _Reader(Streams):
     # Branches ---------------------------------------------------------------------------------
 
     def _mixes(self) -> None:
-        """Which nodes of branches have a mixing of tokens in them."""
+        """Find the nodes of branches that depend on a mixing of tokens."""
         self.mixes: set[int] = set()
         for number in self.alive:
             if number in self.of_streams:
@@ -161,7 +161,7 @@ class _Reader(Streams):
                 self.mixes.add(number)
 
     def _branches(self, layout: Layout) -> None:
-        """Read all branches of the streams; what an attention reads from is one more stream."""
+        """Read all branches; the stream that an attention reads from is followed too."""
         done: set[int] = set()
         while set(self.chain) - done:
             number = max(set(self.chain) - done)
@@ -203,7 +203,7 @@ class _Reader(Streams):
     def _region(
         self, layout: Layout, addition: int, stream: int, operand: Edge
     ) -> tuple[Edge, tuple[int, ...], set[int]]:
-        """What lies between a branch's result and the mixing of tokens, which must be linear."""
+        """Nodes between a branch's result and the mixing of tokens, which must be linear."""
         mixings: set[int] = set()
         region: set[int] = set()
         leaf = operand
@@ -229,7 +229,7 @@ class _Reader(Streams):
         return leaf, tuple(sorted(region, reverse=True)), mixings
 
     def _until_stream(self, mixing: int, value: Edge) -> tuple[Edge, ...]:
-        """Where values leave a stream."""
+        """Edges at which values leave a stream."""
         inside: set[int] = set()
         entries: dict[Edge, None] = {}
         stack = [value]
@@ -246,7 +246,7 @@ class _Reader(Streams):
         return tuple(entries)
 
     def _until_chain(self, attention: Attention) -> tuple[int, ...]:
-        """What lies between values and the stream that they are read from."""
+        """Nodes between values and the stream that they are read from."""
         inside, stack = set(), [attention.value.node]
         while stack:
             number = stack.pop()
@@ -266,7 +266,7 @@ class _Reader(Streams):
         return bits.bit_length() - 1
 
     def _residual(self, addition: int, stream: int, source: int, entries: tuple[Edge, ...]) -> Edge:
-        """What an attention is added to, without MLPs that stand beside it."""
+        """The tensor that an attention is added to, without MLPs in parallel."""
         (operand, *others) = [edge for edge in self.live[addition] if edge.node in self.of_streams]
         if others:
             self._refuse(addition, "joins several residual streams")
@@ -282,7 +282,7 @@ class _Reader(Streams):
     # States -----------------------------------------------------------------------------------
 
     def _check_states(self, layout: Layout) -> None:
-        """Every attention must read its stream as the attention before left it."""
+        """Require that every attention reads its stream right after the previous attention."""
         by_addition: dict[int, Attention] = {}
         for each in layout.attentions:
             if each.addition in by_addition:

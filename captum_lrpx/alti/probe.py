@@ -1,7 +1,7 @@
-"""Whether anything but attention mixes tokens: found out by a gradient, on the first pass.
+"""Checks on the first pass, by gradients, that nothing but attention mixes tokens.
 
-A graph says which operation is a convolution, a recurrence or a product, but hardly along which
-axis. The gradient of one position of what a branch adds says it exactly.
+A graph shows that an operation is a convolution, a recurrence or a product, but hardly along which
+axis. The gradient at one position of a branch's output shows it exactly.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["probe"]
 
 _CHECKED: Final = 8
-"""Positions at which the parts of an attention are compared."""
+"""Number of positions at which the parts of an attention are compared."""
 
 
 def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> None:
-    """Refuse a model in which something else than attention mixes tokens.
+    """Refuse a model in which anything but attention mixes tokens.
 
     Args:
-        reader: Reads the pass, all of whose tensors are still there.
+        reader: Reads the pass, whose tensors must all still exist.
         layout: Its parts.
         batch: Examples.
         tokens: Positions of each input.
@@ -48,7 +48,7 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
         shape = (batch, tokens[place])
         if not _is_positional(reader, {stream.source.node}, stream.start, shape, -1):
             reader.refuse(
-                stream.start.node, "lies behind something that mixes tokens without a softmax"
+                stream.start.node, "comes after something that mixes tokens without a softmax"
             )
     for branch in layout.positional:
         if branch.constant:
@@ -67,11 +67,11 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
 
 
 def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[int]) -> None:
-    """Refuse an attention whose measured parts are not what the graph computes.
+    """Refuse an attention whose measured parts disagree with the graph.
 
-    In some direction at some positions, what it adds up to must be the same in three ways: as the
-    model has it, by the gradients of its parts, and by the transformed vectors. What the attention
-    hands back to its values shows number by number which weights it has mixed them with.
+    In some direction at some positions, its sum must be the same in three ways: in the model,
+    by the gradients of its parts, and by the transformed vectors. The gradients that the attention
+    passes to its values show the weights, number by number.
     """
     count = tokens[attention.stream]
     part = reader.part(attention, batch, count, tokens[attention.source])
@@ -126,7 +126,7 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
 
 
 def _at_values(reader: Reader, attention: Attention, gradient: Tensor) -> Tensor:
-    """What the node that mixes hands back to its matrices of values ``[N, S, z]``."""
+    """Gradients that the mixing node passes to its matrices of values ``[N, S, z]``."""
     graph = reader.graph
     number, edge = attention.mixing, attention.value
     metadata: Any = graph.nodes[number]
@@ -141,11 +141,11 @@ def _at_values(reader: Reader, attention: Attention, gradient: Tensor) -> Tensor
 def _is_positional(
     reader: Reader, ends: Collection[int], edge: Edge, shape: tuple[int, int], axis: int
 ) -> bool:
-    """Whether a tensor depends at each position on others at this position only.
+    """Whether a tensor depends, at each position, on other tensors at this position only.
 
     Args:
         reader: Reads the pass.
-        ends: The nodes of the others.
+        ends: The nodes of the other tensors.
         edge: The tensor: of shape ``[B, T, D]`` or ``[B T, D]``, or else values ``[..., T, z]``.
         shape: Examples and positions of the stream.
         axis: -1 for the first kind, -2 for values.
@@ -160,7 +160,7 @@ def _is_positional(
         return False
     entries, order = _way(graph, ends, edge)
     pull = Pull(graph, Plan(), {}, reader.pull.need)
-    for position in {0, tokens // 2}:  # the one in the middle may stay where it is
+    for position in {0, tokens // 2}:  # the middle one may be a fixed point of a permutation
         unit = torch.zeros_like(seed)
         if axis == -2:
             unit[..., position, :] = 1.0
@@ -181,7 +181,7 @@ def _touched(gradient: Tensor, rows: int) -> set[int]:
 
 
 def _way(graph: Graph, ends: Collection[int], edge: Edge) -> tuple[set[Edge], list[int]]:
-    """The results of some nodes that a tensor is computed from, and what lies between."""
+    """Results of the end nodes that a tensor is computed from, and the nodes between."""
     entries: set[Edge] = set()
     between: set[int] = set()
     stack = [edge]

@@ -1,4 +1,4 @@
-"""Gradients pulled back through chosen nodes of a graph, with what LRP holds constant.
+"""Gradients pulled back through chosen nodes of a graph, under the rules of LRP.
 
 PyTorch's engine would walk through every branch on the way; here only the nodes of the streams, the
 head and the linear end of each attention are called, one by one.
@@ -38,7 +38,7 @@ class Pull:
         graph: A graph whose forward pass is over.
         plan: The rules of LRP on it.
         inputs: The inputs of functions that do not save them.
-        need: Called with each node before it, and what else is known of it, is read.
+        need: Called with each node before its saved tensors are read.
     """
 
     def __init__(
@@ -58,17 +58,18 @@ class Pull:
         seen: Callable[[int, Tensor], None] | None = None,
         kept: Mapping[Edge, Callable[[Tensor], None]] | None = None,
     ) -> dict[Edge, Tensor]:
-        """The gradients at some edges.
+        """Pull gradients back to some edges.
 
         Args:
-            order: The nodes on the way, operands last.
-            gradients: Gradients to begin with.
+            order: The nodes in between, operands last.
+            gradients: Gradients to start from.
             stops: The edges.
             seen: Called with each node and the gradient of its first result.
-            kept: For some of the edges what takes each part of their gradient instead.
+            kept: For some of the edges, a consumer that receives each part of their gradient
+                instead.
 
         Returns:
-            The gradient at each edge that one arrives at.
+            The gradient at each edge that is reached.
         """
         waiting = dict(gradients)
         found: dict[Edge, Tensor] = {}
@@ -94,7 +95,7 @@ class Pull:
         return found
 
     def through(self, number: int, taken: Gradients) -> Gradients:
-        """The gradients of a node's operands."""
+        """Gradients of a node's operands."""
         node: Any = self.graph.nodes[number]
         name, action = self.graph.names[number], self.actions.get(number)
         rule = None if action is None else action.rule
@@ -121,7 +122,7 @@ class Pull:
             ]
             given = node(*own) if callable(node) else node.apply(*own)
             given = given if isinstance(given, tuple) else (given,)
-            if len(given) > len(edges):  # of a torch.autograd.Function: one for each argument
+            if len(given) > len(edges):  # a torch.autograd.Function: one for each argument
                 tensors = iter([each for each in given if each is not None])
                 given = [None if edge is None else next(tensors, None) for edge in edges]
         given = (*given, *(None for _ in range(len(edges) - len(given))))
@@ -130,7 +131,7 @@ class Pull:
         return tuple(given)
 
     def _of_linear(self, number: int, taken: Gradients) -> Gradients:
-        """What the input of a linear layer with constant weights gets, and what is added to it."""
+        """Gradients of a linear layer with constant weights: of its input, and of its summand."""
         node: Any = self.graph.nodes[number]
         gradient, weight = _required(taken[0]), node._saved_mat2.t()  # noqa: SLF001
         if is_worth_a_look(gradient):
@@ -144,7 +145,7 @@ class Pull:
         return (None if added is None else gradient), product, None
 
     def _of_one_factor(self, number: int, taken: Gradients) -> Gradients | None:
-        """What the one operand of a product or quotient gets that is not held constant."""
+        """Gradients of a product or quotient with one operand that is not held constant."""
         action, edges = self.actions.get(number), self.graph.operands[number]
         live = [
             place
@@ -161,7 +162,7 @@ class Pull:
         return tuple(product if each == place else None for each in range(len(edges)))
 
     def _as_operand(self, edge: Edge, gradient: Tensor) -> Tensor:
-        """A gradient in the shape of an operand, on its device, and as precise as it is."""
+        """A gradient in the shape and on the device of an operand, in the wider of both dtypes."""
         node: Any = self.graph.nodes[edge.node]
         metadata = node._input_metadata[edge.output]  # noqa: SLF001
         if gradient.shape != metadata.shape:
@@ -176,11 +177,11 @@ def _required(gradient: Tensor | None) -> Tensor:
 
 
 def tolerance(graph: Graph, numbers: Iterable[int]) -> float:
-    """How far numbers may be apart that are the same in theory, relatively.
+    """Relative tolerance for numbers that are equal in theory.
 
     Args:
         graph: The graph.
-        numbers: The nodes that they are computed by: under autocast some are in half precision.
+        numbers: The nodes that compute them: under autocast some are in half precision.
     """
     nodes: list[Any] = [graph.nodes[number] for number in numbers]
     dtypes = {each.dtype for node in nodes for each in node._input_metadata}  # noqa: SLF001

@@ -1,9 +1,9 @@
-"""What a graph does not keep of a forward pass, and what it keeps without need.
+"""Records tensors that a graph does not keep, and frees those that it keeps needlessly.
 
-Additions save nothing of what they add, linear layers nothing of their bias: a function mode of the
-calling thread notes both. Inside of branches the graph holds what only the gradients of activations
-and gates would need; as soon as a branch has been added to its stream this is let go of. Nothing is
-attached to the model, and every value is its own.
+Additions save none of their operands, linear layers save no bias: a function mode of the
+calling thread records both. Inside of branches the graph holds tensors that only the gradients of
+activations and gates would need; they are freed as soon as the branch has been added to its stream.
+Nothing is attached to the model, and every value is its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
+from torch.nn import functional as F  # noqa: N812 - PyTorch's usual name
 
 from captum_lrpx.trace.graph import maker_of, node_of
 from captum_lrpx.trace.mode import FunctionMode
@@ -35,13 +35,13 @@ _BIAS_AT: Final = {
     "addmm": 0,
     "baddbmm": 0,
 }
-"""Functions that add a bias -> its place among their arguments."""
+"""Functions that add a bias, and its place among their arguments."""
 _SUMS: Final = {
     **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__", "add_"), (1, 1)),
     **dict.fromkeys(("sub", "__sub__", "__isub__", "sub_"), (1, -1)),
     **dict.fromkeys(("__rsub__", "rsub"), (-1, 1)),
 }
-"""Functions that add or subtract -> the signs of their operands."""
+"""Functions that add or subtract, and the signs of their operands."""
 _IN_PLACE: Final = frozenset({"__iadd__", "add_", "__isub__", "sub_"})
 _SOFTMAX: Final = frozenset({F.softmax, torch.softmax, torch.Tensor.softmax})
 _ATTENTION: Final = frozenset({"softmax", "scaled_dot_product_attention"})
@@ -52,7 +52,7 @@ _Key = tuple["Node", int]
 
 
 class _Saved:
-    """A tensor that a node has saved."""
+    """A tensor saved by a node."""
 
     __slots__ = ("tensor",)
 
@@ -62,21 +62,22 @@ class _Saved:
     def get(self) -> Tensor:
         if self.tensor is None:
             raise ValueError(
-                "ALTI-Logit needs something of the forward pass here that had been let go of: the "
-                "model took another way than in its first pass. Explain it by a new ALTILogit."
+                "ALTI-Logit needs a tensor of the forward pass that has been freed: the "
+                "model took another path than in its first pass. Explain it with a new ALTILogit."
             )
         return self.tensor
 
 
 class _Kept:
-    """What branches save, until they have been added to their stream.
+    """Tensors saved in branches, until these have been added to their stream.
 
-    Nodes hold the function that packed their tensors, and a recording holds nodes: a cycle of the
-    two would never be freed, since Python's collector cannot see into nodes. So this holds no node.
+    Nodes refer to the function that packed their tensors, and a recording refers to nodes: a cycle
+    of the two would never be freed, since Python's collector cannot see into nodes. So this object
+    refers to no node.
 
     Attributes:
-        open: Tensors that may be let go of.
-        in_attention: Whether the function that runs mixes tokens.
+        open: Tensors that may be freed.
+        in_attention: Whether the running function mixes tokens.
     """
 
     def __init__(self, widths: Collection[int]) -> None:
@@ -85,7 +86,7 @@ class _Kept:
         self.in_attention = False
 
     def pack(self, tensor: Tensor) -> _Saved:
-        """What a node keeps in place of a tensor."""
+        """Wrap a tensor that a node saves."""
         saved = _Saved(tensor.detach())
         if tensor.requires_grad and tensor.ndim > 1 and tensor.shape[-1] > 1:
             if self.in_attention or tensor.shape[-1] in self._widths:
@@ -96,27 +97,27 @@ class _Kept:
 
 
 def _key_of(tensor: Tensor) -> _Key:
-    """Who has made a tensor, which has a graph, and which of its results it is."""
+    """Node that computed a tensor with a graph, and the index among its results."""
     key: Any = maker_of(node_of(tensor), tensor.output_nr)
     found: _Key = key
     return found
 
 
 class Recording:
-    """Sees the functions that one thread calls, for a ``with`` block.
+    """Observes the functions that one thread calls, for a ``with`` block.
 
     Args:
-        width: Width of the residual stream. If it is known, what branches of this width have saved
-            is let go of; if it is None, everything is kept.
-        widths: Widths of tensors on the way that directions are pulled back; what is of another
-            width is not kept in the first place, except by attention.
-        outside: Whether to note what functions outside of the model are given.
+        width: Width of the residual stream. If it is known, tensors saved in branches of this width
+            are freed; if it is None, everything is kept.
+        widths: Widths of tensors on the paths of directions; tensors of other
+            widths are not kept at all, except in attention.
+        outside: Whether to record arguments of functions outside of the model.
 
     Attributes:
         constants: For each node of a function that adds constants: these, and their signs.
-        picked: What was picked out of a parameter, by its address, and the parameter.
-        given: What functions outside of the model were given, by node and place among its results.
-        depth: How many modules run inside of each other: a model, and its base.
+        picked: Values selected from a parameter, by their address, and the parameter.
+        given: Arguments of functions outside of the model, by node and index among its results.
+        depth: Number of nested running modules: a model, and its base.
     """
 
     def __init__(
@@ -137,39 +138,39 @@ class Recording:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._kept.pack, _Saved.get)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start recording."""
         if self._width is not None:
             self._hooks.__enter__()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop."""
+        """Stop recording."""
         self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
         if self._width is not None:
             self._hooks.__exit__(*error)
 
     def know(self, tensor: Tensor) -> None:
-        """Note a tensor that is known from elsewhere."""
+        """Record a tensor that is known from elsewhere."""
         if tensor.requires_grad:
             kept = tensor.detach()
             self._values.setdefault(_key_of(tensor), (kept, kept._version))  # noqa: SLF001
 
     def value(self, node: Node, output: int) -> Tensor | None:
-        """A tensor that was added to another, or the sum; None if it was not."""
+        """A tensor that was added to another, or the sum; None for other tensors."""
         known = self._values.get((node, output))
         if known is None:
             return self._computed((node, output))
         tensor, version = known
         if tensor._version != version:  # noqa: SLF001 - no public name
             raise ValueError(
-                "The model writes into its residual stream after it has been added to, which "
+                "The model writes into its residual stream after adding to it, which "
                 "ALTI-Logit does not cover: let it return new tensors."
             )
         return tensor
 
     def _computed(self, key: _Key) -> Tensor | None:
-        """A sum of two tensors that are known."""
+        """A sum of two known tensors."""
         parts = self._sums.get(key)
         if parts is None:
             return None
@@ -181,7 +182,7 @@ class Recording:
     # Functions --------------------------------------------------------------------------------
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function, and note what is needed."""
+        """Call a function, and record what is needed."""
         name = getattr(func, "__name__", "")
         if self._outside and not self.depth:
             for each in args:
@@ -194,13 +195,13 @@ class Recording:
         result = func(*args, **kwargs)
         self._kept.in_attention = False
         if name == "__getitem__" and isinstance(args[0], nn.Parameter):
-            self.picked[result.data_ptr()] = result, args[0]  # which is kept, and so its address
+            self.picked[result.data_ptr()] = result, args[0]  # kept alive, so the address is valid
         place = _BIAS_AT.get(name)
         if place is not None:
             bias = args[place] if len(args) > place else kwargs.get("bias")
             if isinstance(bias, Tensor) and not bias.requires_grad:
                 self._add_constant(result, bias, 1)
-        if len(self._open) > before or func in _SOFTMAX:  # of one position saves nothing wide
+        if len(self._open) > before or func in _SOFTMAX:  # over one position it saves nothing wide
             self._keep(func, name, before, result)
         return result
 
@@ -225,7 +226,7 @@ class Recording:
         result = func(*args, **kwargs)
         key = _key_of(result)
         if all(each in self._values for each in keys) and not kwargs and signs[0] > 0:
-            self._sums[key] = keys[0], keys[1], signs[1]  # not held: it can be computed again
+            self._sums[key] = keys[0], keys[1], signs[1]  # not held: it can be recomputed
         else:
             kept = result.detach()
             self._values[key] = kept, kept._version  # noqa: SLF001
@@ -245,10 +246,10 @@ class Recording:
             kept = constant.detach() if isinstance(constant, Tensor) else constant
             self.constants.setdefault(node, []).append((kept, sign))
 
-    # What nodes save --------------------------------------------------------------------------
+    # Tensors saved by nodes -------------------------------------------------------------------
 
     def _keep(self, func: Any, name: str, before: int, result: Any) -> None:
-        """Keep what attention needs: values, weights or what they are computed from."""
+        """Keep tensors of attention: values and weights, or what the weights are computed from."""
         if func is F.scaled_dot_product_attention:
             output = result.data_ptr()
             self._open[before:] = [

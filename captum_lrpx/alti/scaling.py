@@ -1,4 +1,4 @@
-"""Norms and factors with a frozen scale, which lie between what is found and the stream."""
+"""Norms and factors with a frozen scale, between the output of heads and the stream."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Scaling(NamedTuple):
     """A norm or a factor with a frozen scale: ``x -> scale * center(x * weight)`` transposed.
 
     Attributes:
-        scale: Of each position ``[B, T, 1]``.
-        weight: Of each feature ``[D]``.
+        scale: Scale of each position ``[B, T, 1]``.
+        weight: Weight of each feature ``[D]``.
         centered: Whether the mean is subtracted.
     """
 
@@ -34,13 +34,13 @@ class Scaling(NamedTuple):
 
 
 def of_layer_norm(pull: Pull, order: Sequence[int], end: Edge, start: Edge) -> Scaling | None:
-    """That of a layer norm over features, read from its node; None if more lies between.
+    """Scaling of a layer norm over features, read from its node; None for anything else.
 
     Args:
         pull: Knows the graph and its rules.
-        order: The nodes between.
-        end: What comes of it.
-        start: What goes into it.
+        order: The nodes in between.
+        end: Its result.
+        start: Its input.
     """
     number, graph = end.node, pull.graph
     node: Any = graph.nodes[number]
@@ -59,16 +59,16 @@ def of_layer_norm(pull: Pull, order: Sequence[int], end: Edge, start: Edge) -> S
 def measured(
     pulled: Callable[[Tensor], Tensor], seed: Tensor, lengths: tuple[int, int], same: float
 ) -> Scaling | None:
-    """That of anything: gradients of three known tensors tell what it is.
+    """Scaling of arbitrary operations, measured by the gradients of three known tensors.
 
     Args:
-        pulled: Pulls a gradient back through it.
+        pulled: Pulls a gradient back through the operations.
         seed: Zeros of the shape of its result ``[..., D]``.
         lengths: Examples and positions.
-        same: How far numbers may be apart that are the same in theory, relatively.
+        same: Relative tolerance for numbers that are equal in theory.
 
     Returns:
-        The scaling; None if it is none.
+        The scaling; None if the operations are no such scaling.
     """
     width = seed.shape[-1]
     signs = torch.where(torch.arange(width, device=seed.device) % 2 == 0, 1.0, -1.0).to(seed)
@@ -77,7 +77,7 @@ def measured(
         wide(pulled((seed + each).contiguous())).reshape(-1, width)
         for each in (torch.ones_like(signs), signs, noise)
     )
-    # A mean that is subtracted differs between even and odd features by what it is.
+    # A subtracted mean shows as a difference between even and odd features.
     difference = plain - signs * signed
     even, odd = (difference[:, first::2].mean(-1, keepdim=True) for first in (0, 1))
     for centered in (False, True):
@@ -93,7 +93,7 @@ def measured(
 
 
 def rank_one(factors: Tensor, same: float) -> tuple[Tensor | None, Tensor | None]:
-    """Factors ``[N, F]`` as one of each row ``[N, 1]`` times one of each feature ``[F]``."""
+    """Decompose factors ``[N, F]`` into one per row ``[N, 1]`` times one per feature ``[F]``."""
     weight = factors[factors.norm(dim=-1).argmax()]
     scale = (factors @ weight / (weight @ weight).clamp(min=1e-30)).unsqueeze(-1)
     difference = (factors - scale * weight).norm()

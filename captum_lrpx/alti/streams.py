@@ -1,8 +1,8 @@
-"""Residual streams in the graph of a forward pass, and what is added to them.
+"""Residual streams in the graph of a forward pass, and the branches added to them.
 
-A *stream* begins where the last tensor lies that everything passes which is computed from an input
-before tokens are mixed (the embedding, after its norm where it has one), and goes on by what leaves
-it what it is: additions, norms, views, constant factors.
+A *stream* starts at the last tensor that all paths from an input pass before tokens are mixed
+(the embedding, after its norm if there is one), and continues through operations that
+preserve it: additions, norms, views, constant factors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["KEEPING", "NOWHERE", "Stream", "Streams"]
 
 NOWHERE: Final = Edge(-1, 0)
 KEEPING: Final = frozenset({"linear", "norm", "constant factor", "router"})
-"""Roles of operations that are linear with what is held constant."""
+"""Roles of operations that are linear, given the operands held constant."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Streams:
         where: Describes the place of a node.
 
     Attributes:
-        live: For each node that the values depend on the operands that are not held constant.
+        live: For each node that the values depend on, the operands that are not held constant.
         mixing: Nodes that mix tokens by a softmax.
         streams: The streams by the places of their inputs.
-        of_streams: For each node that is of streams which, one bit for each.
-        chain: For each node between the ends and the starts of streams what is added there.
+        of_streams: For each node on streams, which ones, as bits.
+        chain: For each node between the ends and the starts of streams, the operands added there.
         head: The nodes between the values and the ends of streams.
     """
 
@@ -83,14 +83,14 @@ class Streams:
                 if operand is not None:
                     self.all_users[operand.node].add(number)
         self.streams: dict[int, Stream] = {}
-        self.of_streams: dict[int, int] = {}  # node -> the streams that it keeps, one bit for each
-        self.chain: dict[int, list[Edge]] = {}  # node of a stream -> what is added there
+        self.of_streams: dict[int, int] = {}  # node -> the streams that it preserves, as bits
+        self.chain: dict[int, list[Edge]] = {}  # node of a stream -> operands added there
         self.head: set[int] = set()
 
     # Streams ----------------------------------------------------------------------------------
 
     def _start(self, source: int) -> Edge:
-        """The last node before any mixing that all paths from a source pass."""
+        """Last node before any mixing that all paths from a source pass."""
         mixed, passed = set(self.mixing), {source}
         open_edges, start = 0, source
         for number in self.alive:
@@ -109,7 +109,7 @@ class Streams:
         return Edge(start, 0)
 
     def _uses(self, number: int) -> int:
-        """How often the result of a node is used; that of a root once more."""
+        """Number of uses of a node's result; being a root counts as one."""
         times = sum(edge.node == number for user in self.users[number] for edge in self.live[user])
         return times + (number in self.graph.roots)
 
@@ -130,7 +130,7 @@ class Streams:
         return any(stream.start.node == number for stream in self.streams.values())
 
     def _walk(self, ends: Iterable[int]) -> None:
-        """Follow streams from where they are read, and what reads them, back to their starts."""
+        """Follow streams, and the nodes that read them, back to their starts."""
         stack = list(ends)
         while stack:
             number = stack.pop()
@@ -157,10 +157,10 @@ class Streams:
                         number, "joins a branch to the residual stream, but does not add it"
                     )
 
-    # Ways along a stream --------------------------------------------------------------------
+    # Paths along a stream -------------------------------------------------------------------
 
     def _anchors(self, number: int) -> set[int]:
-        """The nodes of a known stream that a norm before a branch reads."""
+        """Nodes of a known stream that the norm before a branch reads."""
         found, stack = set(), [number]
         while stack:
             each = stack.pop()
@@ -182,7 +182,7 @@ class Streams:
         return [edge for edge in self.live[number] if edge.node in self.of_streams]
 
     def _norms(self, addition: int) -> tuple[int, ...]:
-        """The nodes from an addition to where its stream is read twice, if a norm lies there."""
+        """Nodes from an addition to where its stream is read twice, if a norm is there."""
         inside, open_edges, last = {addition}, self._uses(addition), addition
         if self._forks(addition):
             return ()
@@ -203,12 +203,12 @@ class Streams:
         return tuple(sorted(inside - {addition}, reverse=True))
 
     def _forks(self, number: int) -> bool:
-        """Whether a stream is read there by a branch, or by what adds a branch."""
+        """Whether a stream is read at a node by a branch, or by the addition of a branch."""
         users = self.all_users[number]
         return len(users) > 1 and any(self._leads_on(user) for user in users)
 
     def _leads_on(self, number: int) -> bool:
-        """Whether a node is part of a branch, or adds one; what computes a scale is neither."""
+        """Whether a node is part of a branch or adds one, unlike nodes that compute a scale."""
         done, stack = set(), [number]
         while stack:
             each = stack.pop()
@@ -222,6 +222,6 @@ class Streams:
     def _refuse(self, number: int, what: str) -> NoReturn:
         raise ValueError(
             f"{self.where(number)} {what}, which ALTI-Logit does not cover. It explains models in "
-            "which attentions by softmax and branches that work on each position for itself are "
+            "which attentions by softmax and branches that treat positions separately are "
             "added to one residual stream: use LRPx or AttnLRPx for this one."
         )

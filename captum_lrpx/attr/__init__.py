@@ -1,4 +1,4 @@
-"""Captum-facing classes."""
+"""The attribution classes with Captum's interface."""
 
 from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.generation import LLMRelevance

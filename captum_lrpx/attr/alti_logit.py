@@ -44,8 +44,8 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
     residual stream. What an attention block adds is split into the tokens that it reads, and
     carried back to the input by the ALTI matrices of the blocks below (Ferrando et al. 2023,
     https://arxiv.org/abs/2305.12535; Arras et al. 2025, https://arxiv.org/abs/2502.15886, section
-    2.1). The flow is cut at the MLPs: what they add is not part of any token's score, which is the
-    difference to :class:`captum_lrpx.LRPx`. The method is defined for models with the norm before a
+    2.1). The flow is cut at the MLPs: their updates are not part of any token's score, unlike in
+    :class:`captum_lrpx.LRPx`. The method is defined for models with the norm before a
     branch; for those with the norm after it (BERT) it is extended by the direction in which each
     branch moves the explained value.
 
@@ -75,13 +75,13 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
                 Default: "tokens"
             memory_budget (int, optional): Bytes that temporary tensors of the decomposition may
                 take beside the recorded forward pass. Default: 256 MiB
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
-                rule between what the branches of the blocks add and the output; what they compute
-                inside is not decomposed, or is checked on its own. Default: True
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
+                rule between the outputs of the branches and the explained output; the inside of a
+                branch is not decomposed, or is checked separately. Default: True
 
         Raises:
-            ValueError: If no model is found, its architecture is not declared, or an option has no
-                such value.
+            ValueError: If no model is found, its architecture is not declared, or an option is
+                invalid.
         """
         if value_bias not in ("tokens", "apart"):
             raise ValueError(f'`value_bias` must be "tokens" or "apart", not {value_bias!r}.')
@@ -134,12 +134,12 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
                 every form that Captum takes (see :meth:`captum_lrpx.LRPx.attribute`). The explained
                 position is the one whose logits the output was computed from.
                 Default: None
-            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the
                 inputs, given by position. Default: None
             return_convergence_delta (bool, optional): Whether to return the convergence delta too.
                 Default: False
-            include_start (bool, optional): Whether what the explained position's own embedding
-                contributes along the residual stream is part of that token's contribution.
+            include_start (bool, optional): Whether the contribution of the explained position's own
+                embedding along the residual stream is counted as part of that token's contribution.
                 Default: True
             return_input_shape (bool, optional): Whether embeddings get attributions of their shape,
                 the contribution of a token spread evenly over ``D``, so that the sum over ``D`` is
@@ -152,14 +152,13 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             - **attributions** (*Tensor* or *tuple[Tensor]*):
                 Contributions, of the shape of the input; a tuple for a tuple.
             - **delta** (*Tensor*, returned if return_convergence_delta=True):
-                Explained output minus the sum of the contributions, one number per example. It is
-                what MLPs and biases contribute, and large by construction: :meth:`decompose` says
-                where it went.
+                Explained output minus the sum of the contributions, one number per example: the
+                contributions of MLPs and biases, large by construction. :meth:`decompose` lists
+                them.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
-            ValueError: If there is more than one input, or the model is not one that the method
-                covers.
+            ValueError: If there is more than one input, or the method does not cover the model.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 
         Examples::
@@ -226,7 +225,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         *,
         return_alti: bool = False,
     ) -> ALTILogitDecomposition:
-        r"""Everything that the explained output is a sum of.
+        r"""Decompose the explained output into all of its terms.
 
         Args:
             inputs (Tensor or tuple[Tensor]): As for :meth:`attribute`.
@@ -237,7 +236,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
                 Default: False
 
         Returns:
-            *ALTILogitDecomposition*: The parts; their sum is the explained output.
+            *ALTILogitDecomposition*: The terms; their sum is the explained output.
 
         Raises:
             AssertionError: As :meth:`attribute`.
@@ -307,9 +306,9 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
     ) -> Coverage:
-        r"""The operations that the directions of an explained output go through.
+        r"""Operations on the paths of the directions of an explained output.
 
-        They are those of the residual streams, the head, and the way from attention to stream.
+        They belong to the residual streams, the head, and the way from attention to stream.
 
         Args:
             inputs (Tensor or tuple[Tensor]): As for :meth:`attribute`.
@@ -353,7 +352,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         targets: Sequence[TargetType],
         additional_forward_args: object | None,
     ) -> AbstractContextManager[Explained]:
-        """One forward pass, and the direction of each target."""
+        """Run one forward pass and compute the direction of each target."""
         require_gradients()
         tensors = tensors_of(inputs)
         if model_given(self.forward_func, self.model):

@@ -1,4 +1,4 @@
-"""One forward pass as ALTI-Logit explains it: read as streams and branches, with directions."""
+"""One forward pass read as residual streams, branches and directions, for ALTI-Logit."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def explained_pass(
     targets: Sequence[TargetType],
     arguments: object | None,
 ) -> Iterator[Explained]:
-    """Run a forward function once, and take the direction of each target.
+    """Run a forward function once and compute the direction of each target.
 
     Args:
         attribution: Forward function, model and options.
         inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, one for each stream.
-        targets: What is explained.
-        arguments: What the forward function takes after the inputs.
+        targets: Targets to explain.
+        arguments: Further arguments of the forward function, after the inputs.
 
     Yields:
         The pass.
 
     Raises:
-        ValueError: If the model is not one that the method covers, or does not run once.
+        ValueError: If the method does not cover the model, or it does not run exactly once.
         RuntimeError: If the forward function runs it without gradients.
     """
     recordings: list[Recording] = []
@@ -79,16 +79,16 @@ def explained_pass(
         finite = Finite(model, attribution.forward_func, inputs, arguments)
         for each in values:
             finite.require(each)
-        # The model has run in the precision that autocast chose, what is made of it need not.
+        # The model has run in the precision that autocast chose; the decomposition need not.
         with torch.autocast(inputs[0].device.type, enabled=False), weights.released():
             yield Explained(attribution, passed, recordings[0], values, inputs, weights)
 
 
 class Explained:
-    """A pass that has been read.
+    """A forward pass whose graph has been read.
 
     Attributes:
-        directions: Of each explained value.
+        directions: One for each explained value.
         layout: The parts of the graph.
         tokens: Positions of each input.
         coverage: The operations of streams, heads and the linear ends of attentions.
@@ -147,7 +147,7 @@ class Explained:
         ]
 
     def _outputs(self, recording: Recording, function: Sequence[int]) -> dict[int, Tensor]:
-        """What the explained function takes of the model, by node; empty if not all is known."""
+        """Outputs of the model used by the explained function, by node; empty if not all known."""
         graph = self.reader.graph
         found: dict[int, Tensor] = {}
         for number in function:
@@ -163,12 +163,12 @@ class Explained:
     def blocks(
         self, *, keep_alti: bool = False, per_head: bool = False, alti_by_head: bool = False
     ) -> Blocks:
-        """The attentions, to be computed.
+        """The attention blocks, computed as they are iterated over.
 
         Args:
             keep_alti: Whether to keep all matrices.
             per_head: Whether updates are kept per head.
-            alti_by_head: Whether each head is a part of its own in the matrices.
+            alti_by_head: Whether the matrices keep each head as a separate part.
         """
         return Blocks(
             self.reader,
@@ -192,16 +192,16 @@ class Explained:
         return torch.cat(starts, 1)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Something of all positions by inputs."""
+        """Split values over all positions by input."""
         return torch.split(tokens, self.tokens, -1)
 
     def decomposition(
         self, index: int, updates: Tensor, heads: Tensor, blocks: Blocks
     ) -> ALTILogitDecomposition:
-        """What one explained value is made of.
+        """Decomposition of one explained value.
 
         Args:
-            index: Which value.
+            index: Index of the value.
             updates: ``[B, L, H, T]``.
             heads: The same, carried back.
             blocks: The attentions, computed.
@@ -229,7 +229,7 @@ class Explained:
         known = ALTILogitDecomposition(**parts, remainder=torch.zeros_like(value))
         return ALTILogitDecomposition(**parts, remainder=value - known.total())
 
-    # Words ------------------------------------------------------------------------------------
+    # Names ------------------------------------------------------------------------------------
 
     def _path(self, number: int) -> str:
         return self._places.get(number, ("", "", ""))[0]
@@ -248,7 +248,7 @@ class Explained:
         }
 
     def _name(self, number: int, constant: Any) -> str | None:
-        """The name of something that is added; None outside of the model."""
+        """Name of the constant added at a node; None for an unknown one outside of the model."""
         if number in self._explained:
             address = constant.data_ptr() if isinstance(constant, Tensor) else None
             picked = self.reader.recording.picked.get(address or 0)
@@ -262,7 +262,7 @@ class Explained:
         return f"{path}.constant" if path else "constant"
 
     def _widths(self, batch: int) -> tuple[int, frozenset[int]]:
-        """Width of the stream, and of all tensors on the way of the directions."""
+        """Width of the stream, and widths of all tensors on the paths of the directions."""
         attention = self.layout.attentions[0]
         tokens = self.tokens[attention.stream]
         width = self.reader.value(attention.residual, batch, tokens).shape[-1]
@@ -289,8 +289,8 @@ def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
         runs[module] += 1
         if not torch.is_grad_enabled():
             raise RuntimeError(
-                "The forward function runs the model without gradients (torch.no_grad), which the "
-                "direction of the explained value needs: let it run with them."
+                "The forward function runs the model without gradients (torch.no_grad), but the "
+                "direction of the explained value needs them: enable them."
             )
         if runs[module] > 1:
             raise ValueError(
@@ -311,7 +311,7 @@ def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
         if not any(runs.values()):
             raise ValueError(
                 f"The forward function did not run {type(model).__name__}, so there is nothing to "
-                "decompose: give the model that it runs as `model`."
+                "decompose: pass the model that it does run as `model`."
             )
     finally:
         for handle in handles:
@@ -327,5 +327,5 @@ def _check(output: Tensor, batch: int) -> None:
     if not output.requires_grad:
         raise ValueError(
             "The explained value does not depend on the model by a gradient: the forward function "
-            "must return what it computes from the model's output, not detached."
+            "must return a value computed from the model's output, not detached."
         )

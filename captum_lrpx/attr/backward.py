@@ -1,4 +1,4 @@
-"""Several backward passes through one graph at once."""
+"""Backward passes for several targets at once, through one graph."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["at_once_of", "gradients"]
 
 
 _POSITIONS = {"cpu": 512}
-"""Positions of a backward pass of several targets at which it is no faster than single ones.
+"""Positions up to which targets share a backward pass: beyond them it is no faster.
 
-Measured on a CPU (``benchmarks/continuation.py``); other devices have more to fill.
+Measured on a CPU (``benchmarks/continuation.py``); other devices take more to fill.
 """
 _ELSEWHERE = 8192
 _MOST = 8
 
 
 def at_once_of(targets_per_backward: int | None, positions: int, device: torch.device) -> int:
-    """How many targets are explained by one backward pass.
+    """Number of targets that one backward pass explains.
 
     Args:
-        targets_per_backward: What was asked for; None chooses by length: several targets of a short
-            text share the overhead of a pass, those of a long one only take memory.
+        targets_per_backward: The number asked for; None chooses by length: targets of a short
+            text share the overhead of a pass, those of a long text would only take memory.
         positions: Number of positions that a backward pass of one target goes through.
-        device: Where it runs.
+        device: Device of the backward pass.
 
     Raises:
         ValueError: If the number asked for is not positive.
@@ -47,19 +47,19 @@ def at_once_of(targets_per_backward: int | None, positions: int, device: torch.d
 def gradients(
     outputs: Tensor, inputs: Sequence[Tensor], seeds: Tensor, *, retain: bool
 ) -> tuple[Tensor, ...]:
-    """Gradients of weighted sums of outputs, from one backward pass.
+    """Compute gradients of weighted sums of outputs in one backward pass.
 
-    Memory of the backward pass grows with the number of sums; with one it is an ordinary one.
+    Memory of the backward pass grows with the number of sums; one sum takes an ordinary pass.
 
     Args:
         outputs: ``[...]``.
         inputs: Tensors of the graph.
         seeds: Weights of the sums ``[K, ...]``.
-        retain: Whether the graph is needed again.
+        retain: Whether to keep the graph for further backward passes.
 
     Returns:
-        For each input ``[K, ...]``, zero where there is no path to the outputs, as from a layer on
-        a branch that is constant under the rules.
+        For each input ``[K, ...]``, zero without a path to the outputs, as for a layer on a
+        branch that is constant under the rules.
 
     Raises:
         RuntimeError: If an operation of the model cannot be batched.
@@ -77,7 +77,7 @@ def gradients(
         if not batched:
             raise
         raise RuntimeError(
-            "The backward pass of this model could not be batched (the cause is above): give "
+            "The backward pass of this model could not be batched (the cause is above): pass "
             "`targets_per_backward=1`."
         ) from error
     return found if batched else tuple(gradient.unsqueeze(0) for gradient in found)
@@ -98,7 +98,7 @@ def _of(
 def _batched(
     outputs: Tensor, inputs: Sequence[Tensor], seeds: Tensor, *, retain: bool
 ) -> tuple[Tensor, ...]:
-    # torch.func's own vmap: is_grads_batched of autograd knows fewer operations.
+    # torch.func.vmap covers more operations than autograd's is_grads_batched.
     def of_one(seed: Tensor) -> tuple[Tensor, ...]:
         return _of(outputs, inputs, seed, retain=retain)
 

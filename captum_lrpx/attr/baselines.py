@@ -1,4 +1,4 @@
-"""Baselines that Captum has no class for: attention rollout, information flow, random numbers."""
+"""Baselines missing from Captum: attention rollout, information flow, random numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["AttentionRollout", "InformationFlow", "RandomAttribution"]
 
 
 class _Rollout(Attribution):
-    """The matrices of shares of all layers, multiplied, from a position to the tokens."""
+    """Rollout: the product of all layers' mixing matrices, from a position down to the tokens."""
 
     def __init__(self, forward_func: Callable[..., Any], model: nn.Module | None = None) -> None:
         r"""Find the model.
@@ -44,7 +44,7 @@ class _Rollout(Attribution):
             ValueError: If no model is found.
         """
         Attribution.__init__(self, forward_func)
-        # It finds the attentions of a model, which are all that is asked for here.
+        # ALTI-Logit's reading of the model, of which only the attentions are used.
         self._reader = ALTILogit(forward_func, model)
         self.model = self._reader.model
 
@@ -55,30 +55,30 @@ class _Rollout(Attribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
     ) -> TensorOrTupleOfTensorsGeneric:
-        r"""What reaches the explained position from each token.
+        r"""Shares of the explained position's representation, by token.
 
         Args:
             inputs (Tensor or tuple[Tensor]): The one input of the model: token ids ``[B, T]`` or
                 embeddings ``[B, T, D]``. The first dimension is the batch.
             target (int, tuple, Tensor, or list, optional): Output indices, in every form that
-                Captum takes. Only the position at which the output is read matters; it is found as
-                the one at which the last attention has a gradient (their mean, where it has
-                several).
+                Captum takes. Only the position at which the output is read matters: the one at
+                which the last attention has a gradient (the mean, if there are several).
                 Default: None
-            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the
                 inputs, given by position. Default: None
 
         Returns:
             *Tensor* or *tuple[Tensor]* of **attributions**:
 
             - **attributions** (*Tensor* or *tuple[Tensor]*):
-                Of the shape of the input; that of a token spread evenly over ``D`` for embeddings.
+                Of the shape of the input; for embeddings a token's share is spread evenly over
+                ``D``.
                 The sum over an example is 1.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
-            ValueError: If there is more than one input, the attention weights cannot be had, or the
-                output depends on no position.
+            ValueError: If there is more than one input, the attention weights are unavailable, or
+                the output depends on no position.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 
         Examples::
@@ -99,7 +99,7 @@ class _Rollout(Attribution):
 
     @abstractmethod
     def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
-        """What reaches the positions that are read, whose shares are ``[B, T]``: ``[B, T]``."""
+        """Token shares ``[B, T]`` of the positions read, which are weighted by ``rows [B, T]``."""
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -116,7 +116,7 @@ class _Rollout(Attribution):
 
 
 def _read(found: Explained, inputs: Tensor) -> Tensor:
-    """The positions from which the explained value is read, in equal shares ``[B, T]``."""
+    """Positions at which the explained value is read, weighted equally ``[B, T]``."""
     batch, count = inputs.shape[:2]
     (directions,) = found.directions
     last = found.reader.part(found.layout.attentions[-1], batch, count, count)
@@ -132,19 +132,19 @@ def _read(found: Explained, inputs: Tensor) -> Tensor:
 
 
 class AttentionRollout(_Rollout):
-    r"""Attention rollout: how much attention reaches a position from each token, over all layers.
+    r"""Attention rollout: how much each token is attended to over all layers, seen from a position.
 
-    Each layer is taken to mix tokens by half its attention weights, averaged over the heads, and
-    half the identity, for the residual connection; the layers are multiplied (Abnar & Zuidema 2020,
-    https://arxiv.org/abs/2005.00928, section 3):
+    Each layer is assumed to mix tokens with half its attention weights, averaged over the heads,
+    and half the identity, for the residual connection; the layers are multiplied (Abnar & Zuidema
+    2020, https://arxiv.org/abs/2005.00928, section 3):
 
     .. math:: \tilde A_l = \frac{1}{2} (\bar A_l + I), \qquad r = e_p \tilde A_L \cdots \tilde A_1
 
-    The result is positive, sums to 1, and is the same for every target that is read at the position
-    ``p``: rollout does not know what is explained. It is here for comparison.
+    The result is positive, sums to 1, and is the same for every target read at position ``p``:
+    rollout does not depend on the target. It serves as a baseline.
 
-    The weights are those that the model uses, with any attention implementation, and the model is
-    left as it was.
+    The weights are the model's own, under any attention implementation, and the model is left as
+    it was.
     """
 
     def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
@@ -158,10 +158,10 @@ class AttentionRollout(_Rollout):
 
 
 def _rollout(weights: list[AttentionWeights], example: int, row: Tensor) -> Tensor:
-    """Roll one example out, ``[T]``, from the positions that are read, in shares ``[T]``."""
+    """Roll out one example ``[T]``, starting from the shares of the positions read ``[T]``."""
     for layer in reversed(weights):
         mean = layer.of(example, slice(None)).mean(0).to(row.dtype)  # [T, T]
-        # A padding row attends to nothing: all of it is the residual connection.
+        # A padding row attends to nothing: only the residual connection remains.
         mixed = mean + torch.eye(mean.shape[0], dtype=mean.dtype, device=mean.device)
         row = row.to(mean.device) @ (mixed / mixed.sum(-1, keepdim=True))
     return row
@@ -170,18 +170,18 @@ def _rollout(weights: list[AttentionWeights], example: int, row: Tensor) -> Tens
 class InformationFlow(_Rollout):
     r"""Information flow routes: how much of a position's representation comes from each token.
 
-    After each attention the residual stream is a sum of what it was and of what each head carries
-    there from each token. A part ``z`` of a sum ``y`` is as important as it is near to it, and the
-    importances of a layer are multiplied with those of the layers below (Ferrando & Voita 2024,
-    https://arxiv.org/abs/2403.00824, section 2):
+    After each attention the residual stream is the sum of its previous value and of the vectors
+    that each head carries there from each token. A part ``z`` of a sum ``y`` is the more important
+    the nearer it is to ``y``, and the importances of a layer are multiplied with those of the
+    layers below (Ferrando & Voita 2024, https://arxiv.org/abs/2403.00824, section 2):
 
     .. math:: \frac{\max(\|y\|_1 - \|z - y\|_1, 0)}{\sum_{z'} \max(\|y\|_1 - \|z' - y\|_1, 0)}
 
     All edges are kept: the paper's threshold is 0. An MLP mixes no tokens. With
     ``by_head=False`` the heads and the residual of a token are added up first, which is ALTI
-    (Ferrando et al. 2022, https://arxiv.org/abs/2203.04212): that is how :class:`ALTILogit` goes
-    from a block down to the tokens, after it has weighted the block by the logit, which is not
-    asked here. The result is positive, sums to 1, and is the same for every target at a position.
+    (Ferrando et al. 2022, https://arxiv.org/abs/2203.04212). :class:`ALTILogit` goes from a block
+    down to the tokens in the same way, after weighting the block by the logit, which plays no role
+    here. The result is positive, sums to 1, and is the same for every target at a position.
 
     The model is left as it was.
     """
@@ -199,8 +199,8 @@ class InformationFlow(_Rollout):
             forward_func (Callable): As for :class:`ALTILogit`.
             model (torch.nn.Module, optional): As for :class:`ALTILogit`.
                 Default: found in ``forward_func``.
-            by_head (bool, optional): Whether each head is a part of its own; otherwise the matrices
-                are those of ALTI. Default: True
+            by_head (bool, optional): Whether each head is a separate part; otherwise the matrices
+                are ALTI's. Default: True
 
         Raises:
             ValueError: If no model is found.
@@ -216,18 +216,18 @@ class InformationFlow(_Rollout):
 
 
 class RandomAttribution(Attribution):
-    r"""Uniform random numbers in [-1, 1): what any method has to beat (Arras et al. 2025).
+    r"""Uniform random numbers in [-1, 1): the baseline of any method (Arras et al. 2025).
 
     They are a function of the seed and of the example: the same example gets the same numbers in
-    every call and in every batch, another one gets independent ones. The random state of PyTorch is
-    neither read nor changed, and the model does not run.
+    every call and in every batch; different examples get independent ones. The random state of
+    PyTorch is neither read nor changed, and the model does not run.
     """
 
     def __init__(self, forward_func: Callable[..., Any], seed: int = 0) -> None:
-        r"""Keep the seed.
+        r"""Store the seed.
 
         Args:
-            forward_func (Callable): Not used; the argument that all attributions have.
+            forward_func (Callable): Not used; present in all attributions.
             seed (int, optional): Seed. Default: 0
         """
         Attribution.__init__(self, forward_func)
@@ -240,11 +240,11 @@ class RandomAttribution(Attribution):
         target: TargetType = None,  # noqa: ARG002 - Captum's signature
         additional_forward_args: object | None = None,  # noqa: ARG002
     ) -> TensorOrTupleOfTensorsGeneric:
-        r"""Random numbers.
+        r"""Draw random attributions.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): What attributions are wanted for; the first
-                dimension is the batch.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs to attribute; the first dimension is the
+                batch.
             target (optional): Not used.
             additional_forward_args (optional): Not used.
 
@@ -273,7 +273,7 @@ class RandomAttribution(Attribution):
             int.from_bytes(digest[:8], "big", signed=True)
         )
         dtype = row.dtype if row.is_floating_point() else torch.float32
-        # Drawn in their own dtype: rounding afterwards could give 1.
+        # Drawn in their own dtype: rounding a number of higher precision could give 1.
         drawn = torch.rand(row.shape, generator=generator, dtype=dtype, device="cpu")
         return (2 * drawn - 1).to(row.device)
 

@@ -19,17 +19,17 @@ __all__ = ["warn_of_cache"]
 
 
 def warn_of_cache(forward_func: Callable[..., Any], args: tuple[Any, ...] | None) -> None:
-    """Say that what a cache holds takes part in the prediction and gets no relevance.
+    """Warn that cached tokens take part in the prediction but get no relevance.
 
     Args:
-        forward_func: The forward function; what it has closed over counts too.
+        forward_func: The forward function; values that it closes over are searched too.
         args: Its arguments after the inputs.
     """
     held = [*(args or ()), *_held_by(forward_func)]
     if any(_is_filled_cache(each) for each in _flat(held)):
         warn(
-            "A cache of keys and values takes part in the forward pass: what the tokens in it "
-            "contributed is in no relevance, only in the convergence delta. Give the whole text "
+            "A cache of keys and values takes part in the forward pass: the contribution of the "
+            "cached tokens is in no relevance, only in the convergence delta. Give the whole text "
             "without a cache to explain it."
         )
 
@@ -39,12 +39,12 @@ def _held_by(function: object) -> Iterator[Any]:
         yield from (*function.args, *function.keywords.values())
     elif isinstance(function, FunctionType):
         yield from function.__defaults__ or ()
-        with suppress(ValueError):  # one that is not bound yet
+        with suppress(ValueError):  # a cell that is not bound yet
             yield from (cell.cell_contents for cell in function.__closure__ or ())
 
 
 def _flat(values: Any) -> Iterator[Any]:
-    """Everything in nested tuples, lists and mappings; pairs of tensors as they are."""
+    """All values in nested tuples, lists and mappings, the containers themselves included."""
     for value in values.values() if isinstance(values, Mapping) else values:
         yield value
         if isinstance(value, (tuple, list, Mapping)):
@@ -56,4 +56,4 @@ def _is_filled_cache(value: Any) -> bool:
         return bool(value.get_seq_length() > 0)
     if isinstance(value, (tuple, list)) and len(value) in (2, 4):  # keys and values of a layer
         return all(isinstance(each, Tensor) and each.ndim == 4 for each in value)
-    return hasattr(value, "conv_states")  # of a state space model
+    return hasattr(value, "conv_states")  # cache of a state space model

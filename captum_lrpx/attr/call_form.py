@@ -1,4 +1,4 @@
-"""Forms of calls: what calls of the same operations have in common."""
+"""Keys of calls: equal for calls that run the same operations."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def form_of(
     layers: Iterable[nn.Module],
     targets: Iterable[object] = (),
 ) -> Hashable | None:
-    """What a call has in common with others of the same operations.
+    """Key of a call, equal for calls that run the same operations.
 
     Args:
         model: The model that the forward function runs.
         forward_func: The forward function.
         inputs: Its inputs.
-        arguments: What it takes after them.
+        arguments: Its further arguments.
         layers: Layers whose tensors are captured.
-        targets: What of the output will be explained.
+        targets: Targets within the output.
 
     Returns:
         A key; None for a forward function that cannot be recognized again.
@@ -52,20 +52,20 @@ def form_of(
 def key_of(  # noqa: PLR0911 - one for each kind
     value: object, model: nn.Module, depth: int = 0
 ) -> Hashable:
-    """What a forward function is, for a dictionary that must not keep it alive.
+    """Key of a value in a call, for a dictionary that must not keep the value alive.
 
-    Forward modules of this package are what their classes are, with what they were given; anything
-    else is itself.
+    Forward modules of this package are identified by their class and their arguments; anything
+    else by itself.
 
     Returns:
-        The key; None for what cannot be recognized again.
+        The key; None for a value that cannot be recognized again.
     """
     if value is model:
         return "model"
     if value is None or isinstance(value, (str, bool, int, float)):
         return (type(value), value)
     if isinstance(value, nn.Module) and type(value).__module__.startswith("captum_lrpx."):
-        # What they are given besides modules decides what they compute: a quantity, a function.
+        # Their arguments besides modules decide what they compute: a quantity, a function.
         own = (each for each in vars(value).values() if isinstance(each, str) or callable(each))
         inner = [key_of(each, model, depth + 1) for each in (*value.children(), *own)]
         return None if None in inner else (type(value), *inner)
@@ -78,11 +78,11 @@ def key_of(  # noqa: PLR0911 - one for each kind
         return None if None in inside else (value.__code__, *inside)
     try:
         found = weakref.ref(value)
-        hash(found)  # that of the value: an array, or what a processor returns, has none
+        hash(found)  # the value's own hash: arrays and outputs of a processor have none
     except TypeError:
         return None
     return found
 
 
 _DEEPEST = 3
-"""So many functions inside each other are looked into."""
+"""Depth of nested functions up to which closures are searched."""

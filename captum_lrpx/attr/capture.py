@@ -1,4 +1,4 @@
-"""Catching the tensors of layers while a forward function runs, inside its graph."""
+"""Capturing the inputs or outputs of layers during a forward pass, inside its graph."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ if TYPE_CHECKING:
 __all__ = ["Captured", "captured", "embedding_with_gradients", "map_tensors", "uncaptured"]
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
-"""Layer -> the tensors that it took or gave: the first floating one and those alike."""
+"""Maps a layer to its captured inputs or outputs.
+
+These are the first floating-point tensor and those with the same leading shape.
+"""
 
 
 @contextmanager
 def captured(
     layers: Iterable[nn.Module], *, at_input: bool = False, several_runs: bool = False
 ) -> Iterator[Captured]:
-    """Catch what layers give (or take) during one forward pass.
+    """Capture the outputs (or inputs) of layers during one forward pass.
 
-    Of a layer's several tensors those are caught that have the leading dimensions of the first
-    floating one: hidden states, but not masks, attention weights, rotary tables or None. A caught
-    tensor that needs no gradient yet (an embedding of a frozen model) becomes a leaf, so that the
-    gradient towards it exists.
+    Of a layer's tensors those with the leading dimensions of the first floating-point one are
+    captured: hidden states, but not masks, attention weights, rotary tables or None. A captured
+    tensor that needs no gradient yet (an embedding of a frozen model) becomes a leaf, so that its
+    gradient exists.
 
-    What other threads compute with the same layers meanwhile is left alone.
+    Calls of the same layers in other threads are ignored.
 
     Args:
         layers: The layers.
-        at_input: Whether to catch inputs, positional or by keyword, instead of outputs.
+        at_input: Whether to capture inputs, positional or by keyword, instead of outputs.
         several_runs: Whether a layer may run more than once; the tensors of all runs are kept then.
 
     Yields:
@@ -46,7 +49,7 @@ def captured(
 
     def keep(module: nn.Module, caught: _Caught) -> None:
         if _in_backward() or getattr(_thread, "uncaptured", False):
-            return  # a checkpointed block is computed again, or something is looked for
+            return  # a checkpointed block is recomputed, or the run is only a probe
         if module in found and not several_runs:
             raise ValueError(
                 f"The layer {type(module).__name__} runs more than once in one forward pass, so it "
@@ -80,16 +83,16 @@ def captured(
 
 @contextmanager
 def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
-    """Let what an embedding gives need a gradient, also where its weights do not.
+    """Make the output of an embedding require a gradient, also if its weights are frozen.
 
-    Then everything after it has a graph, and a layer without a path to the explained output is one
-    that the rules hold constant, not one that nothing upstream asked a gradient for.
+    Everything after it then has a graph, so that a layer without a path to the explained output
+    is constant under the rules, rather than upstream of every tensor that needs a gradient.
 
     Args:
         embedding: The token embedding of the model.
 
     Yields:
-        A list that fills with what the embedding gave.
+        A list that fills with the outputs of the embedding.
     """
     found: list[Tensor] = []
 
@@ -105,7 +108,7 @@ def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook for the calling thread; PyTorch runs it in every thread that calls the module."""
+    """Restrict a hook to the calling thread; PyTorch runs hooks in every thread."""
     thread = threading.get_ident()
 
     def in_this_thread(*args: Any) -> Any:
@@ -119,7 +122,7 @@ _thread = threading.local()
 
 @contextmanager
 def uncaptured() -> Iterator[None]:
-    """Within the ``with`` block, what the calling thread computes is not the run to keep."""
+    """Within the ``with`` block, ignore what the calling thread computes."""
     _thread.uncaptured = True
     try:
         yield
@@ -132,7 +135,7 @@ def _in_backward() -> bool:
 
 
 class _Caught:
-    """Keeps tensors and gives the model copies of them to go on with."""
+    """Keeps tensors and passes copies of them on to the model."""
 
     def __init__(self) -> None:
         self.kept: list[Tensor] = []
@@ -148,15 +151,15 @@ class _Caught:
             if not tensor.requires_grad:
                 tensor = tensor.detach().requires_grad_()
             self.kept.append(tensor)
-            # A copy: the model may go on to change it in place, which would change what was kept.
+            # A copy: the model may change it in place later, which would change the kept one.
             return tensor.clone()
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor replaced, in order."""
+    """Apply a function to every tensor of a nested structure, in order."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, Mapping):  # transformers' outputs are mappings of a class of their own
+    if isinstance(value, Mapping):  # the outputs of transformers are mappings of their own class
         mapped = copy.copy(value)
         for key, item in value.items():
             mapped[key] = map_tensors(item, function)  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What cannot be explained, said before it is tried: models, inputs, layers, outputs."""
+"""Early checks of models, inputs, layers and outputs that cannot be explained."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ __all__ = [
 ]
 
 NO_GRADIENT: Final = "does not depend on the model by a gradient"
-"""In the words of the error for an explained value without one."""
+"""Part of the message for an explained value without a gradient."""
 
 
 # Models and tokenizers ----------------------------------------------------------------------------
 
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Refuse what is no model or no tokenizer, the two swapped, and a model without values.
+    """Check that a model and a tokenizer are such, in this order, and that the model has weights.
 
     Raises:
-        TypeError: If one of them is something else.
+        TypeError: If one of them is something else, or they are swapped.
         ValueError: If the model is on the device "meta".
     """
     if isinstance(tokenizer, nn.Module) and not isinstance(model, nn.Module):
@@ -62,12 +62,12 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     ):
         raise TypeError(
             f"The tokenizer must be a loaded one, not {_named(tokenizer)}: "
-            "`AutoTokenizer.from_pretrained(name)` of transformers loads that of a model."
+            "`AutoTokenizer.from_pretrained(name)` of transformers loads the model's."
         )
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no model, and a model without values.
+    """Check that a value is a model, and that its weights have values.
 
     Raises:
         TypeError: If it is something else.
@@ -79,12 +79,12 @@ def check_model(model: Any) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a model whose weights are on the device "meta"; those that are offloaded have values.
+    """Refuse a model with weights on the device "meta"; offloaded weights have values.
 
     Raises:
         ValueError: If there is such a weight.
     """
-    if "_hf_hook" in vars(model):  # accelerate loads what has no values when it is needed
+    if "_hf_hook" in vars(model):  # accelerate loads offloaded weights when they are needed
         return
     for module in modules_of(model):
         own = vars(module)
@@ -113,7 +113,7 @@ def _named(value: Any) -> str:
 
 
 def not_an_input(value: Any) -> str:
-    """What to give instead of something that is no tensor."""
+    """Advice for an input that is no tensor, appended to an error message."""
     if isinstance(value, Mapping) or hasattr(value, "input_ids"):
         return " Give its token ids: `.input_ids`, of `tokenizer(text, return_tensors='pt')`."
     if isinstance(value, str):
@@ -128,17 +128,18 @@ def check_inputs(
 ) -> None:
     """Refuse inputs that a model cannot read, before it runs.
 
-    What the ids of a function or a foreign module are is not known before it has run: see
+    How a function or a foreign module treats its ids is only known after it has run: see
     :class:`CheckedForward`.
+
 
     Args:
         model: The Hugging Face model.
-        forward_func: What runs it.
-        inputs: Its inputs.
+        forward_func: The forward function, which runs the model.
+        inputs: The inputs of the forward function.
 
     Raises:
         ValueError: If model or inputs have no values, or shape or number do not fit.
-        TypeError: If ids are of a type that no embedding takes.
+        TypeError: If the ids are of a type that no embedding takes.
         IndexError: If there is an id that the model has no embedding for.
     """
     check_values(model)
@@ -168,7 +169,7 @@ def _check_read(model: nn.Module, x: Tensor) -> None:
 
 
 def _reads_text(model: nn.Module) -> bool:
-    """Whether a model's first input is token ids, or embeddings of them."""
+    """Whether a model's first input is token ids or their embeddings."""
     return is_pretrained(model) and getattr(model, "main_input_name", "input_ids") == "input_ids"
 
 
@@ -201,7 +202,7 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
 
 
 def _check_positions(model: nn.Module, x: Tensor) -> None:
-    """Only a table of positions has an end; rotary and relative ones go on."""
+    """Refuse more tokens than a table of positions has; other position codes have no limit."""
     limit, length = context_length(model), x.shape[-2 if x.is_floating_point() else -1]
     if limit is None or length <= limit or position_table_of(model) is None:
         return
@@ -220,10 +221,10 @@ def _check_positions(model: nn.Module, x: Tensor) -> None:
 
 
 def check_layers(model: nn.Module, layer: Any) -> None:
-    """Refuse what is no layer and no list of layers.
+    """Check that a value is a layer or a non-empty list of layers.
 
     Raises:
-        TypeError: If something is no module; a path is answered by how to get the module there.
+        TypeError: If something is no module; for a path the message says how to get the module.
         ValueError: If the list is empty.
     """
     layers = layer if isinstance(layer, (list, tuple)) else [layer]
@@ -242,13 +243,13 @@ def check_layers(model: nn.Module, layer: Any) -> None:
 
 
 def did_not_run(model: nn.Module, layer: nn.Module) -> ValueError:
-    """The error for a layer that left nothing to explain."""
+    """Error for a layer that captured nothing."""
     kind = type(layer).__name__
     cause = ""
     if isinstance(layer, (nn.ModuleList, nn.ModuleDict)):
         cause = f" A {kind} only holds layers: give them, `list(layers)`."
     elif layer not in modules_of(model):
-        cause = f" It is no module of the {type(model).__name__} that is explained: a copy's?"
+        cause = f" It is no module of the {type(model).__name__} that is explained: of a copy?"
     return ValueError(
         f"The layer {kind} did not run in the forward pass, or has no floating-point tensor there."
         f"{cause}"
@@ -259,15 +260,16 @@ def did_not_run(model: nn.Module, layer: nn.Module) -> ValueError:
 
 
 class CheckedForward(RecordedForward):
-    """A forward function whose output is checked as soon as it is there.
+    """A forward function whose output is checked immediately.
 
-    What it cannot run is explained afterwards, where that is known: see :func:`check_inputs`.
+    If the model cannot run, the cause is diagnosed afterwards, where it is known: see
+    :func:`check_inputs`.
 
     Args:
         forward_func: The forward function.
         model: The Hugging Face model that it runs.
-        targets: What of the output is explained; None if the output does not matter.
-        around: As of :class:`RecordedForward`.
+        targets: Targets within the output; None if the output does not matter.
+        around: See :class:`RecordedForward`.
 
     A call raises a TypeError if the output is no tensor, a ValueError if it has no gradient or no
     row for each example, and an AssertionError or IndexError if a target does not fit.
@@ -300,7 +302,7 @@ class CheckedForward(RecordedForward):
         return output
 
     def _explain(self, error: Exception, args: tuple[Any, ...]) -> None:
-        """Raise a clearer error for what the model could not run, if the cause is found."""
+        """Raise a clearer error for a failed run of the model, if the cause is found."""
         tensors = [each for each in args if isinstance(each, Tensor)]
         if not tensors:
             return
@@ -312,7 +314,7 @@ class CheckedForward(RecordedForward):
             and isinstance(error, ValueError)
         ):
             raise ValueError(
-                f"{type(self.model).__name__} finds the end of each of several rows by its padding "
+                f"{type(self.model).__name__} finds the end of each row of a batch by its padding "
                 "token, and has none: set `model.config.pad_token_id = tokenizer.pad_token_id` "
                 "(and `tokenizer.pad_token = tokenizer.eos_token`, if the tokenizer has none "
                 "either), or explain one row at a time."
@@ -325,7 +327,7 @@ class CheckedForward(RecordedForward):
 
 
 def _check_output(forward_func: Callable[..., Any], output: Any) -> None:
-    """Refuse an output that is no tensor ``[B, ...]`` with a gradient."""
+    """Check that an output is a tensor ``[B, ...]`` with a gradient."""
     if not isinstance(output, Tensor):
         raise TypeError(_not_a_tensor(forward_func, output))
     if not output.ndim:
@@ -335,13 +337,13 @@ def _check_output(forward_func: Callable[..., Any], output: Any) -> None:
         )
     if not output.requires_grad:
         cause = (
-            "It runs the model under torch.no_grad, or returns something detached."
+            "It runs the model under torch.no_grad, or returns a detached tensor."
             if output.is_floating_point()
             else f"It is of {output.dtype}, and argmax and comparisons have no gradient."
         )
         raise ValueError(
             f"The explained value {NO_GRADIENT}: the forward function "
-            f"returns nothing that has a gradient. {cause} Return logits as the model gives them: "
+            f"returns nothing that has a gradient. {cause} Return the model's own logits, "
             "without `torch.no_grad()`, `.detach()` and `.argmax()`."
         )
 

@@ -1,4 +1,4 @@
-"""The embeddings of token ids, wherever a model looks them up."""
+"""Embeddings of token ids, wherever a model looks them up."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["embedded_ids"]
 
 @contextmanager
 def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """Make leaves of the embeddings of given ids, for a forward pass inside a ``with`` block.
+    """Turn the embeddings of given ids into leaves, for a forward pass inside a ``with`` block.
 
     The embedding of an input is the call that is indexed by a view of this very tensor, or, in the
-    model's own table of tokens, by a tensor equal to it, transposed or with padding around it.
-    Other calls (positions, segments, a second table that is added) are what the model adds to it.
+    model's own table of tokens, by a tensor equal to it, transposed or padded.
+    Other calls (positions, segments, a second table) are additions of the model.
 
     Args:
         model: A module with ``torch.nn.Embedding`` somewhere inside.
         ids: Inputs of integers, each ``[B, T]``.
 
     Yields:
-        For each input a list that fills with the embeddings ``[B, T, D]`` of it.
+        For each input a list that fills with its embeddings ``[B, T, D]``.
     """
     found: list[list[Tensor]] = [[] for _ in ids]
     if not ids:
@@ -43,7 +43,7 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     own = _token_weight(model)
 
     def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple) and output:  # embeddings, and the factor of quantized ones
+        if isinstance(output, tuple) and output:  # quantized embeddings: values and their factor
             first = after(module, args, output[0])
             return None if first is None else (first, *output[1:])
         if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
@@ -61,7 +61,7 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
 
     embedding = _input_embeddings(model)
     if embedding is not None and embedding not in tables:
-        inside = set(embedding.modules())  # of a table with an adapter
+        inside = set(embedding.modules())  # the table inside of an adapter
         tables = [*(table for table in tables if table not in inside), embedding]
     handles = [table.register_forward_hook(after) for table in tables]
     try:
@@ -72,7 +72,7 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
 
 
 class _Way(NamedTuple):
-    """How embeddings in the order of the given ids are found in what a table returned.
+    """Maps between the output of a table and embeddings in the order of the given ids.
 
     Attributes:
         leaf: Takes ``[B, T, D]`` out of the output.
@@ -88,7 +88,7 @@ def _is_view(index: Tensor, given: Tensor) -> bool:
 
 
 def _way_to(index: Tensor, given: Tensor) -> _Way | None:
-    """How given ids lie in an index: as they are, transposed, or with something around them."""
+    """Find given ids in an index: as they are, transposed, or padded."""
     if index.is_floating_point():
         return None
     if index.numel() == given.numel() and torch.equal(index.reshape(given.shape), given):
@@ -110,7 +110,7 @@ def _way_around(index: Tensor, given: Tensor) -> _Way | None:
     length, longer = given.shape[1], index.shape[1]
     if longer <= length:
         return None
-    ends = (slice(0, length), slice(longer - length, longer))  # padding behind, a prompt in front
+    ends = (slice(0, length), slice(longer - length, longer))  # padding after, a prompt before
     found = [here for here in ends if torch.equal(index[:, here], given)]
     return _within(found[0]) if len(found) == 1 else None
 

@@ -1,8 +1,8 @@
-"""One forward pass of a forward function, the rules on its graph, and gradients at its sources.
+"""One forward pass of a forward function, rules on its graph, and gradients at its sources.
 
-Every attribution by rules is the same three steps: run the forward function once, put the rules on
-the graph that it has left, take gradients of values at sources. What differs is what is explained,
-and at which tensors.
+Every attribution by rules takes these three steps: run the forward function once, attach the rules
+to its graph, take gradients of explained values at sources. Attributions differ in the explained
+values and in the tensors where relevance is read.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = ["Passed", "forward_pass"]
 
 
 class Passed:
-    """A forward pass that has been run, and can be explained as long as its context is open.
+    """A forward pass that can be explained as long as its context is open.
 
     Attributes:
-        output: What the forward function returned ``[B, ...]``.
-        sources: For each input the tensor at which its relevance is read: an alias of itself if it
-            is floating, else the embeddings of the token ids.
+        output: Output of the forward function ``[B, ...]``.
+        sources: For each input the tensor at which its relevance is read: an alias of a floating
+            input, or the embeddings of token ids.
         layers: The tensors of each captured layer.
         rules: The rules, and the graph once something has been explained.
     """
@@ -64,14 +64,14 @@ class Passed:
         self._opened = ExitStack()
 
     def run(self) -> None:
-        """Run the forward function, also if it has been run."""
+        """Run the forward function, again if it has run before."""
         self.close()
         self.rules, self.output, self.sources, self.layers = self._opened.enter_context(
             self._once()
         )
 
     def close(self) -> None:
-        """Leave the model alone."""
+        """Remove everything from the model."""
         self._opened.close()
 
     def explain(
@@ -81,21 +81,21 @@ class Passed:
         *,
         at_once: int = 1,
     ) -> Tensor:
-        """Put the rules on everything between sources and a value.
+        """Attach the rules to everything between sources and a value.
 
-        The forward function runs once more if it has taken another way than those that are known,
-        for which more has to be kept than was.
+        The forward function runs once more if it took a path that is not known yet, for which more
+        tensors have to be kept.
 
         Args:
-            select: Gives what is explained.
-            at: Gives the tensors at which relevance is read; default: the sources.
-            at_once: Number of values that one backward pass will be for.
+            select: Returns the explained value.
+            at: Returns the tensors at which relevance is read; default: the sources.
+            at_once: Number of values that one backward pass will explain.
 
         Returns:
-            What is explained.
+            The explained value.
 
         Raises:
-            ValueError: If something between them has no rule, and the attribution is strict.
+            ValueError: If an operation between them has no rule, and the attribution is strict.
         """
         value = select(self)
         try:
@@ -110,11 +110,11 @@ class Passed:
         return value
 
     def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Relevances of the inputs, from gradients at the sources.
+        """Relevances of the inputs, computed from gradients at the sources.
 
         Args:
             gradients: One per source, ``[B, ...]`` or, for several values, ``[K, B, ...]``; None
-                for one without a path to what is explained.
+                for a source without a path to the explained value.
         """
         return tuple(map(self._relevance, self.sources, self._of_ids, gradients))
 
@@ -144,23 +144,22 @@ def forward_pass(
     Args:
         attribution: Forward function, model, rules, and whether they are strict.
         inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
-        arguments: What the forward function takes after the inputs.
-        targets: What of the output will be explained, to be refused as soon as it is there; None
-            if the output does not matter.
+        arguments: Further arguments of the forward function, after the inputs.
+        targets: Targets within the output, checked as soon as the output is there; None if the
+            output does not matter.
         layers: Layers whose tensors are captured.
-        at_input: Whether what the layers take is captured instead of what they give.
-        watched: Whether the names of functions and modules are asked for.
+        at_input: Whether inputs of the layers are captured instead of outputs.
+        watched: Whether to record the names of functions and modules.
         values: Whether to keep the result of each function, for a ledger.
-        beside: Gives something that is open while the forward function runs.
-        at_inputs: Whether relevances of the inputs are asked for: token ids have to be embedded
-            then.
+        beside: Returns a context that is open while the forward function runs.
+        at_inputs: Whether relevances of the inputs are wanted; token ids must be embedded then.
 
     Yields:
         The pass.
 
     Raises:
         AssertionError: Captum's errors for inputs and targets that do not fit.
-        ValueError: If the embeddings of token ids are nowhere to be seen.
+        ValueError: If the embeddings of token ids are not found.
     """
     check_inputs(attribution.model, attribution.forward_func, inputs)  # type: ignore[attr-defined]
     args = _captum.format_additional_forward_args(arguments)
@@ -197,7 +196,7 @@ def forward_pass(
                 try:
                     output = _captum.run_forward(forward, given, None, args)
                 except ValueError as error:
-                    # Without a gradient because ids were embedded where it cannot be seen.
+                    # No gradient: the ids were embedded by a call that is not visible.
                     if at_inputs and NO_GRADIENT in str(error) and not all(embedded):
                         raise _not_embedded() from error
                     raise
@@ -224,11 +223,11 @@ def _positions(tensor: Tensor) -> int:
 
 
 def _writable(alias: Tensor) -> Tensor:
-    """An input that the forward function may write into, as some scale their embeddings."""
+    """A copy of an input that the forward function may change in place, as some models do."""
     if not alias.is_floating_point():
         return alias
     own = alias.clone()
-    return own if own.stride() == alias.stride() else alias  # strides may decide about last bits
+    return own if own.stride() == alias.stride() else alias  # strides can change the last bits
 
 
 def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:
@@ -244,6 +243,6 @@ def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:
 
 def _not_embedded() -> ValueError:
     return ValueError(
-        "The forward function embeds no token ids that it was given, in a table of embeddings that "
-        "could be seen: give embeddings instead of ids."
+        "The forward function embeds no token ids that it was given, or in no visible table of "
+        "embeddings: give embeddings instead of ids."
     )

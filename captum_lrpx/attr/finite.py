@@ -1,4 +1,4 @@
-"""What is not a number, and where it comes from."""
+"""Values that are infinite or NaN, and the module where they arise."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Finite", "own_copy"]
 
 
 class Finite:
-    """The check that explained values, and the relevances of them, are numbers.
+    """Check that explained values, and their relevances, are finite.
 
-    If they are not, the forward function runs once more to find the first module that gives
-    something that is none.
+    If they are not, the forward function runs once more to find the first module with an output
+    that is not finite.
 
     Args:
         model: The Hugging Face model.
-        forward_func: What runs it.
+        forward_func: The forward function, which runs the model.
         inputs: Its inputs.
         args: Its other arguments.
-        noun: What the explained values belong to: rows of a batch, tokens of a continuation.
+        noun: Name of one explained value: a row of a batch, a token of a continuation.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Finite:
             The values.
 
         Raises:
-            ValueError: If one is infinite or NaN; it names the rows, and the first module whose
-                output is.
+            ValueError: If one is infinite or NaN; the message names the rows, and the first module
+                with such an output.
         """
         if _are_finite(values):
             return values
@@ -73,11 +73,11 @@ class Finite:
             f"The explained value of {self._named(rows)} is {shown}, so there is nothing to "
             f"explain: {self._origin(rows)}. Ways out: a precision of a wider range "
             "(torch.bfloat16 or torch.float32 for torch.float16); with padding on the left, "
-            'attn_implementation="sdpa" or padding on the right; inputs that are numbers.'
+            'attn_implementation="sdpa" or padding on the right; inputs that are finite.'
         )
 
     def warn(self, relevances: tuple[Tensor, ...]) -> None:
-        """Say so if relevances are infinite or NaN, of explained values that are not.
+        """Warn if relevances are infinite or NaN although the explained values are finite.
 
         Args:
             relevances: Of a batch, ``[B, ...]``.
@@ -111,7 +111,7 @@ class Finite:
         return "all modules of the model give finite numbers, so it comes from the function around"
 
     def _first(self, rows: list[int]) -> str | None:
-        """The first module whose output is not finite in some rows, in words."""
+        """Description of the first module whose output is not finite in given rows."""
         found: list[str] = []
         batch = len(self.inputs[0])
 
@@ -142,13 +142,13 @@ class Finite:
 
 
 def _rows(wrong: Tensor) -> list[int]:
-    """Rows ``[B, ...]`` in which anything is set."""
+    """Indices of the rows of ``[B, ...]`` with any element set."""
     found: list[int] = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
     return found
 
 
 def _are_finite(numbers: Tensor) -> bool:
-    """Whether all of them are; a sum, which says so at once, is not if it is too large."""
+    """Whether all numbers are finite: if their sum is (quick), or, as it may overflow, each."""
     return math.isfinite(numbers.detach().sum()) or bool(torch.isfinite(numbers).all())
 
 
@@ -164,6 +164,6 @@ def _floating(value: Any) -> Iterator[Tensor]:
 
 
 def own_copy(argument: object) -> object:
-    """An argument that a forward pass may change without anybody's noticing."""
+    """A copy of a mutable argument, so that a forward pass may change it unnoticed."""
     plain = isinstance(argument, (Tensor, nn.Module)) or callable(argument)
     return argument if plain else copy.deepcopy(argument)

@@ -1,4 +1,4 @@
-"""Forward functions: the model inside one, and what Captum sees of its outputs."""
+"""Forward functions: the model inside, and their outputs in the form that Captum expects."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["RecordedForward", "aliases_with_gradients", "model_given", "model_of
 _OF_TENSORS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
 )
-"""Arguments of transformers models; some take a mapping of masks, one per kind of layer."""
+"""Arguments that are tensors; some models take a mapping of masks, one per kind of layer."""
 
 _OF_OUTPUTS = (LogProbabilities, OutputFunction, OutputSum, Probabilities)
 
 
 def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Module:
-    """The transformers model that a forward function runs.
+    """Find the transformers model that a forward function runs.
 
     Args:
         forward_func: A module, or a function.
@@ -50,7 +50,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
         TypeError: If ``model`` is not a module, or ``forward_func`` cannot be called.
     """
     if model is None:
-        owner = getattr(forward_func, "__self__", forward_func)  # model.forward is as good as model
+        owner = getattr(forward_func, "__self__", forward_func)  # model.forward means the model
         if not isinstance(owner, nn.Module) and isinstance(
             getattr(owner, "model", None), nn.Module
         ):
@@ -80,7 +80,7 @@ def model_of(forward_func: Callable[..., Any], model: nn.Module | None) -> nn.Mo
 
 
 def aliases_with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Aliases of floating inputs that need a gradient; the caller's tensors stay as they are."""
+    """Aliases of floating inputs that require a gradient; the caller's tensors are not changed."""
     return tuple(
         _usable(tensor).detach().requires_grad_() if tensor.is_floating_point() else tensor
         for tensor in inputs
@@ -88,20 +88,20 @@ def aliases_with_gradients(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _usable(value: Any) -> Any:
-    """A tensor that was made under ``torch.inference_mode`` as one that autograd can save."""
+    """A tensor that autograd can save, also if made under ``torch.inference_mode``."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
-    """Whether a forward function hands its first input to the model as it is.
+    """Whether a forward function passes its first input unchanged to the model.
 
-    The model itself does, a wrapper around it, or a forward module of this package; what a function
-    or a foreign module does with its inputs is not known.
+    The model itself does, a wrapper around it, or a forward module of this package; for functions
+    and foreign modules it is unknown.
     """
     inner: Any = forward_func
     while isinstance(inner, (RecordedForward, *_OF_OUTPUTS)):
         inner = inner.forward_func if isinstance(inner, RecordedForward) else inner.inner
-    if getattr(inner, "__name__", "") == "forward":  # model.forward is as good as model
+    if getattr(inner, "__name__", "") == "forward":  # model.forward stands for the model
         inner = getattr(inner, "__self__", inner)
     if not isinstance(inner, nn.Module):
         return False
@@ -109,17 +109,17 @@ def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
 
 
 class RecordedForward:
-    """A forward function as Captum wants it: tensors in, one tensor out, the last output kept.
+    """A forward function in the form that Captum expects, keeping its last output.
 
-    A transformers model given directly takes token ids as they are and embeddings as
-    ``inputs_embeds``; of a model output the ``logits`` are taken.
+    A transformers model passed directly takes token ids as they are and embeddings as
+    ``inputs_embeds``; the ``logits`` of a model output are used.
 
     Attributes:
-        output: What the last call returned, detached; ``[B, ...]``.
+        output: Output of the last call, detached; ``[B, ...]``.
 
     Args:
         forward_func: The forward function.
-        around: What a call runs in, which may look at what it returns.
+        around: Runs each call, and may look at its output.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class RecordedForward:
         return self.forward_func(*args, **keywords)
 
     def _check(self, args: tuple[Any, ...]) -> None:
-        """Captum's arguments are positional, and the mask is not the second one everywhere."""
+        """Check positional arguments: a model's second one is not always the mask."""
         kind = type(self.forward_func).__name__
         for place, (name, value) in enumerate(zip(self._parameters, args, strict=False), start=1):
             if name == "past_key_values" and not _may_be_cache(value):

@@ -1,4 +1,4 @@
-"""Makes the result of an explained continuation, with a record of how it was made."""
+"""Builds the result of an explained continuation, with a record of how it was made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Generated", "result_of"]
 
 
 class Generated(NamedTuple):
-    """What is explained of a continuation.
+    """An explained continuation.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -57,16 +57,16 @@ def result_of(
     *,
     model_name: str | None,
 ) -> LLMRelevanceResult:
-    """The result, with a record of how it was made.
+    """Build the result, with a record of how it was made.
 
     Args:
-        generated: What is explained.
-        method: How.
+        generated: The explained continuation.
+        method: The attribution.
         quantity: Logits, log-probabilities or probabilities.
         context: ``[R, P + K]``.
         values: ``[R]``.
         decomposed: ``[R]``.
-        lost: What each hop loses ``[R, hops]``.
+        lost: Relevance lost at each hop ``[R, hops]``.
         model_name: Name for the record. Default: where the model was loaded from.
     """
     tokenizer, prompt, continuation = generated[:3]
@@ -133,14 +133,14 @@ def result_of(
 
 
 def _hop_options(lost: Tensor) -> dict[str, Any]:
-    """How many hops there were, and what each loses of all rows together."""
+    """Number of hops, and the relevance lost at each, summed over the rows."""
     if not lost.shape[1]:
         return {}
     return {"hops": lost.shape[1], "lost": lost.double().sum(0).tolist()}
 
 
 def _layer_options(method: LRPx | LayerLRPx | ALTILogit) -> dict[str, Any]:
-    """The layer that is explained, by its path in the model."""
+    """Path of the explained layer in the model."""
     if not isinstance(method, LayerLRPx):
         return {}
     paths = [name for name, module in method.model.named_modules() if module is method.layer]

@@ -50,16 +50,16 @@ __all__ = ["LLMRelevance"]
 
 
 class LLMRelevance(Attribution):
-    r"""Explains each token of a continuation, or spans of it, from one forward pass.
+    r"""Explains each token of a continuation, or spans of it, with a single forward pass.
 
     The counterpart of Captum's ``LLMGradientAttribution`` for relevance: the same arguments, the
-    same results, and by default the same numbers as that class gives with ``LayerLRPx`` or
+    same results, and by default the numbers that class computes with ``LayerLRPx`` or
     ``LayerAttnLRPx`` at the token embeddings.
 
     Captum's class runs the model anew for each token of the continuation, on the text before it. In
-    a causal model what is computed at a position does not depend on what comes later, so one
-    forward pass over prompt and continuation contains all of these runs. What is left per token
-    is a backward pass, and several of them are made at once.
+    a causal model a position's state does not depend on later tokens, so one
+    forward pass over prompt and continuation contains all of these runs. Each token then only needs
+    a backward pass, and several are computed at once.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class LLMRelevance(Attribution):
             attr_method (LRPx, LayerLRPx or ALTILogit): The method, on a Hugging Face causal
                 language model: ``LRPx(model)``, ``AttnLRPx(model)`` or ``ALTILogit(model)`` for
                 relevances of the tokens, ``LayerLRPx(model, layer)`` or ``LayerAttnLRPx(model,
-                layer)`` for those of a layer at each position.
+                layer)`` for relevances of a layer at each position.
             tokenizer (Tokenizer): The tokenizer of the model.
-            attr_target (str, optional): What is explained of each token: ``"log_prob"``, ``"prob"``
-                or ``"logit"``. Default: ``"log_prob"``
+            attr_target (str, optional): Explained quantity of each token: ``"log_prob"``,
+                ``"prob"`` or ``"logit"``. Default: ``"log_prob"``
             model_name (str, optional): Name of the model in the results. Default: where it was
                 loaded from
 
         Raises:
-            TypeError: If the method is another one, or explains something else than a model, or
+            TypeError: If the method is another one, or does not explain a model itself, or
                 the tokenizer is none.
             ValueError: If the model predicts no text, ``attr_target`` is unknown, or it is not
                 ``"logit"`` for ALTI-Logit.
@@ -92,23 +92,23 @@ class LLMRelevance(Attribution):
         if not isinstance(attr_method, (LRPx, LayerLRPx, ALTILogit)):
             raise TypeError(
                 f"LLMRelevance needs LRPx, AttnLRPx, LayerLRPx, LayerAttnLRPx or ALTILogit, not "
-                f"{type(attr_method).__name__}. For others there is LLMGradientAttribution."
+                f"{type(attr_method).__name__}. For other methods there is LLMGradientAttribution."
             )
         if isinstance(attr_method, LayerLRPx) and not isinstance(attr_method.layer, nn.Module):
             raise TypeError("LLMRelevance explains one layer at a time, not a list of layers.")
         if attr_method.forward_func is attr_method.model:
             check_predicts_text(attr_method.model)
-        elif not callable(getattr(attr_method.forward_func, "generate", None)):  # an adapter's
+        elif not callable(getattr(attr_method.forward_func, "generate", None)):  # an adapter
             raise TypeError(
-                "LLMRelevance says by itself what is explained: give the method the language model "
-                f"and not {type(attr_method.forward_func).__name__}."
+                "LLMRelevance chooses the explained outputs itself: give the method the language "
+                f"model, not {type(attr_method.forward_func).__name__}."
             )
         check_model_and_tokenizer(attr_method.model, tokenizer)
         if unwrapped(cast("nn.Module", attr_method.forward_func)) is None:
             raise ValueError(
-                f"LLMRelevance reads {type(attr_method.model).__name__} step by step, but what was "
-                "given computes more than it: prompt or prefix tuning, or hooks or a forward of "
-                "its own. Explain token by token, by TokenLogits."
+                f"LLMRelevance reads {type(attr_method.model).__name__} step by step, but the "
+                "given module computes more: prompt or prefix tuning, hooks, or a forward of its "
+                "own. Explain token by token, with TokenLogits."
             )
         super().__init__(attr_method.forward_func)
         self.attr_method = attr_method
@@ -116,7 +116,7 @@ class LLMRelevance(Attribution):
         self.tokenizer = tokenizer
         self.attr_target: Quantity = check_quantity(attr_target)
         if isinstance(attr_method, ALTILogit) and attr_target != "logit":
-            raise ValueError('ALTI-Logit decomposes logits: give attr_target="logit".')
+            raise ValueError('ALTI-Logit decomposes logits: pass attr_target="logit".')
         self.model_name = model_name
 
     @_captum.log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -133,34 +133,35 @@ class LLMRelevance(Attribution):
         attribute_to_layer_input: bool = False,
         targets_per_backward: int | None = None,
     ) -> LLMRelevanceResult:
-        r"""Relevances of the prompt, and of the continuation so far, for the continuation.
+        r"""Relevances of the prompt, and of earlier continuation tokens, for the continuation.
 
         Args:
             inp (str, sequence of messages, Tensor, sequence of int, or TextTokenInput): The prompt:
                 whatever :func:`captum_lrpx.explain` takes (a text, chat messages, token ids
-                ``[P]`` or ``[1, P]``, what the tokenizer returns for one text), or Captum's
+                ``[P]`` or ``[1, P]``, the tokenizer's output for one text), or Captum's
                 ``TextTokenInput`` (``token_attr`` leaves out its ``skip_tokens``).
             target (str, Tensor, or sequence of int, optional): The continuation: a text, encoded in
-                its place after the prompt as a word of :class:`captum_lrpx.Target` is, a
+                its place after the prompt like a word of :class:`captum_lrpx.Target`, a
                 ``Token``, or token ids ``[K]``. Default: None, the model generates it.
             gen_args (dict, optional): Arguments of ``model.generate``, if there is no ``target``.
-                Default: None, those of Captum
-            first_token (str, optional): A special token that comes first, for a model that was
-                trained with one that its tokenizer does not add. Default: None
-            foil (int, str, Tensor, or sequence of int, optional): What is subtracted at each step:
-                one token for all steps or one for each. Why this token rather than that one, given
-                the same text before it. Default: None
+                Default: None, Captum's defaults
+            first_token (str, optional): A special token to prepend, for a model trained with one
+                that its tokenizer does not add. Default: None
+            foil (int, str, Tensor, or sequence of int, optional): Token subtracted at each step:
+                one for all steps or one for each. Explains why this token rather than that one,
+                given the same text before it. Default: None
             spans (sequence of (int, int or None), optional): Parts of the continuation, ``(first,
-                behind the last)``, each explained as a whole, the sum over its tokens, in one
-                backward pass however many tokens it has. ``(0, None)`` is the whole continuation.
+                stop)``, each explained as a whole, the sum over its tokens, in one
+                backward pass, whatever its number of tokens. ``(0, None)`` is the whole
+                continuation.
                 Default: None, each token by itself
-            hops (int, optional): How often relevance that lands on tokens of the continuation is
-                handed on to what they were predicted from, with their logits as targets, in
-                proportion: to follow an answer through reasoning. One more backward pass each;
-                what arrives at no token is in :attr:`LLMRelevanceResult.delta`, and for each hop
-                in ``result.record.options["lost"]``. Default: 0
-            attribute_to_layer_input (bool, optional): Whether to explain what the layer takes
-                instead of what it gives. Default: False
+            hops (int, optional): How many times relevance of tokens of the continuation is
+                passed on to the tokens that they were predicted from, with their logits as targets,
+                in proportion: to follow an answer through reasoning. One more backward pass each;
+                relevance that reaches no token is in :attr:`LLMRelevanceResult.delta`, and for each
+                hop in ``result.record.options["lost"]``. Default: 0
+            attribute_to_layer_input (bool, optional): Whether to explain the layer's input
+                instead of its output. Default: False
             targets_per_backward (int, optional): How many tokens or spans are explained by one
                 backward pass. More is faster on short texts and takes memory, in proportion. With 1
                 the backward pass is an ordinary one, for models with operations that
@@ -249,20 +250,20 @@ class LLMRelevance(Attribution):
         *,
         at_input: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One forward pass, one seed per step, one backward pass per ``at_once`` rows.
+        """Run one forward pass, one seed per step, one backward pass per ``at_once`` rows.
 
         Args:
             method: Model and rules.
             ids: Prompt and continuation ``[P + K]``.
             wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
             rows: Weight of each step in each row ``[R, K]``.
-            at_once: Number of rows per backward pass; None for one that fits the length.
-            hops: How often relevance of the continuation is handed on.
+            at_once: Number of rows per backward pass; None chooses by length.
+            hops: How many times relevance of the continuation is passed on.
             at_input: Whether the input of the layer is explained.
 
         Returns:
-            Relevances ``[R, P + K]``, explained values ``[R]``, what is decomposed ``[R]``, what
-            each hop loses ``[R, hops]``.
+            Relevances ``[R, P + K]``, explained values ``[R]``, decomposed values ``[R]``,
+            relevance lost at each hop ``[R, hops]``.
         """
         embedding = token_embedding_of(self.model)
         layer = method.layer if isinstance(method, LayerLRPx) else embedding
@@ -295,7 +296,7 @@ class LLMRelevance(Attribution):
             rows = rows.to(seeds)
 
             def explain(weights: Tensor, seeds: Tensor, *, retain: bool) -> Tensor:
-                """Relevances ``[R, P + K]`` of weighted sums; the last token is not read."""
+                """Relevances ``[R, P + K]`` of weighted sums; the last token is never read."""
                 chunks = torch.split(weights, size)
                 relevances = []
                 for number, chunk in enumerate(chunks, start=1):
@@ -307,7 +308,7 @@ class LLMRelevance(Attribution):
                 return nn.functional.pad(context, (0, 1))
 
             context = explain(rows, seeds, retain=hops > 0)
-            # Weights of logits, whatever is explained; without hops they are not asked for.
+            # Hops need logits as targets, whatever the explained quantity.
             logits, _, of_logits = (
                 seeds_of(head, states, wanted[:, :1], "logit") if hops else (values, values, seeds)
             )
@@ -322,10 +323,10 @@ class LLMRelevance(Attribution):
 
 
 class _LastStates(ModelForward):
-    """What a language model computes at each position before its head."""
+    """A language model without its head: its states at each position."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The states ``[B, T, D]``."""
+        """States ``[B, T, D]``."""
         return LanguageModelHead(self.model).states(ids)
 
 
@@ -334,7 +335,7 @@ def _relevance(
     values: Sequence[Tensor],
     slopes: Sequence[Tensor],
 ) -> Tensor:
-    """Relevance of each position ``[R, T]`` from gradients ``[R, 1, T, ...]``."""
+    """Relevance of each position ``[R, T]``, from gradients ``[R, 1, T, ...]``."""
     multiply = method.multiplies_by_inputs
     total: Any = 0
     for value, gradient in zip(values, slopes, strict=True):
@@ -347,7 +348,7 @@ def _relevance(
 def _of_sequence(
     values: tuple[Tensor, ...] | None, length: int, layer: nn.Module
 ) -> tuple[Tensor, ...]:
-    """The tensors of a layer, if it has one vector per token."""
+    """The tensors of a layer, which must have one vector per token."""
     if not values or any(value.shape[:2] != (1, length) for value in values):
         shown = "nothing" if not values else ", ".join(str(tuple(value.shape)) for value in values)
         raise ValueError(
@@ -358,7 +359,7 @@ def _of_sequence(
 
 
 def _check_causal(relevance: Tensor, rows: Tensor) -> None:
-    """Refuse a model that sees what comes later, whose one pass is not that of each text before.
+    """Refuse a model that sees later tokens: one pass then differs from a pass per prefix.
 
     Args:
         relevance: ``[R, T]`` for the text without its last token.

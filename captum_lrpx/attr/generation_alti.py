@@ -1,4 +1,4 @@
-"""A continuation explained by ALTI-Logit, which takes all of its tokens from one forward pass."""
+"""A continuation explained by ALTI-Logit, all of its tokens from one forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["rows_of_alti"]
 
 _AT_ONCE = 16
-"""Targets of one decomposition, whose temporary tensors grow with them."""
+"""Targets per decomposition; its temporary tensors grow with their number."""
 
 
 def rows_of_alti(
@@ -31,11 +31,11 @@ def rows_of_alti(
         ids: Prompt and continuation ``[P + K]``.
         wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
         rows: Weight of each step in each row ``[R, K]``.
-        hops: How often relevance of the continuation is handed on.
+        hops: Number of times that relevance of the continuation is passed on.
 
     Returns:
-        Contributions ``[R, P + K]``, explained values ``[R]``, the same again, and what each hop
-        loses ``[R, hops]``.
+        Contributions ``[R, P + K]``, explained values ``[R]``, the same again, and the relevance
+        lost at each hop ``[R, hops]``.
     """
     device = device_of(method.model)
     read, steps = ids[None, :-1].to(device), len(wanted)
@@ -59,7 +59,7 @@ def rows_of_alti(
 
 
 def _contributions(method: ALTILogit, read: Tensor, tokens: list[int], first: int) -> Tensor:
-    """A row ``[K, P + K]`` for each token; the last token is predicted, not read."""
+    """One row ``[K, P + K]`` per token; the last token is only predicted, never read."""
     targets = [(first + step, token) for step, token in enumerate(tokens)]
     parts = [
         cast("Tensor", method.attribute_targets(read, targets[start : start + _AT_ONCE]))[:, 0]

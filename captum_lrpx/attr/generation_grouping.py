@@ -1,4 +1,4 @@
-"""Entries of an explained continuation put together: words, characters, special tokens."""
+"""Grouping the entries of an explained continuation: words, characters, special tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["grouped_columns", "grouped_rows", "rows_of", "text_of"]
 
 
 def text_of(record: Explanation, span: Span) -> str:
-    """The text of some entries; their names if they stand nowhere in the text."""
+    """Text of a range of entries; their names if they are not in the text."""
     first, stop = span
     places = [(start, end) for start, end in record.offsets[first:stop] if start < end]
     if not places:
@@ -30,7 +30,7 @@ def text_of(record: Explanation, span: Span) -> str:
 
 
 def grouped_columns(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The fields of a result with an entry for each group of entries, and the same rows.
+    """Fields of a result with one entry per group of entries and unchanged rows.
 
     Args:
         result: The result.
@@ -56,14 +56,14 @@ def grouped_columns(result: LLMRelevanceResult, groups: Sequence[Sequence[int]])
 
 
 def rows_of(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The rows of each group of entries of the continuation, if each of its tokens has a row.
+    """Groups of rows that correspond to groups of entries, if each token has its own row.
 
     Args:
         result: The result.
-        groups: Indices of entries, those of the continuation in order.
+        groups: Groups of entry indices; entries of the continuation are in order.
 
     Returns:
-        Groups of rows; each row by itself where rows are spans.
+        Groups of rows; one group per row where rows are spans.
     """
     length = len(result.shown)
     single = tuple((entry, entry + 1) for entry in range(length, len(result.labels)))
@@ -73,11 +73,11 @@ def rows_of(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> list
 
 
 def grouped_rows(result: LLMRelevanceResult, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The fields of a result with one row for each group of rows: their sum.
+    """Fields of a result with one row per group of rows: their sum.
 
     Args:
         result: The result.
-        rows: Indices of rows that follow each other.
+        rows: Indices of consecutive rows.
     """
     spans = [(result.spans[group[0]][0], result.spans[group[-1]][1]) for group in rows]
     return _fields(result) | {

@@ -29,14 +29,14 @@ __all__ = ["LLMRelevanceResult"]
 
 
 class LLMRelevanceResult(LLMAttributionResult):
-    """Relevances of a prompt, and of the continuation itself, for what a model generated.
+    """Relevances of a prompt, and of the continuation itself, for a continuation of a model.
 
     It is Captum's result (``seq_attr``, ``token_attr``, ``input_tokens``, ``output_tokens``, the
     plots) and a record like :class:`captum_lrpx.Explanation`: it prints itself, shows itself in a
     notebook, and can be stored and read back without losing a digit. Each *row* explains a token of
-    the continuation, or a span; :meth:`explanation` gives it as an explanation of its own.
+    the continuation, or a span; :meth:`explanation` returns it as a separate explanation.
 
-    Captum's fields have the tokens as Captum writes them. The views show the text: ``keys`` for
+    Captum's fields have the tokens in Captum's notation. The views show the text: ``keys`` for
     ``▁keys`` or ``Ġkeys``, and a character that takes several tokens once.
 
     Attributes:
@@ -46,12 +46,12 @@ class LLMRelevanceResult(LLMAttributionResult):
         shown: Which entries of the prompt are in ``token_attr`` ``[P]``; Captum's ``skip_tokens``
             leaves some out.
         context_attr: ``[R, P + K]``: relevance of each token of prompt and continuation for each
-            row; 0 for those that the model had not seen yet.
-        context_tokens: The ``P + K`` tokens, as Captum writes them.
+            row; 0 for later tokens, which the model had not seen.
+        context_tokens: The ``P + K`` tokens, in Captum's notation.
         values: ``[R]``: the explained values, for instance log-probabilities.
-        decomposed: ``[R]``: the sum of relevances and delta. For logits and their differences that
+        decomposed: ``[R]``: the sum of relevances and delta. For logits and their differences this
             is ``values``. For the log-probability of ``t`` it is ``z_t - sum_v p_v z_v``, the logit
-            minus the expected one: the gradient towards the logits, times the logits.
+            minus the expected logit: the gradient towards the logits, times the logits.
         prompt_ids: Token ids of the prompt.
         continuation_ids: Token ids of the continuation.
     """
@@ -92,12 +92,12 @@ class LLMRelevanceResult(LLMAttributionResult):
 
     @property
     def delta(self) -> Tensor:
-        """``[R]``: the part no token accounts for: ``decomposed`` minus the sum of relevances."""
+        """``[R]``: the share of no token: ``decomposed`` minus the sum of relevances."""
         return self.decomposed - self.context_attr.sum(1)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The ``P + K`` tokens as they stand in the text; special ones by their name."""
+        """The ``P + K`` tokens as in the text; special ones by their name."""
         return self.record.labels
 
     @property
@@ -106,7 +106,7 @@ class LLMRelevanceResult(LLMAttributionResult):
         return tuple(text_of(self.record, span) for span in self.spans)
 
     def __eq__(self, other: object) -> bool:
-        """Whether everything in them is the same."""
+        """Whether all fields are equal."""
         if not isinstance(other, LLMRelevanceResult):
             return NotImplemented
         return content_of(self) == content_of(other)
@@ -114,7 +114,7 @@ class LLMRelevanceResult(LLMAttributionResult):
     __hash__ = None  # type: ignore[assignment]
 
     def with_continuation(self) -> LLMAttributionResult:
-        """The same with the continuation among the inputs, for Captum's plots.
+        """This result with the continuation among the inputs, for Captum's plots.
 
         Returns:
             A result whose ``token_attr`` is ``context_attr``.
@@ -129,7 +129,7 @@ class LLMRelevanceResult(LLMAttributionResult):
     # Views ------------------------------------------------------------------------------------
 
     def explanation(self, row: int | None = None) -> Explanation:
-        """One row, or all of them together, as an explanation: to rank, subtract, compare, store.
+        """One row, or the sum of all rows, as an explanation: to rank, subtract, compare, store.
 
         Args:
             row: Index of the row. Default: the sum of all rows.
@@ -156,9 +156,9 @@ class LLMRelevanceResult(LLMAttributionResult):
         )
 
     def words(self, spans: Sequence[Span] | None = None) -> LLMRelevanceResult:
-        """The relevance of words for words: sums over their tokens.
+        """Sum the relevances of tokens to relevances of words.
 
-        A row for each token becomes a row for each word, with the sum of their values; rows for
+        If each token has a row, each word gets a row, with the sum of their values; rows of
         spans stay. No word has tokens of both prompt and continuation.
 
         Args:
@@ -188,9 +188,9 @@ class LLMRelevanceResult(LLMAttributionResult):
         return LLMRelevanceResult(**grouped_rows(columns, rows_of(self, groups)))
 
     def fold_special(self) -> LLMRelevanceResult:
-        """The result with one entry, the first, for special tokens and chat template of the prompt.
+        """Fold special tokens and chat template of the prompt into one entry, the first.
 
-        Special tokens of the continuation stay: each has a row.
+        Special tokens of the continuation stay, as each has a row.
         """
         length = len(self.shown)
         template = self.record.template or (False,) * length
@@ -210,10 +210,10 @@ class LLMRelevanceResult(LLMAttributionResult):
     # Storage and other forms ------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The result as JSON; floats keep every digit.
+        """Convert the result to JSON; floats keep every digit.
 
         Args:
-            path: File to write it to as well, atomically.
+            path: File to write as well, atomically.
 
         Returns:
             The JSON text.
@@ -222,7 +222,7 @@ class LLMRelevanceResult(LLMAttributionResult):
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> LLMRelevanceResult:
-        """Read what :meth:`to_json` wrote; its tensors are on the CPU.
+        """Read a result written by :meth:`to_json`; its tensors are on the CPU.
 
         Args:
             source: JSON text, or the path of a file.
@@ -236,10 +236,10 @@ class LLMRelevanceResult(LLMAttributionResult):
         return storage.load("generation", source, lambda content: cls(**fields_of(content)))
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The result as one HTML page without scripts or links; all text is escaped.
+        """Convert the result to one HTML page without scripts or links; all text is escaped.
 
         Args:
-            path: File to write it to as well, atomically.
+            path: File to write as well, atomically.
 
         Returns:
             A complete document: heat maps of the continuation as a whole and of each row, and a
@@ -251,11 +251,11 @@ class LLMRelevanceResult(LLMAttributionResult):
         return page
 
     def to_pandas(self) -> pd.DataFrame:
-        """The relevances as a data frame, a line for each row and each token.
+        """Convert the relevances to a data frame, with one line per row and token.
 
         Returns:
             Columns ``row``, ``explained`` (the text of the row), ``value``, ``position``, ``token``
-            (as it stands in the text), ``generated`` (whether it is of the continuation) and
+            (as in the text), ``generated`` (whether it belongs to the continuation) and
             ``relevance``. Everything else is in ``attrs``.
 
         Raises:

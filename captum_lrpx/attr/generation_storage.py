@@ -1,4 +1,4 @@
-"""Explained continuations as JSON has them."""
+"""JSON form of explained continuations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IDS = ("prompt_ids", "continuation_ids")
 
 
 def content_of(result: LLMRelevanceResult) -> dict[str, Any]:
-    """A result as JSON has it."""
+    """Convert a result to values that JSON can store."""
     return {
         "record": storage.record_of(result.record),
         "spans": [list(span) for span in result.spans],
@@ -36,10 +36,10 @@ def content_of(result: LLMRelevanceResult) -> dict[str, Any]:
 
 
 def fields_of(content: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the result, out of what was stored.
+    """Arguments of a result, restored from its JSON form.
 
     Raises:
-        KeyError: If something is missing, or not what it should be; likewise the others.
+        KeyError: If something is missing or malformed.
         TypeError: The same.
         ValueError: The same.
     """

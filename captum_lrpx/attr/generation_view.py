@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["body", "page", "plain", "terminal"]
 
 _WIDTH = 100
-"""Characters of a line of plain text."""
+"""Line width of plain text, in characters."""
 
 _FEW = 8
-"""Up to so many heat maps of rows are open at first."""
+"""Up to this many rows have their heat maps open at first."""
 
 
 def by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
-    """The result with one row for the tokens of a character, as the views show it."""
+    """Merge the rows of tokens that form one character, for the views."""
     record, length = result.record, len(result.shown)
     runs = character_runs(record.text, record.offsets[length:], record.special[length:])
     groups = [range(first + length, stop + length) for first, stop in runs]
@@ -50,7 +50,7 @@ def by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
 
 
 def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]:
-    """Tables of the relevances, with a column for each row, as many as a width takes."""
+    """Tables of the relevances, with one column per row, as many as fit the width."""
     whole = by_character(result)
     for part in _matrix(whole).split(width):
         yield part.terminal()
@@ -59,12 +59,12 @@ def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]
 
 
 def plain(result: LLMRelevanceResult) -> str:
-    """The same as plain text."""
+    """The tables as plain text."""
     return "\n".join(plain_text(part) for part in terminal(result, _WIDTH))
 
 
 def body(result: LLMRelevanceResult) -> str:
-    """Heat maps and the table, as HTML that brings its own style."""
+    """Heat maps and the table, as HTML with its own style."""
     whole = by_character(result)
     record, start = whole.record, len(whole.shown)
     shown = [*_closing_lines(whole), "The explained tokens are in bold."]
@@ -99,7 +99,7 @@ def page(result: LLMRelevanceResult) -> str:
 
 
 def _read(result: LLMRelevanceResult, row: int) -> Explanation:
-    """The explanation of a row, up to the token that it is about."""
+    """The explanation of a row, up to its explained token."""
     explanation, stop = result.explanation(row), result.spans[row][1]
     return replace(
         explanation,

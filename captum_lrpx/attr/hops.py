@@ -1,10 +1,10 @@
-"""Hops: relevance that lands on generated tokens, followed to where these come from.
+"""Hops: relevance of generated tokens, traced back to the tokens that they were predicted from.
 
-What an answer owes to the reasoning before it says little about the prompt. The relevance of a
-generated token is therefore handed to what that token was predicted from, in proportion: one more
-backward pass in which every token is a target, weighted by its relevance over its logit (the
-recursion of FlashTrace, https://arxiv.org/abs/2602.01914). As relevance is linear in what is
-explained, each hop is one pass however many tokens there are.
+How much an answer owes to the reasoning before it says little about the prompt. The relevance of a
+generated token is therefore passed on to the tokens that it was predicted from, in proportion: one
+more backward pass in which every token is a target, weighted by its relevance over its logit (the
+recursion of FlashTrace, https://arxiv.org/abs/2602.01914). As relevance is linear in the explained
+value, each hop is one pass, whatever the number of tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["check_hops", "followed"]
 
 
 def check_hops(hops: int) -> None:
-    """Refuse a number of hops that is none.
+    """Refuse a negative number of hops.
 
     Raises:
         ValueError: If it is negative.
@@ -34,21 +34,21 @@ def check_hops(hops: int) -> None:
 def followed(
     relevance: Tensor, explain: Callable[[Tensor], Tensor], logits: Tensor, hops: int
 ) -> tuple[Tensor, Tensor]:
-    """Hand relevance of generated tokens to what they were predicted from.
+    """Pass relevance of generated tokens on to the tokens that they were predicted from.
 
-    A token keeps its relevance if its logit is not positive: a share of nothing, or of a negative
-    number, is no share.
+    A token keeps its relevance if its logit is not positive: shares of zero or of a negative
+    number are not defined.
 
     Args:
         relevance: Of prompt and continuation ``[R, P + K]``.
-        explain: From weights of the logits of the continuation ``[R, K]`` to the relevances
-            ``[R, P + K]`` of their weighted sums.
+        explain: Maps weights of the continuation's logits ``[R, K]`` to the relevances
+            ``[R, P + K]`` of the weighted sums.
         logits: Of the tokens of the continuation ``[K]``.
-        hops: How often.
+        hops: Number of hops.
 
     Returns:
-        Relevances ``[R, P + K]`` and, for each hop, what was handed on and arrived at no token
-        ``[R, hops]``: what biases, positions and the softmax have of it.
+        Relevances ``[R, P + K]`` and, for each hop, the relevance that reached no token
+        ``[R, hops]``: the share of biases, positions and the softmax.
     """
     lost = []
     start = relevance.shape[1] - len(logits)

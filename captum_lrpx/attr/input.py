@@ -34,10 +34,10 @@ __all__ = ["AttnLRPx", "LRPx"]
 class LRPx(LRPRules, GradientAttribution):
     r"""Layer-wise Relevance Propagation for transformers, as modified Gradient x Input.
 
-    The prediction is decomposed into relevances of the inputs: one ordinary forward pass, one
+    The prediction is decomposed into relevances of the inputs: one ordinary forward pass, and one
     backward pass in which the few non-linear layers have another slope, times the input. All
     relevance of attention goes to the values (Ali et al. 2022, https://arxiv.org/abs/2202.07304;
-    the formulation is that of Arras et al. 2025, https://arxiv.org/abs/2502.15886, section 2.7 and
+    formulated as in Arras et al. 2025, https://arxiv.org/abs/2502.15886, section 2.7 and
     appendix D). The relevances of the inputs and of the biases sum to the explained value.
 
     The model is left as it was, also after an error.
@@ -63,14 +63,14 @@ class LRPx(LRPRules, GradientAttribution):
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules, see :mod:`captum_lrpx.recipes`.
                 Default: the recipe of the class.
-            checkpointing (bool, optional): Whether each block keeps its input only and is computed
-                once more in the backward pass: the same relevances from less memory and more time,
+            checkpointing (bool, optional): Whether each block keeps only its input and is
+                recomputed in the backward pass: the same relevances with less memory and more time,
                 for long inputs. Default: False
-            strict (bool, optional): Whether ``attribute`` refuses a model with something non-linear
-                that no rule covers, which would make its relevances wrong. Otherwise it warns, and
-                the ordinary gradient is taken there. Default: True
-            fast (bool, optional): Whether what the rules do not read is not kept, and zeros are
-                not multiplied. Otherwise the same relevances take more time and memory.
+            strict (bool, optional): Whether ``attribute`` refuses a model with a non-linear
+                operation that no rule covers, which would make its relevances wrong. Otherwise it
+                warns, and uses the ordinary gradient there. Default: True
+            fast (bool, optional): Whether to skip storing tensors that no rule reads, and
+                multiplying zeros. Otherwise the same relevances take more time and memory.
                 Default: True
 
         Raises:
@@ -113,19 +113,19 @@ class LRPx(LRPRules, GradientAttribution):
         additional_forward_args: object | None = None,
         return_convergence_delta: bool = False,
     ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, Tensor]:
-        r"""Relevances of the inputs for the explained output.
+        r"""Compute the relevances of the inputs for the explained output.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Input for which relevances are computed. Floating
                 inputs (embeddings ``[B, T, D]``) get relevances of their shape. Token ids
-                ``[B, T]`` get the relevance of each token: that of its embedding, summed over the
+                ``[B, T]`` get the relevance of each token: its embedding's, summed over the
                 embedding dimension. The first dimension is the batch.
             target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
                 every form that Captum takes: None for outputs of one value per example, an integer
                 or a tensor of integers for 2-D outputs, a tuple or a list of tuples for more
                 dimensions (``(position, token)`` for logits ``[B, T, V]``).
                 Default: None
-            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the
                 inputs, given by position. Default: None
             return_convergence_delta (bool, optional): Whether to return the convergence delta too.
                 Default: False
@@ -137,15 +137,15 @@ class LRPx(LRPRules, GradientAttribution):
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
                 Relevances, of the shape of the inputs; a tuple for a tuple.
             - **delta** (*Tensor*, returned if return_convergence_delta=True):
-                Explained output minus the sum of the relevances, one number per example. It is what
-                went to biases, position embeddings and (AttnLRP) softmax.
+                Explained output minus the sum of the relevances, one number per example: the
+                share of biases, position embeddings and (AttnLRP) softmax.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
-            MemoryError: If the inputs are so large that they cannot fit (see
+            MemoryError: If the inputs are too large for the memory (see
                 :mod:`captum_lrpx.memory`).
-            ValueError: If something non-linear has no rule (see ``strict``), or the explained value
-                is infinite or NaN.
+            ValueError: If a non-linear operation has no rule (see ``strict``), or the explained
+                value is infinite or NaN.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 
         Examples::
@@ -174,22 +174,22 @@ class LRPx(LRPRules, GradientAttribution):
         *,
         targets_per_backward: int | None = None,
     ) -> TensorOrTupleOfTensorsGeneric:
-        r"""Relevances for several outputs, from one forward pass.
+        r"""Compute relevances for several outputs with one forward pass.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for :meth:`attribute`.
             targets (Sequence, optional): Targets, each in a form that :meth:`attribute` takes.
-                Default: None, each output of a forward function that gives ``[B, C]``
+                Default: None, each output of a forward function that returns ``[B, C]``
             additional_forward_args (Any, optional): As for :meth:`attribute`. Default: None
-            targets_per_backward (int, optional): How many targets are explained by one backward
-                pass. More is faster on short inputs and accelerators, and takes memory in
-                proportion; beside it only the relevances grow with the number of targets. With 1
-                the backward pass is an ordinary one, as it always is for outputs of more than two
+            targets_per_backward (int, optional): How many targets one backward pass explains.
+                More is faster on short inputs and accelerators, and takes memory in
+                proportion; apart from it only the relevances grow with the number of targets. With
+                1 the backward pass is an ordinary one, as it always is for outputs of more than two
                 dimensions.
                 Default: None, up to 8, fewer for long inputs
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**: what :meth:`attribute` gives for
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**: those of :meth:`attribute` for
             each target, stacked: ``[K, B, T]`` for token ids ``[B, T]``, ``[K, B, T, D]`` for
             embeddings.
 
@@ -218,7 +218,7 @@ class LRPx(LRPRules, GradientAttribution):
     def _explained(
         self, inputs: tuple[Tensor, ...], target: TargetType, arguments: object | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Relevances and the explained output."""
+        """Compute the relevances and the explained output."""
         with forward_pass(self, inputs, arguments, targets=[target]) as passed:
             finite = self.finite(inputs, arguments)
             selected = passed.explain(
@@ -237,6 +237,6 @@ class AttnLRPx(AttnLRPRules, LRPx):
 
     Uniform rule at both products of attention and at gates, ordinary gradient of the softmax
     (Achtibat et al. 2024, https://arxiv.org/abs/2402.05602; Arras et al. 2025, appendix D.6).
-    Unlike :class:`LRPx` it does not conserve through the softmax: the convergence delta says how
+    Unlike :class:`LRPx` it does not conserve through the softmax: the convergence delta shows how
     much is missing. Everything else is as in :class:`LRPx`.
     """

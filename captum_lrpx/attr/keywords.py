@@ -1,4 +1,4 @@
-"""Calling ``attribute`` with keywords of another method: a sentence instead of Python's words."""
+"""Explains keywords of other methods that ``attribute`` does not take, in the error message."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ _OF_OTHERS = {
     ),
     "abs": "keeps the sign: call `.abs()` on the result for the size alone",
 }
-"""Arguments of Captum's other attributions -> why there is none of that name here."""
+"""Arguments of Captum's other attributions, and the reason why they do not exist here."""
 
 
 def entry_point(method: Callable[P, R]) -> Callable[P, R]:
-    """An ``attribute`` method, which logs its use as Captum's do and refuses unknown keywords.
+    """Decorate an ``attribute`` method: log its use as Captum does, and refuse unknown keywords.
 
     Args:
         method: The method.
 
     Returns:
-        The method; a TypeError says why a keyword is not there, and which one may have been meant.
+        The method; its TypeError says why a keyword does not exist, or which one is similar.
     """
     known = inspect.signature(method).parameters
     logged = cast(

@@ -39,9 +39,9 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
     heads. Several layers are explained by one backward pass. Captum's ``LLMGradientAttribution``
     takes this class.
 
-    Other than Captum's layer methods it also takes modules that return more than one tensor
-    (attention returns weights, or None, beside its output) or that are called by keyword: the
-    relevance is that of the hidden states.
+    Unlike Captum's layer methods it also takes modules that return more than one tensor
+    (attention returns weights, or None, beside its output) or that are called by keyword:
+    relevance is computed for the hidden states.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: the recipe of the class.
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule on the way from the layers to the output. Default: True
             fast (bool, optional): As for :class:`LRPx`. Default: True
 
@@ -96,17 +96,17 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         grad_kwargs: dict[str, Any] | None = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        r"""Relevances of the layers for the explained output.
+        r"""Compute the relevances of the layers for the explained output.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``: token ids,
                 embeddings, or whatever it takes. The first dimension is the batch.
             target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
                 every form that Captum takes. Default: None
-            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the
                 inputs, given by position. Default: None
-            attribute_to_layer_input (bool, optional): Whether to explain what the layer takes
-                instead of what it gives. Default: False
+            attribute_to_layer_input (bool, optional): Whether to explain the layer's input
+                instead of its output. Default: False
             grad_kwargs (dict[str, Any], optional): Keywords for ``torch.autograd.grad``.
                 Default: None
             return_convergence_delta (bool, optional): Whether to return the convergence delta too.
@@ -172,7 +172,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: object | None = None,
     ) -> Coverage:
-        """Every operation between the layers and the explained value, with its rule."""
+        """List every operation between the layers and the explained value, with its rule."""
         return self.coverage_between(inputs, additional_forward_args, start=self._layers())
 
     def _layers(self) -> list[nn.Module]:
@@ -181,7 +181,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
     def _formatted(
         self, results: list[LayerRelevance], output: Tensor, finite: Finite, *, with_delta: bool
     ) -> Any:
-        """Results as Captum returns them: of one layer or of several, with or without the delta."""
+        """Results in Captum's form: for one layer or several, with or without the delta."""
         flat = (each if isinstance(each, tuple) else (each,) for each in results)
         finite.warn(tuple(tensor for tensors_ in flat for tensor in tensors_))
         if not with_delta:
@@ -197,11 +197,11 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         values: list[tuple[Tensor, ...]],
         grad_kwargs: dict[str, Any] | None,
     ) -> list[tuple[Tensor, ...]]:
-        """Gradients of all layers from one backward pass, in the grouping of the values."""
+        """Gradients of all layers from one backward pass, grouped like the values."""
         flat = [tensor for tensors in values for tensor in tensors]
         keywords = {"allow_unused": True, **(grad_kwargs or {})}
         found = torch.autograd.grad(torch.unbind(explained), flat, **keywords)
-        # A layer on a branch that is constant under the rules has no path to the output.
+        # None: the layer is on a branch that is constant under the rules.
         gradients = [
             torch.zeros_like(tensor) if gradient is None else gradient
             for tensor, gradient in zip(flat, found, strict=True)

@@ -1,4 +1,4 @@
-"""Many targets of one forward pass."""
+"""Several targets explained with one forward pass."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def relevances_by_target(
         attribution: Forward function and rules.
         inputs: Token ids ``[B, T]`` and floating inputs ``[B, ...]``.
         targets: Targets in Captum's forms, or None.
-        arguments: What the forward function takes after the inputs.
-        at_once: Number of targets per backward pass, None for one that fits the lengths.
+        arguments: Further arguments of the forward function, after the inputs.
+        at_once: Number of targets per backward pass; None chooses by length.
 
     Returns:
         For each input ``[K, B, ...]``.
@@ -68,14 +68,14 @@ def _positions(inputs: tuple[Tensor, ...]) -> int:
 
 
 def all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequence[TargetType]:
-    """The targets, by default every output of each row.
+    """The given targets, by default every output of each row.
 
     Args:
         output: ``[B, C]``; any shape where targets are given.
         targets: Targets in Captum's forms, or None.
 
     Raises:
-        ValueError: If all are asked for of an output that is not ``[B, C]``.
+        ValueError: If all outputs are wanted and the shape is not ``[B, C]``.
     """
     if targets is None:
         if output.ndim != 2:
@@ -90,13 +90,13 @@ def all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequenc
 def gradients_by_target(
     output: Tensor, targets: Sequence[TargetType], inputs: Sequence[Tensor], at_once: int
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Explained values and their gradients, one backward pass for ``at_once`` targets.
+    """Explained values and their gradients, with one backward pass per ``at_once`` targets.
 
-    The gradient at logits of all positions is zero almost everywhere, which the head makes use of
+    The gradient at logits of all positions is zero almost everywhere, which the head exploits
     in a backward pass of one target only: such outputs are explained one by one.
 
     Args:
-        output: What the forward function gave ``[B, ...]``.
+        output: Output of the forward function ``[B, ...]``.
         targets: Targets in Captum's forms.
         inputs: Tensors of the graph ``[B, ...]``.
         at_once: Number of targets per backward pass.

@@ -51,7 +51,7 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: the recipe of the class.
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule on the way from the inputs to the layer. Default: True
             fast (bool, optional): As for :class:`LRPx`. Default: True
 
@@ -71,19 +71,19 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         additional_forward_args: object | None = None,
         attribute_to_neuron_input: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        r"""Relevances of the inputs for the activation of a neuron.
+        r"""Compute the relevances of the inputs for the activation of a neuron.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Input for which relevances are computed:
                 embeddings (relevances of their shape) or token ids ``[B, T]`` (one number per
                 token). The first dimension is the batch.
             neuron_selector (int, tuple[int, ...], slice, or Callable): Which neuron, as in Captum:
-                an index or a tuple of indices and slices behind the batch dimension (slices are
+                an index or a tuple of indices and slices after the batch dimension (slices are
                 summed), or a function from the layer's tensors to one number per example.
-            additional_forward_args (Any, optional): Arguments of ``forward_func`` behind the
+            additional_forward_args (Any, optional): Arguments of ``forward_func`` after the
                 inputs, given by position. Default: None
-            attribute_to_neuron_input (bool, optional): Whether the neuron is in what the layer
-                takes instead of what it gives. Default: False
+            attribute_to_neuron_input (bool, optional): Whether the neuron is in the layer's
+                input instead of its output. Default: False
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
@@ -127,7 +127,7 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: object | None = None,
     ) -> Coverage:
-        """Every operation between the inputs and the layer, with its rule."""
+        """List every operation between the inputs and the layer, with its rule."""
         return self.coverage_between(inputs, additional_forward_args, end=self.layer)
 
     def _gradients(self, selector: Any, finite: Finite, passed: Passed) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What all attribution classes here share of Captum's protocol."""
+"""The part of Captum's protocol that all attribution classes of this package share."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ __all__ = [
 
 
 class RelevanceProtocol:
-    """The parts of Captum's ``Attribution`` that say what kind of attribution this is.
+    """The methods of Captum's ``Attribution`` that describe an attribution.
 
     Attributes:
-        economical: Whether a graph need not keep what no rule reads.
-        checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
+        economical: Whether to skip storing tensors that no rule reads.
+        checkpointing: Whether blocks are recomputed in the backward pass, to save memory.
     """
 
     economical: bool = False
     checkpointing: bool = False
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
-        """Refuse inputs that are too large before anything is computed.
+        """Refuse inputs that are too large, before anything is computed.
 
         Raises:
-            MemoryError: If more memory is needed than there is.
+            MemoryError: If more memory is needed than is available.
         """
 
     def has_convergence_delta(self) -> bool:
-        """Whether ``attribute`` takes ``return_convergence_delta``: it does."""
+        """Whether ``attribute`` takes ``return_convergence_delta``: yes."""
         return True
 
     def compute_convergence_delta(
         self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
-        r"""What the relevances miss of the explained output; the signature is that of Captum's LRP.
+        r"""Explained output minus the sum of the relevances; the signature is that of Captum's LRP.
 
         Args:
             attributions (Tensor or tuple[Tensor, ...]): Relevances.
@@ -76,7 +76,7 @@ class RelevanceProtocol:
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor of the inputs: relevances do."""
+        """Whether the attributions contain the factor of the inputs: yes, relevances do."""
         return True
 
     def attribute_future(self) -> None:
@@ -89,19 +89,19 @@ class RelevanceProtocol:
 
     @classmethod
     def get_name(cls) -> str:
-        """The name of the method."""
+        """Name of the method."""
         return cls.__name__
 
 
 class LRPRules(RelevanceProtocol):
-    """An attribution by the rules of a recipe, on the model inside a forward function.
+    """Attribution by the rules of a recipe, on the model inside a forward function.
 
     Attributes:
-        default_recipe: The rules of the class.
+        default_recipe: The default rules of the class.
         model: The Hugging Face model that the rules are attached to.
         recipe: The rules of the instance.
-        checkpointing: Whether blocks are computed once more in the backward pass, to save memory.
-        strict: Whether a model that the rules do not cover is refused.
+        checkpointing: Whether blocks are recomputed in the backward pass, to save memory.
+        strict: Whether to refuse a model that the rules do not cover.
     """
 
     default_recipe: ClassVar[Recipe] = LRP
@@ -116,10 +116,10 @@ class LRPRules(RelevanceProtocol):
         strict: bool = True,
         fast: bool = True,
     ) -> None:
-        """Find the model.
+        """Find the model and store the options.
 
         Raises:
-            ValueError: If no model is found, or an option does not fit it.
+            ValueError: If no model is found, or it does not support an option.
         """
         self.model = model_of(forward_func, model)
         self.recipe = self.default_recipe if recipe is None else recipe
@@ -128,15 +128,15 @@ class LRPRules(RelevanceProtocol):
         self.economical = fast
         if checkpointing and not blocks_of(self.model):
             raise ValueError(
-                f"{type(self.model).__name__} has no blocks that could be computed once more (a "
+                f"{type(self.model).__name__} has no blocks that could be recomputed (a "
                 "torch.nn.ModuleList of modules of one class): leave `checkpointing` out."
             )
 
     def check_memory(self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
-        """Refuse inputs that are too large before anything is computed.
+        """Refuse inputs that are too large, before anything is computed.
 
         Raises:
-            MemoryError: If more memory is needed than there is.
+            MemoryError: If more memory is needed than is available.
         """
         if inputs:
             require_memory(
@@ -152,19 +152,19 @@ class LRPRules(RelevanceProtocol):
         inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: object | None = None,
     ) -> Coverage:
-        r"""Every operation between the inputs and the explained value, with its rule.
+        r"""List every operation between the inputs and the explained value, with its rule.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for ``attribute``.
             additional_forward_args (Any, optional): As for ``attribute``. Default: None
 
         Returns:
-            *Coverage*: A table; ``.complete`` says whether everything non-linear has a rule. The
+            *Coverage*: A table; ``.complete`` is true if every non-linear operation has a rule. The
             forward function runs once to find out, on copies of arguments that are no tensors, and
             not again for inputs of the same kind.
 
         Raises:
-            ValueError: If what the forward function returns has no gradient.
+            ValueError: If the output of the forward function has no gradient.
 
         Examples::
 
@@ -180,15 +180,15 @@ class LRPRules(RelevanceProtocol):
         start: Sequence[nn.Module] = (),
         end: nn.Module | None = None,
     ) -> Coverage:
-        """The operations between layers: from some, or the inputs, to one, or the output.
+        """Operations between layers: from the given ones, or the inputs, to one, or the output.
 
         Args:
             inputs: As for ``attribute``.
-            arguments: What the forward function takes after them.
+            arguments: Further arguments of the forward function.
             start: Layers; none for the inputs.
             end: A layer; None for the output.
         """
-        from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it needs this module
+        from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it imports this module
 
         require_gradients()
         args = _captum.format_additional_forward_args(arguments)
@@ -212,18 +212,18 @@ class LRPRules(RelevanceProtocol):
             return passed.rules.coverage(found if start else passed.sources)
 
     def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
-        """The check that what is explained, and the relevances, are numbers."""
+        """A check that explained values and relevances are finite."""
         return Finite(self.model, self.forward_func, inputs, args)  # type: ignore[attr-defined]
 
 
 class AttnLRPRules(LRPRules):
-    """The same with the rules of AttnLRP."""
+    """The same, with AttnLRP's recipe."""
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
 
 
 def require_gradients() -> None:
-    """Refuse to run where PyTorch can give no gradient.
+    """Refuse to run where PyTorch computes no gradients.
 
     Raises:
         RuntimeError: Under ``torch.inference_mode``.
@@ -239,7 +239,7 @@ def tensors_of(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs as a tuple.
 
     Raises:
-        AssertionError: If there is none, or one that is no tensor; the words are Captum's.
+        AssertionError: If there is none, or one is no tensor; the message is Captum's.
     """
     tensors: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in tensors or (None,):
@@ -252,10 +252,10 @@ def tensors_of(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def only_input(inputs: Tensor | tuple[Tensor, ...], method: str) -> Tensor:
-    """The one input of a method that scores tokens.
+    """The single input of a method that scores tokens.
 
     Raises:
-        AssertionError: Captum's error for what is neither a tensor nor a tuple.
+        AssertionError: Captum's error for a value that is neither a tensor nor a tuple.
         ValueError: If there are several inputs.
     """
     tensors = tensors_of(inputs)

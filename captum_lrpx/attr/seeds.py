@@ -1,4 +1,4 @@
-"""Where the backward passes of a continuation start: gradients at the states of its steps."""
+"""Seeds of a continuation's backward passes: gradients at the states of its steps."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["seeds_of"]
 
 _LOGITS = 2**23
-"""Logits of the whole vocabulary that are there at a time."""
+"""Number of logits over the whole vocabulary that exist at a time."""
 
 
 def seeds_of(
     head: LanguageModelHead, states: Tensor, wanted: Tensor, quantity: Quantity
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is explained at each step and where its backward pass starts.
+    """Explained values of all steps, and the seeds of their backward passes.
 
     The step of one token depends on the state at its own position only, so one backward pass
-    through the head gives the seeds of many steps. Logits of the whole vocabulary are there for as
-    many steps at a time as :data:`_LOGITS` takes, which does not grow with the answer.
+    through the head yields the seeds of many steps. Logits over the whole vocabulary are computed
+    for as many steps at a time as :data:`_LOGITS` allows, which does not grow with the answer.
 
     Args:
         head: The head.
         states: ``[K, D]``, the state that each step is predicted from.
         wanted: ``[K, 1]`` tokens, or ``[K, 2]`` with foils.
-        quantity: What is explained of a token.
+        quantity: The explained quantity of a token.
 
     Returns:
         Explained values ``[K]``, gradient times logits ``[K]``, gradients at the states ``[K, D]``.

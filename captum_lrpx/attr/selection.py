@@ -1,4 +1,4 @@
-"""Choosing the explained output: Captum's targets, with errors that say which form fits."""
+"""Choosing the explained output: Captum's targets, with errors that name the fitting form."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _SEVERAL = (
 
 
 def check_target(output: Tensor, target: TargetType) -> None:
-    """Refuse a target that does not choose one number of each row.
+    """Check that a target chooses one number per row.
 
-    The types of the errors are Captum's and their first sentences Captum's words; what follows says
-    which targets an output of this shape has. Out of range is an IndexError in every form.
+    The types of the errors and their first sentences are Captum's; then follow the targets that
+    an output of this shape has. Out of range is an IndexError in every form.
 
     Args:
-        output: What the forward function gave, ``[B, ...]``.
+        output: Output of the forward function, ``[B, ...]``.
         target: A target in one of Captum's forms.
 
     Raises:
@@ -49,7 +49,7 @@ def check_target(output: Tensor, target: TargetType) -> None:
 
 
 def check_targets(targets: Any) -> None:
-    """Refuse what is no sequence of targets.
+    """Check that a value is a non-empty sequence of targets.
 
     Raises:
         TypeError: If it is something else.
@@ -65,14 +65,14 @@ def check_targets(targets: Any) -> None:
 
 
 def select_neuron(values: tuple[Tensor, ...], selector: Any) -> Tensor:
-    """The neurons that a selector chooses, one number per example, or sums of them.
+    """Neurons that a selector chooses, one number per example; slices are summed.
 
     Args:
         values: Tensors of the layer, ``[B, ...]``.
         selector: As Captum's ``neuron_selector``.
 
     Returns:
-        ``[B]``, or what a callable selector gives.
+        ``[B]``, or the output of a callable selector.
 
     Raises:
         AssertionError: If the selector has another form, or chooses several numbers per example.
@@ -101,7 +101,7 @@ def select_neuron(values: tuple[Tensor, ...], selector: Any) -> Tensor:
 
 
 def _check_numbers(target: Any) -> None:
-    """Indices are integers; Python takes True for 1, and a tensor may hold floats."""
+    """Refuse indices that are no integers: Python takes True for 1, and tensors may hold floats."""
     for each in _leaves(target):
         dtype = each.dtype if isinstance(each, Tensor) else None
         if isinstance(each, (bool, float)) or (
@@ -121,7 +121,7 @@ def _leaves(target: Any) -> Iterator[Any]:
 
 
 def _check_one_per_row(output: Tensor, target: Any) -> None:
-    """The range of a list or tensor ``[B]``, which an accelerator would abort the process for."""
+    """Check the range of a list or tensor ``[B]``; an accelerator would abort the process."""
     if isinstance(target, Tensor) and target.numel() > 1:
         target = target.flatten().tolist() if target.ndim == 1 else []
     if output.ndim != 2 or not isinstance(target, list) or len(target) != len(output):

@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line. Default: those of the process.
 
     Returns:
-        Exit status: 0, or 2 for bad input, after one line that says what was wrong; 1 where a
-        command says that something is not in order.
+        Exit status: 0, or 2 for bad input, after one line with the error; 1 if a command reports a
+        problem.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a pipe whose encoding lacks the sign of a token
+        if isinstance(stream, io.TextIOWrapper):  # a pipe may not encode the characters of a token
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
@@ -71,18 +71,18 @@ _BAD_INPUT = (
     TypeError,
     ValueError,
 )
-"""What this package, Captum and PyTorch raise for input that they cannot take."""
+"""Errors of this package, Captum and PyTorch for invalid input."""
 
 
 def _in_one_line(message: str) -> str:
-    """A message without line breaks, and without characters that a terminal would obey."""
+    """A message without line breaks and without terminal control characters."""
     from captum_lrpx.visualization import readable  # noqa: PLC0415 - slow, rarely needed
 
     return readable(" ".join(message.split()))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors of usage in one line, as all others."""
+    """Prints usage errors in one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {_in_one_line(message)}\n")

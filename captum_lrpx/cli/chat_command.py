@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
         "chat",
         help="explain an answer in a chat by its documents and sentences",
         description="Show how much each turn, document and sentence of a chat contributes to an "
-        "answer. The file is JSON: a list of messages, or an object with messages, and if need be "
+        "answer. The file is JSON: a list of messages, or an object with messages and optionally "
         "documents, answer and span.",
         allow_abbrev=False,
     )
@@ -41,16 +41,16 @@ def add_to(commands: Commands) -> None:
         help="segments, outermost first (default: turn, document if there are any, and sentence)",
     )
     parser.add_argument("--language", default="en", help="of the sentences (default: %(default)s)")
-    parser.add_argument("--answer", help="the answer (default: that of the file, or generated)")
+    parser.add_argument("--answer", help="the answer (default: the file's, or generated)")
     parser.add_argument("--span", help="a part of the answer (default: all of it)")
     parser.add_argument(
-        "--tokens", type=int, default=64, help="tokens to generate, at most (default: %(default)s)"
+        "--tokens", type=int, default=64, help="tokens to generate at most (default: %(default)s)"
     )
     parser.add_argument(
         "--quantity",
         choices=("logit", "log_prob", "prob"),
         default="logit",
-        help="what is explained of each token of the answer (default: %(default)s)",
+        help="explained quantity of each token of the answer (default: %(default)s)",
     )
     parser.add_argument(
         "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
@@ -74,7 +74,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    # Late: `--help` and errors of usage need neither torch nor transformers.
+    # Imported late: `--help` and usage errors need neither torch nor transformers.
     from captum_lrpx.chat import explain_chat, leave_one_out_of_chat  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.segments import check_by  # noqa: PLC0415
@@ -129,13 +129,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def read_chat(path: str) -> dict[str, Any]:
-    """Read messages, and what may come with them.
+    """Read messages, and optional further entries.
 
     Args:
         path: A JSON file.
 
     Raises:
-        ValueError: If it has no messages, or something unknown.
+        ValueError: If it has no messages, or unknown entries.
         OSError: If it cannot be read.
     """
     try:
@@ -146,6 +146,6 @@ def read_chat(path: str) -> dict[str, Any]:
     if not isinstance(chat, dict) or "messages" not in chat or chat.keys() - set(_KEYS):
         raise ValueError(
             f"{path} must be a list of messages, or an object with {', '.join(_KEYS)}, of which "
-            "only the first is needed."
+            "only the first is required."
         )
     return chat

@@ -25,7 +25,7 @@ def add_to(commands: Commands) -> None:
         "coverage",
         help="list the operations of a model and their rules",
         description="List every operation between the embeddings and the logits of a model, with "
-        "its rule. Exit status 1 if something non-linear has none.",
+        "its rule. Exit status 1 if a non-linear operation has none.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
         "(default: an embedded model)",
     )
     parser.add_argument("--recipe", default="attnlrp", help="the rules (default: %(default)s)")
-    parser.add_argument("--text", default=DEFAULT_TEXT, help="what the model is run on")
+    parser.add_argument("--text", default=DEFAULT_TEXT, help="text to run the model on")
     parser.set_defaults(run=run)
 
 
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        Exit status: 1 if something non-linear has no rule.
+        Exit status: 1 if a non-linear operation has no rule.
     """
-    # Late: `--help` and errors of usage need neither torch nor transformers.
+    # Imported late: `--help` and usage errors need neither torch nor transformers.
     from captum_lrpx import zoo  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.recipes import NAMED_RECIPES, PUBLISHED  # noqa: PLC0415

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to", "run"]
 
 SENTENCES = 400
-"""Of the grammar, by default: some two minutes on one core for all models and methods."""
+"""Sentences of the grammar by default: two minutes on one core for all models and methods."""
 
 ATTRACTORS = (1, 3)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
         "-m captum_lrpx evaluate --output DIR ...",
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what is compared")
+    what = parser.add_argument_group("what to compare")
     what.add_argument(
         "--models",
         nargs="+",
@@ -61,7 +61,7 @@ def add_to(commands: Commands) -> None:
         nargs="*",
         metavar="ROLE",
         help="instead of methods, all combinations of the propagation rules of these roles "
-        "(attention, gate, activation, norm; default: all four), and what each rule contributes",
+        "(attention, gate, activation, norm; default: all four), and the effect of each rule",
     )
     data = parser.add_argument_group("samples")
     data.add_argument("--samples", metavar="FILE", help="JSON lines instead of the grammar")
@@ -70,14 +70,14 @@ def add_to(commands: Commands) -> None:
         type=int,
         metavar="N",
         help=f"how many (default: {SENTENCES} of the grammar, all of a file); "
-        "of a file, a random choice",
+        "from a file, a random choice",
     )
     data.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     data.add_argument("--first-token", help="special token to put in front of each text")
     data.add_argument(
         "--include-wrong",
         action="store_true",
-        help="explain the samples that a model gets wrong, too: the form that it predicts",
+        help="also explain samples that a model gets wrong: the form that it predicts",
     )
     _add_running(parser)
     _add_results(parser)
@@ -90,27 +90,27 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="folder that keeps finished work and the results"
     )
     running.add_argument(
-        "--resume", action="store_true", help="go on with the run in the folder, if there is one"
+        "--resume", action="store_true", help="continue the run in the folder, if there is one"
     )
     running.add_argument(
         "--batch-tokens",
         type=int,
         default=2048,
         metavar="N",
-        help="tokens of a batch (default: %(default)s)",
+        help="tokens per batch (default: %(default)s)",
     )
     running.add_argument(
         "--tensor-parallel",
         type=int,
         default=1,
         metavar="N",
-        help="processes that share each model, which is too large for one device",
+        help="processes that share each model, if it is too large for one device",
     )
     running.add_argument("--device", help="where to compute (default: the CPU)")
     running.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="precision of the models; the paper has float64, and bfloat16 for its largest model "
+        help="precision of the models; float64 in the paper, and bfloat16 for its largest model "
         "(default: as loaded)",
     )
 
@@ -120,7 +120,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--faithfulness",
         action="store_true",
-        help="also measure what the model does without the tokens of high relevance",
+        help="also measure the model's output without the tokens of high relevance",
     )
     results.add_argument(
         "--layout",
@@ -130,7 +130,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "ours (default: %(default)s)",
     )
     results.add_argument(
-        "--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)"
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
     )
     results.add_argument(
         "--reference", metavar="FILE", help="published values to print beside ours, as JSON"
@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
     if len(set(map(_display_name, names))) < len(names):
         raise ValueError(f"Models must have different names: {', '.join(names)}.")
     for name in names:
-        source_of(name)  # a misspelt one is said now, not after those before it
+        source_of(name)  # a misspelt name fails now, not after the models before it
     found = evaluate(
         {_display_name(name): partial(_load, name, options) for name in names},
         samples,
@@ -187,7 +187,7 @@ def run(options: argparse.Namespace) -> None:
 def _require_what_results_need(
     options: argparse.Namespace, contenders: Sequence[Contender]
 ) -> Reference | None:
-    """Refuse before the run what would fail after it; read the published values."""
+    """Fail early if an output cannot be written; read the published values."""
     from captum_lrpx.sva.evaluation import (  # noqa: PLC0415
         PAPER_METHODS,
         parquet,
@@ -215,7 +215,7 @@ def _embedded() -> tuple[str, ...]:
 
 
 def _display_name(name: str) -> str:
-    """What tables call a model: a file or a directory by its own name, wherever it is."""
+    """Name of a model in tables: the last part of a path."""
     path = Path(name)
     return path.name if path.exists() else name
 
@@ -231,7 +231,7 @@ def _load(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
         wanted["device"] = options.device
     if options.dtype is not None:
         wanted["dtype"] = getattr(torch, options.dtype)
-    # A quantized model is not to be moved, and asks not to be even where nothing is wanted.
+    # A quantized model must not be moved, not even by an empty call.
     return loaded.model.to(**wanted) if wanted else loaded.model, loaded.tokenizer
 
 

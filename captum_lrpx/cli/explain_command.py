@@ -46,9 +46,9 @@ def add_to(commands: Commands) -> None:
         "--pair", metavar="TEXT", help="second text of a pair (the context of a question)"
     )
     form.add_argument(
-        "--chat", action="store_true", help="the text is what a user says to a chat model"
+        "--chat", action="store_true", help="treat the text as a user's message to a chat model"
     )
-    _add_choice(parser, "target", "that is explained (default: what the model predicts)")
+    _add_choice(parser, "target", "that is explained (default: the model's prediction)")
     _add_choice(parser, "contrast", "whose logit is subtracted: why this, not that")
     parser.add_argument(
         "--model",
@@ -73,7 +73,7 @@ def add_to(commands: Commands) -> None:
     written.add_argument(
         "--written",
         metavar="TEXT",
-        help="what an encoder-decoder has written so far (default: nothing)",
+        help="the text of an encoder-decoder so far (default: nothing)",
     )
     written.add_argument(
         "--write-first",
@@ -85,7 +85,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--fold-special", action="store_true", help="one entry for all special tokens"
     )
-    parser.add_argument("--first-token", help="special token that comes first")
+    parser.add_argument("--first-token", help="special token to put in front of the text")
     parser.add_argument(
         "--truncate", action="store_true", help="cut a text that is too long for the model"
     )
@@ -102,7 +102,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    # Late: `--help` and errors of usage need neither torch nor transformers.
+    # Imported late: `--help` and usage errors need neither torch nor transformers.
     from captum_lrpx import zoo  # noqa: PLC0415
     from captum_lrpx.compare import compare  # noqa: PLC0415
     from captum_lrpx.explainer import explain  # noqa: PLC0415
@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _add_choice(parser: argparse.ArgumentParser, name: str, what: str) -> None:
-    """A word or class, or a token by its number or exact string: one of them."""
+    """Add three options for one choice: a word or class, a token by id, or by exact string."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(f"--{name}", metavar="WORD", help=f"word (of one token) or class {what}")
     group.add_argument(
@@ -188,7 +188,7 @@ def _given(options: argparse.Namespace) -> Given | None:
 
 
 def options_by_method(methods: Sequence[str], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The options of the command line, for each method those that it has."""
+    """Command-line options, filtered to those each method accepts."""
     from captum_lrpx.methods import options_of  # noqa: PLC0415
 
     known = {method: options_of(method) for method in methods}
@@ -208,7 +208,7 @@ def options_by_method(methods: Sequence[str], texts: Sequence[str]) -> dict[str,
 
 
 def _value(text: str) -> Any:
-    """A number or truth value as JSON writes it; anything else is a string."""
+    """Parse a number or truth value as JSON; anything else is a string."""
     try:
         return json.loads(text)
     except ValueError:

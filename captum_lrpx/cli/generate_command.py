@@ -1,4 +1,4 @@
-"""``captum-lrpx generate``: what a model says after a prompt, each token explained."""
+"""``captum-lrpx generate``: a continuation of a prompt, each token explained."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def add_to(commands: Commands) -> None:
         type=_positive,
         default=DEFAULT_TOKENS,
         metavar="N",
-        help="tokens to generate, at most (default: %(default)s)",
+        help="tokens to generate at most (default: %(default)s)",
     )
     length.add_argument(
-        "--target", metavar="TEXT", help="a continuation of your own, which is not generated"
+        "--target", metavar="TEXT", help="a given continuation, instead of a generated one"
     )
-    parser.add_argument("--foil", help="token that is subtracted at each step: why this, not that")
+    parser.add_argument("--foil", help="token to subtract at each step: why this, not that")
     parser.add_argument(
         "--quantity",
         choices=("log_prob", "prob", "logit"),
-        help="what is explained of each token (default: log_prob; logit for altilogit)",
+        help="explained quantity of each token (default: log_prob; logit for altilogit)",
     )
     parser.add_argument(
         "--model",
@@ -62,7 +62,7 @@ def add_to(commands: Commands) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="hand relevance of generated tokens on to what they come from, so many times",
+        help="pass relevance of generated tokens on to their sources, this many times",
     )
     parser.add_argument("--words", action="store_true", help="show words instead of tokens")
     parser.add_argument(
@@ -78,7 +78,7 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    # Late: `--help` and errors of usage need neither torch nor transformers.
+    # Imported late: `--help` and usage errors need neither torch nor transformers.
     from captum_lrpx.attr import ALTILogit, AttnLRPx, LLMRelevance, LRPx  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.view import view  # noqa: PLC0415

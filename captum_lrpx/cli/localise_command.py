@@ -1,4 +1,4 @@
-"""``captum-lrpx localise``: which recipe finds the components that matter."""
+"""``captum-lrpx localise``: compare recipes at finding important components."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "localise",
         help="measure which recipe finds the heads and layers that decide a prediction",
-        description="Estimate for every node of a model (head, position of a layer) how much a "
-        "prediction owes to it, patch each node to measure it, and correlate the two, for pairs of "
+        description="Estimate the effect of every node of a model (head, position of a layer) on a "
+        "prediction, patch each node to measure it, and correlate the two, for pairs of "
         "texts in both directions.",
         allow_abbrev=False,
     )
@@ -49,7 +49,7 @@ def add_to(commands: Commands) -> None:
         default=list(DEFAULT_NODES),
         metavar="KIND[=PATTERN]",
         help="heads, attention, mlp, residual, experts, neurons; with a regular expression of the "
-        "paths of their layers where these have unusual names (default: %(default)s)",
+        "paths of their layers if these have unusual names (default: %(default)s)",
     )
     parser.add_argument(
         "--number", type=int, metavar="N", help="pairs of each file, a random choice (default: all)"
@@ -67,7 +67,7 @@ def add_to(commands: Commands) -> None:
         "--share",
         type=float,
         default=1.0,
-        help="share of the other nodes that is measured, a random choice for each pair "
+        help="share of the other nodes to measure, a random choice for each pair "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -79,18 +79,18 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--output", metavar="DIR", help="folder that keeps finished work")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in the folder, if there is one"
+        "--resume", action="store_true", help="continue the run in the folder, if there is one"
     )
     parser.add_argument("--device", help="where to compute (default: the CPU)")
     parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)"
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
-    # Late: `--help` and errors of usage need neither torch nor transformers.
+    # Imported late: `--help` and usage errors need neither torch nor transformers.
     from captum_lrpx.components.localise import KINDS, RECIPES, localise  # noqa: PLC0415
     from captum_lrpx.components.pairs import read_pairs, tokenized  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
@@ -166,7 +166,7 @@ def _show(found: Localisation, tasks: list[str], lines: list[str], form: str) ->
 
 
 def _table(found: Localisation, title: str, form: str) -> Any:
-    """Recipes by kinds of nodes: Pearson, Spearman, overlap of the largest, with intervals."""
+    """Table of recipes by kinds of nodes: correlations and overlap, with intervals."""
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What the commands share: tables in a terminal or a pipe, and quiet libraries."""
+"""Output shared by the commands: tables in a terminal or a pipe, and quiet libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Commands", "print_all", "silence_transformers"]
 
 _WIDEST = 10_000
-"""Characters of the longest line that a file gets before a table wraps."""
+"""Width of a file in characters, up to which tables do not wrap."""
 
 
 class Commands(Protocol):
@@ -23,7 +23,7 @@ class Commands(Protocol):
 
 
 def silence_transformers() -> None:
-    """Keep its progress bars and advice out of the output of this command."""
+    """Silence progress bars and advice of transformers."""
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -31,11 +31,11 @@ def silence_transformers() -> None:
 
 
 def print_all(*renderables: RenderableType) -> None:
-    """Print one below the other; a file gets lines as long as they are."""
+    """Print renderables one below the other; lines of a file are as long as needed."""
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:  # a file or a pipe is as wide as what is written to it
+    if not console.is_terminal:  # a file or a pipe is as wide as its content
         wide = console.options.update(max_width=_WIDEST)
         console.width = max(console.measure(each, options=wide).maximum for each in renderables)
     for each in renderables:

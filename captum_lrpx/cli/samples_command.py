@@ -1,4 +1,4 @@
-"""``captum-lrpx samples``: agreement data of others, as samples with their evidence."""
+"""``captum-lrpx samples``: published agreement data as samples with their evidence."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--source", required=True, choices=SOURCES, help="format of the input")
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="FILE", help="what to read, one or more files"
+        "--input", required=True, nargs="+", metavar="FILE", help="one or more files to read"
     )
     parser.add_argument(
         "--forms",
         nargs="+",
         metavar="FILE",
-        help="more files of a `ud` treebank, to look up forms of verbs in",
+        help="more files of a `ud` treebank, in which to look up verb forms",
     )
     parser.add_argument(
         "--filters",
         choices=("paper", "strict"),
         help="`paper`: any subject that is an nsubj, of a verb tagged VBZ or VBP; `strict`: nouns "
-        "whose number is that of the verb (default: `strict` for `ud`, else `paper`)",
+        "that agree with the verb in number (default: `strict` for `ud`, else `paper`)",
     )
     parser.add_argument("--gold", metavar="FILE", help="gold file of a `linzen` text")
     parser.add_argument("--output", required=True, metavar="FILE", help="samples to write")
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.sva import write_jsonl  # noqa: PLC0415
 
     if (options.gold is not None) != (options.source == "linzen"):
-        raise ValueError("--gold is the gold file of --source linzen, which cannot do without.")
+        raise ValueError("--gold is the gold file of --source linzen, which requires it.")
     if options.source not in ("goldberg", "linzen") and (
         options.pipeline is not None or options.check_attractors
     ):
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--source {options.source} is one file; only `ud` takes several, and --forms."
         )
-    check_writable(options.output)  # said now, not after an hour
+    check_writable(options.output)  # fails now, not after an hour
     collected = _collect(options)
     chosen = [each for each in collected.samples if each.n_attractors >= options.min_attractors]
     write_jsonl(options.output, chosen)

@@ -1,4 +1,4 @@
-"""Components: where in a model a prediction is made."""
+"""Components: the parts of a model where a prediction arises."""
 
 from captum_lrpx.components.concepts import Concept, ConceptRelevance, steer
 from captum_lrpx.components.flow_graph import RelevanceFlow, RelevanceGraph

@@ -1,4 +1,4 @@
-"""Changing what a layer takes or gives while a model runs."""
+"""Changes the input or output of a layer while a model runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["First", "changed"]
 
 
 class First:
-    """Applies a function to the first floating tensor, and leaves the others."""
+    """Applies a function to the first floating-point tensor, and leaves the others."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
         self.done = False
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """The tensor, or what the function makes of it."""
+        """Return the tensor, or the function's result for the first floating-point one."""
         if self.done or not tensor.is_floating_point():
             return tensor
         self.done = True
@@ -31,12 +31,12 @@ class First:
 
 @contextmanager
 def changed(layer: nn.Module, change: Callable[[Any], Any], *, at_input: bool) -> Iterator[None]:
-    """Change what a layer takes or gives, in calls of this thread within the ``with`` block.
+    """Change the input or output of a layer, in calls of this thread within the ``with`` block.
 
     Args:
         layer: The layer.
-        change: From what it takes, ``(args, kwargs)``, or what it gives, to something in its place.
-        at_input: Whether the former is changed.
+        change: Maps the input ``(args, kwargs)``, or the output, to its replacement.
+        at_input: Whether the input is changed.
     """
     thread = threading.get_ident()
 

@@ -42,11 +42,11 @@ class Concept(NamedTuple):
 class ConceptRelevance(LayerRules, LayerAttribution):
     r"""Relevance of the neurons of a layer, or of directions in it, for a prediction.
 
-    The relevance of a neuron is its activation times the coefficient there, as for
+    The relevance of a neuron is its activation times its coefficient, as for
     :class:`~captum_lrpx.LayerAttnLRPx`. A direction takes the place of a neuron: its activation is
-    the component of the layer's tensor along it, or what ``encoder`` gives, and its coefficient
-    the product with the direction. So the features of a sparse autoencoder have relevances: its
-    decoder's rows are the directions.
+    the component of the layer's tensor along it, or the output of ``encoder``, and its coefficient
+    the product with the direction. This gives the features of a sparse autoencoder relevances: the
+    rows of its decoder are the directions.
     """
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
@@ -70,18 +70,18 @@ class ConceptRelevance(LayerRules, LayerAttribution):
                 as for :class:`LRPx`.
             layer (torch.nn.Module): The layer.
             directions (Tensor, optional): Directions ``[F, D]``. Default: the neurons themselves
-            encoder (Callable, optional): From tensors ``[..., D]`` of the layer to activations
+            encoder (Callable, optional): Maps tensors ``[..., D]`` of the layer to activations
                 ``[..., F]`` of the directions. Default: components along the directions
-            at_input (bool, optional): Whether what the layer takes is meant instead of what it
-                gives. Default: False
+            at_input (bool, optional): Whether to use the layer's input instead of its
+                output. Default: False
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: those of AttnLRP
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule on the way from the layer to the output. Default: True
 
         Raises:
-            ValueError: If no model is found, or directions are no matrix or have one that is zero.
+            ValueError: If no model is found, or directions are no matrix or have a zero row.
             TypeError: If the layer is no module.
         """
         LayerAttribution.__init__(self, forward_func, layer)
@@ -99,7 +99,7 @@ class ConceptRelevance(LayerRules, LayerAttribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
     ) -> Tensor:
-        r"""Relevances of the neurons or directions.
+        r"""Compute relevances of the neurons or directions.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``. The first dimension
@@ -140,7 +140,7 @@ class ConceptRelevance(LayerRules, LayerAttribution):
     def activations(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: object | None = None
     ) -> Tensor:
-        """Activations of the neurons or directions, in the shape of :meth:`attribute`.
+        """Compute activations of the neurons or directions, in the shape of :meth:`attribute`.
 
         Args:
             inputs: As for :meth:`attribute`.
@@ -150,7 +150,7 @@ class ConceptRelevance(LayerRules, LayerAttribution):
         return self.encoded(values)
 
     def encoded(self, values: Tensor) -> Tensor:
-        """Activations ``[..., F]`` for a tensor ``[..., D]`` of the layer.
+        """Compute activations ``[..., F]`` for a tensor ``[..., D]`` of the layer.
 
         Raises:
             ValueError: If directions or encoder do not fit the tensor.
@@ -183,13 +183,13 @@ class ConceptRelevance(LayerRules, LayerAttribution):
         *,
         k: int = 10,
     ) -> list[list[Concept]]:
-        """The neurons or directions of largest relevance, in absolute value, for each row.
+        """Return the neurons or directions of largest relevance, in absolute value, for each row.
 
         Args:
             inputs: As for :meth:`attribute`.
             target: The same.
             additional_forward_args: The same.
-            k: How many.
+            k: Number of neurons or directions.
 
         Raises:
             ValueError: As :meth:`attribute`, or if ``k`` is not positive.
@@ -222,13 +222,13 @@ def steer(
 
     Args:
         layer: The layer; other threads use it as it is.
-        numbers: Which neurons or directions.
+        numbers: Indices of neurons or directions.
         scale: Factor of their activations: 0 switches off, 1 changes nothing.
-        value: Instead, what their activations become.
-        directions: Directions ``[F, D]``; activations are then components along them. Those that
-            are chosen are changed at once. Default: the neurons themselves
-        positions: Where, in the second dimension of the tensor. Default: everywhere
-        at_input: Whether what the layer takes is changed instead of what it gives.
+        value: Instead, the new value of their activations.
+        directions: Directions ``[F, D]``; activations are then components along them. The
+            chosen ones are changed at once. Default: the neurons themselves
+        positions: Positions in the second dimension of the tensor. Default: all
+        at_input: Whether the layer's input is changed instead of its output.
 
     Raises:
         ValueError: If not exactly one of ``scale`` and ``value`` is given, or directions do not
@@ -244,9 +244,7 @@ def steer(
     if not isinstance(layer, nn.Module):
         raise TypeError(f"A layer is a torch.nn.Module, not {type(layer).__name__}.")
     if (scale is None) == (value is None):
-        raise ValueError(
-            "Give `scale`, a factor, or `value`, what activations become: one of them."
-        )
+        raise ValueError("Give `scale`, a factor, or `value`, the new activation: one of them.")
     matrix = None if directions is None else _checked(directions)
     chosen = torch.as_tensor([numbers] if isinstance(numbers, int) else list(numbers)).long()
     count = None if matrix is None else len(matrix)
@@ -292,7 +290,7 @@ def _check_range(numbers: Tensor, count: int, what: str) -> None:
 
 
 def _checked(directions: Any) -> Tensor:
-    """Directions that are a matrix without a zero row."""
+    """Check that directions are a matrix without a zero row."""
     if not isinstance(directions, Tensor) or directions.ndim != 2:
         shape = list(directions.shape) if isinstance(directions, Tensor) else type(directions)
         raise ValueError(f"`directions` is a matrix [F, D], a row for each, not {shape}.")

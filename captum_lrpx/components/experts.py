@@ -1,4 +1,4 @@
-"""Experts: modules that hold all experts of a layer, and what each of them adds to the output."""
+"""Modules that hold all experts of a layer, and the contribution of each expert."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @contextmanager
 def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """Keep what layers are called with, within the ``with`` block.
+    """Keep the arguments of layers, within the ``with`` block.
 
     Yields:
         A dictionary that fills with copies of ``(args, kwargs)``.
@@ -51,7 +51,7 @@ def mixtures_of(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Find the modules that hold all experts of a layer, within the ``with`` block.
 
     Yields:
-        A list that fills with those that are called with chosen experts and their weights.
+        A list that fills with modules called with selected experts and their weights.
     """
     found: list[nn.Module] = []
 
@@ -70,7 +70,7 @@ def mixtures_of(model: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The chosen experts ``[N, k]`` and their weights ``[N, k]`` that a module was called with.
+    """Selected experts ``[N, k]`` and their weights ``[N, k]`` among the arguments of a module.
 
     Args:
         call: ``(args, kwargs)``.
@@ -96,16 +96,16 @@ def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any:
-    """The arguments of a module of experts, with weight zero for some of these.
+    """Arguments of a module of experts, with weight zero for some experts.
 
     Args:
-        call: ``(args, kwargs)``: hidden states, chosen experts ``[N, k]`` and their weights.
+        call: ``(args, kwargs)``: hidden states, selected experts ``[N, k]`` and their weights.
         layer: The module.
         experts: Indices of experts.
         keep: Whether these keep their weight, or all others.
 
     Raises:
-        ValueError: If there are no chosen experts and weights among the arguments.
+        ValueError: If there are no selected experts and weights among the arguments.
     """
     chosen, weights = choices_of(call, layer)
     among = torch.isin(chosen, experts.to(chosen.device))
@@ -119,18 +119,18 @@ def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any
 
 @torch.no_grad()
 def parts_by_choice(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
-    """What each chosen expert adds to the output of a module of experts, with its weight.
+    """Summand of each selected expert in the output of a module of experts, weight included.
 
     Args:
         layer: The module.
-        call: What it was called with.
-        values: What it gave ``[B, T, D]``.
+        call: Its arguments.
+        values: Its output ``[B, T, D]``.
 
     Returns:
         ``[B, T, k, D]``, which sums to the output over k.
 
     Raises:
-        ValueError: If the module takes other arguments, or its output is not that sum.
+        ValueError: If the module takes other arguments, or its output is not their sum.
     """
     chosen, weights = choices_of(call, layer)
     parts = []
@@ -145,26 +145,26 @@ def parts_by_choice(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
     allowed = torch.finfo(values.dtype).eps ** 0.5 * float(values.abs().max())
     if not torch.allclose(found.sum(-2), values, rtol=0, atol=allowed):
         raise ValueError(
-            f"The output of {type(layer).__name__} is not the sum of what its chosen experts give "
-            "alone: relevance cannot be told apart by expert there."
+            f"The output of {type(layer).__name__} is not the sum of the outputs of its selected "
+            "experts: relevance cannot be separated by expert there."
         )
     return found
 
 
 def parts_of(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
-    """What each expert adds to the output of a module of experts.
+    """Summand of each expert in the output of a module of experts.
 
     Args:
         layer: The module.
-        call: What it was called with.
-        values: What it gave ``[B, T, D]``.
+        call: Its arguments.
+        values: Its output ``[B, T, D]``.
 
     Returns:
         ``[B, T, E, D]``, which sums to the output over E.
 
     Raises:
-        ValueError: As :func:`parts_by_choice`, or if the module does not say how many experts it
-            has.
+        ValueError: As :func:`parts_by_choice`, or if the module has no number of
+            experts.
     """
     count = number_of(layer)
     parts = parts_by_choice(layer, call, values)
@@ -173,11 +173,11 @@ def parts_of(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
 
 
 def by_expert(parts: Tensor, chosen: Tensor, count: int, dim: int) -> Tensor:
-    """Sums over choices as sums over experts.
+    """Turn sums over choices into sums over experts.
 
     Args:
-        parts: Of each choice, ``[..., k, ...]``.
-        chosen: Index of the expert, likewise; one that is no expert stands for none.
+        parts: One per choice, ``[..., k, ...]``.
+        chosen: Index of the expert, likewise; an index out of range counts for no expert.
         count: Number of experts.
         dim: The dimension of choices.
 
@@ -194,7 +194,7 @@ def number_of(layer: nn.Module) -> int:
     """Number of experts in a module.
 
     Raises:
-        ValueError: If it does not say.
+        ValueError: If the module does not declare it.
     """
     count = _count(layer)
     if not isinstance(count, int):

@@ -1,4 +1,4 @@
-"""The way of relevance through a model as a graph: positions of layers, and what flows between."""
+"""Flow of relevance through a model as a graph: positions of layers, and flows between."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class RelevanceGraph:
     """Relevance of each position in each layer, and how it flows from one layer to the next.
 
     Attributes:
-        nodes: ``[L, T]``, in the order of the layers, the first one nearest to the inputs.
-        edges: ``[L - 1, T, T]``: in row t and column s of number l what position t of layer l + 1
-            has from position s of layer l.
+        nodes: ``[L, T]``, in the order of the layers, starting at the inputs.
+        edges: ``[L - 1, T, T]``: entry ``[l, t, s]`` is the relevance that position t of layer l +
+            1 passes on to position s of layer l.
         value: The explained value.
     """
 
@@ -56,15 +56,15 @@ class RelevanceGraph:
         model: str = "model",
         least: float = 0.0,
     ) -> dict[str, Any]:
-        """The graph in the schema of attribution graphs that circuit-tracer and Neuronpedia read.
+        """Convert the graph to the schema of attribution graphs of circuit-tracer and Neuronpedia.
 
-        The first layer stands for the tokens; all others are nodes of their own.
+        The first layer stands for the tokens; all others are separate nodes.
 
         Args:
             ids: Token ids ``[T]``.
-            tokens: The tokens as they are shown.
+            tokens: The tokens as shown.
             target: Id of the explained token; its node is at the last position.
-            target_text: The token as it is shown.
+            target_text: The explained token as shown.
             probability: Its probability.
             name: Name of the graph (its "slug").
             model: Name of the model (its "scan").
@@ -145,11 +145,11 @@ class RelevanceGraph:
         }
 
     def to_json(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """Write the graph as JSON in the schema of :meth:`to_dict`.
+        """Write the graph as JSON, see :meth:`to_dict`.
 
         Args:
             path: The file.
-            *args: Those of :meth:`to_dict`.
+            *args: Arguments of :meth:`to_dict`.
             **options: The same.
 
         Raises:
@@ -162,7 +162,7 @@ class RelevanceGraph:
         """Draw the graph: positions from left to right, layers from bottom to top.
 
         Args:
-            tokens: The tokens as they are shown.
+            tokens: The tokens as shown.
             least: Edges below this share of the largest are left out.
 
         Returns:
@@ -216,12 +216,12 @@ class RelevanceGraph:
 
 
 class RelevanceFlow(LayerRules, LayerAttribution):
-    r"""How relevance flows from layer to layer, position by position.
+    r"""Flow of relevance from layer to layer, position by position.
 
-    The relevance of a position in a layer is that of :class:`~captum_lrpx.LayerLRPx`. Each position
-    hands it on to the positions of the layer before, by the same rules: one backward pass between
-    two layers for each position. Where all ways lead through the layers (the residual stream after
-    each block), and the rules conserve, what a position hands on is what it has.
+    The relevance of a position in a layer is computed as by :class:`~captum_lrpx.LayerLRPx`. Each
+    position passes it on to the positions of the layer before, by the same rules: one backward pass
+    between two layers for each position. If all paths lead through the layers (the residual stream
+    after each block), and the rules conserve, a position passes on all of its relevance.
     """
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
@@ -245,7 +245,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: those of AttnLRP
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule. Default: True
 
         Raises:
@@ -262,11 +262,11 @@ class RelevanceFlow(LayerRules, LayerAttribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
     ) -> RelevanceGraph:
-        r"""The graph of one text.
+        r"""Compute the graph of one text.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, of one row.
-            target (int, tuple, Tensor, or list, optional): What of the output is explained.
+            target (int, tuple, Tensor, or list, optional): Target within the output.
                 Default: None
             additional_forward_args (Any, optional): Arguments of ``forward_func`` after the inputs.
                 Default: None
@@ -332,7 +332,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
 
 
 def _flow(low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
-    """What each position of a layer has from each position of the layer before, ``[T, T]``."""
+    """Relevance that each position of a layer passes on to each position before, ``[T, T]``."""
     rows = []
     for place in range(high.shape[1]):
         seed = torch.zeros_like(slope)

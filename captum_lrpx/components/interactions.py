@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["MetaAttributions", "meta_attributions"]
 
 Approximator = Literal["kernel", "permutation"]
-"""How Shapley values are estimated."""
+"""Estimator of Shapley values."""
 
 _CLASSES: Final = {"kernel": "KernelSHAP", "permutation": "PermutationSamplingSV"}
 _EXACT_UP_TO: Final = 10
-"""Players whose coalitions are all asked about where no budget is given."""
+"""Number of players up to which all coalitions are evaluated by default."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class MetaAttributions:
     """How much each token influences the attribution of each token.
 
     Attributes:
-        values: ``[T, T]``: in row i and column j what token j contributes to the attribution of
+        values: ``[T, T]``: entry ``[i, j]`` is the contribution of token j to the attribution of
             token i. Columns of tokens that always stay are 0.
         attributions: Attribution of each token of the whole text ``[T]``.
-        baseline: The same where every token that may go is replaced ``[T]``.
-        explanations: Number of texts that were explained.
+        baseline: The same with every replaceable token replaced ``[T]``.
+        explanations: Number of explained texts.
         exact: Whether all coalitions were among them.
     """
 
@@ -48,7 +48,7 @@ class MetaAttributions:
 
     @property
     def error(self) -> Tensor:
-        """What the rows lack of ``attributions - baseline``, their sum by efficiency ``[T]``."""
+        """``attributions - baseline``, which rows sum to by efficiency, minus their sum ``[T]``."""
         return self.attributions - self.baseline - self.values.sum(1)
 
 
@@ -65,31 +65,31 @@ def meta_attributions(
     seed: int = 0,
     examples_per_eval: int = 16,
 ) -> MetaAttributions:
-    """The influence of every token on the attribution of every token, as Shapley values.
+    """Influence of every token on the attribution of every token, as Shapley values.
 
     For each token i there is a game (Fumagalli et al. 2026, "The Metagame of Interpretability",
-    https://arxiv.org/abs/2605.06295): players are the tokens, and a coalition is worth the
-    attribution of i where all other tokens are replaced by a baseline. The Shapley value of player
-    j is the influence of j on the attribution of i. All games ask about the same texts. Needs the
+    https://arxiv.org/abs/2605.06295): players are the tokens, and the worth of a coalition is the
+    attribution of i with all other tokens replaced by a baseline. The Shapley value of player
+    j is the influence of j on the attribution of i. All games share the same texts. Needs the
     package ``shapiq``.
 
     Args:
         method: An attribution of inputs, as :class:`~captum_lrpx.LRPx`, or any of Captum's.
         inputs: Token ids ``[1, T]`` or embeddings ``[1, T, D]`` of one text.
-        baselines: What replaces a token: an id, an embedding ``[D]``, or a tensor that can be
+        baselines: Replacement of a token: an id, an embedding ``[D]``, or a tensor that can be
             broadcast to the inputs. Default: zero for embeddings; ids have no default
         target: As for the method.
         additional_forward_args: As for the method; tensors with a dimension have one row.
         mask: ``[1, T]``, False for tokens that always stay, and are no players.
-        budget: How many coalitions are asked about, at most. Default: all for up to 10 players,
+        budget: Largest number of coalitions. Default: all for up to 10 players,
             else 1024
         approximator: ``"kernel"``, weighted regression on coalitions drawn with their complements;
             or ``"permutation"``, means over random orders.
-        seed: Of the draws.
-        examples_per_eval: How many texts are explained at once.
+        seed: Seed of the draws.
+        examples_per_eval: Number of texts explained at once.
 
     Returns:
-        The influences, with the number of explanations that they cost.
+        The influences, with the number of explanations computed.
 
     Raises:
         ImportError: If shapiq is not installed.
@@ -127,7 +127,7 @@ def meta_attributions(
             f"`budget` is {budget}, but {players} tokens need {players + 2} coalitions at least."
         )
     values = torch.zeros(game.tokens, game.tokens, dtype=torch.float64)
-    # Both are asked about first, so that the others can be compared with them.
+    # Both extremes come first, for comparison with all others.
     ends = game.ask(torch.tensor([[True] * players, [False] * players]))
     for token in range(game.tokens if players else 0):
 
@@ -147,7 +147,7 @@ def meta_attributions(
 
 
 class _Game:
-    """The attributions of all tokens for coalitions of some, each asked for once."""
+    """Attributions of all tokens under coalitions, each computed once."""
 
     def __init__(self, method: Attribution, given: Replacement, at_once: int) -> None:
         if len(given.inputs) != 1:

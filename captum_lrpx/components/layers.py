@@ -26,7 +26,7 @@ __all__ = ["LayerRules"]
 
 
 class LayerRules(LRPRules):
-    """An attribution to layers of a model, by the rules of a recipe on its graph.
+    """Attribution to layers of a model, by the rules of a recipe on its graph.
 
     Attributes:
         layers: The layer, or layers.
@@ -41,7 +41,7 @@ class LayerRules(LRPRules):
         *,
         strict: bool,
     ) -> None:
-        """Find the model, and check that the layers are some.
+        """Find the model, and check the layers.
 
         Raises:
             ValueError: If no model is found.
@@ -52,7 +52,7 @@ class LayerRules(LRPRules):
         self.layers = layers
 
     def has_convergence_delta(self) -> bool:
-        """Whether the attributions sum to the explained value: these do not."""
+        """Whether the attributions sum to the explained value: no."""
         return False
 
     @property
@@ -61,7 +61,7 @@ class LayerRules(LRPRules):
         return [self.layers] if isinstance(self.layers, nn.Module) else list(self.layers)
 
     def formatted(self, results: list[Tensor]) -> Any:
-        """A result for a layer, or a list for a list of layers."""
+        """The result of a single layer, or a list for a list of layers."""
         return results[0] if isinstance(self.layers, nn.Module) else results
 
     def values(
@@ -72,13 +72,13 @@ class LayerRules(LRPRules):
         at_input: bool,
         experts: bool = False,
     ) -> list[Tensor]:
-        """The tensor of each layer ``[B, ...]``, from a forward pass.
+        """Compute the tensor of each layer ``[B, ...]`` in a forward pass.
 
         Args:
             inputs: Inputs of the forward function.
-            arguments: What it takes after them.
-            at_input: Whether what the layers take is meant.
-            experts: Whether outputs are split into what each expert adds ``[B, T, E, D]``.
+            arguments: Further arguments of the forward function.
+            at_input: Whether to use the layers' inputs.
+            experts: Whether outputs are split into the summands of experts ``[B, T, E, D]``.
 
         Raises:
             ValueError: If a layer does not run, runs several times, or has no row per example.
@@ -105,14 +105,14 @@ class LayerRules(LRPRules):
         experts: bool = False,
         check: Callable[[list[Tensor]], object] = lambda _: None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensor of each layer, and the gradient of the explained value there by the rules.
+        """Compute the tensor of each layer, and the gradient of the explained value by the rules.
 
         Args:
             inputs: Inputs of the forward function.
-            target: What of the output is explained.
-            arguments: What the function takes after the inputs.
-            at_input: Whether what the layers take is meant.
-            experts: Whether outputs are split into what each expert adds ``[B, T, E, D]``.
+            target: Target within the output.
+            arguments: Further arguments of the forward function.
+            at_input: Whether to use the layers' inputs.
+            experts: Whether outputs are split into the summands of experts ``[B, T, E, D]``.
             check: Raises an error for tensors that do not fit, before the backward pass.
 
         Returns:
@@ -164,14 +164,14 @@ class LayerRules(LRPRules):
         ]
 
     def tensors_of(self, run: Passed) -> list[Tensor]:
-        """The tensor of each layer, in the graph."""
+        """Tensor of each layer, within the graph."""
         return [run.layers[layer][0] for layer in self.modules]
 
     def rows_of(self, found: dict[nn.Module, tuple[Tensor, ...]], rows: int) -> list[Tensor]:
-        """The captured tensor of each layer, with a row for each example.
+        """Captured tensor of each layer, with a row for each example.
 
         Args:
-            found: What was captured.
+            found: The captured tensors.
             rows: Number of examples.
 
         Raises:

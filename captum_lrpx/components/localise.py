@@ -1,4 +1,4 @@
-"""Which recipe finds the components that matter: estimates against measured effects, over pairs."""
+"""Compares recipes at finding important components: estimates against measured effects."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["KINDS", "RECIPES", "Kind", "Localisation", "layers_of", "localise"]
 
 
 class Kind(NamedTuple):
-    """A kind of node, and where models usually have it.
+    """A kind of node, and its usual place in models.
 
     Attributes:
-        by: What a node is.
-        at_input: Whether it is in what a layer takes.
+        by: Kind of the nodes.
+        at_input: Whether they are in a layer's input.
         pattern: Regular expression of the paths of the layers.
     """
 
@@ -99,12 +99,12 @@ class Localisation:
 
 
 def layers_of(model: nn.Module, kind: str, pattern: str | None = None) -> list[nn.Module]:
-    """The layers whose nodes are of a kind, in the order of the model.
+    """Layers with nodes of a kind, in the order of the model.
 
     Args:
         model: The model.
         kind: A name of :data:`KINDS`.
-        pattern: Regular expression of their paths. Default: that of the kind
+        pattern: Regular expression of their paths. Default: the kind's
 
     Raises:
         ValueError: If there is no such kind, or no layer.
@@ -137,21 +137,21 @@ def localise(
 ) -> Localisation:
     """Compare estimates of all nodes with their measured effects, in both directions.
 
-    Positions before the first difference of two texts do not count, and neurons are measured in a
-    random choice for each layer.
+    Positions before the first difference of two texts are excluded, and neurons are measured for a
+    random choice in each layer.
 
     Args:
         model: A language model.
         pairs: Pairs of texts.
         recipes: By name.
         kinds: Kinds of nodes, each with a regular expression for its layers or None.
-        perturbations_per_eval: How many nodes are patched in one forward pass.
-        neurons: How many neurons of each layer are measured.
-        share: Share of the other nodes of each layer that is measured, a random choice for each
+        perturbations_per_eval: Number of nodes patched in one forward pass.
+        neurons: Number of neurons of each layer that are measured.
+        share: Share of the other nodes of each layer that are measured, a random choice for each
             pair.
         output: Folder that keeps finished work.
-        manifest: What identifies the run, for ``resume``.
-        resume: Whether to go on with the run in the folder.
+        manifest: Identifies the run, for ``resume``.
+        resume: Whether to continue the run in the folder.
         show_progress: Whether to show a progress bar.
 
     Raises:
@@ -163,7 +163,7 @@ def localise(
     layers = {kind: layers_of(model, kind, pattern) for kind, pattern in kinds.items()}
     given = {"recipes": list(recipes), "kinds": dict(kinds), "neurons": neurons, "share": share}
     with Journal(output, given | dict(manifest or {}), resume=resume) as journal:
-        # Tasks take turns, so that a run that was stopped has some of each.
+        # Tasks alternate, so that an interrupted run has some of each.
         order = sorted(pairs, key=lambda pair: pair.number)
         work = [(pair, kind, way) for pair in order for kind in kinds for way in range(2)]
         ways = [(pair, way) for pair in order for way in range(2)]
@@ -180,7 +180,7 @@ def localise(
 
 
 class _Direction:
-    """One direction of a pair."""
+    """One direction of a pair of texts."""
 
     def __init__(
         self, model: nn.Module, pair: TokenPair, way: int, neurons: int, share: float
@@ -199,7 +199,7 @@ class _Direction:
         recipes: Mapping[str, Recipe],
         at_once: int,
     ) -> dict[str, dict[str, Any]]:
-        """Measured effects and estimates of the nodes, for kinds that are asked alike."""
+        """Measured effects and estimates of the nodes, for kinds with the same options."""
         kind = KINDS[next(iter(layers))]
         modules = [module for each in layers.values() for module in each]
         asked: dict[str, Any] = {
@@ -236,7 +236,7 @@ class _Direction:
         return records
 
     def _chosen(self, width: int, kind: Kind, layer: int) -> Tensor:
-        """The nodes of a layer that count."""
+        """Nodes of a layer that are measured."""
         start = self.start if kind.by == "token" else 0
         neurons = kind.by == "neuron"
         number = self.neurons if neurons else math.ceil(self.share * (width - start))
@@ -247,7 +247,7 @@ class _Direction:
 
 
 def _alike(kinds: Sequence[str]) -> list[list[str]]:
-    """Kinds that one call can ask for, together."""
+    """Groups of kinds that one call can measure together."""
     groups: dict[tuple[NodeKind, bool], list[str]] = {}
     for kind in kinds:
         groups.setdefault((KINDS[kind].by, KINDS[kind].at_input), []).append(kind)
@@ -255,7 +255,7 @@ def _alike(kinds: Sequence[str]) -> list[list[str]]:
 
 
 def _kept(found: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[float]:
-    """The numbers that count, to six digits."""
+    """Values of the measured nodes, to six digits."""
     numbers = [each[0, nodes.to(each.device)] for each, nodes in zip(found, chosen, strict=True)]
     return [float(f"{number:.6g}") for number in torch.cat(numbers).tolist()]
 

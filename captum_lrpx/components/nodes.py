@@ -1,4 +1,4 @@
-"""Nodes: the parts of a layer's tensor whose effect on a prediction is asked for."""
+"""Nodes: the parts of a layer's tensor whose effects on a prediction are measured."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["Ablation", "NodeKind", "Nodes", "by_row", "checked", "nodes_of"]
 
 NodeKind = Literal["head", "token", "neuron", "output", "expert"]
-"""What counts as one node of a layer."""
+"""Kind of a node of a layer."""
 
 Ablation = Literal["zero", "mean"]
-"""What may replace the value of a node instead of that for corrupted inputs."""
+"""Replacement of a node's value, other than its value for corrupted inputs."""
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead")
-"""Attributes of configs and attention modules that hold the number of heads."""
+"""Attributes of configs and attention modules with the number of heads."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The way in which tensors ``[B, ...]`` of a layer fall apart into nodes.
+    """Division of a layer's tensors ``[B, ...]`` into nodes.
 
     Attributes:
-        kind: What counts as one node.
+        kind: Kind of the nodes.
         parts: Number of heads or experts; 1 for other kinds.
     """
 
@@ -38,7 +38,7 @@ class Nodes:
     parts: int = 1
 
     def cut(self, values: Tensor) -> Tensor:
-        """The same numbers as ``[B, outer, N, inner]``, one node per index of the third dimension.
+        """Reshape to ``[B, outer, N, inner]``, one node per index of the third dimension.
 
         Args:
             values: ``[B, ...]``; by experts ``[B, T, E, D]``.
@@ -54,21 +54,21 @@ class Nodes:
         return values.reshape(rows, -1, self.parts, inner)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of each node, ``[B, N]``; ``[B]`` if the whole output is one node."""
+        """Sum of each node, ``[B, N]``; ``[B]`` if the whole output is one node."""
         return self.shaped(self.cut(values).sum((1, 3)))
 
     def shaped(self, numbers: Tensor) -> Tensor:
-        """One number per node ``[B, N]``, without the dimension of nodes where there is one."""
+        """One number per node ``[B, N]``, or ``[B]`` if the whole output is one node."""
         return numbers.squeeze(1) if self.kind == "output" else numbers
 
     def replaced(self, values: Tensor, clean: Tensor, others: Tensor, nodes: Tensor) -> Tensor:
-        """Values with one node of each group of rows replaced.
+        """Replace one node of each group of rows.
 
         Args:
             values: ``[K * B, ...]``, groups of B rows.
-            clean: What the nodes are without that ``[B, ...]``.
-            others: What replaces them ``[B, ...]``.
-            nodes: The node of each group ``[K]``; -1 for a group that stays as it is.
+            clean: Unchanged values of the nodes ``[B, ...]``.
+            others: Their replacements ``[B, ...]``.
+            nodes: The node of each group ``[K]``; -1 to leave a group as it is.
 
         Returns:
             A new tensor of the shape of ``values``.
@@ -79,7 +79,7 @@ class Nodes:
             part = new[group * rows : (group + 1) * rows]
             if node < 0:
                 continue
-            if self.kind == "expert":  # the output is the sum of what experts add
+            if self.kind == "expert":  # the output is the sum over experts
                 part += (others - clean)[..., node, :].to(new)
             else:
                 self.cut(part)[:, :, node] = self.cut(others.to(new))[:, :, node]
@@ -89,17 +89,17 @@ class Nodes:
 def nodes_of(
     kind: NodeKind, values: Tensor, layer: nn.Module, model: nn.Module, heads: int | None
 ) -> Nodes:
-    """How the tensor of a layer is cut.
+    """Divide the tensor of a layer into nodes.
 
     Args:
-        kind: What counts as one node.
+        kind: Kind of the nodes.
         values: The tensor ``[B, ...]``.
-        layer: The layer that takes or gives it.
-        model: The model that it is part of.
+        layer: The layer that it is the input or output of.
+        model: The model around it.
         heads: Number of heads; None to read it from the model.
 
     Raises:
-        ValueError: If the kind is unknown, or the tensor does not consist of such nodes.
+        ValueError: If the kind is unknown, or the tensor cannot be divided into such nodes.
     """
     name, shape = type(layer).__name__, list(values.shape)
     if kind == "token" and values.ndim < 3:
@@ -119,13 +119,13 @@ def nodes_of(
     number = _heads_of(model, layer) if heads is None else heads
     if number is None:
         raise ValueError(
-            f"Neither {type(model).__name__} nor the modules around its {name} say how many heads "
-            f"there are: give `heads=`, a divisor of {shape[-1]}."
+            f"Neither {type(model).__name__} nor the modules around its {name} tell the number of "
+            f"heads: give `heads=`, a divisor of {shape[-1]}."
         )
     if isinstance(number, bool) or not isinstance(number, int) or number < 1 or shape[-1] % number:
         raise ValueError(
             f"{shape[-1]} features of {name} cannot be cut into {number} heads. Heads lie side by "
-            "side in what the output projection of attention takes: give that layer, and `heads=` "
+            "side in the input of attention's output projection: give that layer, and `heads=` "
             "if its number of heads is not that of the model."
         )
     return Nodes(kind, number)
@@ -134,19 +134,19 @@ def nodes_of(
 def checked(
     inputs: Any, corrupted: Any, by: Any, ablation: Any
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """Check what was asked, before anything runs.
+    """Check the arguments before anything runs.
 
     Args:
         inputs: Clean inputs.
         corrupted: Corrupted inputs, or None.
-        by: What a node is.
-        ablation: What replaces nodes instead of corrupted values, or None.
+        by: Kind of the nodes.
+        ablation: Replacement of nodes other than corrupted values, or None.
 
     Returns:
-        Clean inputs; corrupted ones, or those that means are taken over, or None.
+        Clean inputs; corrupted ones, or the ones to average over, or None.
 
     Raises:
-        AssertionError: Captum's error for what is no tensor and no tuple of tensors.
+        AssertionError: Captum's error for a value that is neither a tensor nor a tuple of tensors.
         ValueError: If a name is unknown, or the corrupted inputs are missing, superfluous or of
             another shape.
     """
@@ -159,7 +159,7 @@ def checked(
     if corrupted is None:
         if ablation is None:
             raise ValueError(
-                "There is nothing to replace the nodes by: give `corrupted_inputs`, or "
+                "There is nothing to replace the nodes by: pass `corrupted_inputs`, or "
                 "`ablation='zero'` or 'mean'."
             )
         return clean, None
@@ -171,16 +171,16 @@ def checked(
         raise ValueError(
             f"The clean inputs have the shape {_listed(shapes[0])}, the corrupted inputs "
             f"{_listed(shapes[1])}: they must match token by token. Reword one of the texts, or "
-            "give `ablation='mean'`, which takes corrupted inputs of any length."
+            "pass `ablation='mean'`, which takes corrupted inputs of any length."
         )
     return clean, others
 
 
 def by_row(values: Tensor, rows: int, layer: nn.Module) -> Tensor:
-    """The tensor of a layer with a row for each example.
+    """Tensor of a layer with a row for each example.
 
     Args:
-        values: ``[B, ...]``; or ``[B * T, D]``, as routers and experts have it.
+        values: ``[B, ...]``; or ``[B * T, D]``, as in routers and experts.
         rows: Number of examples B.
         layer: The layer.
 
@@ -209,7 +209,7 @@ def _listed(shapes: list[list[int]]) -> str:
 
 
 def _heads_of(model: nn.Module, layer: nn.Module) -> int | None:
-    """The number of heads that the closest module around a layer, or its config, has."""
+    """Number of heads in the closest module around a layer, or in its config."""
     path = next((path for path, module in model.named_modules() if module is layer), "")
     names = path.split(".")
     for end in range(len(names) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Pairs of texts that differ in what decides a prediction: files of them, as tokens of a model."""
+"""Pairs of texts that differ in what decides a prediction, read from files and tokenized."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Pair", "TokenPair", "read_pairs", "tokenized"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts of the same structure, and continuations of which they decide.
+    """Two texts of the same structure, and continuations that tell them apart.
 
     Attributes:
-        task: What the pair is about.
+        task: Name of the task.
         clean: A text.
         corrupted: The other text.
-        good: Continuations that the clean text calls for.
-        bad: Continuations that it speaks against; the explained value is the mean logit of the good
+        good: Continuations that fit the clean text.
+        bad: Continuations that do not; the explained value is the mean logit of the good
             ones minus that of the bad ones.
     """
 
@@ -45,12 +45,12 @@ class TokenPair:
     """A pair as a model reads it.
 
     Attributes:
-        task: What the pair is about.
-        number: Its place among the pairs of the task.
+        task: Name of the task.
+        number: Index among the pairs of the task.
         clean: Token ids ``[1, T]``.
         corrupted: Token ids ``[1, T]``.
         tokens: Ids of the continuations ``[1, K]``.
-        weights: Their share in the explained value ``[1, K]``.
+        weights: Their weights in the explained value ``[1, K]``.
     """
 
     task: str
@@ -67,18 +67,18 @@ class TokenPair:
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
-    """Pairs from a file of JSON lines.
+    """Read pairs from a file of JSON lines.
 
-    Forms that are read: ``clean``, ``corrupted``, ``good``, ``bad`` (strings, or lists of them);
+    Supported forms: ``clean``, ``corrupted``, ``good``, ``bad`` (strings, or lists of them);
     the files of Marks et al. (2024, ``clean_prefix``, ``patch_prefix``, ``clean_answer``,
     ``patch_answer``); and those of Hanna et al. (2024): indirect objects (``corrupted_hard``, where
-    the other person gives) and years (``label``, the last two digits that have to be exceeded).
+    the other person gives) and years (``label``, the last two digits to be exceeded).
 
     Args:
         path: The file; the task is its name.
 
     Raises:
-        ValueError: If a line is of none of these forms; the message says which.
+        ValueError: If a line has none of these forms; the message names the line.
         OSError: If the file cannot be read.
     """
     path = Path(path)
@@ -109,7 +109,7 @@ def _pair(task: str, given: Mapping[str, Any]) -> Pair:
     if "corrupted_hard" in given:
         return _indirect_object(task, given["clean"], given["corrupted_hard"])
     if "label" in given:
-        # Two continuations that stand for all: years after and before, see `tokenized`.
+        # Placeholders for many continuations, years after and before: see `tokenized`.
         year = str(given["label"])
         return Pair(task, given["clean"], given["corrupted"], (f">{year}",), (f"<{year}",))
     return Pair(
@@ -125,7 +125,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _indirect_object(task: str, clean: str, corrupted: str) -> Pair:
-    """The two persons: who gives in the one text receives in the other."""
+    """A pair in which giver and receiver swap places."""
     words = [re.findall(r"\w+", text) for text in (clean, corrupted)]
     different = [(one, other) for one, other in zip(*words, strict=True) if one != other]
     if len(different) != 1:
@@ -142,17 +142,17 @@ def tokenized(
     first_token: str | None = None,
     seed: int = 0,
 ) -> list[TokenPair]:
-    """Pairs that a model can be asked about: of equal length, with continuations of one token.
+    """Select pairs that fit a model: of equal length, with continuations of one token.
 
     Args:
         pairs: Pairs of one task.
         tokenizer: Tokenizer of the model.
-        number: How many are kept, of a random order. Default: all
+        number: Number of pairs to keep, in random order. Default: all
         first_token: Special token to put before each text.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Returns:
-        Those that fit.
+        The pairs that fit.
     """
     order = list(pairs)
     if number is not None:
@@ -177,7 +177,7 @@ def _fitting(
     clean, corrupted = ids(pair.clean), ids(pair.corrupted)
 
     def token(text: str) -> int | None:
-        """The one token by which a text goes on."""
+        """The single token that continues a text; None if there is none."""
         longer = ids(pair.clean + text)
         fits = len(longer) == len(clean) + 1 and longer[:-1] == clean
         return longer[-1] if fits else None
@@ -208,7 +208,7 @@ def _fitting(
 def _years(
     year: str, token: Callable[[str], int | None]
 ) -> tuple[list[int | None], list[int | None]]:
-    """Continuations beyond and below two digits of a year; one digit where that is a token."""
+    """Continuations above and below two digits of a year; one digit where that is a token."""
     digits = 2 if token(year) is not None else 1
     bound = int(year[:digits])
     numbers = [f"{each:0{digits}d}" for each in range(10**digits)]

@@ -30,7 +30,7 @@ Inputs = Tensor | tuple[Tensor, ...]
 
 
 class _Patching(LayerRules, PerturbationAttribution):
-    """What the estimate and the measurement share: nodes, and what replaces them."""
+    """Common part of estimate and measurement: nodes, and their replacements."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class _Patching(LayerRules, PerturbationAttribution):
         at_input: bool,
         experts: bool,
     ) -> list[Tensor]:
-        """What replaces the values of each layer, in their shape."""
+        """Replacements of the values of each layer, in their shape."""
         if ablation == "zero":
             return [torch.zeros_like(values) for values in clean]
         values = clean
@@ -76,15 +76,15 @@ class _Patching(LayerRules, PerturbationAttribution):
         return values
 
     def _at_input(self, by: NodeKind, given: bool | None) -> bool:
-        """Whether nodes are in what the layers take.
+        """Whether nodes are in the inputs of the layers.
 
         Raises:
             ValueError: If a layer cannot be an output projection, whose input holds the heads.
         """
         if by == "expert" and given:
             raise ValueError(
-                "What experts add is part of what a layer gives: leave `attribute_to_layer_input` "
-                "out."
+                "The summands of experts are part of a layer's output: leave "
+                "`attribute_to_layer_input` out."
             )
         if given is not None:
             return given
@@ -94,7 +94,7 @@ class _Patching(LayerRules, PerturbationAttribution):
                 raise ValueError(
                     f"{type(layer).__name__} takes hidden states, not heads side by side: for "
                     f'by="head" give its output projection, one of its parts ({", ".join(parts)}), '
-                    "or say `attribute_to_layer_input=False` if it gives heads."
+                    "or pass `attribute_to_layer_input=False` if its output holds heads."
                 )
         return by == "head"
 
@@ -106,12 +106,12 @@ class _Patching(LayerRules, PerturbationAttribution):
 
 
 class RelevancePatching(_Patching):
-    r"""Estimates for every node how much a prediction owes to its value, all nodes at once.
+    r"""Estimates the effect of every node on a prediction, all nodes at once.
 
-    A node's effect is what the explained value loses when the node takes the value that it has for
+    A node's effect is the drop of the explained value when the node takes its value for
     corrupted inputs. The estimate is the sum of (clean - corrupted) times coefficient over the
     node, where the coefficient is the gradient at the node, modified by the rules of a recipe. Two
-    forward passes and one backward pass give all nodes of all layers.
+    forward passes and one backward pass yield all nodes of all layers.
 
     With the default rules it is RelP (Jafari et al. 2025, https://arxiv.org/abs/2508.21258), with
     :data:`~captum_lrpx.GRADIENT` attribution patching (Nanda 2023; Syed et al. 2023).
@@ -139,10 +139,10 @@ class RelevancePatching(_Patching):
                 side by side.
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
-            heads (int, optional): Number of heads. Default: that of the attention around the layer,
-                or of the model's config
+            heads (int, optional): Number of heads. Default: read from the attention around the
+                layer, or from the model's config
             recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_UNIFORM_GATE`
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule on the way from the layers to the output. Default: True
 
         Raises:
@@ -165,25 +165,25 @@ class RelevancePatching(_Patching):
         attribute_to_layer_input: bool | None = None,
         ablation: Ablation | None = None,
     ) -> Any:
-        r"""Estimated effects of the nodes.
+        r"""Estimate the effects of the nodes.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Clean inputs of ``forward_func``. The first
                 dimension is the batch.
-            corrupted_inputs (Tensor or tuple[Tensor, ...], optional): Inputs of the same shape from
-                which nodes take their other values. Default: None
+            corrupted_inputs (Tensor or tuple[Tensor, ...], optional): Inputs of the same shape,
+                which provide the nodes' other values. Default: None
             target (int, tuple, Tensor, or list, optional): Output indices that are explained, in
                 every form that Captum takes. Default: None
             additional_forward_args (Any, optional): Arguments of ``forward_func`` after the inputs,
                 given by position. Default: None
             corrupted_additional_forward_args (Any, optional): The same for the corrupted inputs.
                 Default: ``additional_forward_args``
-            by (str, optional): What a node is: ``"output"``, the whole tensor of a layer;
+            by (str, optional): Kind of the nodes: ``"output"``, the whole tensor of a layer;
                 ``"token"``, a position of it; ``"head"``, an attention head at all positions;
-                ``"neuron"``, a feature at all positions; ``"expert"``, what an expert adds to the
-                output of a module that holds all experts of a layer. Default: ``"output"``
-            attribute_to_layer_input (bool, optional): Whether nodes are in what a layer takes
-                instead of what it gives. Default: True for heads, else False
+                ``"neuron"``, a feature at all positions; ``"expert"``, the summand of an expert in
+                the output of a module that holds all experts of a layer. Default: ``"output"``
+            attribute_to_layer_input (bool, optional): Whether nodes are in a layer's input
+                instead of its output. Default: True for heads, else False
             ablation (str, optional): Instead of corrupted values: ``"zero"``; or ``"mean"``, the
                 mean of each feature over the rows and positions of ``corrupted_inputs`` (of any
                 shape then), or of ``inputs`` without them. Default: None
@@ -243,12 +243,12 @@ class RelevancePatching(_Patching):
 
 
 class ActivationPatching(_Patching):
-    r"""Measures for every node how much a prediction owes to its value, by patching it.
+    r"""Measures the effect of every node on a prediction, by patching it.
 
-    A node's effect is what the explained value loses when the node takes the value that it has for
+    A node's effect is the drop of the explained value when the node takes its value for
     corrupted inputs: one forward pass for each node, several of them in a batch, each from the
-    patched layer on. Modules before it give what they gave for the clean inputs; one that may do
-    more than give an output (writes to an argument, keeps a state) is run again. Nodes whose clean
+    patched layer on. Modules before it return their recorded outputs for the clean inputs; a module
+    with possible side effects (writes to an argument, keeps a state) runs again. Nodes whose clean
     and corrupted values are equal have no effect, and are not run.
     """
 
@@ -289,7 +289,7 @@ class ActivationPatching(_Patching):
         perturbations_per_eval: int = 16,
         only: Tensor | Sequence[Tensor] | None = None,
     ) -> Any:
-        r"""Measured effects of the nodes.
+        r"""Measure the effects of the nodes.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for :class:`RelevancePatching`.
@@ -301,7 +301,7 @@ class ActivationPatching(_Patching):
             by (str, optional): The same. Default: ``"output"``
             attribute_to_layer_input (bool, optional): The same. Default: True for heads, else False
             ablation (str, optional): The same. Default: None
-            perturbations_per_eval (int, optional): How many nodes of a layer are patched in one
+            perturbations_per_eval (int, optional): Number of nodes of a layer patched in one
                 forward pass, of ``perturbations_per_eval * B`` rows. Default: 16
             only (Tensor or list of Tensor, optional): Indices of the nodes to measure, a list with
                 a tensor per layer for a list of layers; the effects of others are NaN.
@@ -354,7 +354,7 @@ class ActivationPatching(_Patching):
         )
 
     def _chosen(self, only: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor | None]:
-        """The nodes to measure in each layer; None for all."""
+        """Nodes to measure in each layer; None for all."""
         if only is None:
             return [None] * len(self.modules)
         chosen = [only] if isinstance(self.layers, nn.Module) else list(only)

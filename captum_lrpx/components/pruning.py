@@ -1,4 +1,4 @@
-"""Switching off the components that matter least, and what is left of a model then."""
+"""Switching off the least important components of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["prune"]
 
 Part = Literal["head", "neuron", "expert"]
-"""What can be switched off."""
+"""Kind of the parts that can be switched off."""
 
 
 @contextmanager
@@ -34,18 +34,18 @@ def prune(
     by: Part = "head",
     at_input: bool | None = None,
 ) -> Iterator[None]:
-    """Switch off the parts of lowest score, of all layers together, within the ``with`` block.
+    """Switch off the parts with the lowest scores, over all layers, within the ``with`` block.
 
-    A part that is off gives zero. The model itself is not changed, and other threads use it whole.
+    A part that is off yields zero. The model itself is unchanged, and other threads use it whole.
 
     Args:
         model: The model that the layers belong to.
         scores: For each layer a number per part ``[N]``: per head for output projections of
-            attention, per feature for activations or second layers of MLPs, per expert for modules
-            that are called with hidden states, chosen experts and their weights.
+            attention, per feature for activations or second layers of MLPs, per expert for
+            modules called with hidden states, selected experts and their weights.
         share: Share of all parts that is switched off, from 0 to 1; their number is rounded.
-        by: What a part is.
-        at_input: Whether parts are in what a layer takes instead of what it gives. Default: True
+        by: Kind of the parts.
+        at_input: Whether parts are in a layer's input instead of its output. Default: True
             for heads and experts
 
     Raises:
@@ -65,7 +65,7 @@ def prune(
     off = _lowest(model, scores, share, by)
     inside = by != "neuron" if at_input is None else at_input
     if by == "expert" and not inside:
-        raise ValueError("Experts are chosen by what a module takes: leave `at_input` out.")
+        raise ValueError("Experts are switched off at a module's input: leave `at_input` out.")
 
     def change(layer: nn.Module, where: Tensor) -> Callable[[Any], Any]:
         if by == "expert":
@@ -96,7 +96,7 @@ def prune(
 def _lowest(
     model: nn.Module, scores: Mapping[nn.Module, Tensor], share: float, by: str
 ) -> dict[nn.Module, Tensor]:
-    """For each layer the indices of its parts among the lowest of all."""
+    """Indices, by layer, of the parts with the lowest scores."""
     if by not in get_args(Part):
         meant = suggestion(str(by), get_args(Part))
         raise ValueError(f"`by` is 'head', 'neuron' or 'expert', not {by!r}{meant}.")

@@ -1,4 +1,4 @@
-"""Reference samples: the texts of a corpus for which a neuron matters, or fires, most."""
+"""Reference samples: the texts of a corpus with the largest scores of a neuron."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["ReferenceIndex", "ReferenceSample", "build_references"]
 
 Measure = Literal["relevance", "activation"]
-"""What makes a text a reference of a neuron."""
+"""Score that makes a text a reference of a neuron."""
 
 
 class ReferenceSample(NamedTuple):
-    """A text for which a neuron matters.
+    """A text with a large score of a neuron.
 
     Attributes:
-        sample: Number of the text in the corpus.
-        position: The position at which it matters most.
+        sample: Index of the text in the corpus.
+        position: The position of the largest score.
         score: Relevance or activation there.
     """
 
@@ -43,13 +43,13 @@ class ReferenceSample(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferenceIndex:
-    """For each neuron (or direction) the texts with the largest scores.
+    """The texts with the largest scores of each neuron (or direction).
 
     Attributes:
-        scores: ``[N, K]``, from the largest on; -inf where there are fewer texts.
-        samples: Number of the text ``[N, K]``; -1 where there are fewer.
+        scores: ``[N, K]``, in descending order; -inf where there are fewer texts.
+        samples: Index of the text ``[N, K]``; -1 where there are fewer.
         positions: Position in it ``[N, K]``.
-        seen: How many texts were looked at.
+        seen: Number of texts processed.
     """
 
     scores: Tensor
@@ -58,7 +58,7 @@ class ReferenceIndex:
     seen: int
 
     def of(self, number: int) -> list[ReferenceSample]:
-        """The references of a neuron, from the largest score on.
+        """Return the references of a neuron, by descending score.
 
         Args:
             number: Index of the neuron or direction.
@@ -77,7 +77,7 @@ class ReferenceIndex:
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> ReferenceIndex:
-        """The index in a folder, of all processes that have built it.
+        """Load and merge the index in a folder, over all processes that have built it.
 
         Args:
             folder: As for :func:`build_references`.
@@ -95,11 +95,11 @@ class ReferenceIndex:
         return merged
 
     def merged(self, other: ReferenceIndex, seen: int) -> ReferenceIndex:
-        """The largest of two indices; of equal scores the earlier text.
+        """Merge two indices; among equal scores the earlier text comes first.
 
         Args:
-            other: The other one, with as many neurons.
-            seen: How many texts it adds.
+            other: The other index, with as many neurons.
+            seen: Number of texts that it adds.
         """
         k = self.scores.shape[1]
         scores = torch.cat([self.scores, other.scores], 1)
@@ -130,31 +130,31 @@ def build_references(
     resume: bool = False,
     save_every: int = 100,
 ) -> ReferenceIndex:
-    """Go through a corpus once and keep, for each neuron, the texts with the largest scores.
+    """Scan a corpus and keep, for each neuron, the texts with the largest scores.
 
-    The score of a text is the largest relevance or activation of the neuron at a position of it.
-    The index is stored on the way, so that a run that was stopped can be resumed. Several processes
-    share a corpus: each takes every n-th text and has a file of its own in the folder.
+    The score of a text is the largest relevance or activation of the neuron at any position.
+    The index is stored along the way, so that an interrupted run can be resumed. Several processes
+    can share a corpus: each takes every n-th text and has its own file in the folder.
 
     Args:
         concepts: The neurons, or directions.
-        samples: Inputs ``[1, T]`` of the forward function, in the same order at each run.
-        folder: Where the index is stored.
-        by: ``"relevance"`` (of what ``target`` chooses) or ``"activation"``.
-        target: What is explained, or a function from a text to that; for relevances only.
-        additional_forward_args: What the forward function takes after each text.
-        k: How many texts are kept for each neuron.
-        rank: Which of the processes this is.
-        processes: How many there are.
-        resume: Whether to go on with the index in the folder, if there is one.
-        save_every: Texts after which the index is stored.
+        samples: Inputs ``[1, T]`` of the forward function, in the same order in each run.
+        folder: Folder of the index.
+        by: ``"relevance"`` (for ``target``) or ``"activation"``.
+        target: The target, or a function that maps a text to its target; for relevances only.
+        additional_forward_args: Further arguments of the forward function, after each text.
+        k: Number of texts kept for each neuron.
+        rank: Index of this process.
+        processes: Number of processes.
+        resume: Whether to continue the index in the folder, if there is one.
+        save_every: Number of texts after which the index is stored.
 
     Returns:
-        The index of this process; :meth:`ReferenceIndex.load` joins all.
+        The index of this process; :meth:`ReferenceIndex.load` merges all.
 
     Raises:
-        ValueError: If an option is out of range, or there is an index that is another one or not to
-            be resumed.
+        ValueError: If an option is out of range, or there is another index, or one that may not be
+            resumed.
     """
     if by not in get_args(Measure):
         raise ValueError(f"`by` is 'relevance' or 'activation', not {by!r}.")
@@ -187,7 +187,7 @@ def build_references(
 def _scored(
     concepts: ConceptRelevance, sample: Tensor, number: int, by: str, target: Any, args: Any
 ) -> ReferenceIndex:
-    """The scores of one text, ``[N, 1]``."""
+    """Scores of one text, ``[N, 1]``."""
     if len(sample) != 1:
         raise ValueError(
             f"Sample {number} has {len(sample)} rows: give texts one at a time, [1, T]."
@@ -203,7 +203,7 @@ def _scored(
 
 
 def _padded(index: ReferenceIndex, k: int) -> ReferenceIndex:
-    """An index with room for k references."""
+    """Pad an index to k references."""
     shape = (len(index.scores), k - 1)
     return ReferenceIndex(
         torch.cat([index.scores, torch.full(shape, -torch.inf)], 1),
@@ -214,7 +214,7 @@ def _padded(index: ReferenceIndex, k: int) -> ReferenceIndex:
 
 
 def _there(path: Path, run: dict[str, str], *, resume: bool) -> ReferenceIndex | None:
-    """The index that is there already, if it is to be resumed."""
+    """An existing index, if it may be resumed."""
     if not path.exists():
         return None
     if not resume:

@@ -1,8 +1,8 @@
 """Running a forward function again from some layer on.
 
-What modules gave in a first run is kept, and stands in for them in later runs that differ from the
-first one only after these modules: they are not computed again. A module is left to run whenever
-its output might not be all that it does.
+Outputs of modules in a first run are kept, and replace these modules in later runs that differ from
+the first one only after them: they are not computed again. A module still runs whenever
+it might do more than return its output.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MISSING = object()
 
 @dataclass
 class _Call:
-    """What a module did in the first run.
+    """A module's call in the first run.
 
     Attributes:
-        output: A copy of what it returned; None if it cannot be left out.
+        output: A copy of its output; None if the call cannot be skipped.
         end: Number of calls that had ended by then.
-        usable: Whether returning a copy of the output is all that the module does.
+        usable: Whether the module does nothing but return the output.
     """
 
     output: Any
@@ -42,15 +42,15 @@ class _Call:
 
 
 class Replay:
-    """Keeps what modules give in one run of a forward function, to go on from some layer later.
+    """Keeps outputs of modules in one run of a forward function, to start later runs at a layer.
 
-    Kept are the outputs of the modules around the layers, and of those beside them: enough to leave
-    out all that ends before a layer.
+    Kept are the outputs of the modules around the layers, and of their siblings: enough to
+    skip everything that ends before a layer.
 
     Args:
         model: The model.
-        layers: Layers at which later runs begin, all of which run exactly once.
-        at_input: Whether they begin with what a layer takes, instead of with what it gives.
+        layers: Layers at which later runs start, all of which run exactly once.
+        at_input: Whether they start with a layer's input, instead of its output.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module], *, at_input: bool) -> None:
@@ -63,7 +63,7 @@ class Replay:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep what modules give, within the ``with`` block."""
+        """Keep outputs of modules, within the ``with`` block."""
         handles = []
 
         def started(layer: nn.Module, *_: Any) -> None:
@@ -83,7 +83,7 @@ class Replay:
 
     @contextmanager
     def resumed(self, layer: nn.Module) -> Iterator[None]:
-        """Leave out what ended before a layer, within the ``with`` block."""
+        """Skip calls that ended before a layer, within the ``with`` block."""
         start = self._starts[layer]
         done = {
             module: _again(call.output)
@@ -101,7 +101,7 @@ class Replay:
             before = _State(module, [*args, *kwargs.values()])
             output = forward(*args, **kwargs)
             self._ended += 1
-            # After the last start nothing is left out in any run.
+            # After the last start no run skips anything.
             kept = not again and len(self._starts) < len(self._layers) and before.stands(output)
             call = _Call(_copied(output) if kept else None, self._ended, kept)
             self._calls[module] = call
@@ -111,7 +111,7 @@ class Replay:
 
 
 def _around(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules that contain one of the layers, and the children of these."""
+    """Modules that contain one of the layers, and their children."""
     wanted = set(layers)
     found: dict[nn.Module, None] = {}
     for module in model.modules():
@@ -126,7 +126,7 @@ def _around(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 class _State:
-    """What a call of a module may change beside giving an output: its arguments, and itself."""
+    """State that a call may change besides returning an output: its arguments, and the module."""
 
     def __init__(self, module: nn.Module, arguments: list[Any]) -> None:
         self._module = module
@@ -136,7 +136,7 @@ class _State:
         self._attributes = self._own() if self._fixed else []
 
     def stands(self, output: Any) -> bool:
-        """Whether nothing has changed, and the output is new tensors in containers of their own."""
+        """Whether nothing has changed, and the output consists of new tensors and containers."""
         leaves = _leaves(output)
         if not self._fixed or not all(isinstance(each, (Tensor, *_PLAIN)) for each in leaves):
             return False
@@ -145,7 +145,7 @@ class _State:
         own = {each.untyped_storage().data_ptr() for each in self._tensors}
         given = [each for each in leaves if isinstance(each, Tensor)]
         if any(each.untyped_storage().data_ptr() in own for each in given):
-            return False  # what is later written into the output would be missing from the input
+            return False  # later writes into the output would not reach the input
         now = self._own()
         return len(now) == len(self._attributes) and all(
             one is other and size == before
@@ -153,7 +153,7 @@ class _State:
         )
 
     def _own(self) -> list[tuple[Any, int]]:
-        """All attributes of the module and of those in it, with what shows that one has changed."""
+        """Attributes of the module and its submodules, with a size or version to show changes."""
         return [
             (value, _size(value))
             for module in self._module.modules()
@@ -174,7 +174,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _is_fixed(value: Any) -> bool:
-    """Whether a module cannot leave something behind in an argument, but in tensors."""
+    """Whether a module can leave nothing behind in an argument, except in tensors."""
     if isinstance(value, tuple):
         return all(map(_is_fixed, value))
     return isinstance(value, (Tensor, *_PLAIN))
@@ -192,14 +192,14 @@ def _copied(value: Any) -> Any:
 
 def _again(output: Any) -> Callable[..., Any]:
     def given(*_args: Any, **_kwargs: Any) -> Any:
-        return _copied(output)  # a copy, for the model may write into it
+        return _copied(output)  # a copy, as the model may write into it
 
     return given
 
 
 @contextmanager
 def _instead(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other forward functions for modules, for calls of this thread within the ``with`` block."""
+    """Replace the forward functions of modules, in this thread within the ``with`` block."""
     thread = threading.get_ident()
     before = {module: vars(module).get("forward", _MISSING) for module in forwards}
 

@@ -1,4 +1,4 @@
-"""Routing: which experts each token took, and the relevance that went through each."""
+"""Routing: experts selected for each token, and the relevance through each."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["ExpertRelevance", "Routing"]
 
 _LIKE_A_MIXTURE: Final = re.compile(r"(moe|moeblock|experts)$", re.IGNORECASE)
-"""Classes of modules that are named in an error."""
+"""Class names of modules that are listed in an error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """The choices of one router, and the relevance of each.
+    """The choices of one router, and the relevance through each.
 
     Attributes:
         name: Path of the module that holds the experts.
         count: Number of experts E.
-        experts: The experts that each token took, ``[B, T, k]``.
-        weights: The weights that the router gave them, ``[B, T, k]``.
-        relevances: The relevance that went through each, ``[B, T, k]``: of what the expert adds to
+        experts: Experts selected for each token, ``[B, T, k]``.
+        weights: Their router weights, ``[B, T, k]``.
+        relevances: The relevance through each, ``[B, T, k]``: of the expert's summand in
             the output, weight and bias included. Sums over k are the relevance of the output.
     """
 
@@ -56,24 +56,24 @@ class Routing:
     relevances: Tensor
 
     def by_token(self) -> Tensor:
-        """The relevance of each expert at each token, ``[B, T, E]``; zero where it is not taken."""
+        """Relevance of each expert at each token, ``[B, T, E]``; zero if it is not selected."""
         return by_expert(self.relevances, self.experts, self.count, dim=-1)
 
     def by_expert(self) -> Tensor:
-        """The relevance of each expert, ``[B, E]``, summed over tokens."""
+        """Relevance of each expert, ``[B, E]``, summed over tokens."""
         return self.by_token().sum(1)
 
     def load(self) -> Tensor:
-        """How many tokens took each expert, ``[B, E]``."""
+        """Number of tokens routed to each expert, ``[B, E]``."""
         ones = torch.ones_like(self.experts)
         return by_expert(ones, self.experts, self.count, dim=-1).sum(1)
 
     def table(self, tokens: Sequence[str], row: int = 0) -> str:
-        """A line per token: its experts with their weights and relevances.
+        """Format one line per token: its experts with their weights and relevances.
 
         Args:
-            tokens: The tokens as they are shown.
-            row: Which example.
+            tokens: The tokens as shown.
+            row: Index of the example.
 
         Raises:
             ValueError: If there is not a token for each position.
@@ -96,11 +96,11 @@ class Routing:
         return "\n".join(lines)
 
     def plot(self, tokens: Sequence[str], row: int = 0) -> Any:
-        """Draw tokens from left to right, experts from bottom to top, a frame where one is taken.
+        """Draw tokens from left to right, experts from bottom to top, selected ones framed.
 
         Args:
-            tokens: The tokens as they are shown.
-            row: Which example.
+            tokens: The tokens as shown.
+            row: Index of the example.
 
         Returns:
             A figure of matplotlib.
@@ -140,12 +140,12 @@ class Routing:
 
 
 class ExpertRelevance(LayerRules, LayerAttribution):
-    r"""Which experts each token took, and the relevance that went through each.
+    r"""Experts selected for each token, and the relevance through each.
 
-    The output of a mixture of experts is a sum over the chosen ones, and the relevance of a sum is
-    that of its parts: the part times the coefficient (modified gradient) of the output. So the
-    relevances of all choices sum to what went into the output of the experts, by every recipe. What
-    shared experts add beside them is no choice, and not among them.
+    The output of a mixture of experts is a sum over the selected ones, and the relevance of a
+    summand is the summand times the coefficient (modified gradient) of the output. Hence the
+    relevances of all choices sum to the relevance of the output, under every recipe. Shared experts
+    beside them are no choice, and not included.
     """
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
@@ -165,12 +165,12 @@ class ExpertRelevance(LayerRules, LayerAttribution):
             forward_func (Callable): The forward function of the model or any modification of it,
                 as for :class:`LRPx`.
             layers (torch.nn.Module or list of torch.nn.Module, optional): Modules that hold all
-                experts of a layer (``mlp.experts``): those that are called with hidden states,
-                chosen experts ``[N, k]`` and their weights ``[N, k]``. Default: all of the model.
+                experts of a layer (``mlp.experts``), called with hidden states, selected experts
+                ``[N, k]`` and their weights ``[N, k]``. Default: all of the model.
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
             recipe (Recipe, optional): The rules. Default: those of AttnLRP
-            strict (bool, optional): Whether ``attribute`` refuses something non-linear without a
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule. Default: True
 
         Raises:
@@ -192,11 +192,11 @@ class ExpertRelevance(LayerRules, LayerAttribution):
         target: TargetType = None,
         additional_forward_args: object | None = None,
     ) -> Routing | list[Routing]:
-        r"""The routing of each mixture of experts.
+        r"""Compute the routing of each mixture of experts.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``.
-            target (int, tuple, Tensor, or list, optional): What of the output is explained.
+            target (int, tuple, Tensor, or list, optional): Target within the output.
                 Default: None
             additional_forward_args (Any, optional): Arguments of ``forward_func`` after the inputs.
                 Default: None
@@ -225,7 +225,7 @@ class ExpertRelevance(LayerRules, LayerAttribution):
         return found[0] if isinstance(self.layers, nn.Module) else found
 
     def _mixtures(self, inputs: tuple[Tensor, ...], arguments: object | None) -> list[nn.Module]:
-        """The modules that are called with chosen experts and their weights, as they run."""
+        """Modules called with selected experts and their weights, in the order of their calls."""
         check_inputs(self.model, self.forward_func, inputs)
         forward = CheckedForward(self.forward_func, self.model)
         args = _captum.format_additional_forward_args(arguments)

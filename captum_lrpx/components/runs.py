@@ -1,4 +1,4 @@
-"""The runs of activation patching: several nodes in a batch, each run from its layer on."""
+"""Runs of activation patching: several nodes in a batch, each run starting at its layer."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["Patch", "Runs"]
 
 
 class Patch(NamedTuple):
-    """What is patched in one layer.
+    """The patch of one layer.
 
     Attributes:
         layer: The layer.
-        nodes: How its tensor falls apart.
+        nodes: Division of its tensor into nodes.
         clean: The tensor ``[B, ...]`` for clean inputs.
-        other: What replaces it.
+        other: Its replacement.
         only: Indices of the nodes to measure; None for all.
     """
 
@@ -44,7 +44,7 @@ class Patch(NamedTuple):
     only: Tensor | None = None
 
     def asked(self) -> Tensor:
-        """Which nodes are to be measured ``[N]``.
+        """Mask of the nodes to measure ``[N]``.
 
         Raises:
             IndexError: If an index is out of range.
@@ -64,7 +64,7 @@ class Patch(NamedTuple):
         return (differs & self.asked()).nonzero().squeeze(1)
 
     def measured(self, effects: Tensor) -> Tensor:
-        """Effects, NaN for nodes that were not to be measured."""
+        """Effects, with NaN for nodes that were not measured."""
         return effects if self.only is None else effects.masked_fill(~self.asked(), torch.nan)
 
 
@@ -74,9 +74,9 @@ class Runs:
     Args:
         attribution: Forward function and model.
         inputs: Clean inputs.
-        target: What of the output is explained.
-        arguments: What the forward function takes after the inputs.
-        at_input: Whether nodes are in what layers take.
+        target: Target within the output.
+        arguments: Further arguments of the forward function.
+        at_input: Whether nodes are in the inputs of layers.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Runs:
 
     @torch.no_grad()
     def effects(self, patches: Sequence[Patch], at_once: int) -> list[Tensor]:
-        """What the explained value loses by each node.
+        """Drop of the explained value for each node.
 
         Args:
             patches: The layers, each with its nodes.
-            at_once: How many nodes are patched in one run, at most.
+            at_once: Largest number of nodes patched in one run.
 
         Returns:
             For each layer ``[B, N]``, or ``[B]`` where its output is one node.
@@ -115,7 +115,7 @@ class Runs:
             replay = Replay(
                 self._model, [patches[each].layer for each in group], at_input=self._at_input
             )
-            # The same number of rows as later: what a row gives may depend on it in its last digit.
+            # With as many rows as later runs, since the last digits may depend on the batch size.
             with replay.recorded():
                 before = self._explained(size)
             self._finite.require(before[0])
@@ -135,7 +135,7 @@ class Runs:
         return patch.nodes.shaped(effects)
 
     def _explained(self, size: int) -> Tensor:
-        """The explained value of each row in each of several copies of the batch, ``[K, B]``."""
+        """Explained value of each row in each copy of the batch, ``[K, B]``."""
         rows = len(self._inputs[0])
         inputs = tuple(each.repeat(size, *[1] * (each.ndim - 1)) for each in self._inputs)
         args = _captum.expand_additional_forward_args(self._arguments, size)
@@ -152,7 +152,7 @@ class Runs:
         return explained.reshape(size, rows)
 
     def _patched(self, patch: Patch, chosen: Tensor) -> AbstractContextManager[None]:
-        """One node of each copy of the batch replaced, in runs within the ``with`` block."""
+        """Replace one node in each copy of the batch, in runs within the ``with`` block."""
         rows = len(chosen) * len(self._inputs[0])
 
         def replaced(tensor: Tensor) -> Tensor:
@@ -168,5 +168,5 @@ class Runs:
 
 
 def _size(count: int, at_once: int) -> int:
-    """Nodes per run, so that runs are of one size with little left over."""
+    """Nodes per run, so that runs have one size with little left over."""
     return math.ceil(count / math.ceil(count / at_once)) if count else 1

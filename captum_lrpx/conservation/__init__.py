@@ -1,4 +1,4 @@
-"""The ledger: where relevance goes, line by line, and whether the account closes."""
+"""The ledger, a completeness check: relevance line by line, and whether the account closes."""
 
 from captum_lrpx.conservation.account import ledger, observed_ledger
 from captum_lrpx.conservation.book import Entry, Ledger

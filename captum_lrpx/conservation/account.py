@@ -30,7 +30,7 @@ def ledger(
     target: TargetType = None,
     additional_forward_args: object | None = None,
 ) -> Ledger:
-    """Account for all of an explained value, from one forward and one backward pass.
+    """Account for all of an explained value, with one forward and one backward pass.
 
     Args:
         attribution: An :class:`~captum_lrpx.LRPx`, :class:`~captum_lrpx.AttnLRPx` or
@@ -45,7 +45,7 @@ def ledger(
     Raises:
         TypeError: If ``attribution`` is something else.
         AssertionError: Captum's errors for inputs and targets that do not fit.
-        ValueError: As ``attribute``; if the forward function does not give one value for each
+        ValueError: As ``attribute``; if the forward function does not return one value for each
             example.
         RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 
@@ -64,14 +64,14 @@ def observed_ledger(
     target: TargetType = None,
     additional_forward_args: object | None = None,
 ) -> tuple[Ledger, Coverage]:
-    """The ledger, and the operations that it is about, from the same pass.
+    """The ledger, and the operations of the same pass.
 
     Arguments and errors as of :func:`ledger`.
     """
     if has_virtual_tokens(getattr(attribution, "forward_func", None)):
         raise ValueError(
             "The model has virtual tokens of its own (prompt or prefix tuning), whose relevance "
-            "is on no line of a ledger: it is in the convergence delta."
+            "has no line in a ledger: it is in the convergence delta."
         )
     if isinstance(attribution, ALTILogit):
         return _of_alti_logit(attribution, inputs, target, additional_forward_args)
@@ -79,7 +79,7 @@ def observed_ledger(
         return observed(attribution, inputs, target, additional_forward_args)
     raise TypeError(
         f"There is a ledger of LRPx, AttnLRPx and ALTILogit, not of {type(attribution).__name__}: "
-        "give one of these attributions."
+        "pass one of these attributions."
     )
 
 

@@ -1,4 +1,4 @@
-"""An account of one explained value: entries, what they leave open, and how it is shown."""
+"""A ledger: its entries, their sums, what they leave open, and its views."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ By = Literal["kind", "layer", "entry"]
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One line: so much of the explained value is here.
+    """One line: an amount of the explained value, and its place.
 
     Attributes:
-        kind: What it is.
+        kind: Kind of the line.
 
-            - ``"tokens"``: the relevance of the tokens, what the attribution itself returns (of
+            - ``"tokens"``: the relevance of the tokens, as the attribution itself returns it (of
               ALTI-Logit: through each block, and along the residual stream);
-            - ``"positions"``: that of a table of embeddings that a counter looks up;
-            - ``"token_types"``: that of one that anything else but the explained tokens looks up;
-            - ``"bias"``: that of a bias, the beta of a LayerNorm among them, or of another constant
-              that is added;
-            - ``"softmax"``: what a softmax keeps under the rules of AttnLRP;
-            - ``"score_bias"``: that of constants added to attention scores (ALiBi, additive masks);
-            - ``"absorbed"``: what a linear layer does not pass on because of its rule (epsilon,
-              alpha1-beta0, Captum's rules);
-            - ``"rule"``: what appears or is lost in a norm, activation, gate or attention whose
+            - ``"positions"``: relevance of a table of embeddings indexed by a counter;
+            - ``"token_types"``: relevance of a table indexed by anything else but the explained
+              tokens;
+            - ``"bias"``: relevance of a bias, including the beta of a LayerNorm, or of another
+              constant summand;
+            - ``"softmax"``: the share of a softmax under the rules of AttnLRP;
+            - ``"score_bias"``: relevance of constants added to attention scores (ALiBi, additive
+              masks);
+            - ``"absorbed"``: loss in a linear layer due to its rule (epsilon, alpha1-beta0,
+              Captum's rules);
+            - ``"rule"``: gain or loss in a norm, activation, gate or attention whose
               rule does not conserve (the plain gradient);
-            - ``"mlp"``: what an MLP contributes, which ALTI-Logit gives to no token;
-            - ``"output"``: what the explained quantity is beyond its gradient times the logits, if
+            - ``"mlp"``: contribution of an MLP, which ALTI-Logit assigns to no token;
+            - ``"output"``: the explained quantity minus its gradient times the logits, if
               it is not linear in them (a probability, a log-probability).
-        path: Path of the module or parameter in the model; outside of it the name of a function.
+        path: Path of the module or parameter in the model; outside of it, name of a function.
         layer: Number of the block, None outside of the blocks.
         amount: ``[B]``, in units of the explained value.
     """
@@ -55,14 +57,14 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """Where an explained value went: ``value = sum of all entries + residual``.
+    """Completeness check of an explained value: ``value = sum of all entries + residual``.
 
     Attributes:
         method: Name of the attribution.
         value: The explained value of each example ``[B]``, in float64 (float32 where the device has
-            no float64), as all amounts.
+            no float64), like all amounts.
         entries: The lines, in the order of the computation.
-        attributions: What the attribution returns, from the same pass.
+        attributions: Attributions, computed in the same pass.
     """
 
     method: str
@@ -84,17 +86,17 @@ class Ledger:
 
     @property
     def delta(self) -> Tensor:
-        """What the relevances of the tokens miss ``[B]``: the convergence delta."""
+        """Explained value minus the relevances of the tokens ``[B]``: the convergence delta."""
         return self.value - self._sum(self.of("tokens"))
 
     def of(self, kind: Kind, layer: int | None = None) -> tuple[Entry, ...]:
-        """The entries of a kind, of one layer or of all."""
+        """Entries of a kind, of one layer or of all."""
         return tuple(
             entry for entry in self.entries if entry.kind == kind and layer in (None, entry.layer)
         )
 
     def by_kind(self) -> dict[Kind, Tensor]:
-        """Sum of the entries of each kind that there is ``[B]``."""
+        """Sum of the entries of each kind present ``[B]``."""
         present = {entry.kind for entry in self.entries}
         return {kind: self._sum(self.of(kind)) for kind in KINDS if kind in present}
 
@@ -115,12 +117,12 @@ class Ledger:
     # Whether it closes ----------------------------------------------------------------------
 
     def relative_residual(self, to: Literal["value", "largest"] = "value") -> Tensor:
-        """The residual, relatively ``[B]``.
+        """The absolute residual relative to a scale ``[B]``.
 
         Args:
-            to: ``"value"``: to the absolute explained value; ``"largest"``: to the largest absolute
+            to: ``"value"``: the absolute explained value; ``"largest"``: the largest absolute
                 number of the account, the explained value or a single entry. Entries of both signs
-                may cancel to a small value, which can be no more exact than what is summed.
+                may cancel to a small value, which cannot be more exact than its summands.
 
         Raises:
             ValueError: If ``to`` is something else.
@@ -138,8 +140,8 @@ class Ledger:
         """Whether the account of every example closes.
 
         Args:
-            rtol: What :meth:`relative_residual` may be. Rounding alone leaves 1e-10 of a float64
-                model and about 1e-6 to 1e-4 of a float32 one.
+            rtol: Largest :meth:`relative_residual` allowed. Rounding alone leaves 1e-10 of a
+                float64 model and about 1e-6 to 1e-4 of a float32 one.
             to: See :meth:`relative_residual`.
         """
         return bool((self.relative_residual(to) <= rtol).all())
@@ -171,7 +173,7 @@ class Ledger:
         """A table for the terminal (``rich.print``) or a notebook.
 
         Args:
-            example: Which example of the batch.
+            example: Index of the example in the batch.
             by: See :meth:`rows`.
         """
         from captum_lrpx.conservation.show import table  # noqa: PLC0415
@@ -213,7 +215,7 @@ class Ledger:
         """Bars for each layer, one color for each kind.
 
         Args:
-            example: Which example of the batch.
+            example: Index of the example in the batch.
             ax: Where to draw. Default: new axes.
 
         Raises:
@@ -224,10 +226,10 @@ class Ledger:
         return plot(self, self._checked(example), ax)
 
     def explanation(self, example: int = 0) -> str:
-        """The convergence delta in words: where what the tokens miss has gone.
+        """The convergence delta in words: which parts of the model hold it.
 
         Args:
-            example: Which example of the batch.
+            example: Index of the example in the batch.
         """
         from captum_lrpx.conservation.delta_in_words import in_words  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The convergence delta in words: which parts of the model hold what the tokens miss."""
+"""The convergence delta in words: the parts of the model that hold it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NAMES: Final[dict[Kind, str]] = {
     "output": "the explained quantity itself, which is not linear in the logits,",
 }
 _WINDOW: Final = 0.6
-"""Layers are named where so much of what a kind holds in all layers lies in a run of these."""
+"""Layers are named if a run of them holds at least this share of a kind."""
 _NEGLIGIBLE: Final = 0.005
-"""Half a percent: shares below are not named."""
+"""Shares below half a percent are not named."""
 _COMPLETE: Final = 1e-3
 
 
@@ -36,11 +36,11 @@ class _Part:
 
 
 def in_words(book: Ledger, example: int) -> str:
-    """Where what the tokens miss of the explained value has gone.
+    """Describe which parts of the model hold the convergence delta.
 
     Args:
         book: The ledger.
-        example: Which example of its batch.
+        example: Index of the example in the batch.
     """
     value, delta = float(book.value[example]), float(book.delta[example])
     tokens = value - delta
@@ -62,12 +62,12 @@ def in_words(book: Ledger, example: int) -> str:
         sentences.append(f"{_list([f'{percent[0]} of {named} {verb} {first}', *rest])}.")
     if against:
         opposite = _list([f"{share:.0%} by {name}" for share, name in against])
-        sentences.append(f"That is offset, {opposite}.")
+        sentences.append(f"This is offset, {opposite}.")
     open_share = abs(float(book.residual[example]) / delta)
     if open_share >= _NEGLIGIBLE:
         sentences.append(
-            f"{open_share:.0%} of {named} is in no line: the account does not close, something "
-            "non-linear in the model has no rule."
+            f"{open_share:.0%} of {named} is in no line: the account does not close, a "
+            "non-linear operation of the model has no rule."
         )
     return " ".join(sentences).replace("%", " %")
 
@@ -92,7 +92,7 @@ def _parts(book: Ledger, example: int) -> list[_Part]:
 
 
 def _of_layers(name: str, by_layer: dict[int | None, float]) -> list[_Part]:
-    """All layers together, or the shortest run of layers that holds most of it, and the others."""
+    """All layers together, or the shortest run of layers that holds most, and the others."""
     layers = sorted(layer for layer in by_layer if layer is not None)
     amounts = [by_layer[layer] for layer in layers]
     total = sum(amounts)
@@ -108,7 +108,7 @@ def _of_layers(name: str, by_layer: dict[int | None, float]) -> list[_Part]:
 
 
 def _shortest_window(amounts: list[float], total: float) -> tuple[int, int] | None:
-    """Start and stop of the shortest run with most of the total, None if that is half or more."""
+    """Start and stop of the shortest run with most of the total; None if it is half or longer."""
     for length in range(1, (len(amounts) + 1) // 2):
         runs = [(start, start + length) for start in range(len(amounts) - length + 1)]
         best = max(runs, key=lambda run: sum(amounts[slice(*run)]) / (total or 1.0))

@@ -1,11 +1,11 @@
-"""What each operation of a graph was given and passed on: a ledger that knows no model.
+"""Relevance that each operation of a graph receives and passes on: a ledger for any model.
 
-Relevance flows along the edges of the graph. What a function receives from its consumers and does
-not pass on to its operands is its leak; all leaks and the relevance of the inputs sum to the
-explained value by construction. What makes this a check is that only two things may keep any. A
-constant that a function adds (a bias, an embedding of positions) has its number times its gradient,
-computed for itself wherever the number is known. A rule that says that it does not conserve has the
-rest. What leaks elsewhere is on no line and leaves the account open.
+Relevance flows along the edges of the graph. The difference between a function's relevance from its
+consumers and the relevance passed to its operands is its leak; all leaks and the relevance of the
+inputs sum to the explained value by construction. The check is that only two things may leak. A
+constant that a function adds (a bias, an embedding of positions) has its value times its gradient,
+computed separately wherever the value is known. A rule that declares that it does not conserve has
+the rest. Any other leak is on no line and leaves the account open.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ __all__ = ["Flow"]
 
 Gradients = tuple["Tensor | None", ...]
 _MANY: Final = 1000
-"""What is summed rounds by so many units of the last place."""
+"""Rounding of a sum, in units of the last place."""
 
 
 def _relevance(gradient: Tensor, value: Tensor) -> Tensor:
-    """Gradient times value; nothing where there is no gradient, as under a mask of ``-inf``."""
+    """Gradient times value; 0 where the gradient is 0, as under a mask of ``-inf``."""
     if value.is_complex():
         gradient, value = torch.view_as_real(gradient), torch.view_as_real(value.resolve_conj())
     return (wide(gradient) * wide(value).masked_fill(gradient == 0, 0)).sum()
 
 
 def _leading(graph: Graph, sources: tuple[Tensor, ...]) -> set[int]:
-    """Indices of the nodes that depend on a source; what else there is is constant."""
+    """Indices of the nodes that depend on a source; all others are constant."""
     found = {graph.index[node] for source in sources if (node := node_of(source)) in graph.index}
     for number, edges in enumerate(graph.operands):
         if any(edge is not None and edge.node in found for edge in edges):
@@ -57,7 +57,7 @@ def _leading(graph: Graph, sources: tuple[Tensor, ...]) -> set[int]:
 
 
 class Flow:
-    """Hooks that note what flows along the edges between functions, in one backward pass.
+    """Records relevance along the edges between functions in one backward pass, by hooks.
 
     Args:
         passed: A pass that has kept its values, with its rules on the graph.
@@ -75,7 +75,7 @@ class Flow:
         self._values = dict(watch.values)
         for source in sources:
             self._values[node_of(source), source.output_nr] = source.detach()  # type: ignore[index]
-        # A leaf is a group of its own, whoever was the first to take it.
+        # A leaf is a group of its own, whichever function used it first.
         self._group = [
             watch.calls[node].number if node in watch.calls and any(edges) else -1 - number
             for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True))
@@ -85,10 +85,10 @@ class Flow:
         self._alive = structure.plans[passed.recipe].alive
         self._members: dict[int, list[int]] = {}
         self._constants: dict[int, list[Added]] = {}  # of each group
-        self._told: set[int] = set()  # groups whose constants have known numbers
+        self._told: set[int] = set()  # groups whose constants all have known values
         self._order: dict[Place, int] = {}  # by the calls that lines belong to
-        self._sure: set[Place] = set()  # lines of constants of known numbers
-        # What each process has a share of stands beside what each of them has all of.
+        self._sure: set[Place] = set()  # lines of constants with known values
+        # Amounts shared over processes are kept apart from amounts that each process has whole.
         self._leaks: dict[tuple[int, Any], Tensor] = {}
         self._lines: dict[tuple[Place, Any], Tensor] = {}
         self._masks: list[tuple[int, Masked, Tensor]] = []
@@ -99,15 +99,15 @@ class Flow:
         self._watch_constants(watch, self._watch_edges())
 
     def _share(self, graph: Graph) -> list[Any]:
-        """For each node the processes that have shares of what flows there."""
+        """For each node the processes that share its relevance."""
         found: list[Any] = []
         for number, (node, edges) in enumerate(zip(graph.nodes, graph.operands, strict=True)):
             name, operands = graph.names[number], [edge for edge in edges if edge is not None]
             shares = [found[edge.node] for edge in operands]
             found.append(sharing(name, node, next((each for each in shares if each), None)))
-            if name in COLLECTIVES and operands:  # no function that has been seen
+            if name in COLLECTIVES and operands:  # not a watched function
                 first = operands[0]
-                if name == "_AllReduceForward":  # into what it is given
+                if name == "_AllReduceForward":  # works in place
                     self._group[number] = self._group[first.node]
                 value = self._values.get((graph.nodes[first.node], first.output))
                 if name == "_AllReduceBackward" and value is not None:
@@ -115,7 +115,7 @@ class Flow:
         return found
 
     def _watch_edges(self) -> dict[int, set[int]]:
-        """Attach to all nodes, and give for each group the nodes of it that others take."""
+        """Hook all nodes; returns, for each group, its nodes that other groups use."""
         taken: dict[int, set[int]] = {}
         for number in self._alive:
             group = self._group[number]
@@ -133,7 +133,7 @@ class Flow:
                 continue
             group, number = watch.calls[node].number, self._graph.index.get(node, -1)
             self._constants.setdefault(group, []).extend(constants)
-            # What was written over may have been taken before, and has two gradients.
+            # An overwritten tensor may have been used before, and has two gradients then.
             whole = taken.get(group, set()) <= {number}
             if whole and not constants:
                 self._told.add(group)
@@ -152,7 +152,7 @@ class Flow:
     # In the backward pass ------------------------------------------------------------------------
 
     def start(self, row: int) -> None:
-        """Begin with one explained value, which the function that made it is given."""
+        """Start the backward pass of one explained value, the relevance of its root."""
         (root,) = self._graph.roots
         self._leaks, self._lines, self._masks = {}, {}, []
         self._leak(root, wide(self._explained)[row], None)
@@ -162,13 +162,13 @@ class Flow:
         self._leaks[key] = self._leaks.get(key, torch.zeros_like(amount)) + amount
 
     def _add(self, number: int, place: Place, amount: Tensor, shared: Any) -> None:
-        """Move some of what a function keeps to a line."""
+        """Move an amount from a function's leak to a line."""
         self._leak(number, -amount, shared)
         key = place, shared
         self._lines[key] = self._lines.get(key, torch.zeros_like(amount)) + amount
 
     def _product(self, number: int, gradient: Tensor, value: Tensor) -> tuple[Tensor, Any]:
-        """The relevance of a value at a node, and the processes that have shares of it."""
+        """Relevance of a value at a node, and the processes that share it."""
         if not (is_spread(gradient) or is_spread(value)):
             return _relevance(gradient, value), self._sharing[number]
         return _relevance(local(gradient), local(value)), sharing_of(gradient, value)
@@ -193,20 +193,20 @@ class Flow:
             self._add(number, place, _relevance(summed, own.to(summed.device)), shared)
 
     def _masked(self, number: int, masked: Masked, _given: Gradients, taken: Gradients) -> None:
-        if taken[0] is not None:  # a backward pass inside of a hook would be one too many
+        if taken[0] is not None:  # no backward pass inside of a hook: done at the end
             self._masks.append((number, masked, taken[0].detach()))
 
     # After the backward pass ---------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Keep what one backward pass has found."""
+        """Settle the lines of one backward pass."""
         for number, masked, gradient in self._masks:
             self._settle(number, masked, gradient)
         leaks: dict[int, list[Any]] = {}
         for group, shared in self._leaks:
             leaks.setdefault(group, []).append(shared)
         for group, members in self._members.items():
-            # What a leaf is given is its relevance.
+            # A leaf keeps its relevance, which is no leak.
             if group in leaks and any(any(self._graph.operands[each]) for each in members):
                 constants, told = self._constants.get(group, ()), group in self._told
                 place = self._places.of_rest(members, constants, told=told)
@@ -217,7 +217,7 @@ class Flow:
         self._rows.append(self._summed())
 
     def _summed(self) -> dict[Place, Tensor]:
-        """The lines of all processes together."""
+        """Lines summed over all processes."""
         by_group: dict[Any, dict[Place, Tensor]] = {}
         for (place, shared), amount in self._lines.items():
             by_group.setdefault(shared, {})[place] = amount
@@ -230,7 +230,7 @@ class Flow:
         return found
 
     def _settle(self, number: int, masked: Masked, gradient: Tensor) -> None:
-        """Give a mask of finite numbers its part of what its attention has kept."""
+        """Move the share of a finite mask from the leak of its attention to a line."""
         found = self._places.of_mask(number, of_values=masked.of_values)
         if found is None:
             return
@@ -243,7 +243,7 @@ class Flow:
         self._add(number, place, share * amount, shared)
 
     def lines(self) -> dict[Place, Tensor]:
-        """The amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""
+        """Amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""
         nothing = wide(self._explained.new_zeros(()))
         amounts = {
             place: torch.stack([row.get(place, nothing) for row in self._rows])
@@ -257,8 +257,8 @@ class Flow:
         }
 
     def _rounding(self, place: Place) -> float:
-        """What of the largest amount a line of what is left may have, and be none."""
-        if place[0] == "output":  # the square root separates a formula from its rounding
+        """Share of the largest amount below which a line of leaks counts as rounding."""
+        if place[0] == "output":  # the square root separates a non-linear part from its rounding
             return math.sqrt(torch.finfo(self._explained.dtype).eps)
         summed = torch.finfo(wide(self._explained).dtype).eps
         return -1.0 if place[0] in ("softmax", "rule", "absorbed") else _MANY * summed

@@ -1,4 +1,4 @@
-"""The ledger of a pass whose rules are on its graph: what each function leaks, by name."""
+"""The ledger of a pass with rules on its graph: the leak of each function, by name."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def observed(
 ) -> tuple[Ledger, Coverage]:
     """Account for an explained value by the operations of its graph, and list them.
 
-    One watched forward pass, and one backward pass for each example: what flows along the edges of
-    the graph is summed over everything that an operation works on. Arguments as of
+    One watched forward pass, and one backward pass for each example: relevance along the edges of
+    the graph is summed over all elements of an operation. Arguments as of
     :func:`captum_lrpx.ledger`.
     """
     require_gradients()
@@ -91,7 +91,7 @@ def _value(selected: Tensor, batch: int) -> Tensor:
 
 
 def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Of token ids alone the path of the table that they were embedded in."""
+    """Names of the inputs; for token ids alone, the path of their embedding table."""
     if len(inputs) > 1:
         return [f"inputs.{number}" for number in range(len(inputs))]
     watch, tables = passed.rules.watch, {}
@@ -103,13 +103,13 @@ def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
 
 
 def _by_example(relevances: Tensor, examples: int) -> Tensor:
-    """The sum for each example; one input may hold all parts of a single one."""
+    """Sum for each example; if there is only one, an input may have any first dimension."""
     if examples == 1:
         return relevances.sum().reshape(1)
     return relevances.flatten(1).sum(1)
 
 
 def layer_in(path: str) -> int | None:
-    """The number of the block that a module's path leads through."""
+    """Number of the block in a module's path; None outside of the blocks."""
     match = _LAYER.search(path)
     return None if match is None else int(match[1])

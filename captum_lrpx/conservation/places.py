@@ -1,4 +1,4 @@
-"""What a function of a graph may keep of its relevance, and what that is called."""
+"""Names the line to which a function's leak belongs."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ _FILLING: Final = frozenset(
         "Where",
     }
 )
-"""Operators that may write a constant somewhere."""
+"""Operators that may write a constant."""
 
 _ORDER: Final[tuple[Kind, ...]] = ("output", "softmax", "rule", "absorbed", "bias")
-"""Of what several operators inside of one function keep, the first names it."""
+"""If several operators of one function leak, the first kind names the line."""
 
 
 class Places:
-    """The lines of a graph whose rules are known.
+    """Lines of a graph with rules.
 
     Args:
         passed: A watched pass, with its rules on the graph.
-        leading: Indices of the nodes that depend on what relevance is attributed to.
+        leading: Indices of the nodes that depend on the sources of relevance.
     """
 
     def __init__(self, passed: TracedPass, leading: Collection[int]) -> None:
@@ -86,7 +86,7 @@ class Places:
         self._scores = self._find_scores()
 
     def _find_scores(self) -> set[int]:
-        """The nodes between queries and keys and a softmax whose result weighs something."""
+        """Nodes between queries and keys and a softmax that weights something."""
         graph, roles = self._graph, self._structure.roles
         weighing: set[int] = set()
         found: set[int] = set()
@@ -104,15 +104,15 @@ class Places:
     # Constants --------------------------------------------------------------------------------
 
     def of_constant(self, number: int, constant: Added) -> Place | None:
-        """The line of what a function adds.
+        """Line of a constant that a function adds.
 
         Args:
             number: Index of the node of its result; -1 if nothing explained depends on it.
             constant: The constant.
 
         Returns:
-            None if it is a part of what is explained, of a gate or a scale, or of nothing, or may
-            hide what depends on the inputs.
+            None if it belongs to the explained function, to a gate or a scale, or to nothing, or
+            may hide values that depend on the inputs.
         """
         explained = number in self._structure.explained
         signal = number in self._plan.alive and self._structure.roles[number].nature in SIGNALS
@@ -121,7 +121,7 @@ class Places:
         return self._named(number, constant.origins)
 
     def of_mask(self, number: int, *, of_values: bool) -> tuple[Place, float] | None:
-        """The line of the mask of an attention, and what its gradient is multiplied by.
+        """Line of the mask of an attention, and the factor of its gradient.
 
         Args:
             number: Index of the node of the attention.
@@ -145,27 +145,27 @@ class Places:
         return kind, _common(paths) or self._module(number)
 
     def _projects(self, number: int) -> bool:
-        """Whether the function of a node is a linear layer, whatever its last operator is."""
+        """Whether the function of a node is a linear layer, whatever its last operator."""
         return self._structure.places.get(number, ("", "", ""))[2].endswith(".linear")
 
     def _module(self, number: int) -> str:
         path, _, function = self._structure.places.get(number, ("", "", ""))
         return path or function
 
-    # What is left ------------------------------------------------------------------------------
+    # Other leaks --------------------------------------------------------------------------------
 
     def of_rest(
         self, members: list[int], constants: Iterable[Added], *, told: bool
     ) -> Place | None:
-        """The line of what a function keeps beside constants of known numbers.
+        """Line of a function's leak beyond constants with known values.
 
         Args:
             members: Indices of its nodes.
-            constants: What is known of constants in it.
-            told: Whether their numbers are, and so there is nothing else that it may add.
+            constants: Known constants in it.
+            told: Whether all their values are known, so that it can add nothing else.
 
         Returns:
-            None if it may keep nothing.
+            None if it cannot leak.
         """
         kinds = {self._kind(number, told=told) for number in members}
         kind = next((each for each in _ORDER if each in kinds), None)
@@ -185,7 +185,7 @@ class Places:
         return self._by_rule(number) or self._by_constant(number, told=told)
 
     def _by_rule(self, number: int) -> Kind | None:
-        """What the rule of a node says that it does not conserve."""
+        """Kind of a node's leak, if its rule does not conserve."""
         operation = self._structure.roles[number]
         role = operation.role
         attention = self._rule("attention", number)
@@ -200,11 +200,11 @@ class Places:
         keeps = role in rules and not self._rule(rules[role], number).conserves
         keeps |= role == "router" and self._rule("router", number).own_gradient
         keeps |= role in ("attention", "scores") and gradient and not attention.conserves
-        # A function that is not 0 at 0 has a value there that no slope carries.
+        # A function that is not 0 at 0 has a constant part there that no slope carries.
         return "rule" if keeps or operation.kind == "gate function" else None
 
     def _rounds(self, number: int) -> bool:
-        """Whether a layer multiplies rounded numbers, which its gradient knows nothing of."""
+        """Whether a layer multiplies rounded numbers, unknown to its gradient."""
         name, structure = self._graph.names[number], self._structure
         unheard_of = structure.roles[number].kind == "projection" and name not in PROJECTIONS
         rounds = unheard_of or number in structure.detached
@@ -215,7 +215,7 @@ class Places:
         return self._recipe.rule_for(role, path)
 
     def _by_constant(self, number: int, *, told: bool) -> Kind | None:
-        """Whether a node may add a constant whose number is not known."""
+        """Kind of a node's leak, if it may add a constant of unknown value."""
         graph, roles = self._graph, self._structure.roles
         name = graph.names[number]
         edges = [
@@ -236,6 +236,6 @@ class Places:
 
 
 def _common(paths: list[str]) -> str:
-    """What all paths begin with."""
+    """Common prefix of dotted paths."""
     parts = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(each[0] for each in takewhile(lambda each: len(set(each)) == 1, parts))

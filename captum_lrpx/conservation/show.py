@@ -24,15 +24,15 @@ _FIGURE_SIZE = (8.0, 4.0)
 
 
 Line = tuple[list[str], str, str]
-"""Kind, path and layer (those that a table shows), amount, and share of the value."""
+"""Kind, path and layer (as far as a table shows them), amount, and share of the value."""
 
 
 def table(book: Ledger, example: int, by: By) -> Table:
-    """The lines of one example, their sum, and what is left of the value.
+    """Table of the lines of one example, their sum, and the residual.
 
     Args:
         book: The ledger.
-        example: Which example of its batch.
+        example: Index of the example in the batch.
         by: See :meth:`captum_lrpx.conservation.Ledger.rows`.
     """
     shown = Table(title=_title(book), title_justify="left")
@@ -53,7 +53,7 @@ def table(book: Ledger, example: int, by: By) -> Table:
 
 
 def page(book: Ledger, example: int, by: By) -> str:
-    """The same as a piece of HTML, for a notebook; all text is escaped."""
+    """The table as a piece of HTML, for a notebook; all text is escaped."""
     labels = {"kind": ["kind"], "layer": ["kind", "layer"], "entry": ["kind", "path", "layer"]}[by]
     left, right = "text-align:left", "text-align:right"
     heads = [*((label, left) for label in labels), ("amount", right), ("of the value", right)]
@@ -72,7 +72,7 @@ def _title(book: Ledger) -> str:
 
 
 def _lines(book: Ledger, example: int, by: By) -> tuple[list[Line], list[Line]]:
-    """The lines of a table, and the totals below."""
+    """Lines of a table, and the totals below."""
     value = float(book.value[example])
 
     def line(cells: list[str], amount: float, form: str = "+.6f") -> Line:

@@ -27,5 +27,5 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def wide(x: Tensor) -> Tensor:
-    """The tensor in the precision that amounts are summed in: float64 where the device has it."""
+    """The tensor in the precision of sums: float64 where the device has it."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)

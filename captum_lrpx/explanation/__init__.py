@@ -1,4 +1,4 @@
-"""An explanation that one can keep, print, draw, subtract and compare."""
+"""Explanations as objects to keep, print, draw, subtract and compare."""
 
 from captum_lrpx.explanation.certificate import Certificate
 from captum_lrpx.explanation.ranking import TokenRelevance

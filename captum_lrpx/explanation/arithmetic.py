@@ -1,4 +1,4 @@
-"""Sums and multiples of explanations: everything in one is linear in the explained value."""
+"""Sums and multiples of explanations, which are linear in the explained value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["combined", "require_same_tokens", "scaled", "total"]
 
 
 def total(values: Iterable[float]) -> float:
-    """The sum, rounded once; infinite or NaN where the values or their sum are."""
+    """Sum, rounded once; infinite or NaN where the values or their sum are."""
     values = list(values)
     try:
         return math.fsum(values)
@@ -24,7 +24,7 @@ def total(values: Iterable[float]) -> float:
 
 
 def require_same_tokens(explanations: Sequence[Explanation]) -> None:
-    """Refuse explanations whose entries cannot stand beside each other.
+    """Check that explanations have the same tokens of the same text.
 
     Raises:
         ValueError: If they are not of the same tokens of the same text.
@@ -56,7 +56,7 @@ def combined(left: Explanation, right: Explanation, sign: float, word: str) -> E
         left: An explanation.
         right: Another one, of the same tokens.
         sign: Factor of the second.
-        word: What stands between two names that differ.
+        word: Word between two names that differ.
 
     Raises:
         ValueError: If they are not of the same tokens.
@@ -117,7 +117,7 @@ def _bracketed(target: str) -> str:
 
 
 def _merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """What both say; where they differ, both in a list."""
+    """Merge two dictionaries; where they differ, both values in a list."""
     return {
         key: left[key] if left.get(key) == right.get(key) else [left.get(key), right.get(key)]
         for key in {**left, **right}

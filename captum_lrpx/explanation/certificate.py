@@ -1,4 +1,4 @@
-"""What was checked about an explanation, and the seal that tells whether it is still the same."""
+"""Certificates: checks of an explanation, and the digest that seals both."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ LEDGER_TOLERANCES: Final[dict[str, float]] = {
     "float16": 2e-2,
     "bfloat16": 2e-1,
 }
-"""What a ledger may leave open in each precision, relative to its largest number.
+"""Open share of a ledger that is tolerated in each precision, relative to its largest number.
 
-That of float64 is so wide because several families compute norms or attention in float32 whatever
-the precision of the model. Other precisions (quantized weights) get that of bfloat16.
+The tolerance of float64 is wide because several families compute norms or attention in float32
+whatever the precision of the model. Other precisions (quantized weights) get that of bfloat16.
 """
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked when an explanation was made.
+    """Checks made when an explanation was created.
 
     Precision, recipe, versions, ids and relevances are those of the explanation: the digest seals
     them together with the findings.
 
     Attributes:
         forward_unchanged: Whether the explained value is the same, to the last bit, in a forward
-            pass without rules; of an audit also whether it can be read from the outputs of the
-            object that was given, up to rounding.
+            pass without rules; in an audit also whether it equals, up to rounding, the value read
+            from the outputs of the given object.
         operations: Number of operations between the embeddings and the explained value.
-        ruled: Those of them that are not linear and have a rule.
-        unruled: Those of them that are not linear and have none.
-        ledger_tolerance: What the ledger may leave open in this precision, see
+        ruled: Number of non-linear ones with a rule.
+        unruled: Number of non-linear ones without a rule.
+        ledger_tolerance: Open share of the ledger that is tolerated in this precision, see
             :data:`LEDGER_TOLERANCES`.
-        ledger_residual: What it leaves open of the recorded value with the recorded relevances,
-            relative to the largest absolute number in it (the explained value or an entry). None
-            if there is no ledger.
-        ledger_missing: Why there is no ledger. None if there is one.
-        ledger_delta: Where the delta of the explanation is by the ledger: amounts by kind of line
+        ledger_residual: Open amount of the recorded value with the recorded relevances,
+            relative to the largest absolute number in the ledger (the explained value or an entry).
+            None if there is no ledger.
+        ledger_missing: Reason why there is no ledger. None if there is one.
+        ledger_delta: The delta of the explanation by kind of ledger line
             (``"softmax"``, ``"bias"``, ``"positions"``, ...; see
             :class:`captum_lrpx.conservation.Entry`). None if there is no ledger, and in records of
             older versions.
-        relevance_difference: The largest difference between a recorded relevance and that of the
-            observed pass of the audit, relative to the largest relevance. None if it was not
-            compared.
+        relevance_difference: The largest difference between a recorded relevance and the same
+            relevance in the audit's observed pass, relative to the largest relevance. None if it
+            was not compared.
         audited: Whether this explanation was audited (coverage, ledger, relevances), or, if False,
             an earlier one of the same model, method, rules and kinds of inputs. None in records of
-            older versions, which audited each.
-        digest: SHA-256 over everything else in the explanation and its certificate. It shows that
-            a record was edited or damaged; it is no signature, and proves nothing about who made
+            older versions, where each explanation was audited.
+        digest: SHA-256 over everything else in the explanation and its certificate. It shows
+            whether a record was edited or damaged; it is no signature, and does not prove who made
             the record.
     """
 
@@ -74,29 +74,29 @@ class Certificate:
 
     @property
     def coverage_complete(self) -> bool:
-        """Whether everything non-linear has a rule."""
+        """Whether every non-linear operation has a rule."""
         return self.unruled == 0
 
     @property
     def ledger_closes(self) -> bool:
-        """Whether there is a ledger, and it leaves no more open than rounding does."""
+        """Whether there is a ledger, open by no more than rounding."""
         return self.ledger_residual is not None and self.ledger_residual <= self.ledger_tolerance
 
     @property
     def relevances_confirmed(self) -> bool:
-        """Whether no relevance was found to be another one in the observed pass."""
+        """Whether the observed pass found no other relevance."""
         difference = self.relevance_difference
         return difference is None or difference <= self.ledger_tolerance
 
     @property
     def holds(self) -> bool:
-        """Whether every check was made, and none failed."""
+        """Whether every check was made and passed."""
         accounted = self.ledger_closes or self.audited is False
         return not self.failed and accounted
 
     @property
     def failed(self) -> bool:
-        """Whether a check failed; one that could not be made has not."""
+        """Whether a check failed; a check that could not be made has not failed."""
         ledger_open = self.ledger_residual is not None and not self.ledger_closes
         passed = self.forward_unchanged and self.coverage_complete and self.relevances_confirmed
         return not passed or ledger_open
@@ -127,7 +127,7 @@ class Certificate:
         return f"ledger OPEN by {self.ledger_residual:.1e} (tolerance {self.ledger_tolerance:.0e})"
 
     def _delta(self) -> str:
-        """In words, which parts of the model keep the delta."""
+        """Name the parts of the model that hold the delta."""
         amounts = {kind: amount for kind, amount in self.ledger_delta or () if amount}
         largest = max(map(abs, amounts.values()), default=0.0)
         named = [
@@ -139,32 +139,32 @@ class Certificate:
 
 
 def sealed(explanation: Explanation, certificate: Certificate) -> Explanation:
-    """An explanation with a certificate whose digest is that of the two."""
+    """Attach a certificate with the digest of both."""
     certified = replace(explanation, certificate=certificate)
     return replace(certified, certificate=replace(certificate, digest=_digest(certified)))
 
 
 def verified(explanation: Explanation) -> Explanation:
-    """The same explanation, if it is what its certificate was made for, or has none.
+    """Return the explanation if it matches its certificate, or has none.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it does not match.
     """
     certificate = explanation.certificate
     if certificate is not None and certificate.digest != _digest(explanation):
         raise ValueError(
             "The explanation is not the one that was certified: its content does not have the "
             "digest in its certificate, so it was edited or damaged. Explain again, or remove the "
-            "certificate to keep it as a record that nothing vouches for."
+            "certificate to keep it as an uncertified record."
         )
     return explanation
 
 
 def certificate_of(record: Any) -> Certificate | None:
-    """A certificate out of a stored record; None if there is none.
+    """Restore a certificate from a stored record; None if there is none.
 
     Raises:
-        TypeError: If it is not what it should be.
+        TypeError: If it is malformed.
     """
     if record is None:
         return None
@@ -195,7 +195,7 @@ _PARTS: Final = {
 _NEGLIGIBLE: Final = 0.005
 """Parts below this share of the largest are not named."""
 _SHOWN: Final = 5e-5
-"""What is printed as more than zero."""
+"""Smallest amount that is not printed as zero."""
 
 _NONE = type(None)
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -214,10 +214,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _digest(explanation: Explanation) -> str:
-    """SHA-256 of the content, in one form: sorted names, shortest exact digits, ASCII."""
+    """SHA-256 of the content in a canonical form: sorted names, shortest exact digits, ASCII."""
     content = asdict(explanation)
     del content["certificate"]["digest"]
-    # What is None is left out, so that a field that comes later does not break older digests.
+    # None values are left out, so that new fields do not break older digests.
     for part in (content, content["certificate"]):
         for name in [name for name, value in part.items() if value is None]:
             del part[name]

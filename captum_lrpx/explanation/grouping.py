@@ -1,4 +1,4 @@
-"""Entries of an explanation put together: words, and special tokens as one."""
+"""Grouping the entries of an explanation: words, and special tokens as one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["extent", "folded", "grouped", "patches"]
 
 FOLDED = "(special tokens)"
-"""The name of the entry for all special tokens."""
+"""Name of the entry for all special tokens."""
 
 
 def grouped(explanation: Explanation, groups: Sequence[Sequence[int]]) -> Explanation:
-    """An explanation with an entry for each group of entries.
+    """An explanation with one entry per group of entries.
 
     Args:
         explanation: The explanation.
@@ -51,7 +51,7 @@ def grouped(explanation: Explanation, groups: Sequence[Sequence[int]]) -> Explan
 
 
 def _part(part: Part, groups: Sequence[Sequence[int]]) -> Part:
-    """The groups of a part; what was put together from several parts belongs to none."""
+    """The groups within a part; groups across several parts belong to none."""
     inside = [
         place
         for place, group in enumerate(groups)
@@ -71,7 +71,7 @@ def patches(explanation: Explanation) -> tuple[bool, ...]:
 
 
 def folded(explanation: Explanation) -> Explanation:
-    """An explanation with one entry, the last, for all special tokens and the chat template."""
+    """Fold all special tokens and the chat template into one entry, the last."""
     template = explanation.template or (False,) * len(explanation.special)
     apart = [a or b for a, b in zip(explanation.special, template, strict=True)]
     added = [index for index, each in enumerate(apart) if each]
@@ -87,7 +87,7 @@ def folded(explanation: Explanation) -> Explanation:
 
 
 def extent(explanation: Explanation, group: Sequence[int]) -> Span:
-    """The characters from the first to the last token of a group, without a blank in front."""
+    """Characters from the first to the last token of a group, without a leading blank."""
     places = [explanation.offsets[index] for index in group]
     places = [(start, end) for start, end in places if start < end] or places
     start, end = min(start for start, _ in places), max(end for _, end in places)

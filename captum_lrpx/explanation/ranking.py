@@ -21,8 +21,8 @@ class TokenRelevance(NamedTuple):
     """One token (or word) of an explanation.
 
     Attributes:
-        position: Its place among them.
-        label: The token as it stands in the text; a special one by its name.
+        position: Its index among the entries.
+        label: The token as in the text; a special one by its name.
         relevance: Its relevance.
     """
 
@@ -34,7 +34,7 @@ class TokenRelevance(NamedTuple):
 def largest(
     labels: Iterable[str], relevances: Sequence[float], k: int, by: str
 ) -> tuple[TokenRelevance, ...]:
-    """At most ``k`` tokens, most relevant first, the earlier one first where they tie.
+    """Return at most ``k`` tokens, most relevant first; ties keep their order.
 
     Raises:
         ValueError: If ``k`` is negative or ``by`` is unknown.

@@ -1,4 +1,4 @@
-"""An explanation that one can keep: relevances with everything needed to read them later."""
+"""An explanation to keep: relevances with everything needed to read them later."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Explanation:
 
     Attributes:
         text: The text, as it was encoded.
-        tokens: Its tokens, as the tokenizer shows them; its words in what :meth:`words` returns.
-        ids: Token ids; empty where an entry may be more than one token.
+        tokens: Its tokens, as the tokenizer writes them; its words in the result of :meth:`words`.
+        ids: Token ids; empty if an entry may be more than one token.
         offsets: ``(start, end)`` characters of each token in the text; empty for added tokens.
         special: Whether each token is a special one (a mask is not).
         relevances: Relevance of each token, in units of the explained value where the method
             decomposes it.
         value: The explained value, usually a logit or a difference of two.
-        target: What is explained, in words.
+        target: The explained value, in words.
         position: Index of the token whose logit is explained, if there is one.
         method: Name of the method.
         recipe: Name of the rules, None for a method without rules.
@@ -57,23 +57,23 @@ class Explanation:
         versions: Versions of this package, torch, transformers and captum.
         revision: The commit of the model on the hub, if it came from there.
         options: Options of the method.
-        convergence_delta: What the method itself reports as its convergence delta, in its own
+        convergence_delta: Convergence delta as the method itself reports it, in its own
             convention (Integrated Gradients: sum minus difference to the baseline); None if it has
             none. :attr:`delta` means the same for every method.
-        certificate: What was checked when :func:`captum_lrpx.explain` made it, and the digest that
-            seals it; None for what was made from it (words, differences), and for methods without
+        certificate: Checks made by :func:`captum_lrpx.explain`, and the digest that
+            seals them; None for derived explanations (words, differences), and for methods without
             rules.
-        template: Whether each token was written by the chat template and is no part of the contents
-            of the messages; None where there is no template.
+        template: Whether each token was written by the chat template and is not part of the
+            contents of the messages; None without a template.
         standings: Rank and probability of each explained output, of the target first and then of
             its contrast; empty for a function of the outputs. None in a record of an older version,
             and for sums and differences of explanations.
-        parts: Which entries belong to which of several inputs; None where there is a single text.
-        regions: Parts of the text that are known from how it was made: the turns of a chat with
-            their roles, the documents of :func:`captum_lrpx.explain_chat`, the answer. None where
+        parts: Assignment of entries to several inputs; None for a single text.
+        regions: Parts of the text known from its construction: the turns of a chat with
+            their roles, the documents of :func:`captum_lrpx.explain_chat`, the answer. None if
             there are none.
 
-    Explanations are equal if everything in them is. Their hash leaves out ``versions`` and
+    Explanations are equal if all their fields are. Their hash leaves out ``versions`` and
     ``options``, which are dictionaries.
     """
 
@@ -129,7 +129,7 @@ class Explanation:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The tokens as they stand in the text; special ones by their name."""
+        """The tokens as in the text; special ones by their name."""
         return tuple(
             self.text[start:end] if end > start else token
             for token, (start, end) in zip(self.tokens, self.offsets, strict=True)
@@ -137,12 +137,12 @@ class Explanation:
 
     @property
     def rank(self) -> int | None:
-        """Rank of the explained output among all, 1 for the largest; of the first of several."""
+        """Rank of the explained output among all, 1 for the largest; of the first, if several."""
         return self.standings[0].rank if self.standings else None
 
     @property
     def probability(self) -> float | None:
-        """Probability of the explained output, of the first of several."""
+        """Probability of the explained output; of the first, if several."""
         return self.standings[0].probability if self.standings else None
 
     @property
@@ -158,11 +158,11 @@ class Explanation:
     # Views ------------------------------------------------------------------------------------
 
     def words(self, spans: Sequence[Span] | None = None) -> Explanation:
-        """The relevance of words: of each, the sum over its tokens.
+        """Sum the relevances of tokens to relevances of words.
 
-        Tokens are put together by their offsets, see :mod:`captum_lrpx.words`. Every token is in
-        exactly one word, so the sum and the delta stay what they are. Special tokens stay apart,
-        and so does what a chat template wrote from the contents of the messages.
+        Tokens are grouped by their offsets, see :mod:`captum_lrpx.words`. Every token is in
+        exactly one word, so that sum and delta do not change. Special tokens stay separate,
+        and so do tokens that a chat template wrote, from the contents of the messages.
 
         Args:
             spans: ``(start, end)`` characters of the words, in order: a segmentation of your own,
@@ -181,38 +181,38 @@ class Explanation:
         return grouping.grouped(self, [list(range(*run)) for run in runs])
 
     def fold_special(self) -> Explanation:
-        """The explanation with one entry, the last, for all special tokens and the chat template.
+        """Fold all special tokens and the chat template into one entry, the last.
 
-        Its relevance is the sum of theirs: nothing is spread over the words, as no method says how,
-        and nothing is dropped, so the sum and the delta stay what they are.
+        Its relevance is their sum: nothing is spread over the words, since no method defines how,
+        and nothing is dropped, so that sum and delta do not change.
 
         Returns:
-            An explanation in which no other entry is special; the same one without special tokens.
+            An explanation with no other special entry; the same one without special tokens.
         """
         return grouping.folded(self)
 
     def segments(
         self, by: By | Sequence[By], *, language: str = "en", fold_special: bool = True
     ) -> Segments:
-        r"""The relevance of turns, documents, sentences: of each, the sum over its tokens.
+        r"""Sum the relevances of tokens to relevances of turns, documents, sentences, ...
 
-        Every token is in exactly one segment of a level. What is in no segment (text around the
+        Every token is in exactly one segment of a level. Text outside of all segments (around the
         documents, between the matches of a regular expression) is one, ``"elsewhere"``.
 
         Args:
             by: One level, or several, outermost first: ``"turn"``, ``"document"``, ``"answer"``
                 (where the text was made with them); ``"paragraph"`` (between blank lines),
-                ``"example"`` (few-shot examples that begin with the same label, as ``Q:``),
+                ``"example"`` (few-shot examples that start with the same label, as ``Q:``),
                 ``"line"``, ``"sentence"`` (by sentencex, extra ``sentences``), ``"word"``,
                 ``"token"``; a compiled regular expression, whose matches are segments; or
                 ``(start, end)`` characters. A segment without parts of a level is split by the
                 next one.
             language: Language of the sentences.
-            fold_special: Whether special tokens and chat template are one segment, the last,
-                instead of a segment wherever they stand.
+            fold_special: Whether special tokens and chat template form one segment, the last,
+                instead of a segment wherever they occur.
 
         Returns:
-            The segments, and what the ledger has for the rest of the value.
+            The segments, and the ledger's account of the rest of the value.
 
         Raises:
             ValueError: If a level is unknown, or the text has none of its segments.
@@ -228,15 +228,15 @@ class Explanation:
     def top(
         self, k: int = 5, by: Literal["absolute", "positive", "negative"] = "absolute"
     ) -> tuple[TokenRelevance, ...]:
-        """The tokens with the most relevance.
+        """Return the tokens with the most relevance.
 
         Args:
-            k: How many, at most.
-            by: What counts as most: the largest absolute value, or the one that speaks most for
+            k: Largest number of tokens.
+            by: The order: by the largest absolute value, or by evidence for
                 (``"positive"``) or against (``"negative"``) the target.
 
         Returns:
-            At most ``k`` tokens, most relevant first, the earlier one first where they tie.
+            At most ``k`` tokens, most relevant first; ties keep their order.
 
         Raises:
             ValueError: If ``k`` is negative or ``by`` is unknown.
@@ -278,10 +278,10 @@ class Explanation:
     # Storage ----------------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The explanation as JSON; floats keep every digit.
+        """Convert the explanation to JSON; floats keep every digit.
 
         Args:
-            path: File to write it to as well, atomically.
+            path: File to write as well, atomically.
 
         Returns:
             The JSON text.
@@ -290,7 +290,7 @@ class Explanation:
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Explanation:
-        """Read what :meth:`to_json` wrote, also of an older version of this package.
+        """Read an explanation written by :meth:`to_json`, also by an older version of this package.
 
         Args:
             source: JSON text, or the path of a file (a ``Path``).
@@ -300,7 +300,7 @@ class Explanation:
 
         Raises:
             ValueError: If it is not an explanation, one of a newer version, or one that was changed
-                after it was certified.
+                after certification.
         """
         return verified(
             storage.load("explanation", source, lambda record: cls(**storage.fields_of(record)))
@@ -309,10 +309,10 @@ class Explanation:
     # Other forms ------------------------------------------------------------------------------
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The explanation as one HTML page without scripts or links; all text is escaped.
+        """Convert the explanation to one HTML page without scripts or links; all text is escaped.
 
         Args:
-            path: File to write it to as well, atomically.
+            path: File to write as well, atomically.
 
         Returns:
             A complete document.
@@ -323,10 +323,10 @@ class Explanation:
         return page
 
     def to_png(self, path: str | os.PathLike[str], *, overlay: bool = True) -> None:
-        """The heat map of the first image or audio among the inputs, over it or by itself.
+        """Write the heat map of the first image or audio input, over it or by itself.
 
         Raises:
-            ValueError: If there is neither.
+            ValueError: If there is none.
             ImportError: If Pillow is not installed.
         """
         found = visualization.regions(self)
@@ -335,10 +335,10 @@ class Explanation:
         write_bytes(path, visualization.picture_png(self, found[0], overlay=overlay))
 
     def to_pandas(self) -> pd.DataFrame:
-        """The explanation as a data frame with a row per token.
+        """Convert the explanation to a data frame with one row per token.
 
         Returns:
-            Columns ``token`` (as it stands in the text), ``relevance``, ``start``, ``end``,
+            Columns ``token`` (as in the text), ``relevance``, ``start``, ``end``,
             ``special``, with a chat template ``template`` and, for tokens, ``id``. Everything else
             is in ``attrs``.
 
@@ -354,16 +354,17 @@ class Explanation:
         predicted_probability: float = math.nan,
         true_class: str = "",
     ) -> captum_visualization.VisualizationDataRecord:
-        """The explanation as a record for :func:`captum.attr.visualization.visualize_text`.
+        """Convert the explanation to a record for Captum's ``visualize_text``.
 
-        Captum writes what a record holds into HTML as it is, so all text is escaped here. The
+        See :func:`captum.attr.visualization.visualize_text`. Captum writes a record into HTML
+        unescaped, so all text is escaped here. The
         relevances are divided by the largest absolute one, as Captum draws values between -1 and 1;
         the score is their sum before that.
 
         Args:
-            predicted_class: What the model predicts, which an explanation does not record.
+            predicted_class: The model's prediction, which an explanation does not record.
             predicted_probability: Its probability.
-            true_class: What is right.
+            true_class: The correct class.
 
         Returns:
             The record.

@@ -1,4 +1,4 @@
-"""Relevances of segments: sums over tokens, level by level, and where the rest of the value is."""
+"""Relevances of segments: sums over tokens, level by level, and the rest of the value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Segment", "Segments", "segments_of"]
 
 _SHOWN = 60
-"""Characters of a segment that a table shows."""
+"""Number of characters of a segment shown in a table."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Segments:
     """The relevances of the segments of an explanation.
 
     ``sum of the segments + sum of the rest + residual = value``: no token is left out or counted
-    twice, and the rest is the ledger's.
+    twice, and the ledger accounts for the rest.
 
     Attributes:
         explanation: The explanation that was summed.
         parts: The segments of the first level, in order.
-        rest: What no token has, by kind of ledger line (``"bias"``, ``"softmax"``, ...; see
+        rest: The share of no token, by kind of ledger line (``"bias"``, ``"softmax"``, ...; see
             :class:`captum_lrpx.conservation.Entry`), from the certificate of the explanation;
-            without one a single ``"delta"``. Of :func:`captum_lrpx.leave_one_out` a single
+            without one a single ``"delta"``. For :func:`captum_lrpx.leave_one_out` a single
             ``"interaction"``.
     """
 
@@ -88,12 +88,12 @@ class Segments:
 
     @property
     def sum(self) -> float:
-        """Sum of the relevances of the first level, which is that of any other."""
+        """Sum of the relevances of the first level, equal to that of any other level."""
         return arithmetic.total([part.relevance for part in self.parts])
 
     @property
     def residual(self) -> float:
-        """What neither the segments nor the ledger have: rounding."""
+        """The share of neither segments nor ledger: rounding."""
         return self.value - self.sum - arithmetic.total([amount for _, amount in self.rest])
 
     def walk(self) -> Iterator[tuple[int, Segment]]:
@@ -104,16 +104,16 @@ class Segments:
         """The segments of a kind, wherever they are.
 
         Args:
-            kind: As :attr:`Segment.kind` has it.
+            kind: A value of :attr:`Segment.kind`.
         """
         return tuple(segment for _, segment in self.walk() if segment.kind == kind)
 
     def top(self, k: int = 5, kind: str | None = None) -> tuple[Segment, ...]:
-        """The segments with the most absolute relevance, most relevant first.
+        """Return the segments with the most absolute relevance, most relevant first.
 
         Args:
-            k: How many, at most.
-            kind: Only those of a kind. Default: the first level.
+            k: Largest number of segments.
+            kind: Kind of the segments. Default: the first level.
 
         Raises:
             ValueError: If ``k`` is negative.
@@ -124,14 +124,14 @@ class Segments:
         return tuple(heapq.nlargest(k, found, key=lambda segment: abs(segment.relevance)))
 
     def level(self, kind: str | None = None) -> Explanation:
-        """The segments as an explanation with an entry for each, to draw, store or compare.
+        """The segments as an explanation with one entry for each, to draw, store or compare.
 
         Args:
             kind: The level. Default: the last one, the smallest segments.
 
         Returns:
-            An explanation whose entries are the segments of this level; where it has none, the
-            smallest ones that there are.
+            An explanation whose entries are the segments of this level; where a segment has none,
+            the smallest available ones.
 
         Raises:
             ValueError: If there are none of this kind.
@@ -160,7 +160,7 @@ class Segments:
     # Views ------------------------------------------------------------------------------------
 
     def to_pandas(self) -> pd.DataFrame:
-        """The segments as a data frame, a line for each of every level.
+        """Convert the segments to a data frame, one line for each segment of every level.
 
         Returns:
             Columns ``depth``, ``kind``, ``name``, ``text``, ``start``, ``end``, ``relevance``, and
@@ -197,7 +197,7 @@ class Segments:
         return table
 
     def __str__(self) -> str:
-        """The same as plain text, with what is explained below."""
+        """The table as plain text, with the explained value below."""
         lines = visualization.summary(self.explanation), visualization.source(self.explanation)
         return "\n".join([visualization.plain_text(self.__rich__()), "", *lines])
 
@@ -206,7 +206,7 @@ class Segments:
         return self.level()._repr_html_()
 
     def _share(self, segment: Segment) -> str:
-        """Of a value that can be shared out; a negative one would turn the signs around."""
+        """Share of a positive value; of a negative one it would reverse the signs."""
         return f"{segment.relevance / self.value:.1%}" if self.value > 0 else ""
 
 
@@ -251,7 +251,7 @@ def _walk(parts: Sequence[Segment], depth: int) -> Iterator[tuple[int, Segment]]
 
 
 def _cut(parts: Sequence[Segment], kind: str | None) -> Iterator[Segment]:
-    """The segments of a kind and, where there are none, the smallest."""
+    """Segments of a kind and, where there are none, the smallest."""
     for part in parts:
         if part.kind == kind or not part.parts:
             yield part
@@ -260,7 +260,7 @@ def _cut(parts: Sequence[Segment], kind: str | None) -> Iterator[Segment]:
 
 
 def _place(segment: Segment) -> tuple[bool, int]:
-    """Folded special tokens come last, as in :meth:`captum_lrpx.Explanation.fold_special`."""
+    """Sort key: folded special tokens come last."""
     return segment.kind == segments.SPECIAL and bool(segment.name), segment.tokens[0]
 
 

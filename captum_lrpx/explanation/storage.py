@@ -1,4 +1,4 @@
-"""Explanations as JSON, with the format's version in it."""
+"""JSON form of explanations, with the version of the format."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["fields_of", "frame_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
 VERSION = 5
-"""Of all formats, as in ``captum_lrpx.explanation/5`` and ``captum_lrpx.comparison/5``.
+"""Version of all formats, as in ``captum_lrpx.explanation/5`` and ``captum_lrpx.comparison/5``.
 
 Version 1 had no revision, options and convergence delta, and no comparisons; version 2 had no
-certificate; version 3 had no ranks and probabilities, one text, and nothing about a chat template;
+certificate; version 3 had no ranks and probabilities, one text, and no chat template;
 version 4 had no turns and documents.
 """
 
@@ -46,21 +46,21 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading JSON of another kind, or something that is none, comes to."""
+"""Errors from reading JSON of another kind, or malformed JSON."""
 
 T = TypeVar("T")
 
 
 def record_of(explanation: Explanation) -> dict[str, Any]:
-    """An explanation as what JSON has."""
+    """Convert an explanation to values that JSON can store."""
     return asdict(explanation)
 
 
 def fields_of(record: dict[str, Any]) -> dict[str, Any]:
-    """What an explanation is constructed from, out of a record.
+    """Constructor arguments of an explanation, restored from a record.
 
     Raises:
-        KeyError: If something is missing, or not what it should be; likewise the others.
+        KeyError: If something is missing or malformed.
         TypeError: The same.
         ValueError: The same.
     """
@@ -99,7 +99,7 @@ def _region_of(kind: Any, name: Any, start: Any, end: Any) -> Region:
 
 
 def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:
-    """A list of strings out of a record.
+    """Read a list of strings from a record.
 
     Raises:
         KeyError: If it is missing.
@@ -112,12 +112,12 @@ def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:
 
 
 def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None) -> str:
-    """Content as JSON with its format in front; floats keep every digit.
+    """Write content as JSON, preceded by its format; floats keep every digit.
 
     Args:
         kind: ``"explanation"``, ``"comparison"`` or ``"generation"``.
-        content: What to write.
-        path: File to write it to as well, atomically.
+        content: The content.
+        path: File to write as well, atomically.
 
     Returns:
         The JSON text.
@@ -130,15 +130,15 @@ def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None
 
 
 def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, Any]], T]) -> T:
-    """Read what :func:`save` wrote, now or in an older version of this package.
+    """Read JSON written by :func:`save`, also by an older version of this package.
 
     Args:
         kind: As for :func:`save`.
         source: JSON text, or the path of a file.
-        build: Makes the object from the content.
+        build: Builds the object from the content.
 
     Returns:
-        What ``build`` made.
+        The object built.
 
     Raises:
         ValueError: If it is something else, or of a newer version.
@@ -152,7 +152,7 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
 
 
 def _text_of(source: str | os.PathLike[str]) -> str:
-    """JSON begins with a brace; any other string is a path."""
+    """The given JSON, which starts with a brace or bracket; any other string is a path."""
     if isinstance(source, str) and source.lstrip().startswith(("{", "[")):
         return source
     if isinstance(source, str) and not os.path.isfile(source):  # noqa: PTH113 - Path raises for some
@@ -192,7 +192,7 @@ def frame_of(explanation: Explanation) -> pd.DataFrame:
 
 
 def import_pandas() -> Any:
-    """The module pandas, imported only where somebody asks for a data frame.
+    """Import pandas, only when a data frame is requested.
 
     Raises:
         ImportError: If it is not installed.

@@ -1,1 +1,1 @@
-"""What exists for memory and time alone: without it the same relevances take more of both."""
+"""Savings of memory and time: without them the same relevances take more of both."""

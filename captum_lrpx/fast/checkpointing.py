@@ -1,11 +1,11 @@
-"""Blocks that are computed once more in the backward pass instead of keeping what it reads.
+"""Blocks recomputed in the backward pass instead of storing their saved tensors.
 
-Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The graph is there as
-without it, so operations, rules and coverage are those of the whole pass; what is missing are the
-tensors that its nodes have saved inside of blocks. As soon as the backward pass or a rule asks for
-one of them, its block runs again on its inputs, and everything that it saves takes the place of
-what was saved the first time. The tensors of one block at a time are there. Memory is that of one
-block, and of one hidden state per block; time is up to one more forward pass.
+Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The graph is the same
+as without it, so operations, rules and coverage are those of the whole pass; missing are only the
+tensors that nodes inside of blocks have saved. As soon as the backward pass or a rule needs
+one of them, its block runs again on its inputs, and the tensors that it saves replace those of the
+first run. The tensors of one block exist at a time: memory is that of one
+block, plus one hidden state per block; time is up to one more forward pass.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ __all__ = ["Checkpoints", "WatchOfBlocks"]
 _C_LIBRARY: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _GIVEN_BACK_AFTER: Final = 2**25
-"""Bytes of inputs of blocks after whose runs memory is given back, which takes time itself."""
+"""Bytes of block inputs after which freed memory is returned, which takes time itself."""
 
 
 class _Enough(BaseException):
-    """Everything that is asked for of a block is there."""
+    """Stops a repeated block once all needed tensors are there."""
 
 
 # Blocks -------------------------------------------------------------------------------------------
 
 
 def _address(tensor: Tensor) -> int:
-    """Where a tensor is; 0 if it is nowhere, as one that is elsewhere until it is needed."""
+    """Address of a tensor's storage; 0 for tensors without one, such as offloaded ones."""
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
     return tensor.untyped_storage().data_ptr() if plain else 0
 
 
 def _nothing() -> None:
-    """In the place of a piece that nobody needs."""
+    """Placeholder of a piece that is not needed."""
 
 
 class _Piece(Numbered):
-    """Stands for a tensor that was saved in a block.
+    """Placeholder of a tensor saved in a block.
 
     Attributes:
         run: The run of the block.
-        form: Of the tensor.
-        found: What has been saved in its place when the block ran again, as long as that is there.
+        form: Class, shape, dtype and device of the tensor.
+        found: The tensor saved in its place when the block ran again, as long as it is kept.
     """
 
     __slots__ = ("form", "found", "run")
@@ -80,7 +80,7 @@ class _Piece(Numbered):
 
 
 class _Form(NamedTuple):
-    """What a tensor looks like from outside."""
+    """Class, shape, dtype and device of a tensor."""
 
     kind: type[Tensor]
     shape: torch.Size
@@ -96,10 +96,10 @@ class _Run:
     """One run of a block.
 
     Attributes:
-        repetition: What it takes to repeat it.
-        pieces: What stands for each tensor that was saved, as long as somebody needs it.
-        operands: How many operands of functions are needed that no node saves.
-        found: These operands, as long as they are there.
+        repetition: Repeats the run.
+        pieces: Weak references to the placeholders of all saved tensors.
+        operands: Number of operands needed that no node saves.
+        found: These operands, as long as they are kept.
     """
 
     def __init__(self, repetition: Repetition) -> None:
@@ -109,7 +109,7 @@ class _Run:
         self.found: list[Tensor] | None = None
 
     def forget(self) -> None:
-        """Let go of what the block has saved."""
+        """Free the tensors that the block saved."""
         self.found = None
         for reference in self.pieces:
             piece = reference()
@@ -118,16 +118,16 @@ class _Run:
 
 
 class Checkpoints(Saved):
-    """The tensors that are saved in a forward pass, without those of its blocks.
+    """The tensors saved in a forward pass, without those of its blocks.
 
     Args:
-        economy: What need not be kept; None to find out.
-        zeros: Of the pass.
-        functions: Names of functions whose operand is kept, because their nodes do not.
+        economy: Tensors that need not be kept; None to measure.
+        zeros: Zeros of the pass.
+        functions: Names of functions whose operand is kept, because their nodes do not save it.
 
     Attributes:
-        running: The run of a block that the forward pass is in.
-        repeating: Whether a block is being computed once more.
+        running: The block run that the forward pass is in.
+        repeating: Whether a block is being recomputed.
     """
 
     def __init__(self, economy: Economy | None, zeros: Zeros, functions: frozenset[str]) -> None:
@@ -137,17 +137,17 @@ class Checkpoints(Saved):
         self._functions = functions
         self._copies = WeakTensorKeyDictionary()
         self._weights: set[int] = set()
-        self._since = 0  # bytes of the inputs of blocks that have run
+        self._since = 0  # bytes of block inputs since memory was last returned
         self._within = Economy(None, 0)
         self._there: weakref.ref[_Run] | None = None
-        self._lock = threading.RLock()  # devices may go backward at the same time
+        self._lock = threading.RLock()  # backward passes of several devices may overlap
 
     def patches(self, model: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-        """The blocks of a model, and what wraps the forward of each."""
+        """Blocks of a model, each with a wrapper of its forward."""
         weights = chain(model.parameters(), model.buffers())
         self._weights = {_address(each) for each in weights} - {0}
         for trunk in blocks_of(model):
-            # The backward pass begins in the last block: to compute it once more saves nothing.
+            # The backward pass starts in the last block: recomputing it would save nothing.
             for block in trunk[:-1] or trunk:
                 yield block, partial(self._run, block)
 
@@ -164,24 +164,24 @@ class Checkpoints(Saved):
             self._give_back(repetition.size)
 
     def _give_back(self, size: int) -> None:
-        """Give the system the memory that blocks have freed on a CPU, every now and then.
+        """Return memory that blocks have freed on a CPU to the system, every now and then.
 
-        The nodes of the graph stay, and lie between what blocks allocate and free. The C library
-        keeps such gaps, into which the tensors of the next block do not quite fit: of a long text
+        The nodes of the graph stay, between the memory that blocks allocate and free. The C library
+        keeps such gaps, into which the tensors of the next block do not quite fit: for a long text
         they would take more than everything else.
         """
         self._since += size
-        trim = getattr(_C_LIBRARY, "malloc_trim", None)  # of glibc alone
+        trim = getattr(_C_LIBRARY, "malloc_trim", None)  # glibc only
         if trim is not None and self._since >= _GIVEN_BACK_AFTER:
             self._since = 0
             trim(0)
 
     def allow(self, economy: Economy | None, key: Hashable) -> None:
-        """Say what of blocks need not be kept when they run again.
+        """Set which tensors of blocks need not be kept when they run again.
 
         Args:
-            economy: What need not be kept of a graph.
-            key: Of the graph that goes backward next.
+            economy: Tensors of a graph that need not be kept.
+            key: Key of the graph of the next backward pass.
         """
         fits = economy is not None and (economy.key, economy.count) == (key, self.count)
         self._within = economy if fits and economy is not None else Economy(None, 0)
@@ -192,7 +192,7 @@ class Checkpoints(Saved):
         run = self.running
         if run is None:
             return super()._pack(tensor)
-        if _address(tensor) in self._weights:  # which are there anyway
+        if _address(tensor) in self._weights:  # which exist anyway
             run.pieces.append(_nothing)
             return super()._pack(tensor)
         piece = _Piece(self._number(tensor), run, tensor)
@@ -214,11 +214,11 @@ class Checkpoints(Saved):
             return super()._unpack(packed.found)
 
     def _owns(self, piece: _Piece) -> bool | None:
-        """Whether zeros that stand for a tensor need memory of their own; None if it is needed."""
+        """Whether zeros in a tensor's place need their own memory; None if it is needed itself."""
         return self._within.absent.get(piece.number) if piece.form.kind is Tensor else None
 
     def operand(self, run: _Run, place: int) -> Tensor:
-        """An operand of a function in a block that no node saves."""
+        """Operand of a function in a block, which no node saves."""
         with self._lock:
             if run.found is None:
                 self._repeat(run)
@@ -232,7 +232,7 @@ class Checkpoints(Saved):
         self._there = None
 
     def _repeat(self, run: _Run) -> None:
-        """Run a block again, and let what it saves take the place of what it has saved."""
+        """Run a block again, and fill its placeholders with the tensors that it saves."""
         if self.running is not None or self.repeating:
             _no_gradients()
         self._forget()
@@ -263,11 +263,11 @@ class Checkpoints(Saved):
 
 
 class _Filling:
-    """Takes what a block saves when it runs again.
+    """Receives the tensors that a block saves when it runs again.
 
     Args:
         run: The run.
-        is_wanted: Whether what a piece stands for is needed.
+        is_wanted: Whether the tensor of a piece is needed.
         put: Puts a tensor into a piece.
     """
 
@@ -300,21 +300,21 @@ class _Filling:
             raise _Enough
 
     def require_all(self) -> None:
-        """Refuse a run that has saved less than the first one."""
+        """Refuse a run that saved fewer tensors than the first one."""
         if self._count != len(self._run.pieces):
             self._differs()
 
     def _differs(self) -> NoReturn:
         raise RuntimeError(
-            f"{self._run.repetition.name} does something else when it is computed once more in the "
-            "backward pass: it depends on more than what it is given, or on something that changes "
+            f"{self._run.repetition.name} computes something else when it is recomputed in the "
+            "backward pass: it depends on more than its arguments, or on something that changes "
             f"from run to run. {WAY_OUT}"
         )
 
 
 def _no_gradients(*_: object) -> NoReturn:
     raise RuntimeError(
-        "A block takes gradients of its own while it runs, for which its tensors would have to be "
+        "A block computes gradients while it runs, for which its tensors would have to be "
         f"kept. {WAY_OUT}"
     )
 
@@ -323,7 +323,7 @@ def _no_gradients(*_: object) -> NoReturn:
 
 
 class WatchOfBlocks(Watch):
-    """Sees what :class:`Watch` sees, without keeping operands of functions in blocks.
+    """A :class:`Watch` that keeps no operands of functions inside of blocks.
 
     Args:
         blocks: The blocks.
@@ -352,13 +352,13 @@ class WatchOfBlocks(Watch):
             run.operands += 1
 
     def enter(self, module: nn.Module, args: Any = ()) -> None:
-        """Note that a module runs, but for what is computed once more."""
+        """Record that a module runs, unless it is being recomputed."""
         if not self._blocks.repeating:
             super().enter(module, args)
 
 
 class _Operand:
-    """Stands for an operand in a block: a rule that detaches it gets it."""
+    """Placeholder of an operand in a block, which a rule resolves by ``detach``."""
 
     __slots__ = ("_blocks", "_place", "_run")
 

@@ -1,9 +1,9 @@
-"""Gradients that a rule replaces are not computed in the first place.
+"""Skips the computation of gradients that a rule replaces.
 
-A rule acts when the node of its operation has computed its own gradients, some of which it then
-replaces or drops. For large tensors that is work for nothing: the derivative of an activation whose
-secant slope is wanted, the gradients of queries and keys that are constant. Here the node is handed
-a gradient that answers the one function which the node calls with what the rule wants.
+A rule acts after the node of its operation has computed its own gradients, some of which it then
+replaces or drops. For large tensors this is wasted work: the derivative of an activation
+with a secant slope, the gradients of constant queries and keys. Here the incoming gradient
+intercepts the one function that the node calls, and computes the result of the rule instead.
 
 Measured on the shape of bert-base at 1 x 128, on one core: 2 % of AttnLRPx, 6 % of LRPx.
 """
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["direct"]
 
 _WORTH_IT: Final = Least(1 << 15, 1 << 22)
-"""Numbers in a gradient below which the detour takes longer."""
+"""Size of a gradient below which the detour takes longer."""
 
 _BUDGET: Final = 1 << 24
-"""At most so many attention weights are held at once."""
+"""Number of attention weights computed at a time, at most."""
 
 _ROWS: Final = 128
-"""Rows of a causal attention at once: fewer compute less in vain, more need fewer products."""
+"""Rows of a causal attention at once: fewer waste less work, more need fewer products."""
 
 _ACTIVATIONS: Final = {
     "Gelu": torch.ops.aten.gelu_backward.default,
@@ -50,16 +50,16 @@ _OF_KERNEL: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_b
 
 
 def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
-    """Put hooks in front of nodes whose own gradients are not wanted, if these are large.
+    """Register hooks before large nodes whose own gradients are not needed.
 
-    The hooks after them that have the rule find its gradients, and leave them as they are.
+    The hooks of the rule itself, after these nodes, keep the gradients as they are.
 
     Args:
         graph: The graph.
-        plan: What rules will do.
+        plan: The actions of the rules.
 
     Yields:
-        What takes each off again.
+        A handle that removes each hook.
     """
     all_nodes = graph.nodes
     for number, name, rule, factors in plan.actions:
@@ -77,7 +77,7 @@ def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
 def _knowing(
     function: Any, answer: Callable[..., Any], taken: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...] | None:
-    """A hook; in a backward pass that is to have a graph itself it does nothing."""
+    """A hook that wraps the incoming gradient; idle if the backward pass builds a graph itself."""
     if taken[0] is None or torch.is_grad_enabled() or is_spread(taken[0]):
         return None
     return (Answering(taken[0], {function: answer}, ruled=True), *taken[1:])
@@ -103,7 +103,7 @@ def _values_only(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[None, None, Tensor]:
-    """``A^T grad`` for the values, from as many rows of the weights as memory is meant for."""
+    """``A^T grad`` for the values, over chunks of rows of the weights that fit the budget."""
     batch, heads, rows, size = query.shape
     groups, length = key.shape[1:3]
     query = query * (size**-0.5 if scale is None else scale)
@@ -116,7 +116,7 @@ def _values_only(
         seen = min(part.stop, length) if is_causal else length
         grouped = query[:, :, part].reshape(batch, groups, -1, size)
         scores = (grouped @ key[:, :, :seen].transpose(-1, -2)).view(batch, heads, -1, seen)
-        if is_causal:  # to add is several times as fast as to fill with a mask
+        if is_causal:  # adding is several times faster than masking
             scores[..., start:] += scores.new_full(
                 (part.stop - start, seen - start), -torch.inf
             ).triu_(1)
@@ -124,7 +124,7 @@ def _values_only(
             scores += _rows_of(attn_mask, part)
         weights = torch.softmax(scores, -1)
         if attn_mask is not None:
-            weights.nan_to_num_(nan=0.0)  # of a row that may attend to nothing
+            weights.nan_to_num_(nan=0.0)  # rows that may attend to nothing
         weights = weights.view(batch, groups, -1, seen).transpose(-1, -2)
         found[:, :, :seen] += weights @ gradient[:, :, part].reshape(
             batch, groups, -1, gradient.shape[-1]

@@ -1,4 +1,4 @@
-"""From how many numbers on a detour is worth it."""
+"""Sizes from which a detour is worth it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["Least"]
 
 
 class Least(NamedTuple):
-    """The least count of numbers for which a detour pays.
+    """Number of elements from which a detour is faster.
 
-    On a processor it competes with the arithmetic that it saves. Another device does that in no
-    time, and what counts is that the processor keeps it busy.
+    On a CPU it competes with the arithmetic that it saves. On other devices arithmetic is nearly
+    free, and the CPU must keep the device busy.
 
     Attributes:
-        cpu: On a processor.
+        cpu: On a CPU.
         elsewhere: On any other device.
     """
 
@@ -22,5 +22,5 @@ class Least(NamedTuple):
     elsewhere: int
 
     def of(self, device: str) -> int:
-        """That on a type of device."""
+        """The number for a type of device."""
         return self.cpu if device == "cpu" else self.elsewhere

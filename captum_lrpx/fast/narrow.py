@@ -1,10 +1,10 @@
-"""Linear layers whose gradient is mostly zero go backward over the rest alone.
+"""Restricts the backward pass of linear layers to the non-zero part of their gradient.
 
-An explained value is read at one position of one sequence: until the last attention has spread it,
-the gradient is zero at all other positions. A fused projection whose queries and keys are held
-constant gets a gradient in the features of its values alone. PyTorch multiplies the zeros as well.
-Here the operation is handed the rows and features that are not zero, and what it gives is put where
-it belongs.
+An explained value is read at one position of one sequence: until the last attention spreads it,
+the gradient is zero at all other positions. A fused projection with constant queries and keys
+gets a gradient in the features of its values alone. PyTorch multiplies the zeros as well.
+Here the operation only gets the rows and features that are not zero, and its result is scattered
+back.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["narrow", "narrowing_of"]
 
 _OPERAND: Final = {"Mm": 0, "Addmm": 1, "GroupedMm": 0}
-"""Which operand of a linear node its input is; the others are weight and bias."""
+"""Place of the input among the operands of a linear node; the others are weight and bias."""
 
 _PARTS: Final = frozenset({"Split", "SplitWithSizes", "Unbind", "Select", "Slice"})
-"""Operations that hand on a part of what they take."""
+"""Operations that pass on a part of their operand."""
 
 _FORM_ONLY: Final = frozenset(
     (
@@ -41,21 +41,22 @@ _FORM_ONLY: Final = frozenset(
         *("Unsqueeze", "Squeeze", "Clone", "Alias"),
     )
 )
-"""Operations that hand on all of it."""
+"""Operations that pass on the whole operand."""
 
 _MIXING: Final = frozenset({"kernel", "attention"})
 """Roles of operations that read several positions at once."""
 
 
 def narrowing_of(graph: Graph, roles: Roles, plan: Plan) -> frozenset[int]:
-    """The linear nodes whose gradients are mostly zero.
+    """Linear nodes whose gradients are mostly zero.
 
-    Those after the last attention, and those of whose results a part gets no relevance.
+    These are the nodes after the last attention, and those with results that partly get no
+    relevance.
 
     Args:
         graph: The graph.
         roles: Its operations.
-        plan: What rules will do.
+        plan: The actions of the rules.
     """
     linear = {number for number in plan.alive if _is_linear(graph, number)}
     mixing = {number for number in plan.alive if roles[number].role in _MIXING}
@@ -82,7 +83,7 @@ def _is_linear(graph: Graph, number: int) -> bool:
 def _is_partly_dead(
     graph: Graph, takers: Mapping[int, list[tuple[int, bool]]], number: int
 ) -> bool:
-    """Whether a part of a result gets relevance, and another part does not."""
+    """Whether one part of a result gets relevance, and another part does not."""
     ends, todo = set(), [(number, False)]
     while todo:
         node, in_parts = todo.pop()
@@ -99,7 +100,7 @@ def _is_partly_dead(
 def _of_groups(
     gradient: Tensor, weights: Tensor, ends: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor:
-    """Without the bias and the type of the result, which a backward pass does not give."""
+    """Product for groups of rows, without bias and output type, absent in backward passes."""
     return product_of_sparse(gradient, weights, ends)
 
 
@@ -107,18 +108,18 @@ _ANSWERS: Final[Mapping[Any, Callable[..., Tensor]]] = {
     torch.ops.aten.mm.default: product_of_sparse,
     torch.ops.aten._grouped_mm.default: _of_groups,  # noqa: SLF001
 }
-"""What a gradient ``[N, F]`` that is zero in most rows or features makes of a product."""
+"""Replacements of products for a gradient ``[N, F]`` that is zero in most rows or features."""
 
 
 def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
-    """Put hooks on the linear nodes of a graph.
+    """Register hooks on linear nodes of a graph.
 
     Args:
         graph: The graph.
         where: The nodes.
 
     Yields:
-        What takes each off again.
+        A handle that removes each hook.
     """
     for number in where:
         yield graph.nodes[number].register_prehook(_mostly_zero)
@@ -126,5 +127,5 @@ def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
 
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
     if taken[0] is None or not is_worth_a_look(taken[0]) or is_spread(taken[0]):
-        return None  # processes may have other zeros than this one
+        return None  # other processes may have other zeros
     return (Answering(taken[0], _ANSWERS), *taken[1:])

@@ -1,4 +1,4 @@
-"""What it takes to run a module again as it ran before: its arguments, and the circumstances."""
+"""Runs a module again as it ran before: the same arguments and circumstances."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Repetition:
     Attributes:
         name: The name of its class.
         size: Bytes of its inputs on a CPU.
-        may_stop: Whether nothing is left behind if it stops in the middle.
+        may_stop: Whether a run may be stopped in the middle without leaving anything to undo.
 
     Args:
         module: The module.
         forward: Its forward.
-        args: What it is given.
-        kwargs: The same by name.
-        copies: Copies of inputs that other modules were given as well.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        copies: Known copies of inputs that are shared with other modules.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Repetition:
         copies: WeakTensorKeyDictionary,
     ) -> None:
         self.name = type(module).__name__
-        # Offloading puts weights where they are needed around the forward of a module.
+        # Offloading wraps the forward, to move the weights to their device around each call.
         self._forward = module.forward if "_old_forward" in vars(module) else forward
         self.may_stop = not any("_old_forward" in vars(each) for each in modules_of(module))
         given, self._structure = pytree.tree_flatten((args, kwargs))
@@ -67,20 +67,20 @@ class Repetition:
         self._versions = [(each, each._version) for each in tensors]  # noqa: SLF001
 
     def over(self) -> None:
-        """Note whether the first run has written into its inputs."""
+        """Record whether the first run wrote into its inputs."""
         self._written = any(tensor._version != version for tensor, version in self._before)  # noqa: SLF001
         self._before.clear()
 
     def repeat(self) -> None:
-        """Run the module on the same arguments under the same circumstances.
+        """Run the module with the same arguments under the same circumstances.
 
         Raises:
-            RuntimeError: If something has been written into what is no input of the graph.
+            RuntimeError: If an argument other than a graph input has been overwritten.
         """
         if any(tensor._version != version for tensor, version in self._versions):  # noqa: SLF001
             raise RuntimeError(
-                f"{self.name} cannot be computed once more in the backward pass: something that "
-                f"it was given has been written over. {WAY_OUT}"
+                f"{self.name} cannot be recomputed in the backward pass: one of its "
+                f"arguments has been overwritten. {WAY_OUT}"
             )
         with self._circumstances.again():
             given = [
@@ -96,12 +96,12 @@ def _is_input(value: object) -> bool:
 
 
 def _own(value: Any, tensors: list[Tensor], copies: WeakTensorKeyDictionary | None) -> Any:
-    """An argument that nobody else changes: a copy of an input, and of an object with its state.
+    """An argument safe from changes: a copy of an input, and of a mutable object.
 
     Args:
         value: The argument.
-        tensors: A list that fills with the tensors that are shared with others.
-        copies: Copies of inputs that are known; None not to copy any.
+        tensors: A list that fills with the tensors shared with others.
+        copies: Known copies of inputs; None to copy none.
     """
     if isinstance(value, Tensor):
         if copies is not None and value.requires_grad and type(value) is Tensor:
@@ -114,7 +114,7 @@ def _own(value: Any, tensors: list[Tensor], copies: WeakTensorKeyDictionary | No
         return {key: _own(each, tensors, copies) for key, each in value.items()}
     if not hasattr(value, "__dict__") or isinstance(value, (dict, list)) or callable(value):
         return value
-    twin = copy.copy(value)  # a cache, to which the block adds its keys and values
+    twin = copy.copy(value)  # a cache, to which the block appends its keys and values
     for name, each in vars(value).items() if twin is not value else ():
         vars(twin)[name] = _own(each, tensors, None)
     return twin
@@ -132,17 +132,17 @@ def _copied(value: Tensor, tensors: list[Tensor], copies: WeakTensorKeyDictionar
 
 @torch.no_grad()
 def _apart(tensor: Tensor) -> Tensor:
-    """A copy of a tensor of the same strides; itself if these have gaps."""
+    """A copy of a tensor with the same strides; the tensor itself if these have gaps."""
     if torch.empty_like(tensor, device="meta").stride() != tensor.stride():
         return tensor
     return tensor.clone().requires_grad_()
 
 
 class _Circumstances:
-    """Random numbers, autocast, default device and kernels of attention, as they are now.
+    """Random state, autocast, default device and attention kernels at the time of a run.
 
     Args:
-        values: Among them the tensors whose devices count.
+        values: Arguments, among them the tensors whose devices matter.
     """
 
     def __init__(self, values: Sequence[object]) -> None:
@@ -162,9 +162,9 @@ class _Circumstances:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """The same in a ``with`` block."""
+        """Restore them in a ``with`` block."""
         with ExitStack() as stack:
-            # The backward pass may be one of many targets at once: the block runs once.
+            # In a backward pass over many targets at once (vmap), the block still runs once.
             stack.enter_context(temporarily_clear_interpreter_stack())
             stack.enter_context(torch.enable_grad())
             for device, dtype, enabled in self._autocast:

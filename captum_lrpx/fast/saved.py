@@ -1,12 +1,12 @@
-"""Saved tensors: of what operations keep for their gradients, only what the rules read.
+"""Keeps, of the tensors that operations save for their gradients, only those that the rules read.
 
 PyTorch decides in the forward pass what each operation saves. Once a graph of the same structure
-has been read, it is known which of these tensors nothing will look at: those of branches that a
+has been read, it is known which of these tensors are never used: those of branches that a
 rule holds constant, of factors that get no relevance, of norms and activations whose own gradient
-is replaced. They are not kept. Where an operation insists on one, it is given zeros of its shape,
-and what it computes from them is what a rule drops.
+is replaced. They are not kept. An operation that insists on one gets zeros of its shape,
+and a rule drops the result.
 
-Relevances are those without it, bit by bit. It is worth most where a rule holds much constant:
+Relevances are the same bit by bit. It saves most where a rule holds much constant:
 LRPx on a Llama keeps a third of what the graph alone would.
 """
 
@@ -44,7 +44,7 @@ _READ: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
     "Addmm": {"mat1": (2,), "mat2": (1,)},
     "Baddbmm": {"batch1": (2,), "batch2": (1,)},
 }
-"""For which operands' gradients an operation reads what it has saved; for all, if not listed."""
+"""Operands whose gradients need a saved tensor, by operation; all, if not listed."""
 
 _READ_BY_KERNELS: Final[Mapping[str, tuple[int, ...]]] = dict.fromkeys(
     ("value", "output", "out"), (0, 1, 3)
@@ -56,29 +56,29 @@ _READ_BY_NORMS: Final = {
     "NativeGroupNorm": ("weight", "result2"),
     "FusedRmsNorm": ("weight", "result1"),
 }
-"""What a norm with its scale held constant needs."""
+"""Saved tensors needed by a norm with constant scale."""
 
 
 _OF_SCALES: Final = frozenset({"input", "result1"})
-"""What of a layer norm its gradient takes the derivative of its scale from."""
+"""Saved tensors of a layer norm needed only for the derivative of its scale."""
 
 
 @dataclass(frozen=True)
 class Economy:
-    """What of the tensors that are saved in a pass need not be kept.
+    """Saved tensors of a pass that need not be kept.
 
     Tensors are named by the order in which they are saved.
 
     Attributes:
-        key: Of the graph that it is for.
-        count: How many tensors are saved.
-        absent: Those that are not kept; True where what takes the zeros instead of them wants to
-            find them in memory, one by one.
-        again: Results of activations that are computed again from their input, which is kept.
-        frozen: For each layer norm the input and mean that its own gradient takes. Where they are
-            zeros, it is the one with the scale held constant.
-        spared: Numbers that are not kept, for each position of the inputs.
-        device: Type of the device that they would be on.
+        key: Key of the graph that it is for.
+        count: Number of saved tensors.
+        absent: Tensors that are not kept; True if the zeros in their place must be allocated, not
+            expanded.
+        again: Results of activations that are recomputed from their input, which is kept.
+        frozen: For each layer norm the input and mean that its own gradient reads. With zeros in
+            their place, that gradient holds the scale constant.
+        spared: Number of elements not kept, per position of the inputs.
+        device: Type of device of these tensors.
     """
 
     key: Hashable
@@ -91,15 +91,15 @@ class Economy:
 
     @cached_property
     def sources(self) -> frozenset[int]:
-        """Those from which others are computed again."""
+        """Tensors from which others are recomputed."""
         return frozenset(source for source, _ in self.again.values())
 
 
 class Numbered:
-    """Stands for a saved tensor.
+    """Placeholder of a saved tensor.
 
     Attributes:
-        number: The order in which it was saved.
+        number: Index in the order of saving.
     """
 
     __slots__ = ("__weakref__", "number")
@@ -109,7 +109,7 @@ class Numbered:
 
 
 class _Absent:
-    """Stands for a saved tensor that is not kept."""
+    """Placeholder of a saved tensor that is not kept."""
 
     __slots__ = ("shape", "whole", "zero")
 
@@ -118,7 +118,7 @@ class _Absent:
 
 
 class _Again:
-    """Stands for a saved tensor that is computed again."""
+    """Placeholder of a saved tensor that is recomputed."""
 
     __slots__ = ("function", "source")
 
@@ -128,14 +128,14 @@ class _Again:
 
 
 class _Kept(Numbered):
-    """A saved tensor, and how often it had been written to by then."""
+    """A saved tensor, and its version when it was saved."""
 
     __slots__ = ("tensor", "version")
 
     def __init__(self, tensor: Tensor, number: int) -> None:
         super().__init__(number)
         self.tensor = tensor
-        self.version = tensor._version  # noqa: SLF001 - as autograd itself does
+        self.version = tensor._version  # noqa: SLF001 - like autograd itself
 
     def value(self) -> Tensor:
         if self.tensor._version != self.version:  # noqa: SLF001
@@ -148,18 +148,18 @@ class _Kept(Numbered):
 
 
 class Saved(saved_tensors_hooks):
-    """The tensors that are saved in a forward pass, for a ``with`` block.
+    """The tensors saved in a forward pass, for a ``with`` block.
 
     Args:
-        economy: What need not be kept; None to find out.
-        zeros: Of the pass.
+        economy: Tensors that need not be kept; None to measure.
+        zeros: Zeros of the pass.
 
     Attributes:
         economy: As given.
-        count: How many tensors have been saved.
-        left_out: Which of them have not been kept.
-        sizes: How large they are, where that is not known yet.
-        device: Type of the device of the last one.
+        count: Number of tensors saved so far.
+        left_out: Those that were not kept.
+        sizes: Their sizes, while the economy is unknown.
+        device: Type of device of the last one.
     """
 
     def __init__(self, economy: Economy | None, zeros: Zeros) -> None:
@@ -173,14 +173,14 @@ class Saved(saved_tensors_hooks):
         super().__init__(self._pack, self._unpack)
 
     def fits(self, key: Hashable) -> bool:
-        """Whether a graph may go backward with what has been kept of it."""
+        """Whether the tensors kept suffice for the backward pass of a graph."""
         self._sources.clear()
         economy = self.economy
         nothing_left_out = not (economy.absent or economy.again)
         return nothing_left_out or (key, self.count) == (economy.key, economy.count)
 
     def frozen(self) -> set[int]:
-        """The layer norms whose own gradient has their scale held constant already."""
+        """Layer norms whose own gradient already holds their scale constant."""
         orders = self.economy.frozen.items()
         return {number for number, own in orders if own and self.left_out.issuperset(own)}
 
@@ -223,15 +223,15 @@ class Saved(saved_tensors_hooks):
 
 _FEW_POSITIONS: Final = 64
 _FEW_NUMBERS: Final = Least(1 << 22, 1 << 26)
-"""Below, what a graph keeps is not worth the time that it takes to keep less."""
+"""Savings below which keeping less takes more time than it is worth."""
 
 
 def is_worth_it(economy: Economy | None, positions: int) -> bool:
-    """Whether it pays to keep less of a pass.
+    """Whether keeping fewer tensors of a pass pays.
 
     Args:
-        economy: What need not be kept; None if that is not known yet.
-        positions: Of its inputs.
+        economy: Tensors that need not be kept; None if unknown.
+        positions: Number of positions of the inputs.
     """
     if economy is None:
         return positions >= _FEW_POSITIONS
@@ -239,13 +239,13 @@ def is_worth_it(economy: Economy | None, positions: int) -> bool:
 
 
 def economy_of(graph: Graph, plan: Plan, saved: Saved, positions: int) -> Economy:
-    """What need not be kept of passes like the one that has just been run.
+    """Find out which tensors need not be kept in passes like the last one.
 
     Args:
         graph: Its graph.
-        plan: What rules will do.
-        saved: What it has saved.
-        positions: Of its inputs.
+        plan: The actions of the rules.
+        saved: Its saved tensors.
+        positions: Number of positions of the inputs.
     """
     places = _places(graph)
     key = graph.key
@@ -273,12 +273,12 @@ def economy_of(graph: Graph, plan: Plan, saved: Saved, positions: int) -> Econom
 
 
 def _places(graph: Graph) -> dict[tuple[int, str], int]:
-    """For each node and name of a saved tensor the order in which it was saved."""
+    """Index in the order of saving, by node and name of the saved tensor."""
     found = {}
     for number, node in enumerate(graph.nodes):
         for attribute in dir(node):
             if attribute.startswith(_PREFIX):
-                # Not what it stands for: others' hooks may allow that to be asked only once.
+                # The placeholder, not the tensor: other hooks may allow only one read of that.
                 kept = getattr(getattr(node, attribute), "data", None)
                 if isinstance(kept, Numbered):
                     found[number, attribute.removeprefix(_PREFIX)] = kept.number
@@ -286,7 +286,7 @@ def _places(graph: Graph) -> dict[tuple[int, str], int]:
 
 
 def _is_read(graph: Graph, plan: Plan, rule: str | None, number: int, name: str) -> bool:
-    """Whether something that counts looks at a saved tensor."""
+    """Whether a saved tensor is used for a gradient that counts."""
     operator = graph.names[number]
     if number not in plan.alive:
         return False
@@ -305,7 +305,7 @@ def _is_read(graph: Graph, plan: Plan, rule: str | None, number: int, name: str)
 
 
 def _made_from(graph: Graph, number: int, place: int) -> int | None:
-    """The activation whose result an operand is, if it can be computed again; else None."""
+    """Activation that computed an operand, if it can be recomputed; else None."""
     edge = graph.operands[number][place]
     if edge is None or not node_rules.can_run_again(graph.nodes[edge.node], graph.names[edge.node]):
         return None

@@ -1,9 +1,9 @@
-"""Products that leave out what is zero.
+"""Matrix products that skip zeros of a gradient.
 
-The gradient at logits ``[B, T, V]`` is zero but for the explained positions, and mostly but for the
-explained tokens; after the last attention it is zero at all other positions. A fused projection
-whose queries and keys are constant gets one in the features of its values alone, and one of a
-branch and its gate in those of the branch.
+The gradient at logits ``[B, T, V]`` is zero except at explained positions, and mostly zero except
+at explained tokens; after the last attention it is zero at all other positions. A fused projection
+with constant queries and keys gets a gradient in the features of its values alone, and a fused
+branch and gate in the features of the branch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from captum_lrpx.fast.least import Least
 __all__ = ["is_worth_a_look", "product_of_sparse"]
 
 _WORTH_A_LOOK: Final = Least(1 << 13, 1 << 22)
-"""Numbers in a gradient below which a look at them takes longer than the product."""
+"""Size of a gradient below which the search for zeros takes longer than the product."""
 
 _SPARSE_BELOW: Final = 0.25
-"""Share of rows or columns up to which picking them is worth it."""
+"""Share of rows or columns up to which selecting them is worth it."""
 
 _SPARSE_RUN_UP_TO: Final = 0.5
-"""The same for columns side by side, as those of the values or of one branch of a fused layer."""
+"""The same for contiguous columns, such as the values or one branch of a fused layer."""
 
 
 def is_worth_a_look(grad: Tensor) -> bool:
@@ -33,17 +33,17 @@ def is_worth_a_look(grad: Tensor) -> bool:
 
 
 def product_of_sparse(grad: Tensor, weight: Tensor, ends: Tensor | None = None) -> Tensor:
-    """``grad @ weight`` for a gradient that may be zero in most rows, and in most columns.
+    """``grad @ weight`` for a gradient that may be zero in most rows or columns.
 
     Args:
-        grad: ``[..., O]``, of the precision of the weights or, under autocast, of a lower one.
-        weight: ``[O, I]``, or ``[E, O, I]`` for as many groups of rows.
-        ends: Where each group of rows ends, ``[E]``; None if there is one.
+        grad: ``[..., O]``, in the precision of the weights or, under autocast, in a lower one.
+        weight: ``[O, I]``, or ``[E, O, I]`` for ``E`` groups of rows.
+        ends: End of each group of rows, ``[E]``; None if there are no groups.
 
     Returns:
         ``[..., I]``.
     """
-    if _is_transformed(grad):  # which zeros there are is a question that vmap cannot ask
+    if _is_transformed(grad):  # vmap allows no decisions that depend on values
         return _product(grad.to(weight.dtype), weight, ends)
     flat = grad.flatten(0, -2)
     rows = _not_zero(flat, -1)
@@ -59,12 +59,12 @@ def product_of_sparse(grad: Tensor, weight: Tensor, ends: Tensor | None = None) 
 
 def _product_of_columns(grad: Tensor, weight: Tensor, ends: Tensor | None) -> Tensor:
     """``[N, O] @ [O, I]`` for a gradient that may be zero in most columns."""
-    if not grad.shape[0]:  # nothing is explained; no maximum over no rows
+    if not grad.shape[0]:  # no rows: there is no maximum over them
         return _product(grad, weight, ends)
     columns = _not_zero(grad, 0)
     if columns.numel():
         first, last = int(columns[0]), int(columns[-1]) + 1
-        if ends is not None:  # kernels of groups want rows that begin at multiples of 16 bytes
+        if ends is not None:  # grouped kernels require rows aligned to 16 bytes
             step = 16 // weight.element_size()
             first, last = first // step * step, -(-last // step) * step
         if last - first <= _SPARSE_RUN_UP_TO * grad.shape[1]:  # no copy of the weights
@@ -83,7 +83,7 @@ def _product(grad: Tensor, weight: Tensor, ends: Tensor | None) -> Tensor:
 
 def _not_zero(grad: Tensor, dim: int) -> Tensor:
     """Indices of the rows or columns, reduced over ``dim``, that are not zero everywhere."""
-    # No temporary of the size of the gradient, and several times faster than a norm; NaN is not 0.
+    # Without a temporary as large as the gradient, and faster than a norm; NaN counts as not 0.
     found = (grad.amax(dim) != 0) | (grad.amin(dim) != 0)
     return found.nonzero().squeeze(1)
 
@@ -91,7 +91,7 @@ def _not_zero(grad: Tensor, dim: int) -> Tensor:
 def _is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a transform of ``torch.func``, which may hide a batch."""
     functorch = torch._C._functorch  # noqa: SLF001 - no public names
-    # The second is what is_grads_batched makes.
+    # The second kind comes from is_grads_batched.
     return bool(
         functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
     )

@@ -1,7 +1,7 @@
 """Attribution methods by name, for ``explain()`` and the command line.
 
 Each takes a :class:`~captum_lrpx.targets.Query`, one explained value for each text of a batch, and
-gives a relevance per token. To add one, write a function in :mod:`captum_lrpx.methods.functions`.
+returns a relevance per token. To add one, write a function in :mod:`captum_lrpx.methods.functions`.
 """
 
 from captum_lrpx.methods.functions import Attributed

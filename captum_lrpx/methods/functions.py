@@ -1,10 +1,10 @@
 """The methods: functions of a query, whose keyword arguments are their options.
 
-A query is a batch of texts, and each text gets the relevances that it would get by itself: what
-is drawn at random is drawn for each text, and padding takes no part.
+A query is a batch of texts, and each text gets the relevances that it would get by itself:
+random numbers are drawn for each text, and padding takes no part.
 
-Those that perturb or interpolate the input do it on the token embeddings and need something to
-replace them by: the option ``baseline``, which is ``"zero"`` (an embedding of zeros, as in Captum),
+Methods that perturb or interpolate the input do so on the token embeddings and need a
+replacement: the option ``baseline``, which is ``"zero"`` (an embedding of zeros, as in Captum),
 or ``"mask"``, ``"pad"``, ``"unk"`` (the embedding of that token of the tokenizer).
 """
 
@@ -57,7 +57,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Attributed:
-    """What a method found.
+    """Result of a method.
 
     Attributes:
         relevances: ``[B, T]``, zero at padding.
@@ -97,7 +97,7 @@ def altilogit(
     value_bias: Literal["tokens", "apart"] = "tokens",
     include_start: bool = True,
 ) -> Attributed:
-    """ALTI-Logit, through the attention of every layer; the delta is what MLPs and biases add."""
+    """ALTI-Logit, through the attention of every layer; the delta belongs to MLPs and biases."""
     forward = RecordedForward(query.forward)
     contributions, delta = ALTILogit(forward, query.model, value_bias=value_bias).attribute(
         query.ids,
@@ -115,7 +115,7 @@ def _decomposed(
     delta: Tensor,
     recipe: str | None = None,
 ) -> Attributed:
-    # The forward pass under the rules gives the model's own values, so it need not run again.
+    # The forward pass under the rules returns the model's own values, so it need not run again.
     value = _captum.select_targets(forward.output, query.target)
     return Attributed(query.real(relevance), value.detach().reshape(-1), delta.detach(), recipe)
 
@@ -185,7 +185,7 @@ def _gradient_shap(
     embeddings = query.embeddings()
 
     def forward(inputs: Tensor, *args: object) -> object:
-        # Captum's random factors are float32, and so are then the inputs of a model in bfloat16.
+        # Captum's random factors are float32, which would make a bfloat16 model's inputs float32.
         return query.forward(inputs.to(embeddings.dtype), *args)
 
     with _for_gradients(query), _seeded(seed):
@@ -219,8 +219,8 @@ def deep_lift(query: Query, *, baseline: str = "zero") -> Attributed:
 
 
 def _with_deep_lift_rules(query: Query) -> list[nn.Module]:
-    """The modules of activations, for all of which Captum's DeepLift has a rule."""
-    chosen = ActivationGradient()  # with it those that are inside of another one are listed too
+    """Modules of activations, if Captum's DeepLift has a rule for all of them."""
+    chosen = ActivationGradient()  # with it activations inside of other ones are listed too
     found = AttnLRPx(
         query.forward, query.model, recipe=replace(ATTN_LRP, activation=chosen)
     ).coverage(query.ids, query.additional_forward_args)
@@ -229,10 +229,10 @@ def _with_deep_lift_rules(query: Query) -> list[nn.Module]:
         if each.rule != repr(chosen).removesuffix("()"):
             continue
         module = query.model.get_submodule(each.module)
-        if type(module) not in _captum.DEEP_LIFT_RULES:  # modules are all that it puts rules on
+        if type(module) not in _captum.DEEP_LIFT_RULES:  # it only attaches rules to modules
             raise ValueError(
                 f"Captum's DeepLift has no rule for {each.function.rpartition('.')[2]} in "
-                f"{each.place} and would take its plain gradient without saying so: use "
+                f"{each.place} and would silently use its plain gradient: use "
                 "input_x_gradient for that, or lrpx."
             )
         modules[module] = None
@@ -252,7 +252,7 @@ def feature_ablation(
         perturbations_per_eval=perturbations_per_eval,
         **query.arguments,
     )
-    # Each feature of a token has the effect of the whole token.
+    # The result is the effect of the whole token, repeated for each of its features.
     return Attributed(query.real(found[:, :, 0]), query.values)
 
 
@@ -264,7 +264,7 @@ def occlusion(
     perturbations_per_eval: int = 8,
 ) -> Attributed:
     """Leave some out: a window of tokens, mean over the windows that cover a token."""
-    # Windows that reach into the padding would be windows of their own.
+    # Windows that reach into the padding would be additional ones.
     return _row_by_row(query, lambda row: _occlusion(row, window, baseline, perturbations_per_eval))
 
 
@@ -298,7 +298,7 @@ def _rolled_out(query: Query, method: AttentionRollout | InformationFlow) -> Att
 
 
 def random(query: Query, *, seed: int = 0) -> Attributed:
-    """Uniform random numbers in [-1, 1), seeded: what any method has to beat."""
+    """Uniform random numbers in [-1, 1), seeded: the baseline of any method."""
     draw = RandomAttribution(query.forward, seed)
     drawn = [draw.attribute(row.ids)[0] for row in query.rows]
     return Attributed(pad_sequence(drawn, batch_first=True), query.values)
@@ -311,7 +311,7 @@ def _of_embeddings(query: Query, found: Tensor, deltas: Tensor | None = None) ->
 
 
 def _row_by_row(query: Query, method: Callable[[Query], Attributed]) -> Attributed:
-    """A method whose result for a text would depend on the other texts of the batch."""
+    """Run a method text by text, if its results would depend on the rest of the batch."""
     found = [method(row) for row in query.rows]
     relevances = pad_sequence([each.relevances[0] for each in found], batch_first=True)
     deltas = [each.deltas for each in found if each.deltas is not None]
@@ -324,9 +324,9 @@ def _row_by_row(query: Query, method: Callable[[Query], Attributed]) -> Attribut
 
 @contextmanager
 def _for_gradients(query: Query) -> Iterator[None]:
-    """Captum takes gradients here; frozen parameters save the memory that theirs would need.
+    """Prepare gradients by Captum; parameters are frozen, to save memory.
 
-    Captum makes its steps and samples on the default device, which is that of the inputs here.
+    Captum makes its steps and samples on the default device, here set to that of the inputs.
     """
     require_gradients()
     with frozen(query.model), query.ids.device:
@@ -335,7 +335,7 @@ def _for_gradients(query: Query) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The random states of PyTorch and NumPy, which Captum draws from, set and put back."""
+    """Seed the random states of PyTorch and NumPy, which Captum uses, and restore them."""
     state = np.random.get_state()  # noqa: NPY002 - Captum uses this one
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices):

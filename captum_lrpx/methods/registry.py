@@ -1,4 +1,4 @@
-"""The methods by name, and their options."""
+"""Registry of the methods by name, and their options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Option = int | float | str | bool | None
-"""What an option of a method may be; an explanation stores them."""
+"""Type of an option of a method; explanations store options."""
 
 METHODS: dict[str, Callable[..., Attributed]] = {
     method.__name__: method
@@ -49,7 +49,7 @@ METHODS: dict[str, Callable[..., Attributed]] = {
         functions.random,
     )
 }
-"""Name -> function of a ``Query``; its keyword arguments are the method's options."""
+"""Maps a name to a function of a ``Query``; its keyword arguments are the method's options."""
 
 
 _OF_SEVERAL_INPUTS = ("lrpx", "attnlrpx")
@@ -69,7 +69,7 @@ def options_of(method: str) -> dict[str, Option]:
 
 
 def description(method: str) -> str:
-    """What a method is, in one line."""
+    """Description of a method in one line."""
     return cast("str", METHODS[method].__doc__).partition("\n")[0].rstrip(".")
 
 
@@ -80,7 +80,7 @@ def attribute(
 
     Args:
         method: A name in :data:`METHODS`.
-        query: What is explained.
+        query: The question.
         recipe: Rules other than the method's own.
         options: Options of the method.
 
@@ -88,8 +88,8 @@ def attribute(
         Relevances and value.
 
     Raises:
-        ValueError: If there is no such method or option, an option has a value that it cannot
-            have, or the explained value is infinite or NaN.
+        ValueError: If there is no such method or option, an option has an invalid value,
+            or the explained value is infinite or NaN.
     """
     check_options(method, options)
     keywords: dict[str, Any] = dict(options)
@@ -104,7 +104,7 @@ def attribute(
 
 
 def check_several_inputs(method: str) -> None:
-    """Refuse a method that explains a single text.
+    """Refuse a method that only explains a single text.
 
     Raises:
         ValueError: If it does, or there is no such method.
@@ -118,15 +118,15 @@ def check_several_inputs(method: str) -> None:
 
 
 def check_options(method: str, options: dict[str, Option]) -> None:
-    """Refuse options that a method cannot have.
+    """Check the options of a method.
 
     Args:
         method: A name in :data:`METHODS`.
         options: Options of the method.
 
     Raises:
-        ValueError: If there is no such method or option, or an option has a value that it cannot
-            have.
+        ValueError: If there is no such method or option, or an option has an invalid
+            value.
     """
     known = options_of(method)
     for name, value in options.items():

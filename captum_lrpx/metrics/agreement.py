@@ -20,7 +20,7 @@ Measure = Literal["pearson", "spearman", "top_k"]
 """Measures of agreement."""
 
 _AT_ONCE = 1 << 22
-"""Numbers that one step of the bootstrap may draw."""
+"""Number of elements that one step of the bootstrap may draw."""
 
 
 class Interval(NamedTuple):
@@ -47,9 +47,9 @@ class Agreement:
     Attributes:
         pearson: Pearson's correlation over the nodes ``[B]``.
         spearman: Spearman's rank correlation ``[B]``.
-        top_k: Share of the k nodes of largest effect, in absolute value, that are among the k of
-            largest estimate ``[B]``.
-        k: That number.
+        top_k: Share of the k nodes with the largest effects, in absolute value, that are among the
+            k with the largest estimates ``[B]``.
+        k: The number of nodes.
     """
 
     pearson: Tensor
@@ -59,7 +59,7 @@ class Agreement:
 
     @staticmethod
     def joined(parts: Sequence[Agreement]) -> Agreement:
-        """The rows of several agreements, as of pairs of texts with different numbers of nodes.
+        """Concatenate the rows of agreements, for instance over different numbers of nodes.
 
         Args:
             parts: At least one, all with the same k.
@@ -85,18 +85,18 @@ class Agreement:
         resamples: int = 2000,
         seed: int = 0,
     ) -> Interval:
-        """Mean of a measure with a percentile bootstrap interval over rows.
+        """Compute the mean of a measure with a percentile bootstrap interval over rows.
 
         Args:
             measure: ``"pearson"``, ``"spearman"`` or ``"top_k"``.
             groups: Integers ``[B]``; rows of one group (two directions of a pair) are drawn
                 together. Default: each row is a group.
             level: Share of the resampled means inside of the interval.
-            resamples: How many means are drawn.
-            seed: Of the draws.
+            resamples: Number of means to draw.
+            seed: Seed of the draws.
 
         Returns:
-            The interval; NaN without a row that has the measure.
+            The interval; NaN if no row has the measure.
 
         Raises:
             ValueError: If the measure is unknown, or an option is out of range.
@@ -129,17 +129,17 @@ class Agreement:
 def agreement(
     estimate: Tensor | Sequence[Tensor], effect: Tensor | Sequence[Tensor], *, k: int = 10
 ) -> Agreement:
-    """Agreement of estimated effects with measured ones, over the nodes of each row.
+    """Compare estimated effects with measured ones, over the nodes of each row.
 
     Args:
         estimate: ``[B, ...]``, or one such tensor per layer, as
-            :class:`~captum_lrpx.RelevancePatching` gives them: all nodes of a row are compared at
-            once.
-        effect: The same of :class:`~captum_lrpx.ActivationPatching`.
-        k: How many nodes count as the largest; all where there are fewer.
+            :class:`~captum_lrpx.RelevancePatching` returns them: all nodes of a row are
+            compared at once.
+        effect: The effects, as :class:`~captum_lrpx.ActivationPatching` returns them.
+        k: Number of nodes that count as the largest; all where there are fewer.
 
     Returns:
-        The measures of each row; NaN where all numbers of a side are equal.
+        The measures of each row; NaN if all numbers of a side are equal.
 
     Raises:
         AssertionError: If the shapes differ.
@@ -155,7 +155,7 @@ def agreement(
     if left.shape != right.shape:
         raise AssertionError(
             f"Estimates of the shape {list(left.shape)} cannot be compared with effects of the "
-            f"shape {list(right.shape)}: give the results for the same layers and nodes."
+            f"shape {list(right.shape)}: pass the results for the same layers and nodes."
         )
     return Agreement(pearson(left, right), spearman(left, right), _overlap(left, right, k), k)
 
@@ -166,7 +166,7 @@ def _by_row(values: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def _overlap(left: Tensor, right: Tensor, k: int) -> Tensor:
-    """Share of the largest of one side among those of the other ``[B]``."""
+    """Share of the k largest of one side among the k largest of the other ``[B]``."""
     k = min(k, left.shape[1])
     best = [each.abs().topk(k, dim=1).indices for each in (left, right)]
     chosen = [

@@ -24,8 +24,8 @@ def pearson(left: Tensor, right: Tensor, *, mask: Tensor | None = None) -> Tenso
         mask: ``[B, T]``, False for tokens that do not count. Default: all count.
 
     Returns:
-        ``[B]``, from -1 to 1. NaN where the numbers that count are all the same on one side (fewer
-        than two are), or one is not finite: no correlation is defined.
+        ``[B]``, from -1 to 1. NaN, as no correlation is defined, if the numbers that count are all
+        equal on one side (or fewer than two), or one is not finite.
 
     Raises:
         AssertionError: If a shape or type does not fit.
@@ -38,7 +38,7 @@ def pearson(left: Tensor, right: Tensor, *, mask: Tensor | None = None) -> Tenso
     """
     left, right, counted = _checked(left, right, mask)
     x, y = _centered(left, counted), _centered(right, counted)
-    # One square root: exactly 1 for two rows with the same deviations.
+    # A single square root, so that rows with the same deviations give exactly 1.
     norm = ((x * x).sum(-1) * (y * y).sum(-1)).sqrt()
     correlation = ((x * y).sum(-1) / norm).clamp(-1, 1)
     return torch.where(_varies(left, counted) & _varies(right, counted), correlation, torch.nan)
@@ -47,7 +47,7 @@ def pearson(left: Tensor, right: Tensor, *, mask: Tensor | None = None) -> Tenso
 def spearman(left: Tensor, right: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Spearman's rank correlation of each row: Pearson's correlation of the ranks.
 
-    Numbers that tie share the mean of their ranks.
+    Tied numbers share the mean of their ranks.
 
     Args:
         left: Numbers ``[B, T]``.
@@ -55,8 +55,8 @@ def spearman(left: Tensor, right: Tensor, *, mask: Tensor | None = None) -> Tens
         mask: ``[B, T]``, False for tokens that do not count. Default: all count.
 
     Returns:
-        ``[B]``, from -1 to 1. NaN where the numbers that count are all the same on one side (fewer
-        than two are), or one is NaN. Infinities have ranks.
+        ``[B]``, from -1 to 1. NaN if the numbers that count are all equal on one side (or fewer
+        than two), or one is NaN. Infinities have ranks.
 
     Raises:
         AssertionError: If a shape or type does not fit.
@@ -83,7 +83,7 @@ def _checked(left: Tensor, right: Tensor, mask: Tensor | None) -> tuple[Tensor, 
 
 
 def _varies(values: Tensor, counted: Tensor) -> Tensor:
-    """Whether a row has two different numbers that count; False for what is not finite ``[B]``."""
+    """Whether a row has two different finite numbers that count ``[B]``."""
     highest = values.masked_fill(~counted, -torch.inf).amax(-1)
     lowest = values.masked_fill(~counted, torch.inf).amin(-1)
     return (highest > lowest) & highest.isfinite() & lowest.isfinite()
@@ -97,18 +97,18 @@ def _centered(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def _scaled(values: Tensor) -> Tensor:
-    """Values over the power of two above the largest of a row: rounds nothing but the smallest."""
+    """Values over the power of two above the row's largest: exact except for the smallest."""
     exponent = values.abs().amax(-1, keepdim=True).frexp().exponent
     normal = int(-math.log2(torch.finfo(values.dtype).tiny))
     return values / torch.ldexp(torch.ones_like(values[..., :1]), exponent.clamp(-normal, normal))
 
 
 def _ranks(values: Tensor, counted: Tensor) -> Tensor:
-    """Ranks from 1 among the numbers that count, those of ties their mean; NaN in rows with NaN."""
+    """Ranks from 1 of the numbers that count, averaged over ties; NaN in rows with NaN."""
     undefined = (values.isnan() & counted).any(-1, keepdim=True)
     values = values.masked_fill(~counted, torch.inf).contiguous()
     ordered = values.sort(dim=-1).values
     below = torch.searchsorted(ordered, values, right=False)
     up_to = torch.searchsorted(ordered, values, right=True)
-    up_to = up_to.minimum(counted.sum(-1, keepdim=True))  # the masked are behind the infinite
+    up_to = up_to.minimum(counted.sum(-1, keepdim=True))  # masked numbers sort after infinite ones
     return ((below + up_to + 1) / 2).to(values.dtype).masked_fill(undefined, torch.nan)

@@ -1,16 +1,16 @@
-"""How well attributions agree with what the model does when tokens are replaced.
+"""Metrics of faithfulness: agreement of attributions with effects of replacing tokens.
 
 The form is that of ``captum.metrics.infidelity``: a forward function, inputs and attributions in,
-one number per example out. What all have in common:
+one number per example out. Common to all:
 
 - ``forward_func`` is a Hugging Face model, a forward module, or any function of Captum's kind. With
-  ``additional_forward_args`` behind the inputs and ``target`` it gives **one value per example**.
+  ``additional_forward_args`` after the inputs and ``target`` it returns **one value per example**.
 - ``inputs`` are **token ids** ``[B, T]`` **or embeddings** ``[B, T, D]``, or a tuple of the one.
 - ``attributions`` are ``[B, T]``, or ``[B, T, D]``, which are summed over ``D``.
 - A token is replaced by ``baselines``: an id, or a tensor that can be broadcast to the inputs, as
   an embedding ``[D]``. By default **embeddings are replaced by zero**; ids have no default.
-- Tokens that the ``mask`` ``[B, T]`` leaves out (padding, special tokens if wished) **stay**: they
-  are never replaced, and their attributions are ignored. By default none stays.
+- Tokens excluded by the ``mask`` ``[B, T]`` (padding, special tokens if wished) **stay**: they
+  are never replaced, and their attributions are ignored. By default all can be replaced.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Order = Literal["morf", "lerf"]
 
 
 class CurveOptions(TypedDict, total=False):
-    """What :func:`abpc` hands on to :func:`perturbation_curve`, where it is described."""
+    """Options that :func:`abpc` passes on to :func:`perturbation_curve`, see there."""
 
     steps: int | None
     fraction: float
@@ -75,10 +75,10 @@ class PerturbationCurve:
     """The explained output while more and more tokens are replaced.
 
     Attributes:
-        replaced: How many tokens are replaced at each point ``[B, S + 1]``, from 0.
-        tokens: How many tokens could be replaced ``[B]``.
-        values: The explained output at each point ``[B, S + 1]``; NaN in rows whose attributions
-            have a NaN where it counts, because their tokens have no order.
+        replaced: Number of tokens replaced at each point ``[B, S + 1]``, from 0.
+        tokens: Number of tokens that can be replaced ``[B]``.
+        values: The explained output at each point ``[B, S + 1]``; NaN in rows with a NaN among the
+            attributions that count, as their tokens have no order.
     """
 
     replaced: Tensor
@@ -87,12 +87,12 @@ class PerturbationCurve:
 
     @property
     def fractions(self) -> Tensor:
-        """Share of the tokens that is replaced at each point ``[B, S + 1]``; NaN without tokens."""
+        """Share of the tokens replaced at each point ``[B, S + 1]``; NaN without tokens."""
         tokens = torch.where(self.tokens > 0, self.tokens.to(self.values.dtype), torch.nan)
         return self.replaced / tokens.unsqueeze(-1)
 
     def area(self) -> Tensor:
-        """Area under the curve by the trapezoidal rule, divided by its width ``[B]``.
+        """Compute the area under the curve by the trapezoidal rule, divided by its width ``[B]``.
 
         This is the mean of the output along the curve, in units of the output. NaN where no token
         is replaced.
@@ -113,20 +113,20 @@ def leave_one_out(
     perturbations_per_eval: int = 1,
     show_progress: bool = False,
 ) -> Tensor:
-    """What the explained output loses when one token is replaced: ``f(x) - f(x without it)``.
+    """Loss of the explained output when one token is replaced: ``f(x) - f(x without it)``.
 
     Computed by Captum's ``FeatureAblation``, a token being one feature.
 
     Args:
         forward_func: A Hugging Face model, a forward module, or any function of Captum's kind.
         inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, or a tuple of the one.
-        baselines: What a token is replaced by: an id, or a tensor that can be broadcast to the
+        baselines: Replacement of a token: an id, or a tensor that can be broadcast to the
             inputs, as an embedding ``[D]``. Default: the zero vector for embeddings; ids have no
             default.
-        additional_forward_args: Arguments of ``forward_func`` behind the inputs.
+        additional_forward_args: Arguments of ``forward_func`` after the inputs.
         target: Output index, in every form that Captum takes.
-        mask: ``[B, T]``, False for tokens that stay. Default: none stays.
-        perturbations_per_eval: How many tokens are tried in one forward pass, each of which is
+        mask: ``[B, T]``, False for tokens that stay. Default: all can be replaced.
+        perturbations_per_eval: Number of tokens tried in one forward pass, each of which is
             ``perturbations_per_eval * B`` rows.
         show_progress: Whether to show a progress bar.
 
@@ -173,12 +173,13 @@ def leave_one_out_alignment(
     perturbations_per_eval: int = 1,
     show_progress: bool = False,
 ) -> Alignment:
-    """Correlation, per example, of attributions with the effects of leaving one token out.
+    """Correlate attributions, per example, with the effects of leaving one token out.
 
-    The agreement that You et al. (2025, "When LRP Diverges from Leave-One-Out in Transformers",
-    https://arxiv.org/abs/2510.18810) judge LRP by. For several methods on the same examples,
-    compute :func:`leave_one_out` once and correlate with :func:`~captum_lrpx.metrics.pearson` and
-    :func:`~captum_lrpx.metrics.spearman`. Magnitudes are to be compared with ``effects.abs()``.
+    This agreement is the criterion of You et al. (2025, "When LRP Diverges from Leave-One-Out in
+    Transformers", https://arxiv.org/abs/2510.18810) for LRP. For several methods on the same
+    examples, compute :func:`leave_one_out` once and correlate with
+    :func:`~captum_lrpx.metrics.pearson` and :func:`~captum_lrpx.metrics.spearman`. Compare
+    magnitudes with ``effects.abs()``.
 
     Args:
         forward_func: As in :func:`leave_one_out`.
@@ -231,10 +232,10 @@ def perturbation_curve(
     perturbations_per_eval: int = 1,
     show_progress: bool = False,
 ) -> PerturbationCurve:
-    """The explained output while tokens are replaced, most or least relevant first.
+    """Compute the explained output while tokens are replaced, most or least relevant first.
 
-    Also known as pixel flipping (Samek et al. 2017, https://arxiv.org/abs/1509.06321). Tokens of
-    the same attribution are taken from left to right, in both orders.
+    Also known as pixel flipping (Samek et al. 2017, https://arxiv.org/abs/1509.06321). Tokens with
+    equal attributions are replaced from left to right, in both orders.
 
     Args:
         forward_func: As in :func:`leave_one_out`.
@@ -244,12 +245,12 @@ def perturbation_curve(
         additional_forward_args: The same.
         target: The same.
         order: ``"morf"``, most relevant first, or ``"lerf"``, least relevant first.
-        steps: Number of steps ``S``. Of ``n`` tokens that are replaced in the end, ``s * n // S``
+        steps: Number of steps ``S``. If ``n`` tokens are replaced in the end, ``s * n // S``
             are after step ``s``. Default: one token per step; shorter rows stay at their end.
-        fraction: Share of the tokens that is replaced in the end; their number is rounded, and is
+        fraction: Share of the tokens replaced in the end; their number is rounded, and is
             at least 1.
         mask: As in :func:`leave_one_out`.
-        perturbations_per_eval: How many points of the curve are computed in one forward pass, each
+        perturbations_per_eval: Number of points of the curve computed in one forward pass, each
             of which is ``perturbations_per_eval * B`` rows.
         show_progress: Whether to show a progress bar.
 
@@ -296,12 +297,12 @@ def abpc(
     target: TargetType = None,
     **options: Unpack[CurveOptions],
 ) -> Tensor:
-    """Area between the perturbation curves: that of LeRF minus that of MoRF.
+    """Area between the perturbation curves: area of LeRF minus area of MoRF.
 
     The measure of Achtibat et al. (2024, AttnLRP, https://arxiv.org/abs/2402.05602, section 4.1):
-    the larger, the more faithful. Here the areas are means along the curve, so that the unit is
-    that of the output and texts of different lengths compare. 0 for attributions that are all the
-    same.
+    the larger, the more faithful. Here the areas are means along the curve, in the unit
+    of the output, so that texts of different lengths can be compared. 0 if all attributions are
+    equal.
 
     Args:
         forward_func: As in :func:`leave_one_out`.
@@ -310,7 +311,7 @@ def abpc(
         baselines: As in :func:`leave_one_out`.
         additional_forward_args: The same.
         target: The same.
-        **options: Those of :func:`perturbation_curve` but ``order``: ``steps``, ``fraction``,
+        **options: Options of :func:`perturbation_curve` except ``order``: ``steps``, ``fraction``,
             ``mask``, ``perturbations_per_eval`` and ``show_progress``.
 
     Returns:
@@ -332,7 +333,7 @@ def abpc(
 
 
 def _replaced(tokens: Tensor, steps: int | None, fraction: float) -> Tensor:
-    """How many tokens are replaced at each point ``[B, S + 1]``."""
+    """Number of tokens replaced at each point ``[B, S + 1]``."""
     if not 0 < fraction <= 1:
         raise ValueError(
             f"`fraction` is a share of the tokens, above 0 and up to 1, not {fraction}."
@@ -345,7 +346,7 @@ def _replaced(tokens: Tensor, steps: int | None, fraction: float) -> Tensor:
 
 
 def _places(relevances: Tensor, counted: Tensor, order: Order) -> Tensor:
-    """Position of each token in the order of replacement ``[B, T]``; those that stay come last."""
+    """Position of each token in the order of replacement ``[B, T]``; tokens that stay come last."""
     key = relevances if order == "lerf" else -relevances
     by_key = key.argsort(dim=-1, stable=True)
     stays = (~counted).gather(-1, by_key).to(torch.uint8)

@@ -1,18 +1,20 @@
-"""How well attributions point at tokens that are known to matter: the ground truth.
+"""Metrics of attributions against a ground truth: tokens that are known to matter.
 
 All metrics take attributions ``[B, T]``, the evidence ``[B, T]`` and a mask of the tokens that
-count ``[B, T]``, and return one number per example ``[B]``: a benchmark's figure is their mean,
-which is taken by the caller (``torch.nanmean`` where examples without evidence are in the batch).
+count ``[B, T]``, and return one number per example ``[B]``: the figure of a benchmark is their
+mean, left to the caller (``torch.nanmean`` if some examples have no evidence).
 
-What all have in common:
+Common to all:
 
 - **Larger is more relevant.** Signs matter: negative relevance ranks last. Magnitudes, such as
-  norms of gradients, are just attributions that are never negative.
-- **Ties** get the value expected when they are broken at random. Attributions that are all the same
-  are worth as much as random ones, neither more nor less.
-- **Masked tokens** do not exist: their attributions (NaN included) and their evidence are ignored.
-- **No evidence** among the tokens that count: NaN, there is nothing to point at.
-- **NaN** in an attribution that counts: NaN, such tokens cannot be ranked. Infinities are ranked.
+    norms of gradients, are attributions that are never negative.
+  - **Ties** get the expected value under random tie-breaking. Attributions that are all equal
+    are worth as much as random ones, neither more nor less.
+  - **Masked tokens** do not exist: their attributions (NaN included) and their evidence are
+      ignored.
+  - **No evidence** among the tokens that count: NaN, as there is nothing to point at.
+  - **NaN** in an attribution that counts: NaN, as the tokens cannot be ranked. Infinities are
+      ranked.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 Selection = Literal["positive", "top"]
-"""Which tokens :func:`per_token_accuracy` takes attributions to name as evidence."""
+"""Tokens that :func:`per_token_accuracy` reads as named by the attributions."""
 
 
 def pointing_game(
@@ -55,12 +57,12 @@ def pointing_game(
     Args:
         attributions: Token relevances ``[B, T]``.
         evidence: Ground truth ``[B, T]``, True where a token belongs to it.
-        k: How many tokens may point. Where fewer count, all of them point.
+        k: Number of tokens that point. If fewer count, all of them point.
         mask: ``[B, T]``, False for tokens that do not count: padding, and others if wished (special
             tokens). Default: all count.
 
     Returns:
-        ``[B]``: 1 or 0; where ties decide, the probability of a hit if they are broken at random.
+        ``[B]``: 1 or 0; with ties, the probability of a hit under random tie-breaking.
         NaN as for all metrics of this module.
 
     Raises:
@@ -94,7 +96,7 @@ def mean_reciprocal_rank(
 
     Returns:
         ``[B]``, from 1 / (number of tokens that count) to 1; with ties, the reciprocal rank
-        expected when they are broken at random. NaN as for all metrics of this module.
+        expected under random tie-breaking. NaN as for all metrics of this module.
 
     Raises:
         AssertionError: If a shape or type does not fit.
@@ -113,10 +115,10 @@ def mean_reciprocal_rank(
 def relevance_mass_accuracy(
     attributions: Tensor, evidence: Tensor, *, mask: Tensor | None = None
 ) -> Tensor:
-    """Relevance mass accuracy, RMA: the share of the positive relevance that lies on evidence.
+    """Relevance mass accuracy, RMA: the share of positive relevance on evidence.
 
     Arras et al. (2022, https://arxiv.org/abs/2003.07258, section 3.3, CLEVR-XAI), where heat maps
-    are made positive first: here negative relevance counts as none.
+    are made positive first: here negative relevance counts as zero.
 
     Args:
         attributions: Token relevances ``[B, T]``.
@@ -125,7 +127,7 @@ def relevance_mass_accuracy(
 
     Returns:
         ``[B]``, from 0 to 1; 0 where no token has positive relevance. NaN as for all metrics of
-        this module, and where an infinite relevance has no share.
+        this module, and where shares are undefined because a relevance is infinite.
 
     Raises:
         AssertionError: If a shape or type does not fit.
@@ -138,7 +140,7 @@ def relevance_mass_accuracy(
     """
     tokens = _checked(attributions, evidence, mask)
     mass = tokens.relevances.clamp(min=0)
-    # Shares of the largest first: their sum can neither overflow nor vanish.
+    # Shares of the largest first, so that the sum can neither overflow nor vanish.
     largest = mass.amax(-1, keepdim=True)
     mass = mass / torch.where(largest > 0, largest, 1.0)
     total = mass.sum(-1)
@@ -160,7 +162,7 @@ def relevance_rank_accuracy(
         mask: ``[B, T]``, False for tokens that do not count. Default: all count.
 
     Returns:
-        ``[B]``, from 0 to 1; with ties, the share expected when they are broken at random. NaN as
+        ``[B]``, from 0 to 1; with ties, the share expected under random tie-breaking. NaN as
         for all metrics of this module.
 
     Raises:
@@ -187,23 +189,23 @@ def per_token_accuracy(
 ) -> Tensor:
     """Per-token accuracy, PTA: the share of tokens whose sign tells whether they are evidence.
 
-    A token of strictly positive relevance counts as evidence, any other does not; the accuracy is
-    that of this classification over all tokens that count (Arras et al. 2025,
+    A token with strictly positive relevance counts as evidence, any other does not; this
+    classification has an accuracy over all tokens that count (Arras et al. 2025,
     https://arxiv.org/abs/2502.15886, section 4.3). Attributions with random signs score 0.5, and
-    magnitudes, which are all positive, the share of the evidence.
+    magnitudes, which are all positive, score the share of the evidence.
 
     Args:
         attributions: Token relevances ``[B, T]``.
         evidence: Ground truth ``[B, T]``, True where a token belongs to it.
         mask: ``[B, T]``, False for tokens that do not count. Default: all count.
-        selection: Which tokens count as evidence: ``"positive"``, those of positive relevance;
-            ``"top"``, as many of the most relevant tokens as there is evidence. The second is
+        selection: Tokens that count as evidence: ``"positive"``, tokens with positive relevance;
+            ``"top"``, as many of the most relevant tokens as there is evidence. The latter is
             another measure, called PTA-K here: it needs no threshold and treats signed relevances
             and magnitudes alike.
 
     Returns:
-        ``[B]``, from 0 to 1; with ``"top"``, ties get the accuracy expected when they are broken at
-        random. NaN as for all metrics of this module.
+        ``[B]``, from 0 to 1; with ``"top"``, ties get the accuracy expected under random
+        tie-breaking. NaN as for all metrics of this module.
 
     Raises:
         AssertionError: If a shape or type does not fit.
@@ -223,7 +225,7 @@ def per_token_accuracy(
     if selection == "positive":
         named = tokens.counted & (tokens.relevances > 0)
         wrong = (named ^ tokens.evidence).sum(-1).to(tokens.relevances.dtype)
-    else:  # each evidence token that is missed leaves its place to a token that is none
+    else:  # each missed evidence token leaves its place to one that is no evidence
         wrong = 2 * (tokens.evidence.sum(-1) - _evidence_on_top(tokens))
     return tokens.defined(1 - wrong / count.clamp(min=1))
 
@@ -237,11 +239,11 @@ def ground_truth_metric(
     mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """A metric of this module for an attribution method, in the form of ``captum.metrics``.
+    """Compute a metric of this module for an attribution method, in the form of ``captum.metrics``.
 
-    What ``captum.metrics.sensitivity_max`` is for perturbed inputs: the attributions are computed
-    here. Those of embeddings are summed over the embedding. For several metrics of the same
-    attributions, compute these once and give them to the metrics.
+    As in ``captum.metrics.sensitivity_max``, the attributions are computed
+    here; attributions of embeddings are summed over the embedding. For several metrics of the same
+    attributions, compute these once and pass them to the metrics.
 
     Args:
         metric: One of the metrics; options by ``functools.partial(pointing_game, k=2)``.
@@ -249,8 +251,8 @@ def ground_truth_metric(
             attributions ``[B, T]`` or ``[B, T, D]``, of a layer for example.
         inputs: The one input, as ``explanation_func`` takes it, or a tuple of it.
         evidence: Ground truth ``[B, T]``, True where a token belongs to it.
-        mask: ``[B, T]``, False for tokens that do not count. Default: all count. It is not given to
-            the model: a padding mask is one of the ``additional_forward_args`` too.
+        mask: ``[B, T]``, False for tokens that do not count. Default: all count. The model does not
+            get it: pass a padding mask among the ``additional_forward_args`` as well.
         **kwargs: Arguments of ``explanation_func``: ``target``, ``additional_forward_args``,
             ``baselines``, ...
 
@@ -278,11 +280,11 @@ def ground_truth_metric(
     return metric(token_relevances(attributions[0]), evidence, mask=mask)
 
 
-# What the metrics share --------------------------------------------------------------------------
+# Shared helpers -----------------------------------------------------------------------------------
 
 
 class _Tokens(NamedTuple):
-    """Relevances, with the lowest value where a token does not count; which count; evidence."""
+    """Relevances (minimal where a token does not count), tokens that count, and evidence."""
 
     relevances: Tensor
     counted: Tensor
@@ -290,7 +292,7 @@ class _Tokens(NamedTuple):
     valid: Tensor
 
     def defined(self, values: Tensor) -> Tensor:
-        """Values ``[B]`` where they have a meaning, and NaN elsewhere."""
+        """Values ``[B]`` where they are defined, NaN elsewhere."""
         return torch.where(self.valid, values, torch.nan)
 
 
@@ -304,7 +306,7 @@ def _checked(attributions: Tensor, evidence: Tensor, mask: Tensor | None) -> _To
 
 
 def _first_evidence(tokens: _Tokens) -> tuple[Tensor, Tensor]:
-    """Ranks ``[B, T]`` that the first evidence token may have, and their probabilities ``[B, T]``.
+    """Possible ranks ``[B, T]`` of the first evidence token, and their probabilities ``[B, T]``.
 
     With ``a`` tokens above the best evidence token, and ``n`` as relevant as it, ``e`` of them
     evidence: in a random order of the ``n``, the first evidence is the j-th with probability

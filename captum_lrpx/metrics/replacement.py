@@ -1,4 +1,4 @@
-"""Replacing tokens by a baseline: what the metrics of faithfulness have in common."""
+"""Replacement of tokens by a baseline, shared by the metrics of faithfulness."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Replacement:
     """A forward function whose tokens can be replaced.
 
     Attributes:
-        forward: What is asked.
+        forward: The forward function.
         inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
         counted: Which tokens may be replaced ``[B, T]``.
-        baseline: What stands in place of each token, like the inputs; the token itself where it
+        baseline: Replacement of each token, shaped like the inputs; the token itself if it
             stays.
         target: Output index, in every form that Captum takes.
-        additional_forward_args: Arguments of the forward function behind the inputs.
+        additional_forward_args: Arguments of the forward function after the inputs.
     """
 
     forward: RecordedForward
@@ -55,7 +55,7 @@ class Replacement:
         target: TargetType,
         mask: Tensor | None,
     ) -> Self:
-        """Check what a metric is given.
+        """Check the arguments of a metric.
 
         Args:
             caller: Name of the metric, for messages.
@@ -83,10 +83,10 @@ class Replacement:
         return _over_embedding(numbers.unsqueeze(0), self.inputs)
 
     def values(self, gone: Tensor) -> Tensor:
-        """The explained output with tokens replaced.
+        """Compute the explained output with tokens replaced.
 
         Args:
-            gone: Which ones, at each of ``P`` points ``[P, B, T]``; those that stay are not.
+            gone: The replaced tokens at each of ``P`` points ``[P, B, T]``.
 
         Returns:
             ``[P, B]``, from one forward pass.
@@ -106,7 +106,7 @@ class Replacement:
         return _one_value(output, points * batch).view(points, batch)
 
     def require_one_value(self) -> None:
-        """Run the forward function once on what it is given, unchanged.
+        """Run the forward function once on its unchanged inputs.
 
         Raises:
             AssertionError: If the output has more than one value per example.
@@ -118,7 +118,7 @@ class Replacement:
 
 
 def check_input(tensor: Tensor) -> Tensor:
-    """Tokens or embeddings, one at least, else an AssertionError."""
+    """Check token ids or embeddings, at least one; an AssertionError otherwise."""
     if tensor.ndim != (3 if tensor.is_floating_point() else 2) or tensor.shape[1] == 0:
         raise AssertionError(
             "Inputs must be token ids [B, T] or embeddings [B, T, D], with one token at least, not "
@@ -128,7 +128,7 @@ def check_input(tensor: Tensor) -> Tensor:
 
 
 def relevances_of(attributions: Tensor, inputs: Tensor) -> Tensor:
-    """Token relevances ``[B, T]`` that fit the inputs, else an AssertionError."""
+    """Token relevances ``[B, T]`` that fit the inputs; an AssertionError otherwise."""
     relevances = check_attributions(token_relevances(attributions))
     if relevances.shape != inputs.shape[:2]:
         raise AssertionError(
@@ -139,12 +139,12 @@ def relevances_of(attributions: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _baseline_of(baselines: Tensor | float | None, inputs: Tensor, counted: Tensor) -> Tensor:
-    """What stands in place of each token; the token itself where it stays."""
+    """Replacement of each token; the token itself if it stays."""
     if baselines is None:
         if not inputs.is_floating_point():
             raise ValueError(
-                "Token ids have no natural baseline: give `baselines`, the id that a token is "
-                "replaced by (the mask or padding token), or give embeddings, which are replaced "
+                "Token ids have no natural baseline: give `baselines`, the id that replaces a "
+                "token (the mask or padding token), or give embeddings, which are replaced "
                 "by zero."
             )
         baselines = 0.0
@@ -162,22 +162,23 @@ def _baseline_of(baselines: Tensor | float | None, inputs: Tensor, counted: Tens
 
 
 def _over_embedding(tokens: Tensor, inputs: Tensor) -> Tensor:
-    """Something of each token ``[..., T]``, or ``[..., T, 1]`` where inputs are embeddings."""
+    """Values per token ``[..., T]``, as ``[..., T, 1]`` if inputs are embeddings."""
     return tokens.unsqueeze(-1) if inputs.ndim == 3 else tokens
 
 
 def check_count(number: int, name: str) -> int:
-    """A positive integer, else a ValueError."""
+    """Check a positive integer; a ValueError otherwise."""
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"`{name}` must be an integer of 1 or more, not {number!r}.")
     return number
 
 
 def _one_value(output: Tensor, examples: int) -> Tensor:
-    """An output as one value per example ``[B]``, else an AssertionError."""
+    """An output as one value per example ``[B]``; an AssertionError otherwise."""
     if output.shape[:1] != (examples,) or output.numel() != examples:
         raise AssertionError(
-            f"The forward function must give one value per example, but gave {list(output.shape)} "
-            f"for {examples} examples: give a `target`, or a forward module of captum_lrpx.targets."
+            "The forward function must return one value per example, but returned "
+            f"{list(output.shape)} for {examples} examples: give a `target`, or a forward module "
+            "of captum_lrpx.targets."
         )
     return output.reshape(examples)

@@ -1,4 +1,4 @@
-"""What all metrics take: a relevance per token, and the tokens that count."""
+"""Arguments of all metrics: a relevance per token, and the tokens that count."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_attributions", "check_mask", "token_relevances"]
 
 
 def token_relevances(attributions: Tensor) -> Tensor:
-    """One relevance per token: attributions of embeddings are summed over the embedding.
+    """Sum attributions of embeddings over the embedding: one relevance per token.
 
     Args:
         attributions: ``[B, T]`` of token ids, which are returned as they are, or ``[B, T, D]`` of
@@ -41,7 +41,7 @@ def token_relevances(attributions: Tensor) -> Tensor:
 
 
 def check_attributions(attributions: Tensor) -> Tensor:
-    """Token relevances as a metric wants them.
+    """Check token relevances for a metric.
 
     Args:
         attributions: ``[B, T]``.
@@ -65,13 +65,13 @@ def check_attributions(attributions: Tensor) -> Tensor:
 
 
 def check_mask(mask: Tensor | None, like: Tensor, name: str = "mask") -> Tensor:
-    """A mask of tokens as booleans.
+    """Check a mask of tokens and convert it to booleans.
 
     Args:
-        mask: ``[B, T]`` of booleans, or of the integers 0 and 1 as tokenizers give them. None: all
-            tokens.
+        mask: ``[B, T]`` of booleans, or of the integers 0 and 1 as tokenizers return them. None:
+            all tokens.
         like: Tensor whose first two dimensions are ``[B, T]``.
-        name: What the mask is called in a message.
+        name: Name of the mask, for messages.
 
     Returns:
         ``[B, T]``, booleans on the device of ``like``.

@@ -1,1 +1,1 @@
-"""The methods of this package inside of other libraries, each imported by its user only."""
+"""Adapters to other libraries, each imported only by its users."""

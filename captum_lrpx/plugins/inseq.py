@@ -1,8 +1,9 @@
 """LRP, AttnLRP and ALTI-Logit as methods of inseq.
 
-After ``register()``, ``inseq.load_model(name, "attnlrpx")`` works as for inseq's own methods. What
-is explained is inseq's ``attributed_fn``: the probability of the next token by default, for which
-relevances decompose its gradient times the logits; ``attributed_fn="logit"`` explains the logit.
+After ``register()``, ``inseq.load_model(name, "attnlrpx")`` works as for inseq's own methods. The
+explained value is inseq's ``attributed_fn``: the probability of the next token by default, for
+which relevances decompose its gradient times the logits; ``attributed_fn="logit"`` explains the
+logit.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _METHODS = {"lrpx": LRPx, "attnlrpx": AttnLRPx, "altilogit": ALTILogit}
 
 @functools.cache
 def register() -> tuple[type, ...]:
-    """Make the methods ``"lrpx"``, ``"attnlrpx"`` and ``"altilogit"`` known to inseq.
+    """Register the methods ``"lrpx"``, ``"attnlrpx"`` and ``"altilogit"`` with inseq.
 
-    Options of a method (``recipe``) are given to ``inseq.load_model`` or ``attribute`` as those of
-    inseq's methods are.
+    Options of a method (``recipe``) are passed to ``inseq.load_model`` or ``attribute``, like those
+    of inseq's methods.
 
     Returns:
         The classes, of inseq's registry of gradient methods.
@@ -41,7 +42,7 @@ def register() -> tuple[type, ...]:
         gradient = importlib.import_module("inseq.attr.feat.gradient_attribution")
     except ImportError as error:
         raise ImportError(
-            "There is no inseq to add methods to: `pip install captum-lrpx[inseq]`."
+            "The methods need inseq, which is not installed: `pip install captum-lrpx[inseq]`."
         ) from error
 
     def made(name: str, method: Any) -> type:

@@ -1,6 +1,6 @@
 """LRP and AttnLRP as an ``explain_func`` of Quantus.
 
-Quantus hands over a model, a batch and targets, and takes an array back. Nothing of it is imported
+Quantus passes a model, a batch and targets, and expects an array. It is not imported
 here.
 """
 
@@ -32,16 +32,16 @@ def explain(
     device: str | torch.device | None = None,
     **options: Any,
 ) -> npt.NDArray[np.float64]:
-    """Relevances of a batch, as Quantus wants them.
+    """Compute relevances of a batch in the form that Quantus expects.
 
     Args:
         model: A module with one output per class ``[B, C]``.
         inputs: Floating inputs ``[B, ...]`` (pixels, features, embeddings), an array or tensor.
         targets: The explained class of each ``[B]``.
-        method: Which rules.
-        device: Where to compute. Default: where the model is
-        **options: Those of the method (``recipe``, ``strict``); what else Quantus hands over
-            (``nr_samples``, ``channel_first`` and the like) is ignored.
+        method: The method, which sets the rules.
+        device: Device to compute on. Default: the model's
+        **options: Options of the method (``recipe``, ``strict``); other keywords of Quantus
+            (``nr_samples``, ``channel_first`` and the like) are ignored.
 
     Returns:
         Relevances of the shape of the inputs.

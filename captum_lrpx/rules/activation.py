@@ -11,7 +11,7 @@ __all__ = ["ActivationGradient", "ActivationRule", "Identity"]
 
 
 class ActivationRule(Rule):
-    """A rule for an element-wise activation."""
+    """Base class of rules for element-wise activations."""
 
     role: ClassVar[str] = "activation"
 

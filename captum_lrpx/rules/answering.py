@@ -1,8 +1,8 @@
-"""Gradients that know better than the node that they are handed to.
+"""Gradients that replace functions called by the backward node that receives them.
 
-A node of the graph calls one function or two with the gradient that it gets. A gradient of a class
-of its own is asked first, and may answer in their place: with what a rule wants, or with the same
-found in a shorter way (see :mod:`captum_lrpx.fast`).
+A node of the graph calls one or two functions with its incoming gradient. A tensor subclass
+intercepts such a call and answers in its place: with the gradient that a rule prescribes, or with
+the same result computed in a shorter way (see :mod:`captum_lrpx.fast`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Answering", "has_ruled"]
 
 
 class Answering(torch.Tensor):
-    """A gradient that answers some functions when it is their first argument.
+    """A gradient that replaces some functions when it is their first argument.
 
     Attributes:
         whole: The gradient itself.
-        answers: What is called in place of each function.
-        ruled: Whether the answer is what the rule of the node wants, which is then done.
+        answers: The replacement of each function.
+        ruled: Whether the answer already applies the rule of the node.
     """
 
     whole: Tensor
@@ -42,7 +42,7 @@ class Answering(torch.Tensor):
         *,
         ruled: bool = False,
     ) -> Self:
-        """PyTorch's way to make a tensor that only looks like one."""
+        """Make a wrapper without storage, as PyTorch's tensor subclasses do."""
         return torch.Tensor._make_wrapper_subclass(  # noqa: SLF001
             cls, whole.shape, strides=whole.stride(), dtype=whole.dtype, device=whole.device
         )
@@ -67,5 +67,5 @@ class Answering(torch.Tensor):
 
 
 def has_ruled(gradient: Tensor) -> bool:
-    """Whether the node that was handed a gradient has computed what its rule wants."""
+    """Whether the node that received a gradient has already applied its rule."""
     return isinstance(gradient, Answering) and gradient.ruled

@@ -1,4 +1,4 @@
-"""What a rule is: a formula for one role of an operation, and what it says about itself."""
+"""Base class of rules: a formula for one role of an operation, and its properties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Patch = Callable[..., Any]
 """``patch(forward, *args, **kwargs)`` returns what ``forward(*args, **kwargs)`` returns."""
 
 Share = float | None
-"""What the gradient of an operand is multiplied by; None holds the operand constant."""
+"""Factor of an operand's gradient; None holds the operand constant."""
 
 Shares = tuple[Share, Share]
 """The shares of the two operands of a product: the constant or activated one, and the signal."""
@@ -41,7 +41,7 @@ class Rule(ABC):
 
 
 def check_share(name: str, share: float) -> None:
-    """Refuse a share of relevance that is none.
+    """Check that a share of relevance is a number from 0 to 1.
 
     Raises:
         ValueError: If it is not a number from 0 to 1.
@@ -51,5 +51,5 @@ def check_share(name: str, share: float) -> None:
 
 
 def both_shares(signal: float) -> Shares:
-    """Shares that add up to one; an operand that gets nothing is held constant."""
+    """Two shares that add up to one; an operand with share 0 is held constant."""
     return (1 - signal or None, signal or None)

@@ -34,7 +34,7 @@ __all__ = ["CaptumRule", "captum_rule", "warn_of_unused_rules"]
 
 
 def captum_rule(module: nn.Module, path: str) -> CaptumRule | None:
-    """The rule that a user set as ``module.rule``, or None.
+    """The rule that a user set as ``module.rule``; None if there is none.
 
     Raises:
         TypeError: If ``module.rule`` is not one of Captum's propagation rules.
@@ -51,11 +51,11 @@ def captum_rule(module: nn.Module, path: str) -> CaptumRule | None:
 
 
 def warn_of_unused_rules(model: nn.Module, linear: Collection[nn.Module]) -> None:
-    """Warn where a user set ``module.rule`` on a module that is no linear layer.
+    """Warn about ``module.rule`` on modules that are no linear layers.
 
     Args:
         model: The model.
-        linear: Its linear layers, on which the convention is honoured.
+        linear: Its linear layers, where the convention is honoured.
     """
     for path, module in model.named_modules():
         if isinstance(vars(module).get("rule"), PropagationRule) and module not in linear:
@@ -83,7 +83,7 @@ class CaptumRule(LinearRule):
     rule: PropagationRule
 
     def patch(self, module: nn.Module, path: str) -> Patch:
-        """Give the layer the slope of Captum's rule."""
+        """Replace the layer's slope by that of Captum's rule."""
         if isinstance(self.rule, IdentityRule):
             return _identity(path)
         if isinstance(self.rule, (GammaRule, Alpha1_Beta0_Rule)):

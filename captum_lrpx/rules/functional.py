@@ -1,12 +1,12 @@
-r"""The rules of linear layers as pure functions on tensors, and the uniform share of a product.
+r"""Rules of linear layers as pure functions of tensors, and the uniform share of a product.
 
 LRP is *modified Gradient x Input* (Arras et al. 2025, section 2.7 and appendix D): the forward
-value of a layer stays what it is, a few layers get another backward slope, and the relevance of
-any tensor is then ``value * gradient``. Everything here therefore has the same shape: a function
-that returns the forward value unchanged, bit by bit, and whose gradient is that of the rule.
+value of a layer is unchanged, a few layers get another backward slope, and the relevance of
+any tensor is then ``value * gradient``. All functions here therefore have the same shape: they
+return the forward value unchanged, bit by bit, with the gradient of the rule.
 
 Notation in the docstrings: ``z`` the value of a layer, ``R_z = z * df/dz`` its relevance for the
-explained value ``f``; ``[.]`` marks what is held constant in the backward pass.
+explained value ``f``; ``[.]`` marks a factor held constant in the backward pass.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class _Relay(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Run the function.
+        """Run the function, without looking up the signature of ``forward``.
 
-        PyTorch's own ``apply`` looks up the signature of ``forward`` at each call to bind the
-        arguments, which takes several times as long as the rest. Outside of transforms there is
-        nothing else that it does.
+        PyTorch's own ``apply`` looks it up at each call to bind the
+        arguments, which takes several times as long as the rest, and does nothing else outside
+        of transforms.
         """
         if torch._C._are_functorch_transforms_active():  # noqa: SLF001 - no public name
             return super().apply(*args)  # type: ignore[no-untyped-call]
@@ -85,7 +85,7 @@ def relay(source: Tensor, value: Tensor, slope: Tensor) -> Tensor:
 def signed_ratio(numerator: Tensor, denominator: Tensor, stabilizer: float = 0.0) -> Tensor:
     """``numerator / (denominator + stabilizer * sign(denominator))`` with ``sign(0) = +1``.
 
-    Where the stabilized denominator is exactly 0 the ratio is 0: there is nothing to distribute.
+    Where the stabilized denominator is exactly 0 the ratio is 0: nothing is left to distribute.
     """
     sign = torch.where(denominator >= 0, 1.0, -1.0).to(denominator.dtype)
     stabilized = denominator + stabilizer * sign
@@ -113,14 +113,14 @@ def epsilon(z: Tensor, stabilizer: float) -> Tensor:
 
 
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""``apply(x, weight, bias)``: what a linear layer or a convolution computes from any of these."""
+"""``apply(x, weight, bias)``: a linear layer or convolution as a function of all three."""
 
 
 def _signed_parts(
     apply: Apply, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Sums of the positive and of the negative contributions ``x_i w_ij`` and ``b_j``."""
-    positive_x = x.relu()  # of all that gives it, the one operation that needs no rule itself
+    positive_x = x.relu()  # unlike clamp or where, it needs no rule itself
     negative_x = x - positive_x
     positive_w, negative_w = weight.clamp(min=0), weight.clamp(max=0)
     positive_b = None if bias is None else bias.clamp(min=0)
@@ -140,7 +140,7 @@ def alpha1_beta0(
     to the share of ``b^+``, and up to outputs without a positive contribution.
 
     Args:
-        apply: What the layer does with its weight.
+        apply: Computes the layer from input, weight and bias.
         x: Its input.
         value: Its output.
         weight: Its weight.
@@ -170,7 +170,7 @@ def gamma(
     Conserves up to the share of the bias.
 
     Args:
-        apply: What the layer does with its weight.
+        apply: Computes the layer from input, weight and bias.
         x: Its input.
         value: Its output.
         weight: Its weight.

@@ -25,25 +25,25 @@ __all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule", "Weights", "weights_
 
 
 class LinearRule(Rule):
-    """A rule for a linear layer."""
+    """Base class of rules for linear layers."""
 
     role: ClassVar[str] = "linear"
 
     @property
     def leaves_alone(self) -> bool:
-        """Whether the layer's own gradient is the rule, whatever the layer."""
+        """Whether the rule is the ordinary gradient, whatever the layer."""
         return False
 
     @abstractmethod
     def patch(self, module: nn.Module, path: str) -> Patch | None:
-        """What runs in the place of a layer's forward, and gives its values; None for nothing.
+        """Replacement of a layer's forward, with the same values; None if none is needed.
 
         Args:
             module: The layer.
             path: Its path in the model, for messages.
 
         Raises:
-            TypeError: If the layer has no weights that the rule could split.
+            TypeError: If the layer has no weights that the rule can split.
         """
 
 
@@ -66,7 +66,7 @@ class Epsilon(LinearRule):
 
     @property
     def leaves_alone(self) -> bool:
-        """With epsilon = 0."""
+        """Whether epsilon is 0."""
         return self.stabilizer == 0
 
     def patch(self, module: nn.Module, path: str) -> Patch | None:  # noqa: ARG002 - of any class
@@ -104,7 +104,7 @@ class Alpha1Beta0(LinearRule):
 
 @dataclass(frozen=True)
 class Gamma(LinearRule):
-    """The generalized LRP-gamma (Montavon et al. 2019; Achtibat et al. 2024).
+    """Generalized LRP-gamma (Montavon et al. 2019; Achtibat et al. 2024).
 
     Formula: :func:`captum_lrpx.rules.functional.gamma`.
 
@@ -138,10 +138,10 @@ def _check_non_negative(name: str, value: float) -> None:
 
 
 class Weights(NamedTuple):
-    """What a linear layer computes, and from what.
+    """A linear layer as a function, with its parameters.
 
     Attributes:
-        apply: ``apply(x, weight, bias)`` is the layer with other numbers in the place of its own.
+        apply: ``apply(x, weight, bias)`` computes the layer with the given parameters.
         weight: ``[out, in]``, or that of a convolution.
         bias: ``[out]`` or None.
     """
@@ -152,7 +152,7 @@ class Weights(NamedTuple):
 
 
 def _whole_weights_of(module: nn.Module, path: str) -> Weights:
-    """The weights of a linear layer while it runs, when those of ``fully_shard`` are there."""
+    """Parameters of a linear layer while it runs, gathered if it is sharded by ``fully_shard``."""
     found = weights_of(module, path)
     if is_spread(found.weight):
         raise TypeError(
@@ -163,7 +163,7 @@ def _whole_weights_of(module: nn.Module, path: str) -> Weights:
 
 
 def weights_of(module: nn.Module, path: str = "a layer") -> Weights:
-    """The weights of a linear layer.
+    """Parameters of a linear layer.
 
     Args:
         module: ``torch.nn.Linear``, a convolution, or transformers' ``Conv1D``, which stores its

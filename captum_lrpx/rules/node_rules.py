@@ -1,8 +1,8 @@
-"""Rules on the nodes of a graph that PyTorch has built: nothing is attached to the model.
+"""Rules on the nodes of an autograd graph: nothing is attached to the model.
 
-The forward pass is over and was the model's own. A rule is a hook on the node of its operation,
-which replaces the gradients that the node passes on; what it needs of the forward pass is what the
-node has saved for its own gradient. An operand that a rule holds constant gets no gradient at all,
+The forward pass is the model's own and already over. A rule is a hook on the node of its operation,
+which replaces the gradients that the node passes on; it reads the tensors that the node has saved
+for its own gradient. An operand that a rule holds constant gets no gradient at all,
 and PyTorch then computes nothing in its branch.
 """
 
@@ -48,7 +48,7 @@ Hook = Callable[[Gradients, Gradients], "Gradients | None"]
 HOMOGENEOUS: Final = frozenset(
     {"Relu", "LeakyRelu", "RreluWithNoise", "Prelu", "PreluKernel", "Abs"}
 )
-"""Activations whose own gradient is the secant slope: a line on either side of 0."""
+"""Activations whose own gradient is the secant slope: linear on either side of 0."""
 
 GATES: Final[Mapping[str, float]] = {
     "Sigmoid": 1 / 4,
@@ -61,7 +61,7 @@ GATES: Final[Mapping[str, float]] = {
 }
 """Functions that are not 0 at 0, with their slopes there.
 
-They matter where they are added, not where they multiply.
+They matter as summands, not as factors.
 """
 
 NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
@@ -69,11 +69,11 @@ NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 
 
 def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
-    """Multiplies the gradient of each operand by a number; None holds it constant.
+    """Make a hook that multiplies each operand's gradient by a number; None holds it constant.
 
     Args:
         factors: One number for each operand.
-        fresh: Whether the gradients have memory of their own, which may be written over.
+        fresh: Whether the gradients own their memory, which may be overwritten.
     """
 
     def times(each: Tensor, factor: float) -> Tensor:
@@ -81,7 +81,7 @@ def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
 
     def hook(given: Gradients, _taken: Gradients) -> Gradients:
         return tuple(
-            [  # faster than a generator
+            [  # a list is faster than a generator
                 None
                 if factor is None or each is None
                 else each
@@ -95,15 +95,15 @@ def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
 
 
 def is_of_python(node: object) -> bool:
-    """Whether a node belongs to a ``torch.autograd.Function``."""
+    """Whether a node belongs to a ``torch.autograd.Function`` written in Python."""
     return isinstance(node, BackwardCFunction)
 
 
 class Unasked:
-    """Lets the node of a function written in Python compute nothing where no gradient arrives.
+    """Skips the backward function of a node written in Python if no gradient arrives.
 
-    PyTorch hands such a function zeros, also in a branch that a rule holds constant: its gradients
-    would be computed all the way, for nothing, and some take no zeros at all.
+    PyTorch passes zeros to such a function, also in a branch that a rule holds constant: its
+    gradients would be computed all the way for nothing, and some functions cannot take zeros.
 
     Args:
         node: The node.
@@ -125,12 +125,12 @@ class Unasked:
         return type(node).apply(node, *every)
 
     def remove(self) -> None:
-        """Leave the node as it was."""
+        """Restore the node."""
         self._node.__dict__.pop("apply", None)
 
 
 def contiguous(taken: Gradients) -> Gradients:
-    """Hands on gradients as contiguous tensors."""
+    """Make incoming gradients contiguous."""
     return tuple(None if each is None else each.contiguous() for each in taken)
 
 
@@ -168,7 +168,7 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
     "ClampMin": lambda _, s: partial(torch.clamp, min=s["min"]),
     "ClampMax": lambda _, s: partial(torch.clamp, max=s["max"]),
     "Pow": lambda _, s: lambda z: torch.pow(z, s["exponent"]),
-    "GeLUFunction": lambda *_: lambda z: z * slopes.bloom_gelu(z),  # transformers' own for BLOOM
+    "GeLUFunction": lambda *_: lambda z: z * slopes.bloom_gelu(z),  # transformers' GELU for BLOOM
 }
 
 
@@ -182,18 +182,20 @@ _CLOSED: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[Tensor], Tensor
 
 
 _SHORT: Final = frozenset({"Pow", "Silu"})
-"""Activations whose closed form is one function."""
+"""Activations whose closed form is one function call."""
 
 
 def has_secant(node: Node, name: str) -> bool:
-    """Whether the secant slope of an activation can be computed from what its node has saved."""
+    """Whether the secant slope of an activation can be computed from its node's saved tensors."""
     if name == "GeLUFunction":
         return True
     return name in _FUNCTIONS and (name in NEED_INPUT or hasattr(type(node), "_saved_self"))
 
 
 def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
-    """Gives an activation its secant slope ``g(z) / z`` (identity rule, Arras et al. 2025, D.3).
+    """Make a hook that gives an activation its secant slope ``g(z) / z`` (identity rule).
+
+    Arras et al. 2025, D.3.
 
     Args:
         node: The node of the activation.
@@ -217,7 +219,7 @@ def _input_of(node: Any, name: str) -> Tensor:
 
 def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     """The secant slope of an activation at ``z``, of its shape, as a constant."""
-    if torch.is_grad_enabled():  # in a backward pass that is to have a graph itself
+    if torch.is_grad_enabled():  # in a backward pass that itself builds a graph
         with torch.no_grad():
             return slope_of(node, name, z)
     z = z.detach()
@@ -226,7 +228,7 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None and (name in _SHORT or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
-    if name in GATES:  # the constant, as in 1 + tanh(z), belongs to no input
+    if name in GATES:  # a constant part, as in 1 + tanh(z), belongs to no input
         wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
         value = function(wide) - function(wide.new_zeros(()))
         return slopes.ratio(wide, value, GATES[name]).to(z.dtype)
@@ -236,8 +238,8 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
 def _limit(
     name: str, saved: Mapping[str, Any], function: Callable[[Tensor], Tensor], z: Tensor
 ) -> float | Tensor:
-    """The slope of an activation at 0."""
-    if any(isinstance(each, torch.Tensor) for each in saved.values()):  # of a clamp
+    """Slope of an activation at 0."""
+    if any(isinstance(each, torch.Tensor) for each in saved.values()):  # a clamp by tensors
         return (function(torch.zeros_like(z)) == 0).to(z.dtype)
     return _limit_of_all(name, tuple(saved.items()))
 
@@ -248,29 +250,29 @@ def _limit_of_all(name: str, saved: tuple[tuple[str, Any], ...]) -> float:
 
 
 def _arguments_of(node: Any) -> dict[str, Any]:
-    """What an activation was given beside its input."""
+    """Arguments of an activation besides its input."""
     return {key.removeprefix("_saved_"): getattr(node, key) for key in _names_of(node.__class__)}
 
 
 @cache
 def _names_of(kind: type) -> tuple[str, ...]:
-    """Names under which a class of nodes keeps arguments that are no tensors of its function."""
+    """Names under which a class of nodes saves arguments that are no tensors of its function."""
     kept = (name for name in dir(kind) if name.startswith("_saved_"))
     return tuple(name for name in kept if name not in ("_saved_self", "_saved_result"))
 
 
 def can_run_again(node: Node, name: str) -> bool:
-    """Whether the result of an activation can be computed from what its node has saved."""
+    """Whether an activation can be computed again from its node's saved tensors."""
     return name in _FUNCTIONS and name not in NEED_INPUT and "_saved_self" in dir(node)
 
 
 def function_of(node: Node, name: str) -> Callable[[Tensor], Tensor]:
-    """The function of an activation that can run again."""
+    """The function of an activation that :func:`can_run_again`."""
     return _FUNCTIONS[name](torch.ops.aten, _arguments_of(node))
 
 
 def gated(node: Any) -> Hook:
-    """Holds the gate of ``F.glu`` constant: a half of the input times the sigmoid of the other."""
+    """Make a hook that holds the gate of ``F.glu``, the sigmoid of half of the input, constant."""
     dim = node._saved_dim  # noqa: SLF001
     dim = dim - (1 << 64) if dim >= 1 << 63 else dim  # saved as an unsigned number
 
@@ -288,19 +290,19 @@ def gated(node: Any) -> Hook:
 
 
 def is_checkpointed(node: Any) -> bool:
-    """Whether what a node has saved is computed again, by PyTorch, and can be read only once."""
+    """Whether PyTorch recomputes the saved tensors of a node, which can be read only once."""
     names = (name for name in dir(node) if name.startswith("_raw_saved_"))
     kept = (getattr(getattr(node, name), "data", None) for name in names)
     return any(type(each).__module__ == "torch.utils.checkpoint" for each in kept)
 
 
 def frozen_norm(node: Any, name: str, zeros: Zeros) -> Hook:
-    """Holds the scale of a norm constant (Ali et al. 2022; Arras et al. 2025, D.5).
+    """Make a hook that holds a norm's scale constant (Ali et al. 2022; Arras et al. 2025, D.5).
 
     Args:
         node: The node of the norm.
         name: Its operator.
-        zeros: Of the pass.
+        zeros: Zeros of the pass.
     """
     slopes_of: dict[str, Callable[[Any, Tensor], Tensor]] = {
         "NativeLayerNorm": partial(_layer_norm, zeros),
@@ -314,7 +316,7 @@ def frozen_norm(node: Any, name: str, zeros: Zeros) -> Hook:
     def hook(given: Gradients, taken: Gradients) -> Gradients | None:
         if taken[0] is None or given[0] is None:
             return None
-        # The weight is a part of the scale; what is added has its own gradient.
+        # The weight is a part of the scale; the bias has its own gradient.
         return (slope(node, taken[0]).to(given[0].dtype), None, *given[2:])
 
     return hook
@@ -327,7 +329,7 @@ def _scaled_by(node: Any, gradient: Tensor, scale: Tensor) -> Tensor:
 
 
 def _layer_norm(zeros: Zeros, node: Any, gradient: Tensor) -> Tensor:
-    """The norm's own gradient where its input is 0: nothing is left in it of the scale's own."""
+    """The norm's own gradient at input 0, where the term of the scale's gradient vanishes."""
     shape, scale = node._saved_normalized_shape, node._saved_result2  # noqa: SLF001
     found: Tensor
     own = gradient.dtype == node._input_metadata[0].dtype  # noqa: SLF001
@@ -363,7 +365,7 @@ def _group_norm(node: Any, gradient: Tensor) -> Tensor:
 
 
 def _norm_of_a_row(node: Any, gradient: Tensor) -> Tensor:
-    """An instance norm, which is a batch norm of one row with a channel for each of them."""
+    """Batch norm of one row, with a channel per row and channel: an instance norm."""
     over = [dim for dim in range(gradient.ndim) if dim != 1]
     weight, scale = node._saved_weight, node._saved_result2  # noqa: SLF001
     by_channel = scale if weight is None else scale * weight

@@ -11,17 +11,17 @@ __all__ = ["FrozenScale", "NormGradient", "NormRule"]
 
 
 class NormRule(Rule):
-    """A rule for a norm."""
+    """Base class of rules for norms."""
 
     role: ClassVar[str] = "norm"
 
 
 @dataclass(frozen=True)
 class FrozenScale(NormRule):
-    """The scale ``1 / std`` or ``1 / rms`` is held constant (Arras et al. 2025, D.5; Ali 2022).
+    """The LN-rule: the scale ``1 / std`` or ``1 / rms`` is constant (Arras et al. 2025, D.5).
 
-    The norm becomes ``weight * (x - mean(x)) / [std(x)] + bias``, or ``weight * x / [rms(x)]``:
-    what is left is linear. Conserves up to the share of the bias. Also known as the LN-rule.
+    The norm becomes ``weight * (x - mean(x)) / [std(x)] + bias``, or ``weight * x / [rms(x)]``,
+    which is linear (Ali et al. 2022). Conserves up to the share of the bias.
     Slope: :func:`captum_lrpx.rules.node_rules.frozen_norm`.
     """
 

@@ -16,22 +16,22 @@ __all__ = ["GateRule", "GateShares", "ProductGradient", "SignalTakeAll", "Unifor
 
 
 class GateRule(Rule):
-    """A rule for a gated product."""
+    """Base class of rules for gated products."""
 
     role: ClassVar[str] = "gate"
 
     @property
     @abstractmethod
     def shares(self) -> Shares:
-        """Of the activated factor and of the other one."""
+        """Shares of the activated factor and of the other one."""
 
 
 @dataclass(frozen=True)
 class SignalTakeAll(GateRule):
     """One factor takes all the relevance, the other is constant (Arras et al. 2025, D.4).
 
-    The layer becomes ``signal * [gate]``: ``R_signal = R_z``, ``R_gate = 0``. The paper says what
-    gate and signal are for attention only. In a gated MLP both choices conserve, and they are
+    The layer becomes ``signal * [gate]``: ``R_signal = R_z``, ``R_gate = 0``. The paper defines
+    gate and signal for attention only. In a gated MLP both choices conserve, and they are
     different methods.
 
     Attributes:
@@ -49,15 +49,15 @@ class SignalTakeAll(GateRule):
 
     @property
     def shares(self) -> Shares:
-        """All for the signal."""
+        """Everything for the signal."""
         return (None, 1.0) if self.signal == "up" else (1.0, None)
 
 
 @dataclass(frozen=True)
 class Uniform(GateRule):
-    """Both factors get half (Achtibat et al. 2024; Jafari et al. 2024; Arras et al. 2025, 2.7).
+    """The half rule: both factors get half (Achtibat et al. 2024; Jafari et al. 2024).
 
-    Also known as the half rule. Formula: :data:`captum_lrpx.rules.functional.UNIFORM_SHARE`.
+    See also Arras et al. 2025, 2.7. Formula: :data:`captum_lrpx.rules.functional.UNIFORM_SHARE`.
     """
 
     conserves: ClassVar[bool] = True
@@ -72,9 +72,9 @@ class Uniform(GateRule):
 class GateShares(GateRule):
     """``up`` gets a share, the activated gate the rest: ``R_up = p R``, ``R_gate = (1 - p) R``.
 
-    The weights of the content path and of the control path of Dual Path Attribution (Jantsch et al.
-    2026, https://arxiv.org/abs/2603.19742) in a gated MLP. ``p = 1`` and ``p = 0`` are
-    :class:`SignalTakeAll` and its mirror image, ``p = 1/2`` is :class:`Uniform`.
+    These are the weights of the content path and of the control path of Dual Path Attribution
+    (Jantsch et al. 2026, https://arxiv.org/abs/2603.19742) in a gated MLP. ``p = 1`` and ``p = 0``
+    are :class:`SignalTakeAll` and its mirror image, ``p = 1/2`` is :class:`Uniform`.
 
     Attributes:
         up: The share ``p`` of the branch without an activation, from 0 to 1.
@@ -89,7 +89,7 @@ class GateShares(GateRule):
 
     @property
     def shares(self) -> Shares:
-        """What is left, and the share of ``up``."""
+        """The remaining share, and the share of ``up``."""
         return both_shares(self.up)
 
 
@@ -102,5 +102,5 @@ class ProductGradient(GateRule):
 
     @property
     def shares(self) -> Shares:
-        """All for each."""
+        """Everything for each."""
         return (1.0, 1.0)

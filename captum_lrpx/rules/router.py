@@ -1,4 +1,4 @@
-"""Rules for the product of an expert's output with the weight that a router gives it."""
+"""Rules for the product of an expert's output with its router's weight."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["ConstantRouter", "RouterGradient", "RouterRule", "UniformRouter"]
 
 
 class RouterRule(Rule):
-    """A rule for ``w_e(x) * expert_e(x)`` in a mixture of experts.
+    """Base class of rules for ``w_e(x) * expert_e(x)`` in a mixture of experts.
 
-    A router is known by its choice: weights (of a softmax, or a sigmoid) that ``topk``, ``gather``
-    or a maximum selects. Which experts are chosen is constant in every recipe, as an index is.
+    A router is recognized by its selection: weights (of a softmax, or a sigmoid) chosen by
+    ``topk``, ``gather`` or a maximum. The choice of experts is constant in every recipe, as an
+    index is.
     """
 
     role: ClassVar[str] = "router"
@@ -27,15 +28,15 @@ class RouterRule(Rule):
     @property
     @abstractmethod
     def shares(self) -> Shares:
-        """Of the router's weight and of the expert's output."""
+        """Shares of the router's weight and of the expert's output."""
 
 
 @dataclass(frozen=True)
 class ConstantRouter(RouterRule):
     """The router's weights are constant, all relevance goes to the experts: ``[w_e] expert_e(x)``.
 
-    Signal-take-all with the router as the gate (Arras et al. 2017; Arras et al. 2025, D.4), as a
-    softmax of attention is held constant by LRP. The relevance of a mixture is the sum of that of
+    Signal-take-all with the router as the gate (Arras et al. 2017; Arras et al. 2025, D.4), like
+    attention's softmax under LRP. The relevance of a mixture is the sum over
     its chosen experts, and the router gets no graph at all.
     """
 
@@ -43,7 +44,7 @@ class ConstantRouter(RouterRule):
 
     @property
     def shares(self) -> Shares:
-        """All for the expert."""
+        """Everything for the expert."""
         return (None, 1.0)
 
 
@@ -51,7 +52,7 @@ class ConstantRouter(RouterRule):
 class UniformRouter(RouterRule):
     """Router and expert get half each, and the router's softmax keeps its gradient.
 
-    The rules that AttnLRP has for attention, applied to the router (Achtibat et al. 2024, sections
+    AttnLRP's rules for attention, applied to the router (Achtibat et al. 2024, sections
     3.3.1 and 3.3.2). The denominator that makes the chosen weights sum to 1 is constant. Does not
     conserve: a softmax has a bias-like term, a sigmoid has its value at 0.
     """
@@ -73,5 +74,5 @@ class RouterGradient(RouterRule):
 
     @property
     def shares(self) -> Shares:
-        """All for each."""
+        """Everything for each."""
         return (1.0, 1.0)

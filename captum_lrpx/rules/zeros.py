@@ -1,4 +1,4 @@
-"""Zeros that stand for what a rule does not look at."""
+"""Zeros in place of gradients that a rule does not use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Zeros"]
 
 
 class Zeros:
-    """Zeros of each form, made once: for one pass, whose nodes only read them."""
+    """Cache of zeros, one per shape, dtype and device, for a pass whose nodes only read them."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
     def of(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros of a form."""
+        """Zeros of a shape, dtype and device."""
         key = shape, dtype, device
         found = self._found.get(key)
         if found is None:
@@ -28,5 +28,5 @@ class Zeros:
         return found
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Zeros of the form of a tensor."""
+        """Zeros like a tensor."""
         return self.of(tensor.shape, tensor.dtype, tensor.device)

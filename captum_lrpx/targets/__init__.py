@@ -1,4 +1,4 @@
-"""What is explained: forward modules for Captum, and the short form that people write."""
+"""Targets: forward modules for Captum, and their short form."""
 
 from captum_lrpx.targets.batch import ask_batch
 from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits

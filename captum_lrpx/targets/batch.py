@@ -30,15 +30,14 @@ def ask_batch(
     *,
     truncate: bool | int = False,
 ) -> Query:
-    """Turn texts and what to explain of each into tensors, for any Captum method.
+    """Turn texts and their targets into tensors, for any Captum method.
 
     Args:
         model: A Hugging Face model with a head, or a module around one, whose own outputs are
-            explained.
+            then explained.
         tokenizer: Its (fast) tokenizer.
         texts: The texts, or whatever :func:`~captum_lrpx.explain` takes for one.
-        targets: What is explained, one for each text or one for all. Default: what the model
-            predicts.
+        targets: Targets, one for each text or one for all. Default: the model's prediction.
         first_token: As in :func:`~captum_lrpx.targets.encode`.
         truncate: As in :func:`~captum_lrpx.targets.encode`.
 
@@ -81,5 +80,5 @@ def _one_per_text(
 
 
 def _kind(target: Target) -> tuple[Any, ...]:
-    """What the targets of one forward module have in common."""
+    """Properties that targets of one forward module share."""
     return target.quantity, target.end, target.token if callable(target.token) else None

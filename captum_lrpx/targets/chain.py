@@ -1,9 +1,9 @@
-"""The head of a language model as a chain of modules, found by looking at it once.
+"""The head of a language model as a chain of modules, found by running it once.
 
-A model whose logits are ``head(base(x))``, and nothing else, can be asked for the logits at some
-positions only. That it is so is seen, not declared: the model runs on two made-up hidden states in
-the place of what its base would compute, and each tensor on the way to the logits must be what a
-module of the head was given or gave.
+If the logits of a model are ``head(base(x))``, and nothing else, they can be computed at some
+positions only. This is tested, not declared: the model runs on two made-up hidden states in
+place of the base's output, and each tensor on the path to the logits must be the input or output
+of a module of the head.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Chain]] = weakref.W
 
 
 def chain_to_logits(model: nn.Module) -> Chain:
-    """The modules between the last hidden states of a model and its logits, one after the other.
+    """Modules between the last hidden states of a model and its logits, in order.
 
     Args:
         model: A transformers model.
 
     Returns:
-        The chain, its last member the output layer; empty if something else happens on the way, or
-        could be seen by hooks.
+        The chain, its last member the output layer; empty if anything else happens in between, or
+        hooks could see it.
     """
     base, head = base_of(model), head_of(model)
     if base is None or not head or not all(map(is_plain, head)):
@@ -55,14 +55,14 @@ def chain_to_logits(model: nn.Module) -> Chain:
 
 
 def head_of(model: nn.Module) -> list[nn.Module]:
-    """The modules of a transformers model that are not in its base."""
+    """Modules of a transformers model outside of its base."""
     base = base_of(model)
     parts = [each for each in model._modules.values() if each is not None and each is not base]  # noqa: SLF001
     return [module for part in parts for module in modules_of(part)]
 
 
 def _key(model: nn.Module, head: list[nn.Module]) -> Hashable:
-    """Changes with what may make a step of a head one that changes nothing, or no longer so."""
+    """Key that changes with anything that may make a step of the head an identity, or undo it."""
     numbers = [
         value
         for each in (model, getattr(model, "config", None))
@@ -79,14 +79,14 @@ def _key(model: nn.Module, head: list[nn.Module]) -> Hashable:
 
 
 class _Base(nn.Module):
-    """Stands for the base of a model, and for any part of it: gives hidden states as they are."""
+    """Stands for the base of a model, or any part of it: returns fixed hidden states."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
         self.states = states
 
     def __getattr__(self, name: str) -> Any:
-        """A part that some heads call by itself."""
+        """A part that some heads call separately."""
         return self
 
     def forward(self, *_args: Any, **_kwargs: Any) -> _Output:
@@ -94,7 +94,7 @@ class _Base(nn.Module):
 
 
 class _Output(dict[str, Any]):
-    """What a base returns: hidden states, and nothing else."""
+    """Output of a base: hidden states, and nothing else."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__(last_hidden_state=states)
@@ -121,22 +121,22 @@ def _found(model: Any, base: nn.Module, head: list[nn.Module]) -> Chain:
         for name, module in model._modules.items()  # noqa: SLF001
     }
     with _Calls(_without_adapters(head)) as calls:
-        try:  # its forward: hooks are for calls of the model
+        try:  # its forward, as hooks are for calls of the model
             logits = twin.forward(torch.zeros(1, 2, dtype=torch.long, device=states.device)).logits
-        except Exception:  # noqa: BLE001 - its head wants more of its base
+        except Exception:  # noqa: BLE001 - its head needs more from its base
             return ()
     return tuple(_way(logits, states, calls.found) or ())
 
 
 def _without_adapters(head: list[nn.Module]) -> list[nn.Module]:
-    """The modules of a head but for the parts of adapters, which may be turned off and on."""
+    """Modules of a head without the parts of adapters, which may be turned off and on."""
     adapters = [module for module in head if hasattr(module, "base_layer")]
     parts = {part for module in adapters for part in modules_of(module)} - {*adapters}
     return [module for module in head if module not in parts]
 
 
 def _way(current: Any, states: Tensor, calls: list[_Call]) -> list[nn.Module] | None:
-    """The modules that lead from the states to a tensor, inner ones rather than outer ones."""
+    """Modules that lead from the states to a tensor; inner ones rather than outer ones."""
     if not isinstance(current, Tensor):
         return None
     if _same(current, states):
@@ -150,7 +150,7 @@ def _way(current: Any, states: Tensor, calls: list[_Call]) -> list[nn.Module] | 
 
 
 class _Call(NamedTuple):
-    """A call of a module with one tensor."""
+    """Call of a module with one tensor."""
 
     module: nn.Module
     taken: Tensor
@@ -158,7 +158,7 @@ class _Call(NamedTuple):
 
 
 class _Calls:
-    """The calls of some modules with one tensor by one thread, inner ones first."""
+    """Calls of some modules with one tensor in one thread, inner ones first."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.found: list[_Call] = []

@@ -27,11 +27,11 @@ class ClassLogits(ModelForward):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Class logits.
+        """Compute class logits.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``. A decoder finds its last real token
-                by its padding id, so it needs ids unless there is one row.
+                by the padding id, so it needs ids unless there is only one row.
             attention_mask: ``[B, T]`` or None.
             token_type_ids: ``[B, T]`` or None.
 
@@ -43,7 +43,7 @@ class ClassLogits(ModelForward):
 
 
 class ClassDifference(ModelForward):
-    """Logit of one class minus that of another: why this rather than that. No ``target``.
+    """Logit of one class minus the logit of another: why this rather than that. No ``target``.
 
     Args:
         model: A sequence classification model, or a module around one.
@@ -57,13 +57,13 @@ class ClassDifference(ModelForward):
         bad: int | Tensor,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Difference of two class logits.
+        """Compute the difference of two class logits.
 
         Args:
             x: As in :class:`ClassLogits`.
             attention_mask: ``[B, T]`` or None.
             good: Class, or one per row ``[B]``.
-            bad: Class that is subtracted, or one per row ``[B]``.
+            bad: Class to subtract, or one per row ``[B]``.
             token_type_ids: ``[B, T]`` or None.
 
         Returns:
@@ -83,7 +83,7 @@ class AnswerLogits(ModelForward):
 
     Args:
         model: A question answering model, or a module around one.
-        end: Which end of the answer.
+        end: End of the answer, ``"start"`` or ``"end"``.
     """
 
     def __init__(self, model: nn.Module, end: Literal["start", "end"] = "start") -> None:
@@ -98,7 +98,7 @@ class AnswerLogits(ModelForward):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the positions at which the answer may start or end.
+        """Compute logits of the positions at which the answer may start or end.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.

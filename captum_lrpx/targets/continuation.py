@@ -1,4 +1,4 @@
-"""A prompt and what a causal language model says after it, as token ids."""
+"""A prompt and its continuation by a causal language model, as token ids."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Spans = Sequence[tuple[int, int | None]]
-"""``(first, behind the last)`` indices; None for the end."""
+"""``(first, stop)`` indices; None for the end."""
 
 DEFAULT_GEN_ARGS: dict[str, Any] = {
     "max_new_tokens": 25,
@@ -46,18 +46,18 @@ DEFAULT_GEN_ARGS: dict[str, Any] = {
     "temperature": None,
     "top_p": None,
 }
-"""Those of Captum's ``LLMAttribution``."""
+"""The defaults of Captum's ``LLMAttribution``."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt.
+    """A prompt as token ids.
 
     Attributes:
         ids: ``[P]``.
-        tokens: The tokens as the tokenizer shows them.
-        encoding: The text, and where each token stands in it.
-        shown: Which of them the result is about ``[P]``; Captum's ``skip_tokens`` leaves some out.
+        tokens: The tokens as the tokenizer writes them.
+        encoding: The text, and the place of each token in it.
+        shown: Which tokens the result includes ``[P]``; Captum's ``skip_tokens`` excludes some.
     """
 
     ids: Tensor
@@ -67,7 +67,7 @@ class Prompt:
 
 
 def check_predicts_text(model: nn.Module) -> None:
-    """Refuse a model that is no causal language model.
+    """Refuse a model that is not a causal language model.
 
     Raises:
         ValueError: If it is none.
@@ -126,8 +126,8 @@ def continuation_ids(
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        prompt: What it stands behind.
-        continuation: A text, encoded in its place after the prompt as a word is (see
+        prompt: The prompt before it.
+        continuation: A text, encoded in its place after the prompt like a word (see
             :mod:`captum_lrpx.targets.place`); a token by its exact string; or ids ``[K]``.
 
     Returns:
@@ -135,11 +135,11 @@ def continuation_ids(
 
     Raises:
         ValueError: If the continuation is empty, unknown to the tokenizer, or too long, or if its
-            place does not say whether a blank comes first.
+            place leaves open whether a blank comes first.
         TypeError: If it is neither text nor ids.
     """
     ids = _text_or_ids(model, tokenizer, prompt, "continuation", continuation)
-    check_length(model, len(prompt.ids) + len(ids) - 1)  # the last token is predicted, not read
+    check_length(model, len(prompt.ids) + len(ids) - 1)  # the last token is only predicted
     return ids
 
 
@@ -148,7 +148,7 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
 
     Args:
         model: A causal language model.
-        prompt: What it stands behind.
+        prompt: The prompt before it.
         gen_args: Arguments of ``model.generate``. Default: :data:`DEFAULT_GEN_ARGS`, within the
             model's context.
 
@@ -178,7 +178,7 @@ def generated_ids(model: nn.Module, prompt: Prompt, gen_args: dict[str, Any] | N
     if sequences.shape[0] != 1:
         raise ValueError(
             f"The model generated {sequences.shape[0]} continuations, but one is explained at a "
-            "time: choose one of them and give it as `target`."
+            "time: choose one of them and pass it as `target`."
         )
     continuation: Tensor = sequences[0, length:].cpu()
     if not len(continuation):
@@ -195,8 +195,8 @@ def continued(tokenizer: Any, prompt: Prompt, continuation: Tensor) -> Encoding:
         continuation: Token ids ``[K]``.
 
     Returns:
-        The encoding of both. The text of the prompt stays as it was given; no token of the
-        continuation is of its template.
+        The encoding of both. The text of the prompt is unchanged; no token of the continuation
+        belongs to its chat template.
     """
     before, ids, new = prompt.encoding, prompt.ids.tolist(), continuation.tolist()
     both = decoded(tokenizer, [*ids, *new], cut=len(ids))
@@ -223,12 +223,12 @@ def foil_ids(
     continuation: Tensor,
     foil: int | str | Token | TokenIds,
 ) -> Tensor:
-    """Read what is subtracted at each step.
+    """Read the tokens to subtract at each step.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        prompt: What the continuation stands after.
+        prompt: The prompt before the continuation.
         continuation: Ids ``[K]``.
         foil: One token (an id, a ``Token``, or a text of one token after the prompt) for all steps,
             or one for each step.
@@ -251,10 +251,10 @@ def foil_ids(
 
 
 def span_rows(spans: Spans, length: int) -> Tensor:
-    """Which tokens of a continuation each span covers.
+    """Mark the tokens of a continuation that each span covers.
 
     Args:
-        spans: Pairs ``(first, behind the last)`` of indices into the continuation.
+        spans: Pairs ``(first, stop)`` of indices into the continuation.
         length: Number ``K`` of its tokens.
 
     Returns:
@@ -283,7 +283,7 @@ def span_rows(spans: Spans, length: int) -> Tensor:
 
 
 def token_texts(tokenizer: Any, ids: Tensor) -> list[str]:
-    """The tokens as text without the tokenizer's marks, as in Captum's results."""
+    """Tokens as text without the tokenizer's marks, as in Captum's results."""
     texts = []
     for number in ids.tolist():
         text = tokenizer.decode([number]).replace("\n", "\\n").strip()

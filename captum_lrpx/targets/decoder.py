@@ -1,4 +1,4 @@
-"""Encoder-decoders: what is predicted after a source and what has been written so far."""
+"""Encoder-decoders: predictions after a source and the decoder's tokens so far."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["DecoderLogits", "is_encoder_decoder", "written_ids"]
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether a model, or the one in a module around it, predicts the tokens of a decoder."""
+    """Whether a model, or one inside of a module, predicts the tokens of a decoder."""
     config: Any = getattr(find_model(model), "config", None)
     classifies = type(find_model(model)).__name__.endswith(("Classification", "QuestionAnswering"))
     return bool(getattr(config, "is_encoder_decoder", False)) and not classifies
 
 
 class DecoderLogits(ModelForward):
-    """Logits of an encoder-decoder after what it has written so far: ``target`` is a token id.
+    """Logits of an encoder-decoder after its tokens so far: ``target`` is a token id.
 
     Source and decoder tokens are both inputs, so relevance is attributed to both::
 
@@ -36,7 +36,7 @@ class DecoderLogits(ModelForward):
         model: An encoder-decoder with a head, or a module around one.
 
     Raises:
-        ValueError: If the model has no decoder of its own.
+        ValueError: If the model has no decoder.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,17 +55,17 @@ class DecoderLogits(ModelForward):
         written_mask: Tensor | None = None,
         position: int | Tensor | None = None,
     ) -> Tensor:
-        """Logits of the token that comes next.
+        """Compute logits of the next token.
 
         Args:
-            source: What the encoder reads: token ids ``[B, S]``, embeddings ``[B, S, D]``, or, for
-                a model of speech or images, its features.
-            written: Token ids ``[B, T]`` that the decoder has written, its start token included, or
+            source: Input of the encoder: token ids ``[B, S]``, embeddings ``[B, S, D]``, or, for
+                a model of speech or images, features.
+            written: Token ids ``[B, T]`` of the decoder so far, start token included, or
                 their embeddings ``[B, T, D]``.
             source_mask: ``[B, S]``, padding on either side.
             written_mask: ``[B, T]``, likewise.
             position: Index of the decoder's token, or one per row ``[B]``. Default: the last real
-                one of each row.
+                token of each row.
 
         Returns:
             ``[B, V]``.
@@ -77,7 +77,7 @@ class DecoderLogits(ModelForward):
         rows, length = written.shape[:2]
         if len(source) != rows:
             raise AssertionError(
-                f"The source has {len(source)} rows and what has been written {rows}: give one of "
+                f"The source has {len(source)} rows and the decoder's tokens {rows}: give one of "
                 "each for every example."
             )
         main: str = find_model(self.model).main_input_name  # type: ignore[assignment]
@@ -113,14 +113,14 @@ def _places(position: int | Tensor | None, mask: Tensor | None, rows: int, lengt
 def written_ids(
     model: Any, tokenizer: Any, source: Tensor, written: str | Sequence[int] | int
 ) -> tuple[int, ...]:
-    """The token ids that a decoder is given, its start token in front.
+    """Token ids of the decoder's input, with its start token.
 
     Args:
         model: A Hugging Face encoder-decoder.
         tokenizer: Its tokenizer.
-        source: What the encoder reads: token ids ``[1, S]``, or features.
-        written: The text so far, its token ids without the start token, or a number: so many tokens
-            are generated, greedily.
+        source: Input of the encoder: token ids ``[1, S]``, or features.
+        written: The text so far, its token ids without the start token, or the number of tokens to
+            generate, greedily.
 
     Raises:
         ValueError: If the number is negative, or the model has no start token.
@@ -133,9 +133,9 @@ def written_ids(
         written = ""
     texts = isinstance(written, str)
     labels = list(tokenizer(text_target=written)["input_ids"] if texts else map(int, written))
-    if labels[:1] == [_start(model)]:  # Whisper's tokenizer writes it, and shifting does again
+    if labels[:1] == [_start(model)]:  # Whisper's tokenizer adds it, and so does shifting
         del labels[0]
-    # The last one is left out when labels are shifted.
+    # Shifting drops the last label.
     if not labels or labels[-1] not in tokenizer.all_special_ids:
         labels.append(_end(model, tokenizer))
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
@@ -151,7 +151,7 @@ def written_ids(
 
 
 def _generated(model: Any, source: Tensor, count: int) -> tuple[int, ...]:
-    """So many tokens after all that the decoder is given first, which not every result has."""
+    """The decoder's input with generated tokens; ``generate`` does not always return its start."""
     given: list[Tensor] = []
 
     def keep(_module: nn.Module, args: Any, keywords: Any) -> None:
@@ -174,12 +174,12 @@ def _generated(model: Any, source: Tensor, count: int) -> tuple[int, ...]:
 
 
 def _start(model: Any) -> int | None:
-    """The token that a decoder starts with."""
+    """Start token of a decoder."""
     start: int | None = getattr(model.generation_config, "decoder_start_token_id", None)
     return getattr(model.config, "decoder_start_token_id", None) if start is None else start
 
 
 def _end(model: Any, tokenizer: Any) -> int:
-    """What stands at the end of labels, and is left out of the decoder's input."""
+    """Token at the end of labels, which the decoder's input lacks."""
     end = getattr(tokenizer, "eos_token_id", None)
     return int(model.config.eos_token_id if end is None else end)

@@ -1,4 +1,4 @@
-"""What a model is given, as the token ids that it sees."""
+"""Inputs of a model, encoded as the token ids that it sees."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Encoding:
             a pair on two lines, chat messages as the template writes them, token ids decoded.
         ids: Token ids.
         tokens: The tokens as text, as the tokenizer shows them.
-        offsets: Where each token stands in the text, ``(start, end)`` characters; special tokens
-            that the tokenizer added are empty there.
+        offsets: Place of each token in the text, ``(start, end)`` characters; empty for special
+            tokens that the tokenizer added.
         special: Whether each token is a special one. The mask token is not: it has a place in the
             text, and something is predicted there.
         template: Whether each token was written by the chat template, around the contents of the
-            messages; None where there is no template.
-        token_types: The token types, if the model takes them and the tokenizer gives them.
-        second: Where in the text the second one of a pair begins; 0 if there is no pair.
-        regions: The turns of chat messages, where the template leaves no doubt about them.
+            messages; None without a template.
+        token_types: The token types, if the model takes them and the tokenizer returns them.
+        second: Start of the second text of a pair; 0 if there is no pair.
+        regions: The turns of chat messages, where the template makes their places certain.
     """
 
     text: str
@@ -75,24 +75,24 @@ def encode(
     *,
     truncate: bool | int = False,
 ) -> Encoding:
-    """Encode for a model what it is given.
+    """Encode an input for a model.
 
     Special tokens are those that the tokenizer adds, or the chat template writes; one that the text
-    itself begins or ends with is not added again. For a causal language model they are dropped at
+    itself starts or ends with is not added again. For a causal language model they are dropped at
     the end, where the next token is predicted; for a masked language model without a mask token in
-    the text, one is appended to it. Token ids are taken as they are.
+    the text, one is appended. Token ids are used as they are.
 
     Args:
         model: A Hugging Face model with a head.
         tokenizer: Its tokenizer, for texts a fast one (with offsets).
         given: A text; a pair of texts, as a tuple; chat messages, a list of ``{"role": ...,
-            "content": ...}``; token ids ``[T]`` or ``[1, T]``; or what the tokenizer returns for
+            "content": ...}``; token ids ``[T]`` or ``[1, T]``; or the tokenizer's output for
             one text.
-        first_token: A special token that comes first (``"<|endoftext|>"``), for models that were
+        first_token: A special token to prepend (``"<|endoftext|>"``), for models
             trained with one that their tokenizer does not add.
-        truncate: Cut what is too long for the model, or to so many tokens: a causal model loses the
-            beginning, others the end, of a pair that of the second text. Start tokens, special
-            tokens at the end and a mask are kept.
+        truncate: Cut texts that are too long for the model, or to this number of tokens: a
+            causal model loses the beginning, others the end, in a pair of the second text.
+            Start tokens, special tokens at the end and a mask are kept.
 
     Returns:
         The encoding.
@@ -101,7 +101,7 @@ def encode(
         ValueError: If the text is empty or longer than the model's context, if the tokenizer has no
             offsets, no chat template or no mask token where one is needed, if ``first_token`` is
             unknown, or if token ids are of another tokenizer or of several texts.
-        TypeError: If nothing of the above is given.
+        TypeError: If the input is none of these.
     """
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
@@ -124,10 +124,10 @@ def encode_for(
     first_token: str | None = None,
     check: Callable[[Sequence[int]], None] | None = None,
 ) -> Encoding:
-    """Encode what is given for any model of a task, of whatever context length.
+    """Encode an input for any model of a task, whatever its context length.
 
     Args:
-        task: What the model predicts.
+        task: The task of the model.
         tokenizer: Its tokenizer, for texts a fast one (with offsets).
         given: As in :func:`encode`.
         first_token: As in :func:`encode`.
@@ -137,7 +137,7 @@ def encode_for(
         The encoding.
 
     Raises:
-        ValueError: As in :func:`encode`, but for the length and the ids that the model knows.
+        ValueError: As in :func:`encode`, except for the length and unknown ids.
         TypeError: As in :func:`encode`.
     """
     if isinstance(given, str):
@@ -150,7 +150,7 @@ def encode_for(
         encoding = replace(encoding, regions=rendered.turns)
     else:
         ids, types = of_row(given)  # type: ignore[arg-type]
-        if check is not None:  # before they are decoded
+        if check is not None:  # before decoding
             check(ids)
         encoding = encoding_of_ids(tokenizer, ids, types)
     if first_token is not None:
@@ -173,7 +173,7 @@ def _are_messages(given: Any) -> bool:
 def _of_texts(
     task: Task, tokenizer: Any, texts: tuple[str, ...], contents: Sequence[Span] | None = None
 ) -> Encoding:
-    """A text or a pair of texts, or the text of a chat template with its contents."""
+    """Encode a text, a pair of texts, or the text of a chat template with its contents."""
     if not all(text.strip() for text in texts):
         raise ValueError("The text is empty: there is nothing to explain.")
     if not getattr(tokenizer, "is_fast", False):
@@ -187,7 +187,7 @@ def _of_texts(
         add_special_tokens=contents is None,  # a chat template writes its own
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        verbose=False,  # no warning for what is too long: that is refused, or counted
+        verbose=False,  # no warning about length, which is checked elsewhere
     )
     second = len(texts[0]) + 1
     text = "\n".join(texts)
@@ -220,7 +220,7 @@ def _of_texts(
 
 
 def _kept(task: Task, ids: list[int], added: list[bool]) -> range:
-    """The tokens without special ones that the tokenizer adds and the text already has."""
+    """The tokens without special ones that repeat those of the text."""
     start = stop = 0
     while start < len(ids) and added[start]:
         start += 1
@@ -243,7 +243,7 @@ def _template(offsets: Sequence[Span], contents: Sequence[Span]) -> tuple[bool, 
 def encoding_of_ids(
     tokenizer: Any, ids: list[int], types: tuple[int, ...] | None = None
 ) -> Encoding:
-    """Token ids as they are, with the text that they stand for.
+    """Token ids as they are, with their decoded text.
 
     Raises:
         ValueError: If there are none.
@@ -279,7 +279,7 @@ def _encoding(
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    """The special tokens, but for the mask and what stands for an unknown word of the text."""
+    """Ids of special tokens, except for the mask and the token for unknown words."""
     roles = tokenizer.special_tokens_map.items()
     unknown = [role for role, token in roles if token == tokenizer.unk_token] == ["unk_token"]
     ids = set(tokenizer.all_special_ids)
@@ -289,7 +289,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 def _with_first(tokenizer: Any, encoding: Encoding, token: str) -> Encoding:
-    """The encoding with a special token in front, if it does not begin with it."""
+    """Prepend a special token, unless the encoding starts with it."""
     try:
         number = token_id(tokenizer, Token(token))
     except ValueError:
@@ -315,7 +315,7 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def check_length(model: nn.Module, length: int) -> None:
-    """Refuse more tokens than a model has positions for.
+    """Refuse more tokens than a model has positions.
 
     Raises:
         ValueError: If there are more.
@@ -329,7 +329,7 @@ def check_length(model: nn.Module, length: int) -> None:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """The most tokens that a model takes, if it has a limit."""
+    """The largest number of tokens that a model takes, if there is a limit."""
     config: Any = model.config
     limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit is not None and config.pad_token_id is not None and positions_after_padding(model):
@@ -350,6 +350,6 @@ def _with_mask(tokenizer: Any, texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """A token's place without the blank in front, which some tokenizers count to the token."""
+    """Place of a token without its leading blank, which some tokenizers include."""
     blank = len(text[start:end]) - len(text[start:end].lstrip())
     return (start + blank, end) if start + blank < end else (start, end)

@@ -1,8 +1,8 @@
-"""What is explained, as small forward modules that every Captum method can use.
+"""Targets as small forward modules that every Captum method can use.
 
-Captum says what is explained by ``target`` on the output of a forward function. The modules here
-are such forward functions for a Hugging Face model: inputs and per-example tensors in, the logits
-of interest out. They compute only what is needed (one position of the head instead of all, two rows
+Captum selects an explained value by ``target`` on the output of a forward function. The modules
+here are such functions for a Hugging Face model: inputs and per-example tensors in, the logits
+of interest out. They compute only what they need (the head at one position instead of all, two rows
 of the output matrix instead of the vocabulary), take token ids and embeddings alike, and work the
 same with ``LRPx``, ``IntegratedGradients``, ``FeatureAblation`` or ``infidelity``::
 
@@ -46,7 +46,7 @@ class TokenLogits(HeadForward):
         position: int | Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits at the explained position.
+        """Compute logits at the explained position.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
@@ -67,7 +67,7 @@ class TokenLogits(HeadForward):
 
 
 class LogitDifference(HeadForward):
-    """Logit of one token minus that of another: why this rather than that. No ``target``.
+    """Logit of one token minus the logit of another: why this rather than that. No ``target``.
 
     Args:
         model: A language model (causal or masked) or a token classifier, or a module around one.
@@ -82,13 +82,13 @@ class LogitDifference(HeadForward):
         position: int | Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Difference of two logits at the explained position.
+        """Compute the difference of two logits at the explained position.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
             attention_mask: ``[B, T]`` or None.
             good: Token id, or one per row ``[B]``.
-            bad: Token id that is subtracted, or one per row ``[B]``.
+            bad: Token id to subtract, or one per row ``[B]``.
             position: As in :class:`TokenLogits`.
             token_type_ids: ``[B, T]`` or None.
 
@@ -108,18 +108,18 @@ class LogitDifference(HeadForward):
 
 
 class TokenSum(HeadForward):
-    """Sum over several tokens, each at its own position if need be. No ``target``.
+    """Sum over several tokens, each at its own position if needed. No ``target``.
 
-    Several forms of one word ("are", "were") at one position; the tokens of a span of text, each at
-    the position before it; with weights of both signs, some tokens rather than others.
+    For instance several forms of one word ("are", "were") at one position; the tokens of a span of
+    text, each at the position before it; with weights of both signs, some tokens against others.
 
     For ``"log_prob"`` and ``"prob"`` the gradient is that of the log-probability or probability,
-    which are ordinary functions of the logits: relevances then decompose this gradient times the
-    logits, and not the log-probability or probability itself.
+    ordinary functions of the logits: relevances then decompose this gradient times the
+    logits, not the log-probability or probability itself.
 
     Args:
         model: A language model (causal or masked) or a token classifier, or a module around one.
-        of: What is summed.
+        of: The quantity to sum.
 
     Raises:
         ValueError: If ``of`` is unknown.
@@ -138,7 +138,7 @@ class TokenSum(HeadForward):
         weights: Sequence[float] | Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Weighted sum over the tokens of each row.
+        """Compute the weighted sum over the tokens of each row.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
@@ -171,16 +171,16 @@ class TokenSum(HeadForward):
 
 
 def per_row(name: str, values: Sequence[float] | Tensor, x: Tensor) -> Tensor:
-    """Numbers per row ``[B, K]`` of inputs ``[B, ...]``.
+    """Values per row ``[B, K]`` for inputs ``[B, ...]``.
 
     Args:
-        name: What they are, for the message.
+        name: Name of the values, for the message.
         values: ``[B, K]`` or ``[1, K]``, or a sequence of ``K`` numbers.
         x: The inputs.
 
     Raises:
         ValueError: If the shape is another one. A tensor ``[K]`` is refused, because Captum takes
-            the first dimension of every tensor among the arguments for that of the batch.
+            the first dimension of every tensor argument for the batch.
     """
     tensor = torch.as_tensor(values, device=x.device)
     if not isinstance(values, Tensor) and tensor.ndim == 1:

@@ -1,4 +1,4 @@
-"""Reading a model: its states, the position that is explained, the rows of its output matrix."""
+"""Reads a model: its states, the explained position, and rows of its output matrix."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def last_token(attention_mask: Tensor) -> Tensor:
 
 
 class LanguageModelHead:
-    """The way from what a model computes at each position to its logits, in two steps.
+    """A language model in two steps: the states at each position, then their logits.
 
-    The expensive part of a language model's head is the product with the output matrix, one row per
+    The expensive part of the head is the product with the output matrix, one row per
     token of the vocabulary. Between the two steps a caller chooses the positions that it needs, and
-    in the second one the tokens. Where a model, or a module around it, may do something else to
-    its logits, the first step is all of it.
+    in the second step the tokens. If a model, or a module around it, may do something else to
+    its logits, the first step is the whole model.
 
     Args:
         model: A Hugging Face model with logits per position, or a module around one.
@@ -81,8 +81,8 @@ class LanguageModelHead:
             types: Token types ``[B, T]`` or None.
 
         Returns:
-            The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` of a model whose head is
-            no chain of modules, and of a module around a model.
+            The last hidden states ``[B, T, D]``; the logits ``[B, T, V]`` if the head is no chain
+            of modules, or for a module around a model.
 
         Raises:
             ValueError: If a module around the model has no logits for each token.
@@ -103,8 +103,8 @@ class LanguageModelHead:
         """Run the head at chosen positions.
 
         Args:
-            states: ``[..., D]``, some of what :meth:`states` gave.
-            tokens: Ids ``[..., K]`` of the tokens that are needed; all if not given.
+            states: ``[..., D]``, a selection of the result of :meth:`states`.
+            tokens: Ids ``[..., K]`` of the tokens needed; all by default.
 
         Returns:
             ``[..., K]``, or ``[..., V]``.
@@ -120,7 +120,7 @@ class LanguageModelHead:
 
 
 class ModelForward(nn.Module):
-    """A forward module around one Hugging Face model, or around a module that contains one."""
+    """Base class of forward modules of a Hugging Face model, or of a module that contains one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -128,19 +128,19 @@ class ModelForward(nn.Module):
 
 
 class HeadForward(ModelForward):
-    """A forward module that reads logits at chosen positions."""
+    """Base class of forward modules that read logits at chosen positions."""
 
     def positions(
         self, x: Tensor, mask: Tensor | None, position: int | Tensor | None, count: int = 1
     ) -> Tensor:
-        """The positions to read, ``[B, 1]`` or ``[B, count]``.
+        """Positions to read, ``[B, 1]`` or ``[B, count]``.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
             mask: ``[B, T]`` or None.
             position: Index, one per row ``[B]``, or ``count`` per row ``[B, count]``; None for the
                 last real token.
-            count: Number of tokens that may have a position of their own.
+            count: Number of tokens that may have separate positions.
 
         Raises:
             ValueError: If shapes do not fit, or a masked model gets no position.
@@ -181,13 +181,13 @@ class HeadForward(ModelForward):
         tokens: Tensor | None = None,
         types: Tensor | None = None,
     ) -> Tensor:
-        """Logits at positions ``[B, P]``.
+        """Compute logits at positions ``[B, P]``.
 
         Args:
             x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
             mask: ``[B, T]`` or None.
             at: Positions ``[B, P]``.
-            tokens: Ids ``[B, P, K]`` of the tokens that are needed; all if not given.
+            tokens: Ids ``[B, P, K]`` of the tokens needed; all by default.
             types: Token types ``[B, T]`` or None.
 
         Returns:
@@ -210,7 +210,7 @@ class HeadForward(ModelForward):
 
 
 def _keeps_positions(model: nn.Module, at: Tensor) -> bool:
-    """Whether a model computes logits at chosen positions only, and all rows choose the same."""
+    """Whether a model can compute logits at chosen positions, and all rows choose the same."""
     if getattr(_reading, "whole", False) or unwrapped(model) is not model:
         return False
     if not all(map(is_untouched, head_of(model))):
@@ -224,9 +224,9 @@ _reading = threading.local()
 
 @contextmanager
 def read_whole() -> Iterator[None]:
-    """Let forward modules read the outputs of the very object that they were given.
+    """Let forward modules read the outputs of the given object itself.
 
-    Within the ``with`` block nothing is looked through and no step of a head is left out.
+    Within the ``with`` block no wrapper is skipped and no step of a head is left out.
     """
     before = getattr(_reading, "whole", False)
     _reading.whole = True
@@ -237,12 +237,12 @@ def read_whole() -> Iterator[None]:
 
 
 class ReadOnce:
-    """Within ``with`` blocks, what a model computes for one and the same input is computed once.
+    """Caches a model's results by input, within ``with`` blocks.
 
-    It has no graph: the blocks are for values, not for what is explained.
+    Results have no graph: the blocks are for values, not for explanations.
 
     Args:
-        around: Gives a context in which the model runs.
+        around: Returns a context in which the model runs.
     """
 
     def __init__(self, around: Callable[[], AbstractContextManager[object]]) -> None:
@@ -250,15 +250,15 @@ class ReadOnce:
         self._found: list[tuple[tuple[object, ...], Tensor]] = []
 
     def __enter__(self) -> None:
-        """Begin to remember."""
+        """Start caching."""
         _reading.once = self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
+        """Stop caching."""
         _reading.once = None
 
     def result(self, run: Callable[[], Tensor], given: tuple[object, ...]) -> Tensor:
-        """What a function gives, which is run if that is not known yet."""
+        """Cached result of a function, which runs if its arguments are new."""
         for known, found in self._found:
             if len(known) == len(given) and all(map(_is_same, known, given)):
                 return found
@@ -283,7 +283,7 @@ def _is_same(one: object, other: object) -> bool:
 def run_model(
     model: nn.Module, module: nn.Module, x: Tensor, mask: Tensor | None, **keywords: Any
 ) -> Any:
-    """Run a Hugging Face model, or its base, on ids or embeddings, with the positions of a mask.
+    """Run a Hugging Face model, or its base, on ids or embeddings; a mask sets the positions.
 
     Args:
         model: The model, or a module around it.
@@ -319,7 +319,7 @@ def run_model(
 
 
 def _counts_by_argument(model: nn.Module) -> bool:
-    """Whether positions have to be given where there is padding in front."""
+    """Whether padding on the left requires explicit positions."""
     declared = needs_position_ids(getattr(getattr(model, "config", None), "model_type", ""))
     if declared is not None:
         return declared
@@ -334,7 +334,7 @@ def _place_input(
     *,
     takes_any: bool,
 ) -> tuple[Any, ...]:
-    """Give ids or embeddings their name, as far as a module knows it; else their place."""
+    """Pass ids or embeddings by name, if a module accepts it; else by position."""
     name = "inputs_embeds" if x.is_floating_point() else "input_ids"
     first = next(iter(accepted.values()), None)
     if name not in accepted and not (takes_any and (x.is_floating_point() or first is None)):
@@ -346,10 +346,10 @@ def _place_input(
 
 
 def output_of(output: Any, name: str) -> Tensor:
-    """Logits of a model output, or of a module around a model.
+    """Extract logits from the output of a model, or of a module around it.
 
     Args:
-        output: What the module returned: a tensor, or something that has it by name.
+        output: Output of the module: a tensor, or an object with the logits under a name.
         name: Its name.
 
     Raises:
@@ -370,15 +370,15 @@ def output_of(output: Any, name: str) -> Tensor:
 
 
 def _of_given_tokens(module: nn.Module, output: Any, x: Tensor) -> Tensor:
-    """Logits ``[B, T, V]`` at the tokens that a module was given."""
+    """Logits ``[B, T, V]`` at the tokens given to a module."""
     logits = output_of(output, "logits")
     if logits.ndim == 3 and has_virtual_tokens(module):
-        logits = logits[:, logits.shape[1] - x.shape[1] :]  # PEFT puts its own tokens in front
+        logits = logits[:, logits.shape[1] - x.shape[1] :]  # PEFT prepends virtual tokens
     if logits.ndim != 3 or logits.shape[:2] != x.shape[:2]:
         raise ValueError(
             f"{type(module).__name__} returned logits of the shape {tuple(logits.shape)} for "
             f"{tuple(x.shape[:2])} tokens, so it is unknown which of them belong to which token: "
-            "give LRPx a forward function of your own that returns what is to be explained."
+            "give LRPx a forward function of your own that returns the explained values."
         )
     return logits
 
@@ -391,10 +391,10 @@ def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _output_rows(output: nn.Module, hidden: Tensor, tokens: Tensor | None) -> Tensor:
-    """Logits ``[..., V]``, or those ``[..., K]`` of the tokens ``[..., K]``, from ``[..., D]``."""
+    """Logits ``[..., V]`` from states ``[..., D]``, or ``[..., K]`` of given tokens."""
     if tokens is None or type(output) is not nn.Linear or not is_plain(output):
         logits: Tensor = output(hidden)
         return logits if tokens is None else _chosen(logits, tokens)
-    weight = F.embedding(tokens, output.weight)  # [..., K, D]; refuses ids that do not exist
+    weight = F.embedding(tokens, output.weight)  # [..., K, D]; refuses unknown ids
     rows = torch.matmul(weight, hidden.unsqueeze(-1)).squeeze(-1)
     return rows if output.bias is None else rows + output.bias[tokens]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE", "png_in_base64"]
 
 _CELLS: Final = 16
-"""An image is at most so many patches wide and high in a record."""
+"""Largest number of patches of an image, in width and in height, in a record."""
 
 
 def _opened(_part: Any, image: Any) -> tuple[Any, dict[str, Any]]:
@@ -63,10 +63,10 @@ def _layout(model: Any, part: Any, made: dict[str, Any], pixels: Tensor, _image:
 
 
 def _unfolding(part: Any, given: dict[str, Any], pixels: Tensor) -> Callable[[Tensor], Tensor]:
-    """From pixels, or their relevances, to images ``[1, C, H, W]`` or ``[1, N, C, H, W]``.
+    """Map pixels, or their relevances, to images ``[1, C, H, W]`` or ``[1, N, C, H, W]``.
 
-    Qwen-VL's processors make rows of patches ``[P, C * frames * size * size]``, in squares of which
-    the model makes one token each; an image is repeated as frames, which are summed.
+    Qwen-VL's processors make rows of patches ``[P, C * frames * size * size]``, in squares that
+    each become one token; an image is repeated as frames, which are summed.
     """
     grid = given.get("image_grid_thw")
     if pixels.ndim != 2 or grid is None or len(grid) != 1 or int(grid[0, 0]) != 1:
@@ -85,7 +85,7 @@ def _unfolding(part: Any, given: dict[str, Any], pixels: Tensor) -> Callable[[Te
 
 
 def _patch_size(model: Any, height: int, width: int) -> int:
-    """The model's own patches, or as many of them as make at most so many cells."""
+    """Size of the model's own patches, or of groups of patches if there are too many."""
     parts = (getattr(model.config, name, None) for name in ("vision_config", "encoder"))
     config = next((part for part in parts if part is not None), model.config)
     own = getattr(config, "patch_size", None)
@@ -111,7 +111,7 @@ IMAGE: Final = Medium(
 
 
 def _picture(part: Any, image: Tensor) -> str:
-    """An image ``[C, H, W]`` as the model sees it, before it was normalized, as PNG in base64."""
+    """An image ``[C, H, W]`` as the model sees it, before normalization, as PNG in base64."""
     if not getattr(part, "do_normalize", False) or part.image_mean is None:
         return png_in_base64(image)
     mean, deviation = (
@@ -121,11 +121,11 @@ def _picture(part: Any, image: Tensor) -> str:
 
 
 def png_in_base64(image: Tensor, *, scaled: bool = True) -> str:
-    """An image as PNG, in base64.
+    """Encode an image as PNG, in base64.
 
     Args:
-        image: ``[C, H, W]``; of other than three channels the first one is drawn, gray.
-        scaled: Whether black and white are its smallest and largest number, else 0 and 1.
+        image: ``[C, H, W]``; unless there are three channels, the first one is drawn in gray.
+        scaled: Whether black and white are its smallest and largest value, else 0 and 1.
     """
     shown = image.detach().float().cpu()
     if scaled:
@@ -138,7 +138,7 @@ def png_in_base64(image: Tensor, *, scaled: bool = True) -> str:
 
 
 def _png(numbers: Tensor) -> bytes:
-    """An image as PNG.
+    """Encode an image as PNG.
 
     Args:
         numbers: Red, green and blue, ``uint8 [3, H, W]``.

@@ -1,4 +1,4 @@
-"""What people have, as a text and its tokens: texts, pairs, chat messages, ids, encodings."""
+"""Forms of input, as a text and its tokens: texts, pairs, chat messages, ids, encodings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 """Chat messages, ``{"role": ..., "content": ...}`` each."""
 
 Given: TypeAlias = "str | tuple[str, str] | Messages | TokenIds | Mapping[str, Any]"
-"""What is explained: a text, a pair of texts, chat messages, token ids, or the tokenizer's output
+"""An input to explain: a text, a pair of texts, chat messages, token ids, or the tokenizer's output
 for one text."""
 
 _NOT_READ = {"offset_mapping", "special_tokens_mask", "length", "overflow_to_sample_mapping"}
-"""What a tokenizer also returns, and no model takes."""
+"""Entries of a tokenizer's output that no model takes."""
 
 
 class Rendered(NamedTuple):
@@ -34,9 +34,9 @@ class Rendered(NamedTuple):
 
     Attributes:
         text: The text.
-        contents: Where the contents of the messages stand in it.
+        contents: Places of the messages' contents in it.
         turns: The same by message, with the role of each; empty where the template changes the
-            messages so that their places are not certain.
+            messages so that their places are uncertain.
     """
 
     text: str
@@ -48,31 +48,31 @@ class Rendered(NamedTuple):
 
 
 def render(tokenizer: Any, messages: Messages, *, predict: bool) -> Rendered:
-    """Write chat messages as one text, by the template of the tokenizer.
+    """Write chat messages as one text, with the template of the tokenizer.
 
     Args:
         tokenizer: The tokenizer.
         messages: The messages.
-        predict: Whether a model goes on with the text: the prompt for an answer is added, or the
-            last message left open if it is the assistant's.
+        predict: Whether a model continues the text: the prompt for an answer is added, or the
+            last message is left open if it is the assistant's.
 
     Returns:
-        The text, and where the contents stand.
+        The text, and the places of the contents.
 
     Raises:
         ValueError: If there is no template, or it refuses the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"{type(tokenizer).__name__} has no chat template, so messages are no text to it: give "
-            "a text, or set `tokenizer.chat_template`."
+            f"{type(tokenizer).__name__} has no chat template and cannot write messages as text: "
+            "give a text, or set `tokenizer.chat_template`."
         )
     text = _written(tokenizer, messages, predict=predict)
     contents = _contents(messages)
     marks = [f"content{index:04d}mark" for index in range(len(contents))]
     try:
         pattern = _written(tokenizer, _replaced(messages, iter(marks)), predict=predict)
-    except ValueError:  # a template that checks what the messages say
+    except ValueError:  # a template that checks the contents
         pattern = ""
     places = _between(text, contents, pattern, marks)
     if places is None:
@@ -82,7 +82,7 @@ def render(tokenizer: Any, messages: Messages, *, predict: bool) -> Rendered:
 
 
 def _turns(messages: Messages, places: Iterator[Span | None]) -> Iterator[Region]:
-    """Each message from its first to its last text; those that the template leaves out are not."""
+    """The span of each message, from its first to its last text, unless the template drops it."""
     for message in messages:
         written = [next(places) for _ in _contents([message])]
         spans = [span for span in written if span is not None and span[0] < span[1]]
@@ -105,7 +105,7 @@ def _written(tokenizer: Any, messages: Messages, *, predict: bool) -> str:
 
 
 def _contents(messages: Messages) -> list[str]:
-    """The texts of the messages in order."""
+    """Texts of the messages, in order."""
     found = []
     for message in messages:
         content = message.get("content")
@@ -117,7 +117,7 @@ def _contents(messages: Messages) -> list[str]:
 
 
 def _replaced(messages: Messages, marks: Any) -> list[dict[str, Any]]:
-    """The messages with a mark in the place of each text."""
+    """The messages with each text replaced by a mark."""
     replaced = []
     for message in messages:
         content = message.get("content")
@@ -134,10 +134,10 @@ def _replaced(messages: Messages, marks: Any) -> list[dict[str, Any]]:
 def _between(
     text: str, contents: Sequence[str], pattern: str, marks: Sequence[str]
 ) -> list[Span | None] | None:
-    """Where the contents stand between what the template writes, None for one that it leaves out.
+    """Places of the contents between the template's own text; None for a dropped one.
 
-    A template may put contents in another order, and shorten one (the reasoning of an earlier
-    answer), which then ends where the template goes on.
+    A template may reorder contents, and shorten one (the reasoning of an earlier
+    answer), which then ends where the template's text continues.
 
     Returns:
         A place for each content; None if the template does not fit the text.
@@ -166,18 +166,18 @@ def _between(
 
 
 def _end_of(text: str, content: str, start: int, after: str) -> int | None:
-    """Where a content ends that begins at a place, before what the template writes after it."""
+    """End of a content with a given start, before the template's text after it."""
     for written in (content, content.strip()):
         end = start + len(written)
         if text.startswith(written, start) and text.startswith(after, end):
             return end
     end = text.find(after, start) if after else -1
-    # What is left must be a part of the content, as long as that is found only once.
+    # The rest must be a part of the content.
     return end if end >= 0 and text[start:end].strip() in content else None
 
 
 def _searched(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
-    """Where the contents stand in a text, one after the other; those that are not there do not."""
+    """Places of the contents in a text, found one after the other; missing ones are skipped."""
     spans, at = [], 0
     for content in contents:
         start = text.find(content.strip(), at)
@@ -193,18 +193,18 @@ def _searched(text: str, contents: Sequence[str]) -> tuple[Span, ...]:
 def of_row(
     given: TokenIds | Mapping[str, Any], name: str = "text"
 ) -> tuple[list[int], tuple[int, ...] | None]:
-    """Token ids and token types of one text, without padding.
+    """Read token ids and token types of one text, without padding.
 
     Args:
-        given: Ids ``[T]`` or ``[1, T]``, or what a tokenizer returns for one text.
-        name: What they are the ids of, for messages.
+        given: Ids ``[T]`` or ``[1, T]``, or the tokenizer's output for one text.
+        name: Name of the text, for messages.
 
     Returns:
         Ids, and token types if there are any.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If there are several rows, no integers, or something that cannot be taken over.
+        ValueError: If there are several rows, no integers, or entries that cannot be used.
     """
     if not isinstance(given, Mapping):
         return _integers(f"token ids of the {name}", given).tolist(), None
@@ -240,12 +240,12 @@ def _integers(name: str, given: Any) -> Tensor:
         )
     try:
         if isinstance(given, bytes) or not hasattr(given, "__len__"):
-            raise TypeError("no row of numbers")  # noqa: TRY301 - it is the same mistake
+            raise TypeError("no row of numbers")  # noqa: TRY301 - the same mistake
         row = torch.as_tensor(given, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{type(given).__name__} is nothing to explain: give a text, a pair of texts as a "
-            "tuple, chat messages, token ids [T], or what the tokenizer returns for one text."
+            f"{type(given).__name__} cannot be explained: give a text, a pair of texts as a "
+            "tuple, chat messages, token ids [T], or the tokenizer's output for one text."
         ) from error
     if row.ndim == 2 and row.shape[0] == 1:
         row = row[0]
@@ -262,13 +262,13 @@ def _items(given: Any) -> Sequence[Any]:
 
 
 def check_known(size: int, model: str, ids: Sequence[int], name: str = "text") -> None:
-    """Refuse ids that a model has no embedding for.
+    """Refuse ids without an embedding.
 
     Args:
         size: Number of embeddings.
         model: Name of the model.
         ids: The ids.
-        name: What they are the ids of, for the message.
+        name: Name of the text, for the message.
 
     Raises:
         ValueError: If there is one.

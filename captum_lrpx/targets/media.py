@@ -1,7 +1,7 @@
-"""Images and audio as inputs: what a processor makes of one, and its cells as entries of a record.
+"""Images and audio as inputs: the output of a processor, with its cells as entries of a record.
 
-An image and a spectrogram are alike: planes of numbers, whose cells are the entries. What differs
-is in :mod:`captum_lrpx.targets.images` and :mod:`captum_lrpx.targets.sounds`.
+Images and spectrograms are alike: planes of numbers, whose cells are the entries. The differences
+are in :mod:`captum_lrpx.targets.images` and :mod:`captum_lrpx.targets.sounds`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = ["Layout", "Medium", "media_scene"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of an input are, and which cells of them are entries of a record.
+    """Arrangement of the numbers of an input, and their cells, the entries of a record.
 
     Attributes:
-        planes: From an input, or its relevances, to ``[1, N, C, H, W]`` or ``[1, C, H, W]``.
-        names: What the N planes are called.
+        planes: Maps an input, or its relevances, to ``[1, N, C, H, W]`` or ``[1, C, H, W]``.
+        names: Names of the N planes.
         cell: Height and width of a cell.
-        label: What the cell of a plane in a row and column is called.
+        label: Label of a cell from plane, row and column.
         pictures: Each plane as PNG in base64.
         width: Columns that are drawn; those after it are padding. Default: all.
     """
@@ -56,19 +56,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Medium:
-    """A kind of input beside texts.
+    """A kind of input besides text.
 
     Attributes:
-        name: What it is called: the argument of :func:`captum_lrpx.explain`.
+        name: Its name: the argument of :func:`captum_lrpx.explain`.
         one: One of it, in words.
         many: Several, in words.
-        inputs: Names of inputs of models that are of this kind.
+        inputs: Names of model inputs of this kind.
         part: The attribute of a processor that reads it.
         keyword: The argument of a processor.
         loader: The class of transformers that loads its reader.
-        opened: From what a user gives to what the reader takes, and further arguments of it.
-        layout: Where the numbers of the input are: of the model, the reader, what it gave beside
-            the input, the input, and what it took.
+        opened: Maps the user's value to the reader's input and further arguments.
+        layout: Returns the layout, from the model, the reader, the reader's further outputs, the
+            input, and the value read.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Medium:
     layout: Callable[[Any, Any, dict[str, Any], Tensor, Any], Layout]
 
     def input_of(self, model: nn.Module) -> str | None:
-        """The name of a Hugging Face model's input of this kind; None if it has none."""
+        """Name of a Hugging Face model's input of this kind; None if it has none."""
         taken = inspect.signature(model.forward).parameters
         return next((name for name in self.inputs if name in taken), None)
 
     def is_needed(self, model: nn.Module) -> bool:
-        """Whether a Hugging Face model cannot be asked about a text alone."""
+        """Whether a Hugging Face model requires such an input besides text."""
         if self.input_of(model) is None:
             return False
         name = type(model).__name__
@@ -95,7 +95,7 @@ class Medium:
         return main in self.inputs or name.endswith(("ForConditionalGeneration", "Classification"))
 
     def reader_of(self, processor: Any) -> Any:
-        """The part of a processor that reads it; None if it has none."""
+        """The part of a processor that reads this kind; None if it has none."""
         part = getattr(processor, self.part, None)
         if part is not None:
             return part
@@ -111,18 +111,18 @@ def media_scene(
     text: Given | None,
     written: Written = None,
 ) -> Scene:
-    """An image or audio: for a classifier, for a decoder, or along with a text.
+    """Make a scene of an image or audio: for a classifier, for a decoder, or along with a text.
 
     Args:
-        medium: Which of them.
+        medium: The kind.
         model: A Hugging Face model that reads it.
         processor: Its processor.
         given: The image or audio.
         text: The text, for a language model; None for a classifier and for a decoder.
-        written: What a decoder has written so far, see :func:`captum_lrpx.explain`.
+        written: The decoder's text so far, see :func:`captum_lrpx.explain`.
 
     Raises:
-        ValueError: If model, processor, text and what is given do not belong together.
+        ValueError: If model, processor, text and medium do not fit together.
         TypeError: If the processor does not read it.
         ImportError: If Pillow is missing and an image is a file.
     """
@@ -132,7 +132,7 @@ def media_scene(
     part = medium.reader_of(processor)
     if part is None:
         raise TypeError(
-            f"{type(processor).__name__} reads no {medium.many}: give the processor of the model, "
+            f"{type(processor).__name__} reads no {medium.many}: pass the processor of the model, "
             f"`AutoProcessor.from_pretrained(name)` or `{medium.loader}.from_pretrained(name)`."
         )
     writes = is_encoder_decoder(model) and model.main_input_name == name
@@ -176,7 +176,7 @@ def _reads_text(model: nn.Module) -> bool:
 
 
 def _for_model(model: Any, made: dict[str, Any]) -> dict[str, Any]:
-    """What a processor gave, on the device of a model and in its precision."""
+    """The output of a processor, on the device and in the precision of a model."""
     device, dtype = device_of(model), next(model.parameters()).dtype
     moved = {}
     for name, value in made.items():
@@ -186,7 +186,7 @@ def _for_model(model: Any, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(medium: Medium, processor: Any, text: str) -> str:
-    """The text with a place for the medium, as the chat template writes it where there is one."""
+    """The text with a place for the medium, as in the chat template if there is one."""
     mark = getattr(processor, f"{medium.name}_token", None)
     if mark is not None and mark in text:
         return text
@@ -212,7 +212,7 @@ def _tokenizer_of(medium: Medium, processor: Any) -> Any:
 
 
 class _Outputs(nn.Module):
-    """Classes ``[B, C]``, or the tokens that come next, of a model with several inputs by name."""
+    """Classes ``[B, C]``, or logits of the next token, of a model with several inputs by name."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], rest: dict[str, Any]) -> None:
         super().__init__()
@@ -222,12 +222,12 @@ class _Outputs(nn.Module):
         self.rest = {name: value for name, value in rest.items() if name in taken}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Outputs for inputs in the order of the names."""
+        """Compute outputs for inputs in the order of the names."""
         keywords = self.rest | dict(zip(self.names, inputs, strict=True))
         logits = output_of(self.model(**keywords), "logits")
         if logits.ndim == 3 and "input_ids" not in self.names:
             raise ValueError(
-                f"{type(self.model).__name__} gives outputs {tuple(logits.shape)}, more than one "
+                f"{type(self.model).__name__} returns outputs {tuple(logits.shape)}, more than one "
                 "row for an input: give LRPx a forward function that chooses one."
             )
         return logits[:, -1] if logits.ndim == 3 else logits
@@ -241,7 +241,7 @@ def _text_scene(
     made: dict[str, Any],
     cells: _Cells,
 ) -> Scene:
-    """A language model that reads both."""
+    """Scene of a language model that reads the medium and a text."""
     ids, numbers = made.pop("input_ids"), made.pop(name)
     key = f"{medium.name}_token_id"
     mark = getattr(processor, key, getattr(model.config, key, None))
@@ -262,7 +262,7 @@ def _text_scene(
 def _decoder_scene(
     model: Any, tokenizer: Any, numbers: Tensor, cells: _Cells, written: Written
 ) -> Scene:
-    """An encoder-decoder that reads no text and writes one."""
+    """Scene of an encoder-decoder that reads no text but writes one."""
     so_far = written_ids(model, tokenizer, numbers, "" if written is None else written)
     text = encoding_of_ids(tokenizer, list(so_far))
     embeddings = model.get_output_embeddings()
@@ -284,7 +284,7 @@ def _decoder_scene(
 
 
 class _Cells:
-    """The cells of an input as entries that stand in no text, and one for its padding.
+    """Cells of an input as entries outside of any text, and one entry for its padding.
 
     Attributes:
         entries: The entries.
@@ -322,7 +322,7 @@ class _Cells:
         self.parts = tuple(parts)
 
     def sums(self, relevance: Tensor) -> Tensor:
-        """Relevances of the input summed over cells, and over padding, ``[1, entries]``."""
+        """Relevances of the input summed over cells, and over padding ``[1, entries]``."""
         planes = _as_five(self._layout.planes(relevance))
         drawn, rest = planes[..., : self._width], planes[..., self._width :]
         found = _sums(drawn, self._layout.cell)
@@ -335,7 +335,7 @@ def _as_five(planes: Tensor) -> Tensor:
 
 
 def _sums(planes: Tensor, cell: tuple[int, int]) -> Tensor:
-    """Numbers ``[1, N, C, H, W]`` summed over cells ``[1, N * cells]``."""
+    """Values ``[1, N, C, H, W]`` summed over cells ``[1, N * cells]``."""
     pixels = planes[0].sum(1)
     height, width = pixels.shape[1:]
     padded = F.pad(pixels, (0, -width % cell[1], 0, -height % cell[0]))

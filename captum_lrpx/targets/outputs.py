@@ -1,8 +1,8 @@
 """Forward modules around other forward modules: functions of outputs ``[B, C]``.
 
-The inner module is any that gives one number per class, token or position: ``TokenLogits``,
-``ClassLogits``, ``AnswerLogits``, or one of your own. Its arguments stand behind those of the outer
-one.
+The inner module is any module with one number per class, token or position: ``TokenLogits``,
+``ClassLogits``, ``AnswerLogits``, or one of your own. Its arguments come after those of the outer
+module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["LogProbabilities", "OutputFunction", "OutputSum", "Probabilities"]
 
 
 class _Outputs(nn.Module):
-    """The outputs of a forward module in another quantity.
+    """Outputs of a forward module, converted to another quantity.
 
     Args:
         forward: The forward module.
@@ -36,7 +36,7 @@ class _Outputs(nn.Module):
         self.inner = forward
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """What the inner module gives, in the quantity of the class.
+        """Compute the outputs of the inner module in the quantity of the class.
 
         Args:
             x: Inputs of the inner module.
@@ -49,9 +49,9 @@ class _Outputs(nn.Module):
 
 
 class Probabilities(_Outputs):
-    """Probabilities of the outputs of a forward module: ``target`` is that of the inner module.
+    """Probabilities of the outputs of a forward module: ``target`` as for the inner module.
 
-    The softmax is an ordinary function here, whose gradient is taken as it is. The relevances for
+    The softmax is an ordinary function here, with its own gradient. The relevances for
     ``p_t`` decompose ``sum_v (dp_t / dz_v) z_v`` over the logits ``z``, not ``p_t``: the
     convergence delta is no measure of quality here.
 
@@ -63,11 +63,11 @@ class Probabilities(_Outputs):
 
 
 class LogProbabilities(_Outputs):
-    """Log-probabilities of the outputs of a forward module: ``target`` is that of the inner module.
+    """Log-probabilities of the outputs of a forward module: ``target`` as for the inner module.
 
-    As :class:`Probabilities`: the relevances for ``log p_t`` decompose ``z_t - sum_v p_v z_v``, the
-    logit minus the logit that is expected. The difference of two log-probabilities is that of the
-    two logits, and so are the relevances.
+    As with :class:`Probabilities`, the relevances for ``log p_t`` decompose ``z_t - sum_v p_v
+    z_v``, the logit minus the expected logit. The difference of two log-probabilities equals the
+    difference of the two logits, with the same relevances.
 
     Args:
         forward: The forward module.
@@ -77,7 +77,7 @@ class LogProbabilities(_Outputs):
 
 
 class OutputSum(nn.Module):
-    """Weighted sum of some outputs of a forward module. No ``target``.
+    """Weighted sum of outputs of a forward module. No ``target``.
 
     Args:
         forward: The forward module.
@@ -94,7 +94,7 @@ class OutputSum(nn.Module):
         weights: Sequence[float] | Tensor | None = None,
         *args: Any,
     ) -> Tensor:
-        """Weighted sum over the choices of each row.
+        """Compute the weighted sum over the choices of each row.
 
         Args:
             x: Inputs of the inner module, ``[B, ...]``.
@@ -120,12 +120,12 @@ class OutputSum(nn.Module):
 
 
 class OutputFunction(nn.Module):
-    """A function of the outputs of a forward module, whose gradient is taken as it is.
+    """A function of the outputs of a forward module, with its ordinary gradient.
 
     Args:
         forward: The forward module.
-        function: From outputs ``[B, C]`` to one value per row ``[B]``, or to ``[B, ...]`` of which
-            Captum's ``target`` chooses.
+        function: Maps outputs ``[B, C]`` to one value per row ``[B]``, or to ``[B, ...]``, from
+            which Captum's ``target`` selects.
     """
 
     def __init__(self, forward: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
@@ -134,17 +134,17 @@ class OutputFunction(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """The function of what the inner module gives.
+        """Compute the function of the inner module's outputs.
 
         Args:
             x: Inputs of the inner module.
             *args: Its other arguments.
 
         Returns:
-            What the function returns.
+            The result of the function.
 
         Raises:
-            ValueError: If that has not one entry per row.
+            ValueError: If the result does not have one entry per row.
         """
         result = self.function(self.inner(x, *args))
         if not isinstance(result, Tensor) or result.shape[:1] != x.shape[:1]:

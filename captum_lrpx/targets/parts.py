@@ -1,4 +1,4 @@
-"""Parts of a text as its tokens."""
+"""Tokens of a part of a text."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["places_of", "span_of"]
 
 
 def span_of(encoding: Encoding, span: str | tuple[int, int]) -> tuple[int, int]:
-    """The tokens of a part of a text.
+    """Find the tokens of a part of a text.
 
     Args:
         encoding: The text.
-        span: The part, where it last occurs, or the indices ``(first, behind the last)``.
+        span: The part (its last occurrence), or the indices ``(first, stop)``.
 
     Returns:
         The indices, counted from the front.
 
     Raises:
-        ValueError: If there is no such part, if it cuts through a token, or if it starts with the
-            first token, which nothing comes before.
+        ValueError: If the part does not occur, cuts through a token, or starts with the
+            first token, which no token comes before.
         IndexError: If an index is out of range.
     """
     if isinstance(span, str):
@@ -44,21 +44,21 @@ def span_of(encoding: Encoding, span: str | tuple[int, int]) -> tuple[int, int]:
 
 
 def places_of(encoding: Encoding, part: str, end: Literal["start", "end"]) -> list[int]:
-    """Where a part of the context of a question begins or ends.
+    """Find where a part of a question's context starts or ends.
 
     Args:
         encoding: The text; its context is the second text of a pair, or all of it.
-        part: One or more words, as they stand there.
-        end: Whether the first token is meant or the last one.
+        part: One or more words, as in the text.
+        end: Whether to return the first or the last token.
 
     Returns:
-        The index of that token for each place at which the part stands as whole words.
+        The index of that token for each occurrence of the part as whole words.
     """
     words = part.strip()
     if not words:
         return []
     places = []
-    # Where words are written without blanks in between, a part of a run of letters may be one.
+    # In scripts without blanks a part of a run of letters may be a word.
     left, right = (
         r"\b" if end.isalnum() and not without_blanks(end) else "" for end in (words[0], words[-1])
     )
@@ -71,7 +71,7 @@ def places_of(encoding: Encoding, part: str, end: Literal["start", "end"]) -> li
 
 
 def _tokens_of(encoding: Encoding, part: str) -> tuple[int, int]:
-    """The tokens of a part of the text, where it last occurs."""
+    """Tokens of the last occurrence of a part of the text."""
     words = part.strip()
     start = encoding.text.rfind(words)
     if start < 0 or not words:

@@ -1,17 +1,17 @@
-"""A word as tokens at its place in a text: the one convention of the whole package.
+"""A word as tokens at its place in a text: the convention of the whole package.
 
-What a word is as tokens depends on the text before it. A word that follows a text is encoded as the
-two together:
+The tokens of a word depend on the text before it. A word that follows a text is encoded together
+with it:
 
-- after white space, as it stands, and so is a word that itself begins with white space;
+- after white space, as it stands, and so is a word that itself starts with white space;
 - after a letter, a digit or a closing mark, with a blank in between, unless one of the two belongs
-  to a script that is written without blanks. Where the word is one token only without the blank (a
+  to a script that is written without blanks. If the word is one token only without the blank (a
   digit), there is none;
-- anywhere else (after a special token, an opening mark or a dash, or a word that begins with a
-  mark) the place does not say, so both are tried: if each is one token, and not the same one, the
+- anywhere else (after a special token, an opening mark or a dash, or a word that starts with a
+  mark) the place leaves it open, so both are tried: if each is one token, but not the same, the
   word is refused with both tokens named.
 
-A special or added token is written by its name. A word in the place of a mask is encoded there.
+A special or added token is written by its name. A word in place of a mask is encoded there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WITHOUT_BLANKS = (
     "MYANMAR",
     "TIBETAN",
 )
-"""How the Unicode names of characters begin that are written without blanks between words."""
+"""Prefixes of Unicode names of characters that are written without blanks between words."""
 
 _SEVERAL = (
     ", or explain all of its tokens, with LLMRelevance, or with Target(span=...) where the text "
@@ -73,7 +73,7 @@ class Token:
 
 
 def token_id(tokenizer: Any, token: Token) -> int:
-    """The id of a token.
+    """Look up the id of a token.
 
     Raises:
         ValueError: If the tokenizer has no such token.
@@ -88,7 +88,7 @@ def token_id(tokenizer: Any, token: Token) -> int:
 
 
 def token_names(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """The tokens of ids as the tokenizer shows them; an id that it lacks by its number."""
+    """Tokens of ids as the tokenizer writes them; an id without a token by its number."""
     found = tokenizer.convert_ids_to_tokens(list(ids))
     return tuple(
         f"id {number}" if token is None else str(token)
@@ -99,7 +99,7 @@ def token_names(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
 def word_id(
     task: Task, tokenizer: Any, encoding: Encoding, word: str, position: int | None = None
 ) -> int:
-    """The token id of a word at the place where a language model predicts.
+    """Find the token id of a word at the place where a language model predicts.
 
     Args:
         task: "causal-lm" or "masked-lm".
@@ -136,12 +136,12 @@ def word_id(
 
 
 def word_ids(task: Task, tokenizer: Any, encoding: Encoding, word: str) -> list[int]:
-    """The token ids of a word that follows a blank, or stands in the place of a mask.
+    """Token ids of a word that follows a blank, or replaces a mask.
 
     Args:
         task: "causal-lm" or "masked-lm".
         tokenizer: The tokenizer of the model.
-        encoding: The text; the word stands after it, or in the place of its mask token.
+        encoding: The text; the word comes after it, or in place of its mask token.
         word: The word, without blanks around it.
 
     Returns:
@@ -152,18 +152,18 @@ def word_ids(task: Task, tokenizer: Any, encoding: Encoding, word: str) -> list[
 
 
 def continuation(tokenizer: Any, text: str, words: str) -> list[int]:
-    """The token ids of words that follow a text.
+    """Token ids of words that follow a text.
 
     Args:
         tokenizer: The tokenizer.
-        text: What they follow.
+        text: The text before them.
         words: One or more words.
 
     Returns:
         The ids.
 
     Raises:
-        ValueError: If the place does not say whether there is a blank in between.
+        ValueError: If the place leaves open whether there is a blank in between.
     """
     found = _after(tokenizer, text, words)
     single = [ids for ids in found if len(ids) == 1]
@@ -175,7 +175,7 @@ def continuation(tokenizer: Any, text: str, words: str) -> list[int]:
 def _candidates(
     task: Task, tokenizer: Any, encoding: Encoding, word: str, position: int | None
 ) -> list[list[int]]:
-    """The tokens that a word may be, one way or two."""
+    """One or two possible encodings of a word."""
     text = encoding.text
     if task != "masked-lm":
         last = len(encoding.ids) - 1
@@ -187,20 +187,20 @@ def _candidates(
     if position is None:
         position = encoding.ids.index(tokenizer.mask_token_id)
     start, stop = encoding.offsets[position]
-    if start == stop:  # a special token that is not a part of the text
+    if start == stop:  # a special token outside of the text
         return [_ids(tokenizer, word.strip())]
     filled = f"{text[:start]}{word.strip()}{text[stop:]}"
     return [_difference(_ids(tokenizer, text), _ids(tokenizer, filled))]
 
 
 def _after(tokenizer: Any, text: str, word: str) -> list[list[int]]:
-    """The tokens that a word may be after a text, one way or two; what is likelier comes first."""
+    """One or two possible encodings of a word after a text, the likelier one first."""
     added = _added(tokenizer)
     known = added.get(word, added.get(word.strip()))
     if known is not None:
         return [[known]]
     plain = _exact(tokenizer, text, word)
-    if len(plain) > 1 and text.endswith(tuple(added)):  # some put a blank after a special token
+    if len(plain) > 1 and text.endswith(tuple(added)):  # some add a blank after a special token
         apart = _exact(tokenizer, _other(word), word)
         plain = apart if len(apart) == 1 else plain
     if not text or text[-1].isspace() or not word or word[0].isspace():
@@ -217,10 +217,10 @@ def _after(tokenizer: Any, text: str, word: str) -> list[list[int]]:
 
 
 def _exact(tokenizer: Any, text: str, word: str) -> list[int]:
-    """The tokens after those of a text with which it goes on with a word, character by character.
+    """Tokens by which a word continues a text, character by character.
 
-    Where tokens of the text would become others (``"a "`` and ``"b"`` make ``"Ġb"``), the word is
-    encoded after another text, whose tokens stay what they are.
+    Where tokens of the text would change (``"a "`` and ``"b"`` make ``"Ġb"``), the word is
+    encoded after another text, whose tokens stay.
     """
     for before in (text, _other(word)):
         start, both = _ids(tokenizer, before), _ids(tokenizer, before + word)
@@ -230,18 +230,18 @@ def _exact(tokenizer: Any, text: str, word: str) -> list[int]:
 
 
 def _other(word: str) -> str:
-    """A text that no tokenizer joins with a word."""
+    """A text that no tokenizer merges with a word."""
     return "a" if word[:1].isspace() else "\n"
 
 
 def _wants_blank(character: str) -> bool:
-    """Whether a word that follows a character does so after a blank."""
+    """Whether a word follows this character after a blank."""
     category = unicodedata.category(character)
     return character.isalnum() or character in _CLOSING or category in ("Mn", "Mc", "Pe", "Pf")
 
 
 def _wants_blank_before(character: str) -> bool:
-    """Whether a word that begins with a character comes after a blank."""
+    """Whether a word that starts with this character comes after a blank."""
     return character.isalnum() or unicodedata.category(character) in ("So", "Sc")
 
 
@@ -251,7 +251,7 @@ def without_blanks(character: str) -> bool:
 
 
 def _added(tokenizer: Any) -> dict[str, int]:
-    """The special and other added tokens, by their text."""
+    """Special and other added tokens, by their text."""
     return dict(tokenizer.get_added_vocab())
 
 
@@ -260,7 +260,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _difference(before: list[int], after: list[int]) -> list[int]:
-    """The ids that stand in one list in the place of some in the other."""
+    """Ids that replace, in one list, some ids of the other."""
     start = 0
     while start < min(len(before), len(after)) and before[start] == after[start]:
         start += 1
@@ -286,6 +286,6 @@ def _trailing_blank(tokenizer: Any, encoding: Encoding) -> str:
     if not encoding.text.endswith(" ") or not tokenizer.decode([encoding.ids[-1]]).isspace():
         return ""
     return (
-        " The blank at the end of the text is a token of its own there: without it, the word may "
+        " The blank at the end of the text is a separate token there: without it, the word may "
         "be one token."
     )

@@ -1,4 +1,4 @@
-"""Logits, and the ordinary functions of them that can be explained as well."""
+"""Quantities that can be explained: logits, and their softmax or its logarithm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["QUANTITIES", "Quantity", "check_quantity", "in_quantity"]
 
 Quantity = Literal["logit", "log_prob", "prob"]
-"""What is explained of an output; the names are those of Captum's ``LLMAttribution``."""
+"""Explained quantity of an output; the names are those of Captum's ``LLMAttribution``."""
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
@@ -19,11 +19,11 @@ NAMES: dict[Quantity, str] = {
     "log_prob": "log-probability",
     "prob": "probability",
 }
-"""In words."""
+"""Quantities in words."""
 
 
 def check_quantity(quantity: str) -> Quantity:
-    """The quantity, if it is one.
+    """Check that a string names a quantity.
 
     Raises:
         ValueError: If it is not.
@@ -35,13 +35,13 @@ def check_quantity(quantity: str) -> Quantity:
 
 
 def in_quantity(logits: Tensor, quantity: Quantity) -> Tensor:
-    """Logits, or their softmax over the last dimension, or its logarithm.
+    """Logits, their softmax over the last dimension, or its logarithm.
 
-    Half precisions are normalized in float32, as the sum over a vocabulary needs.
+    Half precision is normalized in float32, as the sum over a vocabulary requires.
 
     Args:
         logits: ``[..., V]``.
-        quantity: Which.
+        quantity: The quantity.
 
     Returns:
         ``[..., V]``.

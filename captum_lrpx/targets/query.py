@@ -1,4 +1,4 @@
-"""What is explained, as tensors: one text or several, each with outputs of its own."""
+"""A question as tensors: one text or several, each with its own outputs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Terms:
 
     Attributes:
         choices: Token ids, classes, or positions of an answer.
-        weights: The weight of each.
-        names: What each is called: the token, the class, the token at the position.
-        positions: Where each is read, for models with outputs per position.
+        weights: Weight of each.
+        names: Name of each: the token, the class, the token at the position.
+        positions: Position at which each is read, for models with outputs per position.
     """
 
     choices: tuple[int, ...]
@@ -63,22 +63,22 @@ class Terms:
 
 @dataclass(frozen=True)
 class Query:
-    """What Captum needs to explain one value for each text of a batch.
+    """Arguments that Captum needs to explain one value for each text of a batch.
 
     Attributes:
         forward: Forward function, around a Hugging Face model.
-        inputs: Token ids ``[B, T]``, padded on the right. Of several inputs, or an image: these, in
-            batches of one.
-        additional_forward_args: Captum's ``additional_forward_args``. Those that are tensors have a
-            row per text; if there is a ``mask``, that very tensor is among them.
+        inputs: Token ids ``[B, T]``, padded on the right. With several inputs, or an image: these,
+            in batches of one.
+        additional_forward_args: Captum's ``additional_forward_args``. Tensors among them have a
+            row per text; a ``mask`` must be among them, as the same object.
         target: Captum's ``target``; None if the output has one value per row.
         mask: 1 for tokens and 0 for padding, ``[B, T]``. Default: there is no padding.
         tokenizer: The tokenizer, for baselines that are one of its tokens.
-        encodings: The texts; row ``b`` of a result is about the tokens of ``encodings[b]``.
-        terms: The outputs that are summed in each row; None for a function of the outputs.
-        positions: Where the outputs of each row are read, if at a single position of the text.
-        descriptions: What is explained of each row, in words.
-        gather: From relevances of several inputs to those of the entries ``[1, N]``.
+        encodings: The texts; row ``b`` of a result belongs to the tokens of ``encodings[b]``.
+        terms: The summed outputs of each row; None for a function of the outputs.
+        positions: Position at which the outputs of each row are read, if it is a single one.
+        descriptions: The explained value of each row, in words.
+        gather: Maps relevances of several inputs to relevances of the entries ``[1, N]``.
 
     Raises:
         ValueError: If the mask has another shape than the ids, marks padding anywhere but on the
@@ -114,7 +114,7 @@ class Query:
         if not any(argument is self.mask for argument in self.additional_forward_args):
             raise ValueError(
                 "The mask is not among the arguments of the query, so the model would read the "
-                "padding: give the same tensor as `mask` and in `additional_forward_args`."
+                "padding: pass the same tensor as `mask` and in `additional_forward_args`."
             )
 
     @cached_property
@@ -124,8 +124,8 @@ class Query:
 
     @property
     def ids(self) -> Tensor:
-        """The inputs, where they are token ids ``[B, T]``."""
-        assert isinstance(self.inputs, Tensor)  # noqa: S101 - several are explained by rules only
+        """The inputs, if they are token ids ``[B, T]``."""
+        assert isinstance(self.inputs, Tensor)  # noqa: S101 - several inputs need rules
         return self.inputs
 
     @property
@@ -145,7 +145,7 @@ class Query:
         """One text by itself, without padding.
 
         Args:
-            index: Which one.
+            index: Index of the text.
 
         Returns:
             A batch of one.
@@ -171,13 +171,13 @@ class Query:
         )
 
     def embeddings(self) -> Tensor:
-        """The token embeddings ``[B, T, D]``, which need a gradient."""
+        """Token embeddings ``[B, T, D]``, which need a gradient."""
         embedding = token_embedding_of(self.model)
         vectors: Tensor = embedding(self.ids).detach()
         return vectors.requires_grad_()
 
     def baseline(self, name: str) -> Tensor:
-        """What replaces embeddings, ``[B, T, D]``.
+        """Replacement of the embeddings, ``[B, T, D]``.
 
         Args:
             name: ``"zero"``, or a token of the tokenizer: ``"mask"``, ``"pad"``, ``"unk"``.
@@ -205,7 +205,7 @@ class Query:
         return output.reshape(-1)
 
     def real(self, relevances: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Relevances of the inputs by entry ``[B, T]``, with zeros at the padding."""
+        """Relevances of the inputs by entry ``[B, T]``, zero at the padding."""
         if isinstance(relevances, tuple):
             assert self.gather is not None  # noqa: S101 - for the type checker
             return self.gather([each.detach() for each in relevances])
@@ -214,12 +214,12 @@ class Query:
 
 
 def _of_row(argument: Any, rows: int, here: slice) -> Any:
-    """The part of an argument that is about one row."""
+    """The part of an argument that belongs to one row."""
     per_row = isinstance(argument, Tensor) and argument.ndim and len(argument) == rows
     return argument[here] if per_row else argument
 
 
-# Made ---------------------------------------------------------------------------------------------
+# Construction -------------------------------------------------------------------------------------
 
 
 def query_of(
@@ -231,21 +231,21 @@ def query_of(
     *,
     alone: bool = False,
 ) -> Query:
-    """Texts, and what is explained of each, as tensors.
+    """Turn texts and their targets into tensors.
 
     Args:
-        model: A Hugging Face model with a head, or a module around one: its own outputs are asked
-            for.
+        model: A Hugging Face model with a head, or a module around one, whose own outputs are then
+            explained.
         tokenizer: Its tokenizer.
         targets: A target for each text, all of one quantity, end and function.
         encodings: The texts.
-        terms: The outputs of each text that are summed. Default: those of its target.
-        alone: Whether this is one text by itself: it gets no mask, a single output is explained by
-            Captum's ``target``, and the difference of two by a forward module for that.
+        terms: The summed outputs of each text. Default: from its target.
+        alone: Whether this is a single text: it gets no mask, a single output is explained by
+            Captum's ``target``, and the difference of two by a dedicated forward module.
 
     Raises:
         ValueError: If a word is unknown or of several tokens, a class does not exist, or a function
-            would count padding in.
+            would include padding.
         IndexError: If a position or token id is out of range.
     """
     inner = find_model(model)
@@ -259,14 +259,14 @@ def query_of(
         for target, encoding, term in zip(targets, encodings, terms, strict=True)
     )
     padding = getattr(inner.config, "pad_token_id", None)
-    if padding is None:  # a classifier finds its last token by the id in its config
+    if padding is None:  # a classifier finds its last token by the pad id of its config
         padding = getattr(tokenizer, "pad_token_id", None) or 0
     ids, mask, types = inputs_of(inner, encodings, padding)
     first, outputs = targets[0], targets[0].outputs(model)
     among_positions = callable(first.token) or first.quantity != "logit"
     if isinstance(outputs, AnswerLogits) and among_positions and not bool(mask.all()):
         raise ValueError(
-            "A probability or function of the positions of an answer would count the padding in: "
+            "A probability or function of the positions of an answer would include the padding: "
             "explain texts of one length in a batch, or each by itself."
         )
     given = None if alone else mask
@@ -294,7 +294,7 @@ def _forward(
     mask: Tensor | None,
     ids: Tensor,
 ) -> tuple[nn.Module, int | None, tuple[Any, ...]]:
-    """Forward module, Captum's target, and the arguments; without a mask, for a single row."""
+    """Forward module, Captum's target, and arguments; no mask for a single row."""
     rows = [each for each in terms if each is not None]
     at = () if None in places else (torch.tensor(places, device=ids.device),)
     if callable(target.token):
@@ -321,7 +321,7 @@ def _forward(
 def inputs_of(
     model: nn.Module, encodings: Sequence[Encoding], padding: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids, mask, and token types if there are any, each ``[B, T]``, on the device of a model."""
+    """Ids, mask, and token types if any, each ``[B, T]``, on the device of a model."""
     device = device_of(model)
     typed = any(each.token_types is not None for each in encodings)
     types = [each.token_types or (0,) * len(each.ids) for each in encodings]
@@ -339,7 +339,7 @@ def table(
     device: torch.device,
     dtype: torch.dtype = torch.long,
 ) -> Tensor:
-    """Rows of several lengths as one tensor ``[B, N]``, filled on the right."""
+    """Rows of different lengths as one tensor ``[B, N]``, filled on the right."""
     width = max(map(len, rows))
     filled = [[*row, *[fill] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=dtype, device=device)

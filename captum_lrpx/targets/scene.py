@@ -1,4 +1,4 @@
-"""Several inputs as one question: a source and what has been written; an image, audio, a text."""
+"""Several inputs as one question: source and decoder text; image, audio, text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Part:
     """The entries of an explanation that belong to one input.
 
     Attributes:
-        name: Which input: ``"source"`` and ``"written"`` of an encoder-decoder, ``"image"``,
+        name: Name of the input: ``"source"`` and ``"written"`` of an encoder-decoder, ``"image"``,
             ``"audio"`` (and ``"padding"`` after it), ``"text"``.
         first: Its first entry.
         stop: The entry after its last one.
@@ -58,7 +58,7 @@ class Part:
 
 
 def part_of(record: dict[str, Any]) -> Part:
-    """A part out of a record.
+    """Restore a part from a record.
 
     Raises:
         TypeError: If it is something else.
@@ -75,17 +75,17 @@ def part_of(record: dict[str, Any]) -> Part:
 
 @dataclass(frozen=True)
 class Scene:
-    """Several inputs of a model, and the entries of a record that they become.
+    """Several inputs of a model, and their entries in a record.
 
     Attributes:
-        outputs: Forward module that gives outputs ``[B, C]`` for the inputs.
+        outputs: Forward module that computes outputs ``[B, C]`` from the inputs.
         inputs: The inputs, in batches of one.
         entries: All entries, as one text.
-        parts: Which entries belong to which input.
-        gather: From relevances of the inputs to those of the entries ``[1, N]``.
+        parts: The input that entries belong to.
+        gather: Maps relevances of the inputs to relevances of the entries ``[1, N]``.
         task: ``"causal-lm"`` if outputs are tokens, ``"sequence-classification"`` if classes.
-        number: From a word, token or class to the number of an output.
-        names: What outputs are called, by number.
+        number: Maps a word, token or class to the index of an output.
+        names: Names of outputs, by index.
         position: The entry whose logits are read, if there is one.
     """
 
@@ -100,7 +100,7 @@ class Scene:
     position: int | None = None
 
     def ask(self, target: Target) -> Query:
-        """What Captum needs for a target, without arguments beside the inputs.
+        """Make a query for a target, without arguments besides the inputs.
 
         Raises:
             ValueError: If the target is a span or has a position, or a word is unknown.
@@ -108,7 +108,7 @@ class Scene:
         """
         if target.span is not None or target.position is not None:
             raise ValueError(
-                "A span, and a position of one's own, are explained for a single text: with "
+                "Spans and positions can be explained for a single text only: with "
                 "several inputs the next token or a class is."
             )
         if callable(target.token):
@@ -150,7 +150,7 @@ class Scene:
 
 
 class _Chosen(nn.Module):
-    """Weighted sum of some outputs of a forward module of several inputs. No ``target``."""
+    """Weighted sum of outputs of a forward module with several inputs. No ``target``."""
 
     def __init__(self, outputs: nn.Module, terms: Terms, quantity: Quantity) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _Chosen(nn.Module):
         self.quantity = quantity
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The sum for each example, ``[B]``."""
+        """Compute the sum for each example, ``[B]``."""
         outputs = in_quantity(self.inner(*inputs), self.quantity)
         chosen = outputs[:, list(self.terms.choices)]
         return (chosen * chosen.new_tensor(self.terms.weights)).sum(1)
@@ -171,18 +171,18 @@ class _Chosen(nn.Module):
 def sequence_scene(
     model: Any, tokenizer: Any, given: Given | None, written: str | Sequence[int] | int = ""
 ) -> Scene:
-    """A source and what the decoder has written so far.
+    """Make a scene of a source and the decoder's text so far.
 
     Args:
         model: A Hugging Face encoder-decoder.
         tokenizer: Its tokenizer.
-        given: The source: a text, token ids, or what the tokenizer returns for it.
+        given: The source: a text, token ids, or the tokenizer's output for it.
         written: The text so far, its token ids without the start token, or a number of tokens to
             generate, greedily.
 
     Raises:
         ValueError: If a text is empty or too long, or ids are of another tokenizer.
-        TypeError: If something else is given.
+        TypeError: If the source is none of these.
     """
     text: Given = "" if given is None else given
     embeddings = model.get_input_embeddings()
@@ -207,7 +207,7 @@ def sequence_scene(
 
 
 def _joined(first: Encoding, second: Encoding) -> Encoding:
-    """Two texts as one on two lines."""
+    """Two texts as one, on two lines."""
     shift = len(first.text) + 1
     return replace(
         first,
@@ -228,7 +228,7 @@ def _joined(first: Encoding, second: Encoding) -> Encoding:
 def of_tokens(
     model: Any, tokenizer: Any, text: Encoding
 ) -> tuple[Task, Callable[[Choice], int], Callable[[Sequence[int]], tuple[str, ...]]]:
-    """How outputs of a language model are chosen and called, after a text."""
+    """Task, choice and names of outputs of a language model, after a text."""
     return (
         "causal-lm",
         partial(chosen_token, "causal-lm", model, tokenizer, text),

@@ -1,4 +1,4 @@
-"""Audio as an input of models: reading it, and the parts of it that are entries of a record."""
+"""Audio as an input of models: reading it, and the cells that are entries of a record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["AUDIO"]
 
 _ROWS, _COLUMNS = 8, 32
-"""Audio is at most so many bands of frequency high and spans of time wide in a record."""
+"""Largest number of frequency bands and of time spans of audio in a record."""
 
 _HOP: Final = 0.01
-"""Seconds from frame to frame of a spectrogram, where its extractor does not say otherwise."""
+"""Seconds from frame to frame of a spectrogram, unless its extractor declares them."""
 
 _DRAWN: Final = (128, 512)
 """Height and width of the picture of a wave."""
@@ -34,7 +34,7 @@ _RESAMPLE: Final = "resample it, as with `ffmpeg -i in.wav -ar {rate} -ac 1 out.
 
 
 def _opened(part: Any, audio: Any) -> tuple[Any, dict[str, Any]]:
-    """Samples ``[S]``, and their rate as the extractor takes it."""
+    """Samples ``[S]``, and their rate as an argument of the extractor."""
     samples, rate = _samples(audio)
     expected = int(part.sampling_rate)
     if rate != expected:
@@ -46,7 +46,7 @@ def _opened(part: Any, audio: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _samples(audio: Any) -> tuple[np.ndarray, int]:
-    """Samples ``[S]`` between -1 and 1, and how many there are per second."""
+    """Samples ``[S]`` between -1 and 1, and their number per second."""
     if isinstance(audio, (str, Path)):
         samples, rate = _read(Path(audio))
     elif isinstance(audio, Mapping) and {"array", "sampling_rate"} <= audio.keys():
@@ -71,7 +71,7 @@ def _samples(audio: Any) -> tuple[np.ndarray, int]:
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:
-    """The samples of a WAV file, the mean of its channels."""
+    """Read a WAV file, averaging its channels."""
     if not path.is_file():
         raise ValueError(f"There is no audio {str(path)!r}.")
     try:
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _as_floats(data: bytes, width: int) -> np.ndarray:
-    """Integers of so many bytes as numbers between -1 and 1; single bytes have no sign."""
+    """Integers of a width in bytes as numbers between -1 and 1; single bytes are unsigned."""
     if width == 1:
         return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
     of_bytes = np.frombuffer(data, np.uint8).reshape(-1, width)
@@ -107,7 +107,7 @@ def _layout(
         return _of_wave(part, numbers)
     bins = int(getattr(part, "num_mel_bins", part.feature_size))
     first = numbers.ndim == 3 and numbers.shape[1] == bins
-    last = numbers.ndim == 3 and numbers.shape[2] % bins == 0  # several frames may be one
+    last = numbers.ndim == 3 and numbers.shape[2] % bins == 0  # several frames may be merged
     if len(numbers) != 1 or first == last:
         raise ValueError(
             f"The extractor makes features {tuple(numbers.shape)} of the audio, and it is unknown "
@@ -115,7 +115,7 @@ def _layout(
         )
 
     def planes(features: Tensor) -> Tensor:
-        """High frequencies first, as they are drawn."""
+        """Planes with high frequencies first, as they are drawn."""
         turned = features if first else features.reshape(1, -1, bins).transpose(1, 2)
         return turned.flip(1).unsqueeze(1)
 

@@ -1,4 +1,4 @@
-"""How an explained output stands among all outputs: its rank and its probability."""
+"""Rank and probability of an explained output among all outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Standing:
-    """One output of a model among all others at its place.
+    """One output of a model compared with all others at its place.
 
     Attributes:
         name: The token, the class, or the token at the position of an answer.
@@ -51,12 +51,12 @@ def standings(
 
     Args:
         model: A Hugging Face model with a head, or a module around one.
-        outputs: The forward module that gives all outputs.
+        outputs: The forward module that computes all outputs.
         encoding: The text.
-        terms: The outputs that are explained.
+        terms: The explained outputs.
 
     Returns:
-        One for each term; none for a model with a single output, which has no others beside it.
+        One for each term; none for a model with a single output, which has nothing to compare.
     """
     rows = all_outputs(model, outputs, encoding, terms.positions)
     if rows.shape[1] == 1:
@@ -80,12 +80,12 @@ def all_outputs(
 
     Args:
         model: A Hugging Face model with a head, or a module around one.
-        outputs: The forward module that gives them.
+        outputs: The forward module that computes them.
         encoding: The text.
-        positions: Where they are read, for models with outputs per position.
+        positions: Positions at which they are read, for models with outputs per position.
 
     Returns:
-        ``[P, C]``; one row where all positions are the same, or there are none.
+        ``[P, C]``; one row if all positions are the same, or there are none.
     """
     ids, _, types = inputs_of(model, [encoding])
     with torch.no_grad():
@@ -99,13 +99,13 @@ def all_outputs(
 
 
 def in_words(found: Sequence[Standing]) -> str:
-    """Rank and probability of outputs, in one line.
+    """Describe ranks and probabilities of outputs in one line.
 
     Args:
         found: The outputs.
 
     Returns:
-        At most the first four of them, and how many there are besides.
+        The first four of them, and the number of the others.
     """
     named = [
         f"{each.name!r} has rank {each.rank}, probability {each.probability:.4g}"

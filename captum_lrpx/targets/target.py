@@ -1,4 +1,4 @@
-"""A person's description of what to explain."""
+"""Short description of the value to explain."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Function", "Target"]
 
 Choice = str | int | Token
-"""A word, class or position: by name or by number; a token by its exact string."""
+"""A word, class or position, by name or index; a token by its exact string."""
 
 Function = Callable[[Tensor], Tensor]
-"""From the outputs ``[B, C]`` at the explained place to one value per row ``[B]``."""
+"""Maps the outputs ``[B, C]`` at the explained place to one value per row ``[B]``."""
 
 _PER_POSITION = ("causal-lm", "masked-lm", "token-classification")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to explain: outputs of a model for one text.
+    """The value to explain: outputs of a model for one text.
 
     Attributes:
         token: A word that a language model predicts, as a token at its place in the text (see
             :mod:`captum_lrpx.targets.place`), a token id, or a ``Token``; a class name (or number)
-            of a classifier; for question answering a position, or a word of the context that occurs
-            there once. Several of them are summed. A function of the outputs ``[B, C]`` at the
-            explained place is taken as it is. ``None`` without a ``span``: the output that is the
-            largest, which the model predicts.
-        contrast: The same kind of thing, one or several, which is subtracted: why ``token`` rather
+            of a classifier; for question answering a position, or a word of the context that
+            occurs there once. Several of them are summed. A function of the outputs ``[B, C]``
+            at the explained place keeps its ordinary gradient. ``None`` without a ``span``: the
+            largest output, which the model predicts.
+        contrast: Like ``token``, one or several, which are subtracted: why ``token`` rather
             than this.
-        position: Where the logit is read. ``None``: the end of the text for a causal model, the
-            mask token for a masked one. A number is an index into the tokens.
-        end: For question answering, which end of the answer.
-        quantity: What is explained of each output: its logit, its log-probability, or its
-            probability. The latter two are functions of the logits whose gradient is taken as it
-            is, so that relevances decompose the gradient times the logits.
-        span: Instead of ``token``, a part of the text of a causal model, whose tokens are explained
-            where they were predicted, in sum: the part itself (where it last occurs), or the
-            indices ``(first, behind the last)`` of its tokens.
+        position: Position at which the logit is read. ``None``: the end of the text for a
+            causal model, the mask token for a masked one. A number is an index into the tokens.
+        end: For question answering, the explained end of the answer.
+        quantity: Explained quantity of each output: its logit, its log-probability, or its
+            probability. The latter two are functions of the logits with their ordinary
+            gradient, so that relevances decompose the gradient times the logits.
+        span: Instead of ``token``, a part of the text of a causal model, whose tokens are
+            explained where they were predicted, in sum: the part itself (its last occurrence),
+            or the indices ``(first, stop)`` of its tokens.
 
     Raises:
-        ValueError: If nothing, too much, or an unknown quantity is asked for.
+        ValueError: If there is nothing to explain, too much, or an unknown quantity.
 
     Examples:
         >>> Target("are", contrast="is")
@@ -94,21 +94,21 @@ class Target:
                 "a continuation against another one with LLMRelevance(...).attribute(foil=...)."
             )
         if self.span is not None and self.position is not None:
-            raise ValueError("A span says by itself at which positions it is explained.")
+            raise ValueError("A span determines its positions itself: leave `position` out.")
         if callable(self.token) and self.quantity != "logit":
-            raise ValueError("A function is given logits: apply softmax inside of it.")
+            raise ValueError("A function gets logits: apply softmax inside of it.")
 
     def ask(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Query:
         """Turn the description into a forward function and its arguments, for one text.
 
         Args:
-            model: A Hugging Face model with a head, or a module around one: its own outputs are
-                asked for.
+            model: A Hugging Face model with a head, or a module around one, whose own outputs are
+                then explained.
             tokenizer: Its tokenizer.
             encoding: The text.
 
         Returns:
-            What Captum needs, for a batch of one row without a mask; where a single output is
+            Captum's arguments, for a batch of one row without a mask; if a single output is
             explained, it is the ``target``.
 
         Raises:
@@ -118,18 +118,18 @@ class Target:
         return query_of(model, tokenizer, [self], [encoding], alone=True)
 
     def outputs(self, model: nn.Module) -> nn.Module:
-        """The forward module that gives all outputs ``[B, C]``."""
+        """The forward module that computes all outputs ``[B, C]``."""
         task = task_of(model)
         if task == "sequence-classification":
             return ClassLogits(model)
         return AnswerLogits(model, self.end) if task == "question-answering" else TokenLogits(model)
 
     def place(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> int | None:
-        """The position at which outputs are read, for models with outputs per position.
+        """Position at which outputs are read, for models with outputs per position.
 
         Raises:
             IndexError: If it is out of range.
-            ValueError: If a masked language model is given ids without one mask.
+            ValueError: If the ids for a masked language model do not have exactly one mask.
         """
         task, length = task_of(model), len(encoding.ids)
         if task not in _PER_POSITION:
@@ -142,12 +142,12 @@ class Target:
         if count != 1:
             raise ValueError(
                 f"The token ids have {count} mask tokens, and a masked language model is explained "
-                "at one: leave one, or say the `position`."
+                "at one: leave one, or choose a `position`."
             )
         return encoding.ids.index(tokenizer.mask_token_id)
 
     def terms(self, model: nn.Module, tokenizer: Any, encoding: Encoding) -> Terms:
-        """The outputs that are summed.
+        """The summed outputs.
 
         Args:
             model: A Hugging Face model with a head.
@@ -175,16 +175,16 @@ class Target:
         )
 
     def describe(self, model: nn.Module, terms: Terms | None) -> str:
-        """The question in words, with the tokens themselves instead of the words that were given.
+        """Describe the question in words, with actual tokens instead of the given words.
 
         Args:
             model: A Hugging Face model with a head.
-            terms: What :meth:`terms` gives; None for a function of the outputs.
+            terms: The result of :meth:`terms`; None for a function of the outputs.
         """
         return self.in_words(task_of(model), terms)
 
     def in_words(self, task: Task, terms: Terms | None) -> str:
-        """As :meth:`describe`, for a model of a task."""
+        """Like :meth:`describe`, for a model of a task."""
         name = NAMES[self.quantity]
         if callable(self.token) or terms is None:
             return f"{getattr(self.token, '__name__', 'function')} of the logits"
@@ -201,7 +201,7 @@ class Target:
         return sides[1.0] if self.contrast is None else f"{sides[1.0]} minus {sides[-1.0]}"
 
     def _predicted(self, model: nn.Module, encoding: Encoding, place: int | None) -> int:
-        """The largest output."""
+        """Index of the largest output."""
         positions = None if place is None else (place,)
         return int(all_outputs(model, self.outputs(model), encoding, positions)[0].argmax())
 
@@ -231,7 +231,7 @@ def _finder(
     place: int | None,
     end: Literal["start", "end"],
 ) -> Callable[[Choice], int]:
-    """From a word, class or position to its number."""
+    """Return a function that maps a word, class or position to its index."""
     model = find_model(model)
     task = task_of(model)
     if task in ("sequence-classification", "token-classification"):
@@ -248,7 +248,7 @@ def _index(position: int, length: int) -> int:
 
 
 def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) -> int:
-    """A position, or that of a part of the context at which an answer starts or ends."""
+    """A position, or the position where a part of the context starts or ends."""
     if isinstance(choice, int):
         return _index(choice, len(encoding.ids))
     if isinstance(choice, Token):
@@ -258,7 +258,7 @@ def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) ->
     shown = repr(choice.text if isinstance(choice, Token) else choice)
     if not places:
         raise ValueError(
-            f"{shown} does not occur in the context: give a part of it as it stands there, or a "
+            f"{shown} does not occur in the context: give a part of it exactly, or a "
             "position, a number."
         )
     if len(places) > 1:
@@ -277,7 +277,7 @@ def chosen_token(
     token: Choice,
     place: int | None = None,
 ) -> int:
-    """The id of a token that a language model predicts; arguments as of :func:`word_id`."""
+    """Id of a token that a language model predicts; arguments as of :func:`word_id`."""
     if isinstance(token, str):
         token = word_id(task, tokenizer, encoding, token, place)
     elif isinstance(token, Token):
@@ -289,7 +289,7 @@ def chosen_token(
 
 
 def chosen_class(model: nn.Module, label: Choice) -> int:
-    """The number of a class of a classifier."""
+    """Index of a class of a classifier."""
     config: Any = model.config
     if isinstance(label, Token):
         raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target

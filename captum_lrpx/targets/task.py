@@ -1,4 +1,4 @@
-"""What a Hugging Face model predicts."""
+"""Tasks of Hugging Face models."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _TASK_BY_SUFFIX: dict[str, Task] = {
 
 
 def task_of(model: nn.Module) -> Task:
-    """What a Hugging Face model predicts, by the name of its class.
+    """Find the task of a Hugging Face model by the name of its class.
 
     Args:
         model: The model, or a module around it.
 
     Raises:
-        ValueError: If the model has no head that is known here.
+        ValueError: If the model has no known head.
     """
     model = find_model(model)
     for kind in type(model).__mro__:

@@ -1,4 +1,4 @@
-"""Cutting a text that is too long for a model."""
+"""Cutting texts that are too long for a model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["truncated", "without_tokens"]
 def truncated(task: Task, tokenizer: Any, encoding: Encoding, limit: int | None) -> Encoding:
     """Cut an encoding to a number of tokens.
 
-    One run of tokens goes, or two around a mask: at the beginning of the text for a causal language
-    model, which predicts at its end; at the end for others, of the second text if there are two.
+    One run of tokens is removed, or two around a mask: at the beginning of the text for a causal
+    language model, which predicts at its end; at the end for others, in a pair of the second text.
     Start tokens, special tokens at the end, and a mask stay.
 
     Args:
-        task: What the model predicts.
+        task: The task of the model.
         tokenizer: Its tokenizer.
         encoding: The encoding.
-        limit: The most tokens; None for no limit.
+        limit: The largest number of tokens; None for no limit.
 
     Returns:
         The encoding; its text is cut as well.
 
     Raises:
-        ValueError: If not as many tokens may be cut.
+        ValueError: If not enough tokens may be cut.
     """
     length = len(encoding.ids)
     if limit is None or length <= limit:
@@ -54,7 +54,7 @@ def truncated(task: Task, tokenizer: Any, encoding: Encoding, limit: int | None)
             "them are special tokens, the mask or the first text of a pair."
         )
     gone = set(order[:excess])
-    # Start and end stay where the text between them is cut, so they have no place in it any more.
+    # Start and end stay although the text between is cut, so they lose their place in it.
     apart = (
         (0, 0) if not first <= index < last else place
         for index, place in enumerate(encoding.offsets)
@@ -75,7 +75,7 @@ def _start(tokenizer: Any, encoding: Encoding) -> int:
 
 
 def _without(encoding: Encoding, kept: list[int]) -> Encoding:
-    """Some of the tokens, and the part of the text that they stand in."""
+    """Some of the tokens, and the part of the text that they cover."""
     places = [encoding.offsets[index] for index in kept]
     standing = [place for place in places if place[0] < place[1]]
     start, stop = standing[0][0], max(end for _, end in standing)
@@ -98,13 +98,13 @@ def _without(encoding: Encoding, kept: list[int]) -> Encoding:
 
 
 def without_tokens(encoding: Encoding, gone: Sequence[int]) -> Encoding:
-    """A text without some of its tokens, for a model to read.
+    """Remove tokens from a text before a model reads it.
 
-    Text and places stay those of the whole text.
+    Text and places remain those of the whole text.
 
     Args:
         encoding: The text.
-        gone: Indices of tokens.
+        gone: Indices of the tokens to remove.
     """
     left_out = set(gone)
     kept = [index for index in range(len(encoding.ids)) if index not in left_out]

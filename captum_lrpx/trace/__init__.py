@@ -1,1 +1,1 @@
-"""One forward pass, seen as operations: the graph that it leaves, and who made which node of it."""
+"""One forward pass read as operations: its autograd graph, and the origin of each node."""

@@ -1,7 +1,7 @@
-"""The autograd graph of some tensors as a list: which node takes which nodes' results.
+"""The autograd graph of some tensors as a list of nodes and their operands.
 
 With parameters frozen, PyTorch's own graph *is* the list of operations that depend on the inputs:
-a tensor is in it exactly if it depends on one of them, and an operand that does not is no edge.
+a tensor is in it exactly if it depends on one of them, and a constant operand is no edge.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Edge(NamedTuple):
     """An operand of an operation.
 
     Attributes:
-        node: Index of the node that made it.
-        output: Which of that node's results it is.
+        node: Index of the node that computed it.
+        output: Index among that node's results.
     """
 
     node: int
@@ -37,10 +37,10 @@ class Edge(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What graphs with the same key have in common, without their nodes.
+    """The part of a graph without its nodes, equal for graphs with the same key.
 
     Attributes:
-        order: Where each node was found, operands first.
+        order: Place at which each node was found, operands first.
         names: See :attr:`Graph.names`.
         operands: See :attr:`Graph.operands`.
     """
@@ -52,18 +52,18 @@ class Form(NamedTuple):
 
 _SUFFIX: Final = re.compile(r"Backwards?\d*$")
 _numbers: dict[Any, int] = {}
-"""Classes of nodes, numbered in the order in which they were met; names of those without one."""
+"""Numbers of node classes, in the order in which they were met; names where no class exists."""
 _operators: list[str] = []
-"""The operators that they belong to, in the same order."""
+"""Operators of these classes, in the same order."""
 _details: dict[int, Callable[[Any], Any]] = {}
-"""For some of them what decides about the kind of operation."""
+"""For some classes, a function of the node that decides about the kind of operation."""
 
 _OUTPUTS: Final = 1 << 20
 _END: Final = -2
 
 
 def _statistics(node: Any) -> str:
-    """What a batch norm normalizes with: ``"running"``, its one ``"row"``, or the ``"batch"``."""
+    """Statistics that a batch norm uses: ``"running"``, of its one ``"row"``, or ``"batch"``."""
     if not node._saved_training:  # noqa: SLF001
         return "running"
     alone = node._saved_running_mean is None and len(node._saved_input) == 1  # noqa: SLF001
@@ -76,19 +76,19 @@ _DETAILS: Final[dict[str, Callable[[Any], Any]]] = {
     "CudnnBatchNormBackward0": _statistics,
     "ScatterReduceBackward0": attrgetter("_saved_reduce"),
 }
-"""Nodes that are of different kinds, by an argument that they keep."""
+"""Nodes whose kind depends on an argument that they save."""
 
 
 class Graph:
     """The nodes between some tensors and the leaves that they depend on.
 
-    Reading it happens at every explanation, and does as little as it can: nodes are found in any
-    order, from which :attr:`key` is made. All else is worked out when it is asked for.
+    It is read at every explanation, and therefore does as little as possible: nodes are found in
+    any order, from which :attr:`key` is made. Everything else is computed on demand.
 
     Args:
         tensors: The tensors.
-        constants: Nodes that count as constants, as do all that depend on nothing else: those of
-            parameters that need a gradient.
+        constants: Nodes that count as constants, such as parameters that need a gradient; nodes
+            that depend on nothing else count too.
 
     Attributes:
         key: Equal for graphs of the same operations in the same order.
@@ -107,9 +107,9 @@ class Graph:
 
     def _read(self) -> None:
         nodes, places, numbers, constants = self._found, self._place, _numbers, self._constants
-        shape: list[int] = []  # per node: its class's number, then its operands
+        shape: list[int] = []  # per node: the number of its class, then its operands
         details: dict[Node, Any] = {}
-        for node in nodes:  # grows
+        for node in nodes:  # grows during iteration
             number = numbers.get(type(node))
             if number is None:
                 number = _number_of(node)
@@ -134,24 +134,24 @@ class Graph:
 
     @property
     def order(self) -> list[int]:
-        """Where each node was found, operands first."""
+        """Places at which the nodes were found, operands first."""
         if self._order is None:
             self._order = _operands_first(self._edges, self._ends)
         return self._order
 
     @property
     def form(self) -> Form:
-        """What graphs with the same key have in common."""
+        """The part that is equal for graphs with the same key."""
         return Form(self.order, self.names, self.operands)
 
     def is_like(self, form: Form) -> None:
-        """Take over what is known of graphs with the same key."""
+        """Reuse the form of a graph with the same key."""
         self._order = form.order
         self.__dict__.update(names=form.names, operands=form.operands)
 
     @cached_property
     def _edges(self) -> list[list[int]]:
-        """For each node as it was found its operands."""
+        """Operands of each node, in the order in which nodes were found."""
         edges: list[list[int]] = []
         start = True
         for each in self._shape:
@@ -170,22 +170,22 @@ class Graph:
 
     @cached_property
     def index(self) -> dict[Node, int]:
-        """Node -> its index among all."""
+        """Maps each node to its index."""
         return {node: number for number, node in enumerate(self.nodes)}
 
     @cached_property
     def roots(self) -> list[int]:
-        """Indices of the nodes of the tensors."""
+        """Indices of the nodes of the given tensors."""
         return [self.index[self._found[place]] for place in self._ends]
 
     @cached_property
     def names(self) -> list[str]:
-        """The operator of each node (``"Mul"``), ``"AccumulateGrad"`` for leaves."""
+        """Operator of each node (``"Mul"``); ``"AccumulateGrad"`` for leaves."""
         return [_operators[_number_of(node)] for node in self.nodes]
 
     @cached_property
     def operands(self) -> list[tuple[Edge | None, ...]]:
-        """For each node an edge per operand, None for one without a gradient."""
+        """For each node one edge per operand, None for an operand without a gradient."""
         return [
             tuple(self._edge(*operand) for operand in node.next_functions) for node in self.nodes
         ]
@@ -198,19 +198,19 @@ class Graph:
         return Edge(self.index[operand], output)
 
     def detail(self, number: int) -> Any:
-        """The argument that decides what kind of operation a node is; None if there is none."""
+        """The argument that decides about the kind of a node's operation; None if there is none."""
         value = self._details.get(self.nodes[number])
         return value if isinstance(value, (bool, int, float, str)) else None
 
     def results(self, number: int) -> int:
-        """How many results a node has."""
+        """Number of results of a node."""
         return len(getattr(self.nodes[number], "_input_metadata", (None,)))
 
 
 def _number_of(node: Node) -> int:
-    """The number of a node's class."""
+    """Number of a node's class."""
     kind: Any = type(node)
-    if kind.__name__ == "CppFunction":  # what has no class of its own
+    if kind.__name__ == "CppFunction":  # shared by nodes without their own class
         kind = node.name()
     number = _numbers.get(kind)
     if number is None:
@@ -222,7 +222,7 @@ def _number_of(node: Node) -> int:
 
 
 def _operands_first(edges: list[list[int]], ends: Iterable[int]) -> list[int]:
-    """The order in which a walk from the ends leaves nodes, after their operands."""
+    """Topological order of the nodes upstream of the ends: operands first."""
     order: list[int] = []
     entered = [False] * len(edges)
     for end in ends:
@@ -239,7 +239,7 @@ def _operands_first(edges: list[list[int]], ends: Iterable[int]) -> list[int]:
 
 
 def _constant_nodes(ends: list[Node], constants: set[Node]) -> set[Node]:
-    """These constants, and all nodes that depend on nothing else."""
+    """The given constants, and all nodes that depend on nothing else."""
     entered: set[Node] = set()
     stack: list[tuple[Node, bool]] = [(node, False) for node in ends] if constants else []
     while stack:
@@ -255,19 +255,19 @@ def _constant_nodes(ends: list[Node], constants: set[Node]) -> set[Node]:
 
 
 def name_of(node: Node) -> str:
-    """The operator that a node belongs to, without prefix and number."""
+    """Operator of a node, without prefix and number."""
     return _SUFFIX.sub("", node.name().rpartition("::")[2])
 
 
 def node_of(tensor: Tensor) -> Node | None:
-    """The node that a tensor's gradient arrives at; None without a graph."""
+    """Node at which a tensor's gradient arrives; None without a graph."""
     if not tensor.requires_grad or tensor.is_inference():
         return None
     return tensor.grad_fn if tensor.grad_fn is not None else get_gradient_edge(tensor).node
 
 
 def maker_of(node: Node | None, output: int) -> tuple[Node | None, int]:
-    """The node that has made a result, and not one that has only handed it on."""
+    """Node that computed a result, skipping nodes that only pass it on."""
     while node is not None and _operators[_number_of(node)] in PASSING:
         node, output = node.next_functions[output]
     return node, output

@@ -1,4 +1,4 @@
-"""The one function mode of the package: whoever looks at functions of PyTorch does it by this."""
+"""The function mode through which this package observes calls of PyTorch functions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["FunctionMode"]
 
 
 class FunctionMode(TorchFunctionMode):
-    """Hands each function that one thread calls to somebody, for a ``with`` block.
+    """Passes each function that one thread calls to a callback, for a ``with`` block.
 
-    Of several that are open, the innermost is asked first; the functions that it calls go to the
-    next one, and never to itself.
+    If several are open, the innermost comes first; functions that its callback calls go to the
+    next one, never to itself.
 
     Args:
-        call: ``call(func, args, kwargs)`` has to call the function and return what it returns.
+        call: ``call(func, args, kwargs)`` must call the function and return its result.
     """
 
     def __init__(
@@ -35,5 +35,5 @@ class FunctionMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """PyTorch's entry."""
+        """PyTorch's entry point."""
         return self._call(func, args, kwargs or {})

@@ -1,4 +1,4 @@
-"""What a tensor is and what an operation is for, in words that rules and ledgers understand."""
+"""Natures of tensors and roles of operations, the vocabulary of rules and ledgers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 __all__ = ["PRIORITY", "SIGNALS", "Nature", "Operation", "Role"]
 
 Nature = Literal["signal", "activated", "gate", "weights", "scale", "constant"]
-"""What a tensor is.
+"""Nature of a tensor.
 
-- ``"signal"``: linear in the residual stream, or a product that has one;
-- ``"activated"``: a signal after an activation with g(0) = 0, or what a hint calls a gate that is
-  linear in the signal;
+- ``"signal"``: linear in the residual stream, or a product with a linear factor;
+- ``"activated"``: a signal after an activation with g(0) = 0, or a signal that a hint declares to
+  be a gate;
 - ``"gate"``: a function that is not 0 at 0 (sigmoid, exp, softplus, 1 + tanh);
 - ``"weights"``: a softmax;
-- ``"scale"``: what a norm divides by;
-- ``"constant"``: held constant by a hint (the key of a recurrence), and functions of such.
+- ``"scale"``: the divisor of a norm;
+- ``"constant"``: held constant by a hint (the key of a recurrence), and functions of constants.
 """
 
 Role = Literal[
@@ -39,12 +39,12 @@ Role = Literal[
     "undecided",
     "unknown",
 ]
-"""What an operation is for.
+"""Role of an operation.
 
 - ``"attention"``: weights times values; ``"scores"``: query times key;
 - ``"gated product"``: an activated branch times another;
-- ``"router"``: an expert times the weight that a router has chosen it with;
-- ``"similarity"``: a product of two things each of which depends on an input that the other does
+- ``"router"``: an expert times the router's weight that selected it;
+- ``"similarity"``: a product of two factors each of which depends on an input that the other does
   not depend on (an image and a text);
 - ``"composite"``: a product of functions of one tensor, part of an activation;
 - ``"constant factor"``: a product or quotient one side of which is held constant in every recipe:
@@ -60,11 +60,11 @@ class Operation:
     """A node with its role.
 
     Attributes:
-        kind: What the operator does.
-        role: What it is for.
-        nature: What its result is.
+        kind: Kind of its operator.
+        role: Role of the operation.
+        nature: Nature of its result.
         constant: Places of operands that the role holds constant (``"constant factor"``, and
-            constants that are added to a signal); the weights of ``"attention"`` and of a
+            constants added to a signal); the weights of ``"attention"`` and of a
             ``"router"``; the activated branch of a ``"gated product"``.
         signal: Places of the operands that get relevance beside those.
         weights: Places of functions of a softmax (weights of constant values) that are added to a

@@ -1,6 +1,6 @@
-"""What PyTorch's operators do, by the names that their nodes have in the autograd graph.
+"""Kinds of PyTorch's operators, by the names of their nodes in the autograd graph.
 
-An operator that stands in no table here is unknown: it gets no rule and is refused by name.
+An operator missing from these tables is unknown: it gets no rule and is refused by name.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ Kind = Literal[
     "rule",
     "unknown",
 ]
-"""What an operation does to the operands that depend on the input.
+"""Kind of an operation, with respect to the operands that depend on the input.
 
-- ``"linear"``: views, sums, selections: relevance is what its own gradient says;
+- ``"linear"``: views, sums, selections: the ordinary gradient gives the relevance;
 - ``"projection"``: the same, with a matrix; a *product* if the matrix depends on the input;
 - ``"activation"``: element-wise, 0 (or piecewise linear) at 0;
 - ``"gate function"``: element-wise or a reduction, not 0 at 0: the constant of a product;
-- ``"scale"``: what a norm divides by;
+- ``"scale"``: the divisor of a norm;
 - ``"norm"``: a whole normalization in one operator;
 - ``"product"``, ``"quotient"``, ``"softmax"``;
-- ``"solution"``: of linear equations: linear in the right-hand side;
+- ``"solution"``: a solution of linear equations: linear in the right-hand side;
 - ``"kernel"``: attention in one operator;
 - ``"rule"``: a backward slope of this package.
 """
@@ -79,10 +79,10 @@ _LINEAR: Final = _names(
     "BackwardHookFunction NestedViewFromBuffer "
     "BroadcastTo MeanVar Positive Complex Identity Glu"
 )
-"""Linear, or so with what is held constant: the choice of a maximum, the gate in ``F.glu``."""
+"""Linear, if the choice of a maximum and the gate in ``F.glu`` are held constant."""
 
 CHOICES: Final = _names("Topk Gather Max Sort")
-"""Operators by which a router chooses experts, or reads the weights of chosen ones."""
+"""Operators by which a router selects experts, or reads the weights of selected ones."""
 
 PROJECTIONS: Final = _names(
     "Mm Bmm Matmul Mv Dot Vdot Ger Outer Linear MkldnnLinear Convolution ConvolutionOverrideable "
@@ -105,7 +105,7 @@ _GATE_FUNCTIONS: Final = _names(
 )
 _SCALES: Final = _names("Rsqrt Sqrt LinalgVectorNorm Norm Std Var VarMean StdMean Frobenius")
 _LENGTHS: Final = _names("LinalgVectorNorm Norm Std StdMean Frobenius")
-"""Scales that grow with their operand: where one is added, its own gradient conserves."""
+"""Scales of the first degree in their operand: where one is added, its own gradient conserves."""
 _LINEAR_WRITES: Final = _names(
     "__setitem__ copy_ fill_ zero_ add_ __iadd__ sub_ __isub__ neg_ masked_fill_ masked_scatter_ "
     "index_add_ index_copy_ index_fill_ index_put_ scatter_ scatter_add_ dropout dropout_ pad "
@@ -113,7 +113,7 @@ _LINEAR_WRITES: Final = _names(
 )
 _SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
 _RULES: Final = _names("_Relay _RelayGenerated")
-"""A function of this package; under ``torch.func`` it has the other name."""
+"""Function of this package, and its name under ``torch.func``."""
 _WITH_MEAN: Final = _names("VarMean StdMean")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
 _QUOTIENTS: Final = _names("Div")
@@ -126,7 +126,7 @@ VIEWS: Final = _names(
     "View UnsafeView ReshapeAlias Reshape Transpose T Permute Clone ToCopy Unsqueeze Squeeze Alias "
     "NativeDropout"
 )
-"""Operators that change no number; dropout does so in training only."""
+"""Operators that change no value; dropout only outside of training."""
 
 ADDITIONS: Final = _names("Add Sub")
 
@@ -139,7 +139,7 @@ STREAM: Final = (
         "Identity Positive BackwardHookFunction"
     )
 )
-"""Operators that leave a residual stream what it is, or select of it."""
+"""Operators that pass on a residual stream, or a part of it."""
 
 ELEMENTWISE: Final = (
     _names("Add Sub Rsub Neg Mul Div Clone Alias ToCopy Copy Where MaskedFill NativeDropout")
@@ -147,7 +147,7 @@ ELEMENTWISE: Final = (
     | _CLAMPS
     | (_GATE_FUNCTIONS - _names("Logsumexp Logcumsumexp Cumprod Prod"))
 )
-"""Operators that work on each number by itself."""
+"""Operators that treat each element separately."""
 
 _KINDS: Final[dict[str, Kind]] = {
     **dict.fromkeys(_LINEAR | COLLECTIVES, "linear"),
@@ -165,36 +165,36 @@ _KINDS: Final[dict[str, Kind]] = {
 
 
 def is_kernel(name: str) -> bool:
-    """Whether an operator is attention as a whole: queries, keys, values and a mask go in."""
+    """Whether an operator is a whole attention, of queries, keys, values and perhaps a mask."""
     return _KERNEL.search(name) is not None
 
 
 def has_summand(name: str) -> bool:
-    """Whether the first operand of a product is added to it."""
+    """Whether the first operand of a product is a summand."""
     return name in _WITH_SUMMAND
 
 
 def is_clamp(name: str) -> bool:
-    """Whether an operator limits numbers, and leaves them what they are."""
+    """Whether an operator limits values to a range and leaves others unchanged."""
     return name in _CLAMPS
 
 
 def is_length(name: str) -> bool:
-    """Whether an operator is a scale that is homogeneous of the first degree."""
+    """Whether an operator is a scale, homogeneous of the first degree."""
     return name in _LENGTHS
 
 
 def is_mean(name: str, output: int) -> bool:
-    """Whether a result is the mean that an operator gives beside a scale."""
+    """Whether a result is the mean that an operator returns beside a scale."""
     return output == 1 and name in _WITH_MEAN
 
 
 def is_linear_write(function: str, *, factors: bool) -> bool:
-    """Whether the own gradient of a function that writes into a view is what its rule would be.
+    """Whether the ordinary gradient is right for a function that writes into a view.
 
     Args:
-        function: Its name in Python; the graph has no other.
-        factors: Whether anything beside what is written over depends on the input.
+        function: Its name in Python, which the graph does not show.
+        factors: Whether another operand than the overwritten one depends on the input.
     """
     return function in _LINEAR_WRITES or (function in _SCALING_WRITES and not factors)
 
@@ -204,7 +204,7 @@ def kind_of(name: str, detail: Any = None) -> Kind:
 
     Args:
         name: Its name (``"Mul"``).
-        detail: The argument that decides, if there is one (see :meth:`Graph.detail`).
+        detail: The argument that decides about the kind, if any (see :meth:`Graph.detail`).
     """
     if name in _BATCH_NORMS:
         kinds: dict[object, Kind] = {"running": "linear", "row": "norm"}

@@ -1,8 +1,8 @@
-"""Where the constants come from that functions add to what depends on the inputs.
+"""Origins of the constants that functions add to values depending on the inputs.
 
-A constant is no operand in the graph: a bias, an embedding of positions, an additive mask. The
-watched pass sees it as an argument of a function, and what a ledger calls it follows from the
-parameters and embeddings that it was made of.
+A constant is no operand in the graph: a bias, a position embedding, an additive mask. The
+watched pass sees it as an argument of a function, and a ledger names it after the
+parameters and embeddings that it was computed from.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Origin(NamedTuple):
     """A parameter, a buffer, or a table of embeddings.
 
     Attributes:
-        kind: Of a table ``"positions"`` or ``"token_types"``, by what it is indexed with.
+        kind: Of a table ``"positions"`` or ``"token_types"``, by its index; else ``"bias"``.
         module: Its module.
         name: Its name there; empty for a table.
     """
@@ -43,11 +43,11 @@ class Origin(NamedTuple):
 
 
 class Added(NamedTuple):
-    """A constant in a function of something that depends on the inputs.
+    """A constant in a function of values that depend on the inputs.
 
     Attributes:
-        origins: What it was made of; empty if that is unknown.
-        value: What is added, broadcastable to the result of the function; None if that is unknown.
+        origins: Parameters and tables that it was computed from; empty if unknown.
+        value: The summand, broadcastable to the result of the function; None if unknown.
     """
 
     origins: tuple[Origin, ...]
@@ -55,12 +55,12 @@ class Added(NamedTuple):
 
     @property
     def is_table(self) -> bool:
-        """Whether it was made of rows of tables."""
+        """Whether rows of tables are part of it."""
         return any(each.kind != "bias" for each in self.origins)
 
 
 class Called(NamedTuple):
-    """A function that a watched pass has called.
+    """A function called during a watched pass.
 
     Attributes:
         function: The function.
@@ -80,7 +80,7 @@ class Called(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        """Whether nothing that it takes depends on the inputs."""
+        """Whether none of its arguments depends on the inputs."""
         return not any(each.requires_grad for each in self.taken)
 
 
@@ -90,7 +90,7 @@ class Masked(NamedTuple):
     Attributes:
         attention: The call, as a function of the mask.
         mask: The mask.
-        of_values: Whether the values depend on the inputs too, and not the weights alone.
+        of_values: Whether the values depend on the inputs too, rather than the weights alone.
     """
 
     attention: Callable[[Tensor], Tensor]
@@ -103,7 +103,7 @@ _BIAS_AT: Final = {
     **dict.fromkeys(_names("linear conv1d conv2d conv3d"), 2),
     **dict.fromkeys(_names("conv_transpose1d conv_transpose2d conv_transpose3d"), 2),
 }
-"""Functions with a bias -> its place among their arguments."""
+"""Functions with a bias, and its place among their arguments."""
 
 _WITH_SUMMAND: Final = _names("addmm baddbmm baddbmm_ addbmm addmv addr")
 _ADD: Final = _names("add add_ __add__ __radd__ __iadd__")
@@ -122,10 +122,10 @@ _CARRYING: Final = (
         "repeat_interleave index_select masked_fill where pad chunk split"
     )
 )
-"""Functions whose result is called after what it was made of."""
+"""Functions whose result is named after their operands."""
 
 _CHOOSING: Final = _names("gather index_select take take_along_dim __getitem__ expand_as type_as")
-"""Functions whose result consists of numbers of their first operand."""
+"""Functions whose result consists of elements of their first operand."""
 
 _ATTENTION: Final = (
     *("query", "key", "value", "attn_mask"),
@@ -134,16 +134,16 @@ _ATTENTION: Final = (
 
 
 class Origins:
-    """Notes constants as a watched pass comes to them.
+    """Records the constants of a watched pass as they are computed and used.
 
     Args:
         modules: The modules of the model.
 
     Attributes:
         added: For nodes that depend on the inputs, the constants in their functions, as far as
-            something is known of them; none if there is nothing but zeros and exclusions.
+            they are known; none if they are only zeros and exclusions.
         masked: For nodes of attention with a mask of finite numbers, that mask.
-        embedded: Modules that were given whole numbers, and what they returned.
+        embedded: Modules called with integers, and their outputs.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -155,12 +155,12 @@ class Origins:
             for module in modules
             for name, tensor in _own(module)
         }
-        # Terms whose sum a constant is; a single one without a value is all of it.
+        # Terms that a constant is the sum of; a single term without a value is the constant itself.
         self._terms = WeakTensorKeyDictionary()
         self._counters = WeakTensorKeyDictionary()
 
     def constant(self, called: Called, made: list[Tensor]) -> None:
-        """Look at what a function has made of constants."""
+        """Record the constants that a function computes from constants."""
         name = called.name
         taken = called.taken[:1] if name in _CHOOSING else called.taken
         counts = name in ("arange", "cumsum") or any(each in self._counters for each in taken)
@@ -172,7 +172,7 @@ class Origins:
                 self._terms[tensor] = terms
 
     def _looked_up(self, called: Called) -> list[Added]:
-        """A table, if rows of one are what a function gives."""
+        """The table whose rows a function returns, if any."""
         if called.name not in ("embedding", "index_select", "__getitem__"):
             return []
         whole = [each for each in called.taken if each.is_floating_point()]
@@ -183,16 +183,16 @@ class Origins:
         counts = index[0] in self._counters
         if called.name == "embedding":
             counts |= _counts(index[0])
-        elif not counts or not origins:  # of each expert its own bias, say
+        elif not counts or not origins:  # for instance a bias per expert
             return []
         kind: Literal["positions", "token_types"] = "positions" if counts else "token_types"
-        if not origins:  # weights of a class of their own
+        if not origins:  # weights of a custom class
             return [] if called.module is None else [Added((Origin(kind, called.module),))]
         _, module, name = origins[0][0]
         return [Added((Origin(kind, module, "" if name == "weight" else name),))]
 
     def _combined(self, called: Called) -> list[Added]:
-        """The terms of a result: those of its operands, one by one as long as they can be told."""
+        """Terms of a result: its operands' terms, kept apart as long as possible."""
         taken = [each for each in called.taken if each.is_floating_point()]
         known = {id(each): terms for each in taken if (terms := self._of(each, called.module))}
         if called.name in ("add", "__add__") and len(known) == 2 and not called.kwargs:
@@ -205,17 +205,17 @@ class Origins:
         if called.name in _VIEWS and called.args and len(known) == 1 and len(terms) > 1:
             again = partial(called.function, **called.kwargs)
             return [each._replace(value=again(each.value, *called.args[1:])) for each in terms]
-        # A parameter that scales something unknown is not where that comes from.
+        # A parameter that scales something unknown is not its origin.
         found = [_together(terms)] if terms else []
         return [each for each in found if len(known) == len(taken) or each.is_table]
 
     def _of(self, tensor: Tensor, module: nn.Module | None) -> list[Added]:
-        """The terms of a constant, if anything is known of it."""
+        """Terms of a constant, empty if unknown."""
         if tensor in self._terms:
             terms: list[Added] = self._terms[tensor]
             return terms
         whole = tensor if tensor._base is None else tensor._base  # noqa: SLF001 - no public name
-        if module is not None:  # which has others while it is offloaded
+        if module is not None:  # its parameters are replaced while it is offloaded
             for name, own in _own(module):
                 if own is whole:
                     return [Added((Origin("bias", module, name),))]
@@ -223,20 +223,20 @@ class Origins:
         return [] if owner is None else [Added((owner,))]
 
     def left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Look at what a module has returned."""
+        """Record the output of an embedding module."""
         given = args[0] if args else None
         if isinstance(given, Tensor) and _is_whole_number(given) and isinstance(output, Tensor):
             self.embedded.append((module, output))
 
-    # In functions of what depends on the inputs -------------------------------------------------
+    # In functions of values that depend on the inputs ------------------------------------------
 
     def used(self, called: Called, node: Node, *, partly: bool) -> None:
-        """Look at the constants in a function of something that depends on the inputs.
+        """Record the constants in a function of values that depend on the inputs.
 
         Args:
             called: The function.
-            node: Of its result.
-            partly: Whether it has written into a part of something.
+            node: Node of its result.
+            partly: Whether it wrote into a part of a tensor.
         """
         if called.name == "scaled_dot_product_attention":
             self._attention(called, node)
@@ -251,7 +251,7 @@ class Origins:
             self.added[node] = [_together(terms)]
 
     def _terms_of(self, summand: _Summand, module: nn.Module | None) -> list[Added]:
-        """What a function adds, term by term; it may be written over later on."""
+        """Terms of a summand, copied where it may be overwritten later."""
         constant, factor, shape = summand
         if not isinstance(constant, Tensor):
             number = torch.tensor(factor * constant, device="cpu")
@@ -282,11 +282,11 @@ class Origins:
 class _Summand(NamedTuple):
     constant: Tensor | float
     factor: float = 1.0
-    shape: tuple[int, ...] | None = None  # in which it fits the result, if another than its own
+    shape: tuple[int, ...] | None = None  # to broadcast to the result, if not its own
 
 
 def _summand(called: Called) -> _Summand | None:
-    """The constant that a function adds, if it is a function whose other operands are linear."""
+    """The constant summand of a function, if the other operands enter linearly."""
     name, args, kwargs = called.name, called.args, called.kwargs
     if name in _BIAS_AT:
         return _bias(called)
@@ -318,7 +318,7 @@ def _depends(value: Any) -> bool:
 
 
 def _has_finite_terms(constant: Tensor) -> bool:
-    """Whether a constant is more than 0 and the exclusion of scores."""
+    """Whether a constant contains more than zeros and exclusions of scores."""
     constant = whole(constant)
     if not constant.is_floating_point():
         return constant.dtype != torch.bool and bool((constant != 0).any())
@@ -327,7 +327,7 @@ def _has_finite_terms(constant: Tensor) -> bool:
 
 
 def _counts(index: Tensor) -> bool:
-    """Whether most of some row of an index, or of what it is a part of, are consecutive numbers."""
+    """Whether most of some row of an index, or of its base, are consecutive numbers."""
     whole = index if index._base is None else index._base  # noqa: SLF001 - no public name
     steps = whole.reshape(-1, whole.shape[-1]).diff(dim=-1) == 1
     most = int(steps.sum(-1).max()) if len(steps) else 0
@@ -339,21 +339,21 @@ def _is_whole_number(tensor: Tensor) -> bool:
 
 
 def _together(terms: Iterable[Added]) -> Added:
-    """One term of everything; tables say more than parameters, which scale or normalize them."""
+    """Merge terms into one; tables take precedence over parameters, which only scale them."""
     origins = dict.fromkeys(origin for term in terms for origin in term.origins)
     tables = tuple(origin for origin in origins if origin.kind != "bias")
     return Added(tables or tuple(origins))
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for tensors in (module._parameters, module._buffers):  # noqa: SLF001 - without those of parts
+    for tensors in (module._parameters, module._buffers):  # noqa: SLF001 - not of submodules
         for name, tensor in tensors.items():
             if tensor is not None:
                 yield name, tensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a structure."""
+    """All tensors in a nested structure."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):

@@ -1,7 +1,7 @@
-"""From kinds and provenance to roles: what each product, softmax and gate is for.
+"""Assigns a role to each operation: products, softmax and gates by kind and provenance.
 
-Two passes over the graph. Forward, each tensor gets a *nature*, the kind of thing that it is;
-backward, it is found out what ends in scores. The role of a product follows from its factors.
+Two passes over the graph. Forward, each tensor gets a *nature*; backward, operations that
+end in scores are found. The role of a product follows from the natures of its factors.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Roles = list[Operation]
 def roles_of(
     graph: Graph, hints: Mapping[Edge, Nature] | None = None, linear: Collection[int] = ()
 ) -> Roles:
-    """The role of every node of a graph.
+    """Assign a role to every node of a graph.
 
     Args:
         graph: The graph.
-        hints: The natures of some results, which no graph can tell.
-        linear: Indices of nodes that are linear, whatever they are called.
+        hints: The natures of some results, which the graph does not show.
+        linear: Indices of nodes that are linear whatever their operator.
 
     Returns:
         One operation per node.
@@ -62,19 +62,19 @@ class _Finder:
             known = self.kinds[number] not in ("unknown", "projection")
             self.kinds[number] = "linear" if known else "projection"
         self.is_score = self._is_score()
-        # Node -> the inputs that it depends on, one bit for each.
+        # Per node, the inputs that it depends on, one bit each.
         self.inputs: list[int] = []
-        # Node -> the tensors that it is an element-wise function of -> whether it is 0 at their 0.
+        # Per node, the tensors that it is an element-wise function of, and whether 0 maps to 0.
         self.functions: list[dict[Edge, bool]] = []
-        # Node -> whether it comes from the product of a query and a key.
+        # Per node, whether it comes from the product of a query and a key.
         self.scored: list[bool] = []
-        # Node -> whether it is what a router has chosen, or a function of that.
+        # Per node, whether it was selected by a router, or is a function of such a value.
         self.chosen: list[bool] = []
 
     # Backward ---------------------------------------------------------------------------------
 
     def _is_score(self) -> list[bool]:
-        """Whether all that a node is used for is the scores of a softmax, or of another gate."""
+        """Whether a node is only used for scores of a softmax, or of another gate."""
         graph, kinds = self.graph, self.kinds
         score = [True] * len(kinds)
         used = [False] * len(kinds)
@@ -90,7 +90,7 @@ class _Finder:
         return [each and taken for each, taken in zip(score, used, strict=True)]
 
     def _passes_scores(self, number: int) -> bool:
-        """Whether the operands of a node that makes scores are scores."""
+        """Whether the operands of a node that yields scores are scores."""
         kind, edges = self.kinds[number], self.graph.operands[number]
         if kind in ("linear", "activation"):
             return True
@@ -100,7 +100,7 @@ class _Finder:
     # Forward ----------------------------------------------------------------------------------
 
     def visit(self, number: int) -> None:
-        """Find the role of a node whose operands have theirs."""
+        """Assign the role of a node whose operands have theirs."""
         kind = self.kinds[number]
         edges = self.graph.operands[number]
         self.functions.append(self._functions(number, kind))
@@ -113,7 +113,7 @@ class _Finder:
         self.chosen.append(self._is_chosen(number, kind))
 
     def nature(self, edge: Edge) -> Nature:
-        """What an operand is."""
+        """Nature of an operand."""
         hint = self.hints.get(edge)
         if hint is None and is_mean(self.graph.names[edge.node], edge.output):
             (of,) = self.graph.operands[edge.node]
@@ -140,7 +140,7 @@ class _Finder:
         if kind not in ("linear", "activation", "product", "quotient", "projection", "softmax"):
             return False
         weighs = self.found[number].nature == "weights"
-        return any(  # what weights have weighed is a value again
+        return any(  # a sum weighted by attention is a value again
             edge is not None
             and self.scored[edge.node]
             and (weighs or self.nature(edge) != "weights")
@@ -166,7 +166,7 @@ class _Finder:
     def _of_factors(
         self, number: int, kind: Kind, places: list[int], natures: list[Nature]
     ) -> Operation:
-        """A product, if two of its factors depend on the input."""
+        """A product, if two or more of its factors depend on the input; else a linear operation."""
         summand = has_summand(self.graph.names[number])
         factors = [place for place in places if place or not summand]
         if len(factors) > 1:
@@ -179,7 +179,7 @@ class _Finder:
         return Operation(kind, "linear", nature)
 
     def _of_one(self, name: str, kind: Kind, natures: list[Nature]) -> Operation:
-        """An operation on one tensor, or one that is ruled as a whole."""
+        """An operation on one tensor, or one with a rule for the whole operator."""
         first = natures[0]
         kept = is_clamp(name) or first in ("weights", "gate", "scale", "constant")
         by_kind: dict[Kind, tuple[Role, Nature]] = {
@@ -237,7 +237,7 @@ class _Finder:
     def _composite(
         self, number: int, factors: list[int], natures: tuple[Nature, Nature]
     ) -> Operation | None:
-        """A product of two functions of one tensor: as a whole a function of it."""
+        """A product of two functions of one tensor, which together are one function of it."""
         edges = self.graph.operands[number]
         ways = [self._ways(edge) for place in factors if (edge := edges[place]) is not None]
         common = ways[0].keys() & ways[1].keys()
@@ -298,7 +298,7 @@ class _Finder:
         attends = nature == "weights" and edge is not None and self.scored[edge.node]
         if element_wise and not (attends and other in SIGNALS):
             return Operation("product", role, other, constant, signal)
-        if not attends:  # a gate, a router, the weights of a pool
+        if not attends:  # a gate, a router, weights of a pooling
             return Operation("product", role, "signal", constant, signal)
         result: Nature = "weights" if other == "weights" else "signal"
         return Operation("product", "attention", result, constant, signal)
@@ -352,7 +352,7 @@ def _where(nature: Nature, natures: Sequence[Nature], places: Sequence[int]) -> 
 
 
 def _mixing(nature: Nature) -> Nature:
-    """What a sum over products with such a factor is."""
+    """Nature of a sum of products with a factor of this nature."""
     return "signal" if nature == "activated" else nature
 
 

@@ -1,8 +1,8 @@
-"""One forward pass, watched: which function in which module made which node of the graph.
+"""Watches one forward pass: which function in which module made which node of the graph.
 
 Nothing is attached to the model. A function mode of the calling thread sees every function,
-functional ones too; hooks that PyTorch calls for all modules say which module is running, and look
-at nothing that another thread does. Every value is the model's own.
+functional calls included; PyTorch's global module hooks tell which module is running, and ignore
+other threads. Every value is the model's own.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ _VALUE_INDEPENDENT: Final = _names(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
     "new_ones new_empty new_full new_tensor size stride __get__ dim numel"
 )
-"""Functions whose result does not depend on the values of what they are given."""
+"""Functions whose result does not depend on the values of their arguments."""
 
 _SECOND_ONLY_FOR_ITS_FORM: Final = _names("to type_as view_as expand_as reshape_as broadcast_to")
-"""Functions that look at the type or shape of their second operand only."""
+"""Functions that use only the type or shape of their second operand."""
 
 Hidden = Literal["choice", "value"]
-"""What depends on the input without a gradient: an index, mask or position; a detached number."""
+"""Dependence on the input without a gradient: an index, mask or position; a detached number."""
 
 
 class Call(NamedTuple):
-    """A function that was called.
+    """A function call.
 
     Attributes:
-        number: Of the call, in the order of the forward pass.
-        function: Its name.
+        number: Index of the call, in the order of the forward pass.
+        function: Name of the function.
         module: The innermost running module; None outside of all.
     """
 
@@ -67,23 +67,23 @@ class Call(NamedTuple):
 
 
 class Watch:
-    """Sees the functions that one thread calls, for a ``with`` block.
+    """Observes the functions that one thread calls, for a ``with`` block.
 
     Args:
         modules: The modules of the model.
-        need_input: Names of functions whose operand is kept, because their nodes do not.
-        values: Whether to keep what each function returned.
-        names: Whether to note who made which node; else only these operands are kept.
+        need_input: Names of functions whose operand is kept, because their nodes do not save it.
+        values: Whether to keep the results of functions.
+        names: Whether to record which call made which node; else only these operands are kept.
 
     Attributes:
         calls: For each node of the graph, the call that made it.
         inputs: For each node of such a function, its operand.
         detached: Nodes that use a number which depends on the input but has no gradient.
-        written: Nodes that a function made by writing into a part of a tensor.
-        entered: The modules of the model that were called from outside of it.
-        outputs: Nodes of what these returned.
-        values: For each result of a node, its value, if that was asked for.
-        origins: The constants in its functions, if values were asked for; else None.
+        written: Nodes of functions that wrote into a part of a tensor.
+        entered: Modules of the model that were called from outside of it.
+        outputs: Nodes of their outputs.
+        values: The value of each result of a node, if requested.
+        origins: The constants in its functions, if values are requested; else None.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Watch:
         self._hidden = WeakTensorKeyDictionary()
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start watching."""
         if self._names:
             self._handles += [
                 module_hooks.register_module_forward_pre_hook(self.enter),
@@ -132,7 +132,7 @@ class Watch:
     # Functions --------------------------------------------------------------------------------
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function and look at what it made."""
+        """Call a function and record its results."""
         name = getattr(func, "__name__", "")
         if not self._names:
             return self._only_input(name, func, args, kwargs)
@@ -159,7 +159,7 @@ class Watch:
     def _only_input(
         self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        """Keep an operand, and copy it before something else is written there."""
+        """Keep an operand, copied before it is overwritten."""
         needed = args[0] if args and name.rstrip("_") in self._need_input else None
         written = _written(name, args, kwargs)
         if written:
@@ -201,7 +201,7 @@ class Watch:
             origins.constant(called, made)
 
     def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
-        if tensor.requires_grad:  # made inside of a torch.autograd.Function, which has returned
+        if tensor.requires_grad:  # computed inside of a torch.autograd.Function that has returned
             self._hidden.pop(tensor)  # type: ignore[no-untyped-call]
             return None
         kind: Hidden = self._hidden[tensor]
@@ -218,13 +218,13 @@ class Watch:
         return "value" if depends or "value" in hidden else "choice"
 
     def claim(self, tensor: Tensor, function: str, module: nn.Module | None) -> None:
-        """Note a call as the one that made a tensor, with all of its graph that is new."""
+        """Record which call produced a tensor and the new nodes behind it."""
         call = Call(len(self.calls), function, module)
         nodes = [node_of(tensor)]
         while nodes:
             node = nodes.pop()
             if node is not None and node.next_functions and node not in self.calls:
-                # A leaf was there before; a function of somebody's own has a name of its own.
+                # A leaf existed before; a custom torch.autograd.Function is named after itself.
                 own = isinstance(node, BackwardCFunction)
                 self.calls[node] = call._replace(function=name_of(node)) if own else call
                 nodes += [each for each, _ in node.next_functions]
@@ -239,7 +239,7 @@ class Watch:
         self._by_storage.setdefault(storage, []).append((kept, key))
 
     def _before_writing(self, written: list[Tensor]) -> None:
-        """Copy what is kept and a function is about to write over."""
+        """Copy kept tensors that a function is about to overwrite."""
         for tensor in written:
             key = tensor.grad_fn, tensor.output_nr
             if self._keeps_values and tensor.grad_fn is not None and key not in self.values:
@@ -250,11 +250,11 @@ class Watch:
     # Modules ----------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: Any = ()) -> None:
-        """Note that a module runs; to be called for one that has begun before the block."""
+        """Record that a module runs; also called for a module entered before the block."""
         if threading.get_ident() == self._thread and id(module) in self._modules:
             around = self._running[-1] if self._running else None
-            for tensor in tensors_in(args):  # perhaps of a torch.autograd.Function, which no
-                if tensor.grad_fn is not None:  # function of PyTorch's has taken yet
+            for tensor in tensors_in(args):  # perhaps outputs of a torch.autograd.Function that no
+                if tensor.grad_fn is not None:  # function of PyTorch has used yet
                     self.claim(tensor, "", around)
             if not self._running:
                 self.entered[module] = None
@@ -269,7 +269,7 @@ class Watch:
             if tensor.requires_grad:
                 key = node_of(tensor), tensor.output_nr
                 if self._keeps_values and key not in self.values:
-                    self._keep(self.values, key, tensor)  # of a torch.autograd.Function
+                    self._keep(self.values, key, tensor)  # output of a torch.autograd.Function
                 self.claim(tensor, "", module)
         while self._running.pop() is not module:
             pass
@@ -279,9 +279,9 @@ class Watch:
 
 
 def _storage_of(tensor: Tensor) -> int:
-    """Where a tensor has its numbers, also one inside of transforms of ``torch.func``.
+    """Address of a tensor's storage, also inside of transforms of ``torch.func``.
 
-    Of one that is spread over processes, where its part is.
+    For a tensor sharded over processes, that of the local shard.
     """
     functorch = torch._C._functorch  # noqa: SLF001 - no public names
     while functorch.is_functorch_wrapped_tensor(tensor):
@@ -292,7 +292,7 @@ def _storage_of(tensor: Tensor) -> int:
 
 @cache
 def _full_name(func: Callable[..., Any]) -> str:
-    """The name of a function with its module, which takes a while to find out."""
+    """Name of a function with its module, cached as it is slow to resolve."""
     name: str = resolve_name(func) or getattr(func, "__name__", str(func))
     return name
 
@@ -307,7 +307,7 @@ def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensor that a function writes into, and the whole of which that is a part."""
+    """The tensor that a function writes into, and its base if it is a view."""
     if not args or not isinstance(args[0], Tensor) or not _writes(name, args, kwargs):
         return []
     whole = args[0]._base  # noqa: SLF001 - no public name
@@ -330,7 +330,7 @@ _MAY_WRITE: Final = _names(
     "relu silu mish hardswish hardsigmoid hardtanh relu6 elu selu celu leaky_relu rrelu threshold "
     "dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d"
 )
-"""Functions of ``torch.nn.functional`` that can be asked to work in place."""
+"""Functions of ``torch.nn.functional`` with an option to work in place."""
 
 _WRITING: Final = _names(
     "__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __imod__ __iand__ "
@@ -340,7 +340,7 @@ _WRITING: Final = _names(
 
 @contextmanager
 def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
-    """Collect the nodes of what some modules return."""
+    """Collect the nodes of the outputs of some modules."""
     thread = threading.get_ident()
 
     @looks_only

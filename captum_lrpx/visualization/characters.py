@@ -1,4 +1,4 @@
-"""Text as a reader sees it: whole characters, and nothing invisible."""
+"""Text as readers see it: whole characters, and nothing invisible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TAB = "⇥"
 _JOINER = "\N{ZERO WIDTH JOINER}"
 _INVISIBLE = frozenset((_JOINER, "\N{ZERO WIDTH NON-JOINER}"))
 _VIRAMA = 9
-"""The canonical combining class of the sign that joins two consonants of an Indic script."""
+"""Canonical combining class of a virama, which joins two consonants of an Indic script."""
 
 _TAGS = range(0xE0020, 0xE0080)
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
@@ -23,11 +23,11 @@ _HANGUL_FOLLOWING = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
 
 
 def readable(text: str) -> str:
-    """A text on one line, with everything invisible in it shown.
+    """Convert a text to one line, with everything invisible in it shown.
 
-    Line breaks, tabs and a text of nothing but blanks get signs of their own. Control characters,
-    unassigned ones, and those that change the direction of writing are written as escapes; joiners
-    stay where they join.
+    Line breaks, tabs and a text of nothing but blanks are shown as signs. Control characters,
+    unassigned ones, and those that change the direction of writing are escaped; joiners
+    stay between characters.
 
     Args:
         text: Any text.
@@ -45,18 +45,18 @@ def readable(text: str) -> str:
 
 
 def joined(text: str, place: int) -> bool:
-    """Whether the characters before and after a place are one character to a reader.
+    """Whether the characters before and after a place look like one character.
 
     Accents, vowel signs, joined emoji, skin tones, flags, Hangul letters of one syllable, and
-    consonants joined by a virama: the clusters of Unicode's annex 29, from the properties that
-    ``unicodedata`` has.
+    consonants joined by a virama: the clusters of Unicode's annex 29, from properties in
+    ``unicodedata``.
 
     Args:
         text: The text.
         place: An index into it.
 
     Returns:
-        Whether a mark between the two would split a character. False at either end of the text.
+        Whether a mark between the two would split a character. False at both ends of the text.
     """
     if not 0 < place < len(text):
         return False
@@ -76,7 +76,7 @@ def joined(text: str, place: int) -> bool:
 
 
 def _extends(char: str) -> bool:
-    """Whether a character belongs to the one before it."""
+    """Whether a character belongs to the preceding one."""
     return unicodedata.category(char)[0] == "M" or _is_joiner(char) or ord(char) in _SKIN_TONES
 
 

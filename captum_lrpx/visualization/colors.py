@@ -19,25 +19,25 @@ _NEGATIVE = (31, 119, 180)
 _PAPER = (255, 255, 255)
 
 _LEFT_OUT = 50
-"""One number in so many may be beyond the scale, and always one."""
+"""One number in this many may be beyond the scale, and always one."""
 
 _OPAQUE = 0.8
 """Opacity of the full color; text in black or white can be read on it."""
 
 
 def scale_of(relevances: Sequence[float]) -> float:
-    """The absolute relevance that gets the full color.
+    """Absolute relevance that gets the full color.
 
-    The first and the last token often have several times the relevance of all others. Relative to
-    them the rest of a text would be white. The scale therefore ends at twice the largest relevance
-    that is left without the largest 2 % (at least one), unless everything is below that anyway.
+    The first and the last token often have several times the relevance of all others, next to
+    which the rest of a text would be white. The scale therefore ends at twice the largest relevance
+    that remains without the largest 2 % (at least one), unless all relevances are below that.
 
     Args:
         relevances: The numbers.
 
     Returns:
         The scale, at most the largest absolute relevance. 0 if nothing is finite and non-zero, or
-        something is infinite or not a number.
+        any relevance is infinite or NaN.
     """
     sizes = sorted(map(abs, relevances), reverse=True)
     if not sizes or not all(map(math.isfinite, sizes)):
@@ -47,36 +47,36 @@ def scale_of(relevances: Sequence[float]) -> float:
 
 
 def strengths(relevances: Sequence[float]) -> list[float]:
-    """The relevances relative to their scale.
+    """Divide relevances by their scale.
 
     Args:
         relevances: The numbers.
 
     Returns:
-        One number each, beyond 1 or -1 where the scale ends before; all 0 without a scale.
+        One number each, beyond 1 or -1 outside of the scale; all 0 without a scale.
     """
     scale = scale_of(relevances)
     return [relevance / scale if scale else 0.0 for relevance in relevances]
 
 
 def paint(relevances: Sequence[float]) -> list[str]:
-    """An opaque color for each number, relative to :func:`scale_of` them.
+    """Map each number to an opaque color, on the scale of :func:`scale_of`.
 
     Args:
         relevances: The numbers.
 
     Returns:
-        Colors as CSS and ``rich`` write them: red for positive relevance, blue for negative; all
-        white without a scale.
+        Colors in the notation of CSS and ``rich``: red for positive relevance, blue for negative;
+        all white without a scale.
     """
     return [_opaque(strength) for strength in strengths(relevances)]
 
 
 def colors(explanation: Drawable) -> list[str]:
-    """A color for each piece of an explanation.
+    """Map each piece of an explanation to a color.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
         Colors, see :func:`paint`.

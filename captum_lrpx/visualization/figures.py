@@ -27,12 +27,12 @@ _SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "captum_lrpx",
 }
-"""Text stays text, and the same picture is the same file."""
+"""Text stays text, and equal pictures are equal files."""
 
 _INCH = 72.0
 _SIZE = 9.0
 _CELL = 0.602 * _SIZE
-"""Points of a character of DejaVu Sans Mono, and of most other monospaced fonts."""
+"""Width in points of a character of DejaVu Sans Mono, and of most monospaced fonts."""
 
 _LINE = 1.9 * _SIZE
 _ROW = 1.6 * _SIZE
@@ -57,7 +57,7 @@ _ESCAPED = {
 
 
 def settings() -> AbstractContextManager[None]:
-    """What figures are made and saved with.
+    """Settings with which figures are made and saved.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -70,14 +70,14 @@ def settings() -> AbstractContextManager[None]:
 
 
 def latex(explanation: Drawable) -> str:
-    r"""A heat map as LaTeX, for the packages ``xcolor`` and, in other scripts, XeLaTeX or LuaLaTeX.
+    r"""Draw a heat map as LaTeX, with ``xcolor`` and, for other scripts, XeLaTeX or LuaLaTeX.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
         A ``\colorbox`` for each piece. Negative relevance is underlined, relevance beyond the scale
-        framed; a comment says at what relevance the full color is.
+        framed; a comment states the relevance of the full color.
     """
     shown = pieces(explanation)
     note = " ".join(legend(explanation).replace("bold:", "framed:").split())
@@ -104,11 +104,11 @@ def latex(explanation: Drawable) -> str:
 
 
 def heat_map_figure(explanation: Drawable, width: float) -> Figure:
-    """The text in color, with its legend.
+    """Draw the text in color, with its legend.
 
     Args:
-        explanation: What to show.
-        width: Inches.
+        explanation: The explanation.
+        width: Width in inches.
     """
     shown = pieces(explanation)
     places, rows = _placed(shown, int(width * _INCH / _CELL))
@@ -132,13 +132,13 @@ def heat_map_figure(explanation: Drawable, width: float) -> Figure:
 def matrix_figure(
     values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], width: float
 ) -> Figure:
-    """A table of relevances in color: layers x tokens, or generated tokens x tokens.
+    """Draw a table of relevances in color: layers x tokens, or generated tokens x tokens.
 
     Args:
         values: ``[R, C]``.
-        rows: Name of each row; the first one is drawn at the bottom.
-        columns: Name of each column.
-        width: Inches.
+        rows: Names of the rows; the first one is drawn at the bottom.
+        columns: Names of the columns.
+        width: Width in inches.
     """
     names = [_short(name) for name in rows]
     left = (max(map(cell_len, names), default=0) + 1) * _CELL
@@ -172,10 +172,10 @@ def matrix_figure(
 def _placed(shown: Sequence[Piece], cells: int) -> tuple[list[tuple[int, int]], int]:
     """Row and column of each piece, in lines of some cells, and the number of rows.
 
-    Lines break before a word, and within one that is longer than a line.
+    Lines break before a word, and within a word that is longer than a line.
     """
     sizes = [cell_len(_label(piece)) for piece in shown]
-    words = list(sizes)  # the rest of the word from each piece on
+    words = list(sizes)  # length of the rest of the word, from each piece on
     for index in range(len(shown) - 2, -1, -1):
         if not shown[index + 1].gap and not shown[index].label.endswith(NEWLINE):
             words[index] += words[index + 1]
@@ -197,7 +197,7 @@ def _label(piece: Piece) -> str:
 
 
 def _empty(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure whose units are points, without axes."""
+    """A figure without axes, in units of points."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
 
     figure = Figure(figsize=(width, height))

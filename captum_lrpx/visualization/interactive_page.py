@@ -1,4 +1,4 @@
-"""An interactive page: where each generated token comes from, by method and segment."""
+"""Interactive page: the sources of each generated token, by method and segment."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ holds it, arrows go on, Escape lets go.</p>
 
 @dataclass(frozen=True)
 class ViewedMethod:
-    """One explanation of each row of a page.
+    """One explanation of each row of a page, by one method.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         relevances: ``[R, T]``.
         values: The explained value of each row ``[R]``.
         decomposed: The sum of relevances and delta of each row ``[R]``.
-        targets: What each row explains, in words ``[R]``.
-        target: What all of them explain.
-        ledger: What no token has of the sum of all rows, by name; empty if that is not known.
+        targets: Explained value of each row, in words ``[R]``.
+        target: Explained value of all rows together.
+        ledger: The share of no token, in the sum of all rows, by name; empty if unknown.
     """
 
     name: str
@@ -74,17 +74,17 @@ def view_page(
     methods: Sequence[ViewedMethod],
     footer: Sequence[str],
 ) -> str:
-    """The page: one file with its script, which loads nothing.
+    """Build the page: one file with its script, which loads nothing.
 
     Args:
         title: Its title.
-        pieces: The text, as it is drawn.
+        pieces: The text, as drawn.
         special: Whether each token is special or of the chat template ``[T]``.
-        spans: Which tokens each row is about ``[R]``.
+        spans: The explained tokens of each row ``[R]``.
         start: The first generated token; ``T`` if there is none.
         levels: Name, and groups of tokens, of each segment level.
         methods: At least one.
-        footer: Lines about how it was made.
+        footer: Lines about its origin.
     """
     data = {
         "pieces": [
@@ -119,7 +119,7 @@ def _packed(method: ViewedMethod) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON that no text in it can end; infinite and undefined numbers as null."""
+    """JSON that no text in it can terminate; infinite and undefined numbers as null."""
     text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""Several explanations of one text in a table: a row per token, a column per explanation."""
+"""Table of several explanations of one text: a row per token, a column per explanation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Matrix", "matrix_of"]
 
 _DIGITS = 4
 _GAP = 2
-"""Blanks between two columns of a terminal."""
+"""Blanks between two columns in a terminal."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Matrix:
 
     Attributes:
         unit: ``"token"`` or ``"word"``.
-        rows: The pieces of the text, as they are drawn.
+        rows: The pieces of the text, as drawn.
         names: A name for each explanation.
         columns: Relevance of each piece in each explanation.
-        totals: Name and numbers of the rows below: sum, delta and value of each explanation.
+        totals: Name and numbers of the last rows: sum, delta and value of each explanation.
     """
 
     unit: str
@@ -46,7 +46,7 @@ class Matrix:
     totals: Sequence[tuple[str, Sequence[float]]]
 
     def html(self) -> str:
-        """The table as HTML, each column in colors of its own scale."""
+        """The table as HTML, each column colored on its own scale."""
         painted = [
             [f"{NUMBER};background:{translucent(strength)}" for strength in strengths(column)]
             for column in self.columns
@@ -70,7 +70,7 @@ class Matrix:
         return table(heads, rows)
 
     def terminal(self) -> Table:
-        """The table for a terminal, each column in colors of its own scale."""
+        """The table for a terminal, each column colored on its own scale."""
         shown = Table(box=None, pad_edge=False)
         for head in ("position", self.unit, *self.names):
             shown.add_column(Text(readable(head)), justify="right", overflow="fold")
@@ -87,7 +87,7 @@ class Matrix:
         return shown
 
     def split(self, width: int) -> list[Matrix]:
-        """The matrix in parts that fit a width, each with all rows and some of the columns.
+        """Split the matrix into parts that fit a width, each with all rows and some of the columns.
 
         Args:
             width: Characters of a line.
@@ -122,7 +122,7 @@ class Matrix:
 
 
 def matrix_of(explanations: Sequence[Drawable], names: Sequence[str]) -> Matrix:
-    """The matrix of explanations of the same tokens.
+    """Make the matrix of explanations of the same tokens.
 
     Args:
         explanations: At least one.

@@ -1,4 +1,4 @@
-"""Explanations as HTML: one page by itself, or a fragment for a notebook."""
+"""Explanations as HTML: a separate page, or a fragment for a notebook."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = [
     "token_spans",
 ]
 
-# Nothing here but the style of `body` and `footer` is only for pages: a notebook shares one page
-# with its outputs, so what may stand in one brings its own style.
+# Only the style of `body` and `footer` is restricted to pages: a notebook shares one page
+# with its outputs, so that elements for notebooks bring their own style.
 #
 # Letters that join, ligatures and emoji are shaped across spans as long as a span has neither
 # horizontal padding nor a border and does not isolate its direction. The paragraph isolates.
@@ -47,10 +47,10 @@ _NEGATIVE = ";text-decoration:underline"
 _BEYOND = ";outline:2px solid;outline-offset:-2px"
 _SEAM = ";box-shadow:inset 1px 0 rgba(128,128,128,0.6)"
 Cell = tuple[str, str]
-"""Text of a cell, and CSS for it."""
+"""Text of a cell, and its CSS."""
 
 LONG = 40
-"""Up to so many rows, a table is open at first."""
+"""Up to this many rows, a table is open at first."""
 
 LABEL = "text-align:left;white-space:pre-wrap;unicode-bidi:isolate"
 NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
@@ -75,16 +75,16 @@ def document(title: str, *parts: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Any text as HTML that shows it, without control characters."""
+    """Text as HTML that shows it, without control characters."""
     return html.escape(readable(text))
 
 
 def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
-    """The tokens in color, as HTML.
+    """Draw the tokens in color, as HTML.
 
     Args:
-        explanation: What to show.
-        bold_from: Position of the first token of a generated text, which is in bold.
+        explanation: The explanation.
+        bold_from: Position of the first token of a generated text, drawn in bold.
 
     Returns:
         A ``span`` for each piece, all text escaped. Its title has the relevance, and the tokens if
@@ -115,10 +115,10 @@ def _tooltip(explanation: Drawable, piece: Piece) -> str:
 
 
 def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
-    """The heat map as one paragraph, which takes its direction from the text.
+    """Draw the heat map as one paragraph, with the writing direction of the text.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
         bold_from: As in :func:`token_spans`.
     """
     spans = token_spans(explanation, bold_from)
@@ -126,13 +126,13 @@ def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
 
 
 def color_legend(explanation: Drawable) -> str:
-    """The scale of the colors, as HTML; empty if there is none.
+    """Describe the scale of the colors, as HTML; empty if there is none.
 
     Args:
-        explanation: What is shown.
+        explanation: The explanation.
 
     Returns:
-        A bar with numbers, and how negative relevances and those beyond the scale are marked.
+        A bar with numbers, and the marks of negative relevances and those beyond the scale.
     """
     relevances = [piece.relevance for piece in pieces(explanation)]
     scale = scale_of(relevances)
@@ -153,7 +153,7 @@ def color_legend(explanation: Drawable) -> str:
 
 
 def origin(explanation: Drawable) -> str:
-    """The method, the model, the versions and the checks, in one line."""
+    """Method, model, versions and checks, in one line."""
     rules = f" (rules: {explanation.recipe})" if explanation.recipe else ""
     options = "".join(f", {name} {value}" for name, value in explanation.options.items())
     revision = f" at {explanation.revision}" if explanation.revision else ""
@@ -166,13 +166,13 @@ def origin(explanation: Drawable) -> str:
 
 
 def fragment(explanation: Drawable) -> str:
-    """The heat map as a piece of HTML, for a notebook; all text is escaped.
+    """Draw the heat map as a piece of HTML, for a notebook; all text is escaped.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
-        One ``div`` with its own style, which leaves the page around it alone.
+        One ``div`` with its own style, which does not affect the page around it.
     """
     return (
         f"<div>{pictures(explanation)}{heat_paragraph(explanation)}{color_legend(explanation)}"
@@ -181,7 +181,7 @@ def fragment(explanation: Drawable) -> str:
 
 
 def pictures(explanation: Drawable) -> str:
-    """The images among the inputs with their heat maps, as HTML; empty without any."""
+    """Images among the inputs with their heat maps, as HTML; empty without any."""
     return "".join(picture_html(explanation, region) for region in regions(explanation))
 
 
@@ -189,8 +189,8 @@ def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
     """A table with its own style, as HTML; all text is escaped.
 
     Args:
-        heads: Text of the names of the columns, and more CSS for each.
-        rows: Text of the cells, and more CSS for each.
+        heads: Text of the column names, and further CSS for each.
+        rows: Text of the cells, and further CSS for each.
     """
     lines = [_row("th", heads), *(_row("td", cells) for cells in rows)]
     return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
@@ -205,7 +205,7 @@ def _row(tag: str, cells: Sequence[Cell]) -> str:
 
 
 def folded(title: str, content: str, *, is_open: bool) -> str:
-    """Content below a title that folds it.
+    """Put content below a title that folds it.
 
     Args:
         title: The title, plain text.
@@ -217,10 +217,10 @@ def folded(title: str, content: str, *, is_open: bool) -> str:
 
 
 def to_html(explanation: Drawable) -> str:
-    """The explanation as one HTML page without scripts or links; all text is escaped.
+    """Draw the explanation as one HTML page without scripts or links; all text is escaped.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
         A complete document.

@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
 _WIDTH, _CELL, _HEIGHT = 320, 20, 60
-"""Of an image on a page at least, of one of its columns, and of a single row."""
+"""Smallest width of an image on a page, of one of its columns, and of a single row."""
 
 _LIGHTER = 0.7
-"""What is left of an image's darkness, so that colors are seen over black as well."""
+"""Remaining darkness of an image, so that colors show on black as well."""
 
 _SMALLEST = 448
-"""Pixels on the longer side of a PNG, at least."""
+"""Smallest number of pixels on the longer side of a PNG."""
 
 
 def regions(explanation: Drawable) -> list[Region]:
-    """The images and audio among the inputs."""
+    """Images and audio among the inputs."""
     return [part for part in explanation.parts or () if part.grid is not None]
 
 
 def picture_html(explanation: Drawable, region: Region) -> str:
-    """An image below its heat map, and the heat map by itself, side by side.
+    """Draw an image below its heat map, and the heat map alone, side by side.
 
     Args:
-        explanation: What to show.
-        region: Which image.
+        explanation: The explanation.
+        region: The image.
 
     Returns:
         HTML without scripts; each patch has its relevance as title.
@@ -82,7 +82,7 @@ def picture_html(explanation: Drawable, region: Region) -> str:
 
 
 def picture_blocks(explanation: Drawable, region: Region) -> Text:
-    """The patches of an image as colored blocks, for a terminal; the sign shows without color."""
+    """Draw the patches of an image as colored blocks with signs, for a terminal."""
     _, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
     text = Text()
@@ -96,12 +96,12 @@ def picture_blocks(explanation: Drawable, region: Region) -> Text:
 
 
 def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) -> bytes:
-    """A heat map of an image as PNG.
+    """Draw a heat map of an image as PNG.
 
     Args:
-        explanation: What to show.
-        region: Which image.
-        overlay: Whether the image is seen below the colors.
+        explanation: The explanation.
+        region: The image.
+        overlay: Whether the image is visible below the colors.
 
     Raises:
         ImportError: If Pillow is not installed.
@@ -117,7 +117,7 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     if overlay and region.picture:
         opened = Image.open(io.BytesIO(base64.b64decode(region.picture)))
         gray = opened.convert("L").point(lambda each: 255 - _LIGHTER * (255 - each))
-        below = gray.convert("RGB")  # colors are for relevance
+        below = gray.convert("RGB")  # color is reserved for relevance
     factor = max(1, -(-_SMALLEST // max(below.size)))
     size = (below.width * factor, below.height * factor)
     below = below.resize(size, Image.Resampling.NEAREST)

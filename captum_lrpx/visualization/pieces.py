@@ -1,4 +1,4 @@
-"""The pieces of a text that are drawn: its tokens, those that share a character put together."""
+"""Drawn pieces of a text: its tokens, merged if they share a character."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Region(Protocol):
 
     @property
     def name(self) -> str:
-        """Which input."""
+        """Name of the input."""
 
     @property
     def first(self) -> int:
@@ -30,7 +30,7 @@ class Region(Protocol):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the patches of an image."""
+        """Rows and columns of an image's patches."""
 
     @property
     def picture(self) -> str | None:
@@ -38,7 +38,7 @@ class Region(Protocol):
 
 
 class Drawable(Protocol):
-    """An explanation as the views read it; :class:`captum_lrpx.Explanation` describes the parts."""
+    """Interface of an explanation for the views, see :class:`captum_lrpx.Explanation`."""
 
     @property
     def text(self) -> str:
@@ -46,11 +46,11 @@ class Drawable(Protocol):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The tokens as the tokenizer shows them."""
+        """The tokens as the tokenizer writes them."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The tokens as they stand in the text."""
+        """The tokens as in the text."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class Drawable(Protocol):
 
     @property
     def offsets(self) -> tuple[tuple[int, int], ...]:
-        """Where each token stands in the text."""
+        """Place of each token in the text."""
 
     @property
     def special(self) -> tuple[bool, ...]:
@@ -82,7 +82,7 @@ class Drawable(Protocol):
 
     @property
     def parts(self) -> tuple[Region, ...] | None:
-        """Which entries belong to which of several inputs."""
+        """Assignment of entries to several inputs."""
 
     @property
     def delta(self) -> float:
@@ -122,7 +122,7 @@ class Drawable(Protocol):
 
     @property
     def standing(self) -> str:
-        """Ranks and probabilities of what is explained, in one line; empty without them."""
+        """Ranks and probabilities of the explained outputs, in one line; empty without them."""
 
     @property
     def certification(self) -> str:
@@ -137,7 +137,7 @@ class Piece(NamedTuple):
         relevance: The sum of their relevances.
         first: Position of the first of them.
         stop: Position after the last.
-        gap: What stands before: a blank, a line break, or nothing inside a word.
+        gap: Text before it: a blank, a line break, or nothing inside a word.
     """
 
     label: str
@@ -148,19 +148,19 @@ class Piece(NamedTuple):
 
     @property
     def drawn(self) -> str:
-        """The label within the text: blanks are blanks there, and a line break breaks the line."""
+        """The label within the text, with plain blanks and line breaks."""
         if not self.label.strip(BLANK):
             return " " * len(self.label)
         return f"{self.label}\n" if self.label.endswith(NEWLINE) else self.label
 
     @property
     def place(self) -> str:
-        """Their position or positions."""
+        """Position, or range of positions."""
         return str(self.first) if self.stop - self.first == 1 else f"{self.first}-{self.stop - 1}"
 
 
 def pieces(explanation: Drawable) -> list[Piece]:
-    """What is drawn of an explanation.
+    """Divide an explanation into drawn pieces.
 
     A character may take several tokens (an emoji, a Chinese character, a letter and its accent);
     they are one piece. Every token is in exactly one piece; patches of an image are in none.
@@ -188,7 +188,7 @@ def pieces(explanation: Drawable) -> list[Piece]:
         else:
             gap, label = " " if found else "", "".join(labels[first:stop])
         if found and not gap and not _in_text(offsets[first - 1]):
-            gap = " "  # after a token that stands nowhere in the text
+            gap = " "  # after a token outside of the text
         relevance = _sum(explanation.relevances[first:stop])
         found.append(Piece(readable(label), relevance, first, stop, gap))
     return found
@@ -197,7 +197,7 @@ def pieces(explanation: Drawable) -> list[Piece]:
 def character_runs(
     text: str, offsets: Sequence[tuple[int, int]], special: Sequence[bool]
 ) -> list[tuple[int, int]]:
-    """Which tokens share characters.
+    """Find runs of tokens that share characters.
 
     Args:
         text: The text.
@@ -226,7 +226,7 @@ def character_runs(
 
 
 def unit(explanation: Drawable) -> str:
-    """The kind of the entries: ``"token"`` or ``"word"``."""
+    """Unit of the entries: ``"token"`` or ``"word"``."""
     return "token" if explanation.ids else "word"
 
 
@@ -240,5 +240,5 @@ def _gap(text: str, end: int, start: int) -> str:
 
 
 def _sum(relevances: Sequence[float]) -> float:
-    """The sum, rounded once where it is finite."""
+    """Sum, rounded once if it is finite."""
     return math.fsum(relevances) if all(map(math.isfinite, relevances)) else sum(relevances)

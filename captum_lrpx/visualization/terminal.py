@@ -42,7 +42,7 @@ VISIBLE = 0.1
 
 
 def styles(relevances: Sequence[float]) -> list[str]:
-    """A ``rich`` style for each number; the sign and the end of the scale show without color too.
+    """Map each number to a ``rich`` style; sign and end of the scale also show without color.
 
     Args:
         relevances: The numbers.
@@ -57,10 +57,10 @@ def styles(relevances: Sequence[float]) -> list[str]:
 
 
 def heat_map(explanation: Drawable) -> Text:
-    """The tokens in color, for a terminal.
+    """Draw the tokens in color, for a terminal.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
         A ``rich`` text: red for positive relevance, blue and underlined for negative. Tokens that
@@ -74,13 +74,13 @@ def heat_map(explanation: Drawable) -> Text:
 
 
 def legend(explanation: Drawable) -> str:
-    """How to read the colors, in one line; empty if there is nothing to read.
+    """Explain the colors, in one line; empty if there are none.
 
     Args:
-        explanation: What is shown.
+        explanation: The explanation.
 
     Returns:
-        The scale, and how negative relevances and those beyond the scale are marked.
+        The scale, and the marks of negative relevances and those beyond the scale.
     """
     relevances = [piece.relevance for piece in pieces(explanation)]
     scale = scale_of(relevances)
@@ -91,13 +91,13 @@ def legend(explanation: Drawable) -> str:
 
 
 def relevance_table(explanation: Drawable) -> Table:
-    """The relevances as numbers, for a terminal.
+    """List the relevances as numbers, for a terminal.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
-        A ``rich`` table with a row per token; those that share a character have one row.
+        A ``rich`` table with a row per token; tokens that share a character have one row.
     """
     table = Table("position", unit(explanation), "relevance", box=None, pad_edge=False)
     table.columns[0].justify = table.columns[2].justify = "right"
@@ -107,7 +107,7 @@ def relevance_table(explanation: Drawable) -> Table:
 
 
 def summary(explanation: Drawable) -> str:
-    """The explained value and how much of it the tokens account for, in one line."""
+    """The explained value and the tokens' share of it, in one line."""
     return (
         f"{readable(explanation.target)} = {explanation.value:+.4f}   "
         f"sum of relevances {explanation.sum:+.4f}   delta {explanation.delta:+.4f}"
@@ -125,7 +125,7 @@ def source(explanation: Drawable) -> str:
 
 
 def closing_lines(explanation: Drawable) -> tuple[str, ...]:
-    """The lines below the relevances: summary, ranks, source, and the checks that were made."""
+    """Lines below the relevances: summary, ranks, source, and checks."""
     lines = (
         summary(explanation),
         inputs(explanation),
@@ -137,13 +137,13 @@ def closing_lines(explanation: Drawable) -> tuple[str, ...]:
 
 
 def terminal(explanation: Drawable) -> Group:
-    """Heat map, legend and closing lines, for a terminal.
+    """Combine heat map, legend and closing lines, for a terminal.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
-        Something that ``rich`` prints.
+        A group for ``rich`` to print.
     """
     lines = filter(None, (legend(explanation), *closing_lines(explanation)))
     pictures = (picture_blocks(explanation, region) for region in regions(explanation))
@@ -151,10 +151,10 @@ def terminal(explanation: Drawable) -> Group:
 
 
 def plain(explanation: Drawable) -> str:
-    """The relevances as plain text, without color.
+    """List the relevances as plain text, without color.
 
     Args:
-        explanation: What to show.
+        explanation: The explanation.
 
     Returns:
         A table and the closing lines, without trailing blanks.
@@ -163,16 +163,16 @@ def plain(explanation: Drawable) -> str:
 
 
 def plain_text(renderable: RenderableType, width: int = _WIDE) -> str:
-    """A renderable as ``rich`` prints it, without color and however wide it is.
+    """Render as ``rich`` does, without color and at any width.
 
     Args:
-        renderable: What to print.
-        width: Where lines end at the latest.
+        renderable: The renderable.
+        width: Largest length of lines.
 
     Returns:
         The text, without trailing blanks.
     """
-    # In a notebook, rich would also display what it captures, as an empty block.
+    # In a notebook, rich would otherwise display the captured output as an empty block.
     console = Console(file=io.StringIO(), color_system=None, width=width, force_jupyter=False)
     with console.capture() as capture:
         console.print(renderable, highlight=False, markup=False)

@@ -1,6 +1,6 @@
-"""Small trained language models that know subject-verb agreement, shipped with the package.
+"""Small trained language models for subject-verb agreement, shipped with the package.
 
-Nothing here needs the network. ``transformers`` is imported when a model is loaded, not before.
+They need no network. ``transformers`` is imported when a model is loaded, not before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "sva-bert"
-"""The model to take when none is asked for."""
+"""Name of the default model."""
 
 _NAMES = ("sva-bert", "sva-gpt2", "sva-llama")
 
@@ -52,17 +52,17 @@ def load(name: str = DEFAULT) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         ValueError: If there is no such model.
     """
     model, tokenizer = load_folder(path(name))
-    model.name_or_path = name  # what records show, instead of where the package happens to be
+    model.name_or_path = name  # for records, instead of the installation path
     return model, tokenizer
 
 
 def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model that the training script wrote, in evaluation mode, and its tokenizer.
+    """Load a model written by the training script, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: Where it was written.
+        folder: Its folder.
     """
-    # Slow to import, and the names of the models are of use without it.
+    # Slow to import, and not needed for the names of the models.
     from transformers import (  # noqa: PLC0415
         AutoConfig,
         AutoModelForCausalLM,

@@ -1,9 +1,9 @@
-"""How often the models of the zoo prefer the right verb form on held-out sentences.
+"""Accuracy of the models of the zoo at the right verb form, on held-out sentences.
 
 Run as ``python -m captum_lrpx.zoo.accuracy``. A sentence counts as right if the logit of the
 correct form is greater than that of the other number's form. A causal model sees the text before
-the verb. A masked model is asked three times: with the whole sentence, the verb masked; with the
-text before the verb and the mask; and with a full stop behind these two.
+the verb. A masked model is tested three times: with the whole sentence, the verb masked; with the
+text before the verb and the mask; and with a full stop after these two.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CAUSAL_VIEWS: dict[str, Callable[[Sample, str], str]] = {"prefix": lambda sample
 
 
 def views(tokenizer: PreTrainedTokenizerBase) -> dict[str, Callable[[Sample, str], str]]:
-    """Return the texts in which a model is asked for the verb, by name."""
+    """Return the texts in which a model predicts the verb, by name."""
     return CAUSAL_VIEWS if tokenizer.mask_token is None else MASKED_VIEWS
 
 
@@ -53,7 +53,7 @@ def accuracy(
         model: A model of the zoo.
         tokenizer: Its tokenizer.
         samples: The sentences.
-        view: What the model gets to see of a sample, given the mask token; see :func:`views`.
+        view: Text of a sample for the model, given the mask token; see :func:`views`.
     """
     if not samples:
         raise ValueError("accuracy needs at least one sample")
@@ -100,7 +100,7 @@ def evaluate(
     Args:
         model: A model of the zoo.
         tokenizer: Its tokenizer.
-        n: How many sentences for each number of attractors.
+        n: Number of sentences for each number of attractors.
 
     Returns:
         The accuracy by view and number of attractors.

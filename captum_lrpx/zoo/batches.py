@@ -21,9 +21,9 @@ Batch: TypeAlias = dict[str, torch.Tensor]
 Row: TypeAlias = tuple[list[int], list[int]]
 
 IGNORED = -100
-"""The label of a position where nothing is to be predicted."""
+"""Label of a position where nothing is predicted."""
 _BUCKET = 16
-"""So many batches are sorted by length at a time, which leaves little padding in each."""
+"""Number of batches sorted by length at a time, which keeps padding small."""
 _MASK_VERB = 0.9
 _MASK_OTHER = 0.08
 
@@ -31,22 +31,22 @@ _MASK_OTHER = 0.08
 def batches(
     tokenizer: PreTrainedTokenizerFast, size: int, seed: int, intervening: tuple[int, int]
 ) -> Iterator[Batch]:
-    """Make training batches without end.
+    """Make training batches endlessly.
 
-    A masked model (its tokenizer has a mask token) gets the verb and a few other tokens masked,
-    a causal one the whole sentence, closed by its end token, to predict.
+    A masked model (its tokenizer has a mask token) predicts the verb and a few other tokens, which
+    are masked; a causal model predicts the whole sentence, closed by its end token.
 
     Args:
         tokenizer: The tokenizer of the model.
-        size: How many sentences a batch has.
-        seed: Where the random numbers come from.
-        intervening: How many nouns stand between subject and verb, least and greatest.
+        size: Number of sentences of a batch.
+        seed: Seed of the random numbers.
+        intervening: Smallest and largest number of nouns between subject and verb.
 
     Yields:
         The arguments of the model's forward pass, and "labels": the token to predict at each
         position, or ``IGNORED``.
     """
-    dice = random.Random(seed)  # noqa: S311 - no secrets depend on it
+    dice = random.Random(seed)  # noqa: S311 - not for secrets
     masked = tokenizer.mask_token_id is not None
     sentences = grammar.stream("train", seed, None, intervening)
     while True:
@@ -62,7 +62,7 @@ def batches(
 def _causal(tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> list[Row]:
     end = _id(tokenizer.eos_token_id)
     encoded = tokenizer([sample.sentence for sample in samples])["input_ids"]
-    # At each position the next token is to be predicted.
+    # Each position predicts the next token.
     return [(ids, [*ids[1:], end]) for ids in encoded]
 
 
@@ -98,7 +98,7 @@ def _padded(rows: list[list[int]], width: int, filler: int) -> torch.Tensor:
 
 
 def _id(value: object) -> int:
-    """Narrow a token number, which the tokenizer's types allow to be missing."""
+    """Narrow the type of a token id, which tokenizers may lack."""
     if not isinstance(value, int):
         raise TypeError(f"the tokenizer lacks a special token, its number is {value!r}")
     return value

@@ -1,8 +1,8 @@
-"""Transformers that were compiled from programs, of which it is known what they depend on.
+"""Transformers compiled from programs, with known dependences on their inputs.
 
 Weights and program come from Tracr (see ``benchmarks/compile_programs.py``), the module is plain
-PyTorch. Each result depends on a set of letters that is found without any attribution: every
-letter is replaced by every other one, and the result looked at.
+PyTorch. The set of letters that a result depends on is found without any attribution: by
+replacing every letter by every other one and comparing the results.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ PROGRAMS = ("fraction", "count", "reverse", "sort", "dyck")
 """The programs.
 
 - ``"fraction"``: the share of x among the letters so far, a number;
-- ``"count"``: how many x there were so far;
+- ``"count"``: the number of x so far;
 - ``"reverse"``: the letters in reverse order;
 - ``"sort"``: the digits in ascending order;
 - ``"dyck"``: whether all parentheses are balanced, at every position.
 """
 
 _SAME = 1e-3
-"""Numbers are computed by attention in float32, other results are chosen among values."""
+"""Tolerance of numbers, computed by attention in float32; other results are exact choices."""
 
 
 class Vocabulary(NamedTuple):
-    """What a program reads and gives.
+    """Inputs and outputs of a program.
 
     Attributes:
-        tokens: The letters, and what the compiler adds, by id.
-        letters: The letters that a text may have.
+        tokens: The letters and the compiler's additional tokens, by id.
+        letters: The letters allowed in a text.
         results: The values of its result by index; empty if it is a number.
-        longest: The most letters that a text may have.
+        longest: Largest number of letters of a text.
     """
 
     tokens: tuple[str, ...]
@@ -81,10 +81,10 @@ class Program(nn.Module):
     Args:
         weights: Its parameters by name.
         heads: Number of heads.
-        vocabulary: What it reads and gives.
+        vocabulary: Its inputs and outputs.
 
     Attributes:
-        vocabulary: The same.
+        vocabulary: As given.
     """
 
     def __init__(self, weights: dict[str, Tensor], heads: int, vocabulary: Vocabulary) -> None:
@@ -100,19 +100,19 @@ class Program(nn.Module):
         self.load_state_dict(weights)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The result at each position.
+        """Compute the result at each position.
 
         Args:
             ids: Token ids ``[B, T]``, of which the first is the start token.
 
         Returns:
             ``[B, T, C]``: nearly 1 for the result and 0 for the other values, or the number itself
-            with ``C = 1``. What stands at the start token has no meaning.
+            with ``C = 1``. The output at the start token has no meaning.
         """
         return self.of_embeddings(self.tokens(ids))
 
     def of_embeddings(self, embeddings: Tensor) -> Tensor:
-        """The result of embeddings of tokens ``[B, T, D]``, as :meth:`forward` gives it."""
+        """Compute the result from embeddings of tokens ``[B, T, D]``, like :meth:`forward`."""
         places = torch.arange(embeddings.shape[1], device=embeddings.device)
         x = embeddings + self.positions(places)
         for block in self.blocks:
@@ -121,7 +121,7 @@ class Program(nn.Module):
         return found
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Ids of texts of one length, with the start token in front.
+        """Encode texts of one length as ids, with the start token in front.
 
         Args:
             texts: Letters.
@@ -130,7 +130,7 @@ class Program(nn.Module):
             ``[B, 1 + T]``.
 
         Raises:
-            ValueError: If a text has something else than letters of the program, the texts differ
+            ValueError: If a text has other characters than letters of the program, the texts differ
                 in length, or they are longer than the program was compiled for.
         """
         known, longest = self.vocabulary.letters, self.vocabulary.longest
@@ -150,19 +150,19 @@ class Program(nn.Module):
 
     @torch.no_grad()
     def results(self, ids: Tensor) -> Tensor:
-        """The number, or the index of the result, at each position ``[B, T]``."""
+        """Compute the number, or the index of the result, at each position ``[B, T]``."""
         found: Tensor = self(ids)
         return found.argmax(-1) if self.vocabulary.results else found.squeeze(-1)
 
     def dependence(self, ids: Tensor, position: int | Tensor) -> Tensor:
-        """The letters that a result depends on, by trying all of them.
+        """Find the letters that a result depends on, by trying all replacements.
 
         Args:
             ids: Token ids ``[B, T]``.
-            position: Where the result is read, one for all rows or one for each ``[B]``.
+            position: Position of the result, one for all rows or one for each ``[B]``.
 
         Returns:
-            ``[B, T]``: whether some other letter in this place, all else the same, gives another
+            ``[B, T]``: whether some other letter in this place, all else equal, changes the
             result; False for the start token, which has no alternative.
         """
         rows = torch.arange(len(ids), device=ids.device)

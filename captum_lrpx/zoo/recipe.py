@@ -1,4 +1,4 @@
-"""What each model of the zoo is made of and how long it is trained."""
+"""Architecture and training of each model of the zoo."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ HEADS = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one model.
+    """Recipe for one model.
 
     Attributes:
         tokenizer: Builds its tokenizer.
         model: Builds it, untrained, for a tokenizer.
-        steps: How many batches it sees.
-        learning_rate: The greatest learning rate, reached after ``warmup`` steps; from there
+        steps: Number of batches.
+        learning_rate: The largest learning rate, reached after ``warmup`` steps; from there
             it falls to zero along a cosine.
-        batch: How many sentences a batch has.
+        batch: Number of sentences of a batch.
         warmup: The share of the steps in which the learning rate rises.
         easy: The share of the steps, at the beginning, with at most one noun between subject
-            and verb: agreement is learned there first and then stretched over longer spans.
-        seed: Where all random numbers come from.
+            and verb: agreement is learned there first and then extended to longer spans.
+        seed: Seed of all random numbers.
     """
 
     tokenizer: Callable[[], PreTrainedTokenizerFast]

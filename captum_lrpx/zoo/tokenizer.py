@@ -1,8 +1,8 @@
-"""The tokenizers of the zoo, one per model family, built from the words of the grammar.
+"""Tokenizers of the zoo, one per model family, built from the words of the grammar.
 
-In each of them every word of the grammar is a single token, at the start of a text as well as
-within one, and any other text falls apart into smaller pieces: as with large models, words of
-the wild are often several tokens.
+Every word of the grammar is a single token in each of them, at the start of a text as well as
+within one; any other text is split into smaller pieces, as large models often split
+words into several tokens.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MAX_LENGTH = 64
-"""The most tokens that a text may have; the models have as many positions."""
+"""Largest number of tokens of a text; the models have as many positions."""
 
 _SUFFIXES = ("s", "es", "ed", "ing", "er", "ly", "en", "al", "ion", "able")
 
 
 def learn_merges(words: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
-    """Learn byte-pair merges until each of some words is a single token.
+    """Learn byte-pair merges until every given word is a single token.
 
-    Written here rather than left to a library, so that ties between equally frequent pairs are
-    broken in the same way (by the alphabet) with every version of it.
+    Implemented here rather than by a library, so that ties between equally frequent pairs are
+    broken in the same way (alphabetically) in all versions.
 
     Args:
         words: The words, each as a sequence of symbols.
 
     Returns:
-        The merges in the order in which they are applied.
+        The merges in the order of their application.
     """
     pieces = [list(word) for word in words]
     merges: list[tuple[str, str]] = []
@@ -79,7 +79,7 @@ def _finished(
     Args:
         tokenizer: The tokenizer.
         special: Its special tokens by role.
-        inputs: What the model is given.
+        inputs: Names of the model's inputs.
     """
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
@@ -126,7 +126,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = _numbered(alphabet, (left + right for left, right in merges), (end,))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    # The blank put before a text makes its first word the same token as anywhere else.
+    # With a blank before the text, its first word is the same token as elsewhere.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(

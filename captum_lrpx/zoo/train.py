@@ -1,8 +1,8 @@
-"""Train a model of the zoo from nothing, on one processor core in some minutes.
+"""Train a model of the zoo from scratch, on one processor core in some minutes.
 
 Run as ``python -m captum_lrpx.zoo.train sva-gpt2 --output FOLDER``. The same seed and versions
-give the same weights. Models are trained for their language modelling loss alone, and the only
-thing measured afterwards is how often they choose the right verb form.
+give the same weights. Models are trained with their language modelling loss alone; only
+their accuracy at the right verb form is measured afterwards.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ _MAX_NORM = 1.0
 def train(recipe: Recipe, progress: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Train a model.
 
-    Torch is left deterministic and with one thread, as the training needs it.
+    Torch remains deterministic and single-threaded, as the training requires.
 
     Args:
-        recipe: What to train and how.
+        recipe: The recipe.
         progress: Whether to show a progress bar.
 
     Returns:
-        The model in evaluation mode, in float32 with weights that float16 has, and its tokenizer.
+        The model in evaluation mode, in float32 with weights representable in float16, and its
+        tokenizer.
     """
     if recipe.steps < 1:
         raise ValueError(f"steps must be at least 1, got {recipe.steps}")
@@ -76,7 +77,7 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[PreTrainedModel, PreTr
             bar.update()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(parameter.half())  # what is stored
+            parameter.copy_(parameter.half())  # as stored
     return model.eval(), tokenizer
 
 
@@ -104,7 +105,7 @@ def _rate(step: int, recipe: Recipe) -> float:
 
 
 def _curriculum(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Give the batches of the whole training, the short sentences first."""
+    """Yield the batches of the whole training, short sentences first."""
     easy = round(recipe.easy * recipe.steps)
     parts = ((easy, 0, 1), (recipe.steps - easy, 1, grammar.MAX_INTERVENING))
     for steps, part, most in parts:
@@ -115,13 +116,13 @@ def _curriculum(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[
 def record(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int
 ) -> dict[str, Any]:
-    """Describe a training and measure what came of it.
+    """Describe a training and measure its result.
 
     Args:
         recipe: The recipe.
         model: The trained model.
         tokenizer: Its tokenizer.
-        n: How many held-out sentences to ask, for each number of attractors.
+        n: Number of held-out sentences for each number of attractors.
     """
     hyper = ("seed", "steps", "batch", "learning_rate", "warmup", "easy")
     return {
@@ -149,13 +150,13 @@ def save(
 ) -> None:
     """Write a model with its tokenizer and ``training.json`` into a folder.
 
-    Each file appears whole or not at all.
+    Each file is written whole or not at all.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Its folder; made if missing.
         model: The model.
         tokenizer: Its tokenizer.
-        training: What :func:`record` gave.
+        training: The result of :func:`record`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".training-", dir=folder))
@@ -165,7 +166,7 @@ def save(
         tokenizer.save_pretrained(temporary)
         (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n", "utf-8")
         for file in sorted(temporary.iterdir()):
-            # The weights are written for their owner only; whoever installs them is another.
+            # safetensors makes the weights private to their owner; an installation is shared.
             file.chmod(0o644)
             file.replace(folder / file.name)
     finally:
