@@ -1,9 +1,9 @@
 """Backward rules: one formula each, its source, and whether it conserves.
 
 The rules of one role are in one file. They are declarations: the shares of a product's operands,
-or whether an operation keeps its own gradient. :mod:`~captum_lrpx.rules.node_rules` applies
-them to the nodes of a graph; :mod:`~captum_lrpx.rules.slopes` has the secant slopes of activations, and
-:mod:`~captum_lrpx.rules.functional` the formulas of linear layers.
+or whether an operation keeps its own gradient. :mod:`~captum_lrpx.rules.node_rules` applies them
+to the nodes of a graph; :mod:`~captum_lrpx.rules.slopes` has the secant slopes of activations,
+and :mod:`~captum_lrpx.rules.functional` the formulas of linear layers.
 """
 
 from captum_lrpx.rules.activation import ActivationGradient, ActivationRule, Identity
