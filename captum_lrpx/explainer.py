@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model, check_model_and_tokenizer
 from captum_lrpx.certification import certified, with_gradients
 from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.methods import Option, attribute, check_several_inputs, options_of
 from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
@@ -171,43 +171,28 @@ def explain_encoding(
         ValueError: If the target, the method or an option cannot be used.
         IndexError: If an id or position is out of range.
     """
-    hugging_face = find_model(model)
-    once = ReadOnce(lambda: with_gradients(hugging_face, of_tokens=scene is None))
+    once = ReadOnce(lambda: with_gradients(find_model(model), of_tokens=scene is None))
+    places: tuple[Standing, ...] = ()
     with once:
         query = target.ask(model, tokenizer, encoding) if scene is None else scene.ask(target)
-    parameter = next(hugging_face.parameters())
-    places: tuple[Standing, ...] = ()
-    (terms,) = query.terms
-    if terms is not None:
-        with once:
-            if scene is None:
-                places = standings(model, target.outputs(model), encoding, terms)
-            else:
-                places = scene.standings(terms)
+        (terms,) = query.terms
+        if terms is not None and scene is not None:
+            places = scene.standings(terms)
+        elif terms is not None:
+            places = standings(model, target.outputs(model), encoding, terms)
     found = attribute(method, query, recipe, options)
-    config: Any = hugging_face.config
     explanation = Explanation(
-        text=encoding.text,
-        tokens=encoding.tokens,
-        ids=encoding.ids,
-        offsets=encoding.offsets,
-        special=encoding.special,
         relevances=tuple(found.relevances[0].double().tolist()),
         value=float(found.values[0]),
         target=query.descriptions[0],
         position=query.positions[0],
         method=method,
         recipe=found.recipe,
-        model=model_name or str(getattr(hugging_face, "name_or_path", "") or type(model).__name__),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-        versions=versions(),
-        revision=getattr(config, "_commit_hash", None),
         options=options_of(method) | options,
         convergence_delta=None if found.deltas is None else float(found.deltas[0]),
-        template=encoding.template,
         standings=places,
         parts=None if scene is None else scene.parts,
-        regions=encoding.regions or None,
+        **provenance(encoding, model, model_name),
     )
     if not certify:
         return explanation

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx._version import versions
 from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.query import query_of
@@ -117,26 +117,14 @@ def left_out(
             "out: give a token, class or span."
         )
     terms = target.terms(model, tokenizer, encoding)
-    inner = find_model(model)
-    config: Any = inner.config
     nothing = Explanation(
-        text=encoding.text,
-        tokens=encoding.tokens,
-        ids=encoding.ids,
-        offsets=encoding.offsets,
-        special=encoding.special,
         relevances=(0.0,) * len(encoding.ids),
         value=0.0,
         target=target.describe(model, terms),
         position=terms.position,
         method="leave_one_out",
         recipe=None,
-        model=model_name or str(getattr(inner, "name_or_path", "") or type(model).__name__),
-        dtype=str(next(inner.parameters()).dtype).removeprefix("torch."),
-        versions=versions(),
-        revision=getattr(config, "_commit_hash", None),
-        template=encoding.template,
-        regions=encoding.regions or None,
+        **provenance(encoding, model, model_name),
     )
     leaves = [
         segment.tokens

@@ -1,8 +1,10 @@
 """The house: imports run one way, importing is cheap, the public names are these."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,36 @@ def test_public_names_exist_and_are_documented():
             assert value.__doc__, name
 
 
-def test_no_file_is_long():
-    for path in MODULES:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+# Code lines: those that are not blank, a comment, or part of a docstring.
+MOST_LINES_OF_A_FILE = 300
+MOST_LINES_OF_A_FUNCTION = 49
+
+
+def code_lines(source, tree):
+    """Numbers of the lines with code."""
+    ignored = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    found = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in (*ignored, tokenize.ENDMARKER):
+            found.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found.difference_update(range(node.lineno, node.end_lineno + 1))
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_neither_files_nor_functions_are_long(path):
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    lines = code_lines(source, tree)
+    assert len(lines) <= MOST_LINES_OF_A_FILE
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            own = lines.intersection(range(node.lineno, node.end_lineno + 1))
+            assert len(own) <= MOST_LINES_OF_A_FUNCTION, node.name
+
+
+def test_no_two_modules_have_one_name():
+    names = [path.name for path in MODULES if path.name != "__init__.py"]
+    assert len(names) == len(set(names)), {name for name in names if names.count(name) > 1}

@@ -117,12 +117,8 @@ def directions_of(
     }
     mlps = []
     for branch in layout.positional:
-        gradient = found.get(branch.operand)
-        term = (
-            _by_position(gradient, reader, branch.operand, batch, tokens[branch.stream])
-            .sum(1)
-            .to(home)
-        )
+        gradient, count = found.get(branch.operand), tokens[branch.stream]
+        term = _by_position(gradient, reader, branch.operand, batch, count).sum(1).to(home)
         if branch.constant:
             biases.add(f"{reader.path(branch.operand.node)}.constant", term)
         else:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from captum_lrpx.alti.attention_parts import Reader
     from captum_lrpx.alti.layout import Attention, Layout
+    from captum_lrpx.alti.part import Part
     from captum_lrpx.trace.graph import Graph
 
 __all__ = ["probe"]
@@ -115,14 +116,19 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     nodes = (*attention.norms, attention.addition, *attention.region, *attention.value_region)
     relative = 2 * tolerance(reader.graph, (*nodes, attention.mixing))
     given = _at_values(reader, attention, found[Edge(attention.mixing, 0)])
-    handed = (weights.mT @ gradient.to(weights)).to(given)
-    if part.split is not None:
-        handed = part.split.own(handed, 0)
-    of_head = part.places[0].repeat_interleave(len(handed) // len(part.places[0]))
-    expected = torch.zeros_like(given).index_add_(0, of_head, handed)
+    expected = _handed(part, weights, gradient, given)
     same = (given - expected).norm() <= relative * expected.norm()
     if not same or any((one - other).abs() > relative * size for one, other in ways):
         reader.refuse(attention.mixing, "is not what its values, weights and output projection say")
+
+
+def _handed(part: Part, weights: Tensor, gradient: Tensor, like: Tensor) -> Tensor:
+    """Gradients that weights ``[h, T, S]`` pass to the matrices of values, of the shape of one."""
+    handed = (weights.mT @ gradient.to(weights)).to(like)
+    if part.split is not None:
+        handed = part.split.own(handed, 0)
+    of_head = part.places[0].repeat_interleave(len(handed) // len(part.places[0]))
+    return torch.zeros_like(like).index_add_(0, of_head, handed)
 
 
 def _at_values(reader: Reader, attention: Attention, gradient: Tensor) -> Tensor:

@@ -115,13 +115,12 @@ class Explained:
         self._places, self._explained = structure.places, structure.explained
         for source in passed.sources:
             recording.know(source)
-        nodes = (node_of(source) for source in passed.sources)
-        sources = [None if node is None else graph.index.get(node) for node in nodes]
-        known: Layout | None = structure.notes.get("layout")
-        if known is None:
-            known = layout_of(graph, structure.roles, plan, sources, self._where)
-            structure.notes["layout"] = known
-        self.layout = known
+        if "layout" not in structure.notes:
+            nodes = (node_of(source) for source in passed.sources)
+            sources = [None if node is None else graph.index.get(node) for node in nodes]
+            found = layout_of(graph, structure.roles, plan, sources, self._where)
+            structure.notes["layout"] = found
+        self.layout: Layout = structure.notes["layout"]
         self.coverage = rules.coverage((), self.layout.order)
         self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
@@ -134,10 +133,7 @@ class Explained:
             known=structure.notes.setdefault("parts", Known()),
         )
         notes = rules.form.notes
-        if "widths" not in notes:
-            probe(self.reader, self.layout, batch, self.tokens)
-            if min(self.tokens) > 1:  # one position cannot be mixed with others
-                notes["widths"] = self._widths(batch)
+        self._probe(notes, batch)
         function = [each for each in self.layout.order if each in self._explained]
         notes["linear"] = all(structure.roles[each].role == "linear" for each in function)
         outputs = {} if notes["linear"] else self._outputs(recording, function)
@@ -145,6 +141,14 @@ class Explained:
             directions_of(self.reader, self.layout, each, self.tokens, self._name, outputs)
             for each in values
         ]
+
+    def _probe(self, notes: dict[str, Any], batch: int) -> None:
+        """Check the parts of a new form by gradients."""
+        if "widths" in notes:
+            return
+        probe(self.reader, self.layout, batch, self.tokens)
+        if min(self.tokens) > 1:  # one position cannot be mixed with others
+            notes["widths"] = self._widths(batch)
 
     def _outputs(self, recording: Recording, function: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of the model used by the explained function, by node; empty if not all known."""

@@ -8,6 +8,7 @@ values and in the tensors where relevance is read.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from captum_lrpx.forms import NewWayError
 from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from torch import nn
 
@@ -125,6 +126,64 @@ class Passed:
         return product.sum(-1) if of_ids else product
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A forward function with its arguments, and what is captured of it whenever it runs."""
+
+    attribution: LRPRules
+    inputs: tuple[Tensor, ...]
+    args: Any
+    forward: CheckedForward
+    form: Hashable | None
+    layers: Sequence[nn.Module]
+    at_input: bool
+    watched: bool
+    values: bool
+    beside: Callable[[TracedPass], AbstractContextManager[object]] | None
+    at_inputs: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[_Result]:
+        """Run it; the model has its rules, and the graph lives, inside of a ``with`` block."""
+        attribution = self.attribution
+        aliases = aliases_with_gradients(self.inputs)
+        ids = [tensor for tensor in self.inputs if not tensor.is_floating_point()]
+        rules = TracedPass(
+            attribution.model,
+            attribution.recipe,
+            self.form,
+            watched=self.watched,
+            values=self.values,
+            fast=attribution.economical and not self.watched,
+            positions=sum(map(_positions, self.inputs)),
+            checkpointing=attribution.checkpointing,
+        )
+        with torch.enable_grad(), rules.prepared():
+            with (
+                rules.watching(),
+                embedded_ids(attribution.model, ids) as embedded,
+                captured(self.layers, at_input=self.at_input) as caught,
+                nullcontext() if self.beside is None else self.beside(rules),
+            ):
+                output = self._output(aliases, embedded)
+            of_ids = iter(embedded)
+            sources = tuple(
+                alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
+                for alias in (aliases if self.at_inputs else ())
+            )
+            yield rules, output, sources, caught
+
+    def _output(self, aliases: tuple[Tensor, ...], embedded: Sequence[list[Tensor]]) -> Any:
+        given = tuple(map(_writable, aliases))
+        try:
+            return _captum.run_forward(self.forward, given, None, self.args)
+        except ValueError as error:
+            # Without a gradient because ids were embedded where it cannot be seen.
+            if self.at_inputs and NO_GRADIENT in str(error) and not all(embedded):
+                raise _not_embedded() from error
+            raise
+
+
 @contextmanager
 def forward_pass(
     attribution: LRPRules,
@@ -171,43 +230,20 @@ def forward_pass(
     )
     form = None if form is None else (type(attribution), form)
 
-    @contextmanager
-    def once() -> Iterator[_Result]:
-        aliases = aliases_with_gradients(inputs)
-        ids = [tensor for tensor in inputs if not tensor.is_floating_point()]
-        rules = TracedPass(
-            attribution.model,
-            attribution.recipe,
-            form,
-            watched=watched,
-            values=values,
-            fast=attribution.economical and not watched,
-            positions=sum(map(_positions, inputs)),
-            checkpointing=attribution.checkpointing,
-        )
-        with torch.enable_grad(), rules.prepared():
-            with (
-                rules.watching(),
-                embedded_ids(attribution.model, ids) as embedded,
-                captured(layers, at_input=at_input) as caught,
-                nullcontext() if beside is None else beside(rules),
-            ):
-                given = tuple(map(_writable, aliases))
-                try:
-                    output = _captum.run_forward(forward, given, None, args)
-                except ValueError as error:
-                    # No gradient: the ids were embedded by a call that is not visible.
-                    if at_inputs and NO_GRADIENT in str(error) and not all(embedded):
-                        raise _not_embedded() from error
-                    raise
-            of_ids = iter(embedded)
-            sources = tuple(
-                alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
-                for alias in (aliases if at_inputs else ())
-            )
-            yield rules, output, sources, caught
-
-    passed = Passed(attribution, inputs, once)
+    run = _Run(
+        attribution,
+        inputs,
+        args,
+        forward,
+        form,
+        layers=layers,
+        at_input=at_input,
+        watched=watched,
+        values=values,
+        beside=beside,
+        at_inputs=at_inputs,
+    )
+    passed = Passed(attribution, inputs, run.opened)
     try:
         passed.run()
         yield passed

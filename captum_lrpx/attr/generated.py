@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captum_lrpx._version import versions
 from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.generation_grouping import text_of
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
@@ -13,6 +13,7 @@ from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.decoding import decoded
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
 from captum_lrpx.visualization import readable
@@ -76,44 +77,18 @@ def result_of(
         (length + int(row.nonzero()[0]), length + int(row.nonzero()[-1]) + 1)
         for row in generated.rows
     ]
-    foils = None if generated.foils is None else decoded(tokenizer, generated.foils.tolist())
     texts = token_texts(tokenizer, continuation)
-    model: Any = method.model
     record = Explanation(
-        text=text.text,
-        tokens=text.tokens,
-        ids=text.ids,
-        offsets=text.offsets,
-        special=text.special,
         relevances=tuple(context.sum(0).double().tolist()),
         value=total(values.double().tolist()),
         target="",
         position=None,
         method=type(method).__name__.lower(),
         recipe=None if isinstance(method, ALTILogit) else method.recipe.name,
-        model=model_name or str(getattr(model, "name_or_path", "") or type(model).__name__),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        versions=versions(),
-        revision=getattr(model.config, "_commit_hash", None),
         options=_layer_options(method) | _hop_options(lost),
-        template=text.template,
-        regions=text.regions or None,
+        **provenance(text, method.model, model_name),
     )
-
-    def target_of(span: Span) -> str:
-        first, stop = span
-        alone = stop - first == 1
-        name = text.tokens[first] if alone else readable(text_of(record, span))
-        target = f"{NAMES[quantity]} of {name!r}"
-        if foils is None:
-            return target
-        first, stop = first - length, stop - length
-        names = foils.tokens[first:stop]
-        same = len(set(names)) == 1
-        each = " at each step" if same and not alone else ""
-        foil = names[0] if same else " ".join(names)
-        return f"{target} minus {NAMES[quantity]} of {foil!r}{each}"
-
+    target_of = partial(_target_of, generated, record, NAMES[quantity])
     whole = spans == [(length + step, length + step + 1) for step in range(steps)]
     targets = [target_of(span) for span in spans]
     described = target_of((length, length + steps)) if whole else " plus ".join(targets)
@@ -130,6 +105,23 @@ def result_of(
         prompt_ids=prompt.ids,
         continuation_ids=continuation,
     )
+
+
+def _target_of(generated: Generated, record: Explanation, quantity: str, span: Span) -> str:
+    """The explained value of a span of the text, in words."""
+    first, stop = span
+    alone = stop - first == 1
+    name = record.tokens[first] if alone else readable(text_of(record, span))
+    target = f"{quantity} of {name!r}"
+    if generated.foils is None:
+        return target
+    length = len(generated.prompt.ids)
+    foils = decoded(generated.tokenizer, generated.foils.tolist())
+    names = foils.tokens[first - length : stop - length]
+    same = len(set(names)) == 1
+    each = " at each step" if same and not alone else ""
+    foil = names[0] if same else " ".join(names)
+    return f"{target} minus {quantity} of {foil!r}{each}"
 
 
 def _hop_options(lost: Tensor) -> dict[str, Any]:

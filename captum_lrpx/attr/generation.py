@@ -36,12 +36,12 @@ from captum_lrpx.targets.quantity import check_quantity
 from captum_lrpx.wrappers import unwrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from captum.attr import TextTokenInput
 
     from captum_lrpx.attr.generation_result import LLMRelevanceResult
-    from captum_lrpx.targets.continuation import Spans
+    from captum_lrpx.targets.continuation import Prompt, Spans
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.place import Token
     from captum_lrpx.targets.quantity import Quantity
@@ -188,18 +188,9 @@ class LLMRelevance(Attribution):
             >>> llm.attribute("the keys to the", gen_args={"max_new_tokens": 5}, spans=[(0, 5)])
         """
         require_gradients()
-        check_hops(hops)
-        if hops and isinstance(self.attr_method, LayerLRPx):
-            raise ValueError("Hops follow relevance of tokens: use LRPx, AttnLRPx or ALTILogit.")
-        if targets_per_backward is not None:  # refused before anything is generated
-            at_once_of(targets_per_backward, 0, torch.device("cpu"))
+        self._check_options(hops, targets_per_backward)
         prompt = prompt_of(self.model, self.tokenizer, inp, first_token)
-        if target is None:
-            continuation = generated_ids(self.model, prompt, gen_args)
-        elif gen_args is None:
-            continuation = continuation_ids(self.model, self.tokenizer, prompt, target)
-        else:
-            raise ValueError("gen_args are for generating a continuation, but `target` gives one.")
+        continuation = self._continuation(prompt, target, gen_args)
         foils = None
         if foil is not None:
             foils = foil_ids(self.model, self.tokenizer, prompt, continuation, foil)
@@ -230,6 +221,26 @@ class LLMRelevance(Attribution):
             lost,
             model_name=self.model_name,
         )
+
+    def _check_options(self, hops: int, targets_per_backward: int | None) -> None:
+        """Refuse options before anything is generated."""
+        check_hops(hops)
+        if hops and isinstance(self.attr_method, LayerLRPx):
+            raise ValueError("Hops follow relevance of tokens: use LRPx, AttnLRPx or ALTILogit.")
+        if targets_per_backward is not None:
+            at_once_of(targets_per_backward, 0, torch.device("cpu"))
+
+    def _continuation(
+        self,
+        prompt: Prompt,
+        target: str | Token | TokenIds | None,
+        gen_args: dict[str, Any] | None,
+    ) -> Tensor:
+        if target is None:
+            return generated_ids(self.model, prompt, gen_args)
+        if gen_args is None:
+            return continuation_ids(self.model, self.tokenizer, prompt, target)
+        raise ValueError("gen_args are for generating a continuation, but `target` gives one.")
 
     def attribute_future(self) -> None:
         """Not available: relevance needs a backward pass.
@@ -265,22 +276,13 @@ class LLMRelevance(Attribution):
             Relevances ``[R, P + K]``, explained values ``[R]``, decomposed values ``[R]``,
             relevance lost at each hop ``[R, hops]``.
         """
-        embedding = token_embedding_of(self.model)
-        layer = method.layer if isinstance(method, LayerLRPx) else embedding
+        reading = self._reading(method)
+        layer = reading.layer
         device = device_of(self.model)
         read = ids[None, :-1].to(device)
         wanted = wanted.to(device)
         steps = len(wanted)
         size = at_once_of(at_once, len(ids) - 1, device)
-        reading = LayerLRPx(
-            _LastStates(self.model),
-            layer,
-            model=self.model,
-            recipe=method.recipe,
-            strict=method.strict,
-            fast=method.economical,
-        )
-        reading.checkpointing = method.checkpointing
         with forward_pass(
             reading, (read,), None, layers=[layer], at_input=at_input, at_inputs=False
         ) as passed:
@@ -296,16 +298,11 @@ class LLMRelevance(Attribution):
             rows = rows.to(seeds)
 
             def explain(weights: Tensor, seeds: Tensor, *, retain: bool) -> Tensor:
-                """Relevances ``[R, P + K]`` of weighted sums; the last token is never read."""
-                chunks = torch.split(weights, size)
-                relevances = []
-                for number, chunk in enumerate(chunks, start=1):
-                    again = retain or number < len(chunks)
+                def one(chunk: Tensor, again: bool) -> Tensor:
                     slopes = gradients(states, found, chunk.unsqueeze(2) * seeds, retain=again)
-                    relevances.append(_relevance(method, found, slopes))
-                context = torch.cat(relevances)
-                _check_causal(context, weights)
-                return nn.functional.pad(context, (0, 1))
+                    return _relevance(method, found, slopes)
+
+                return _in_chunks(weights, size, one, retain=retain)
 
             context = explain(rows, seeds, retain=hops > 0)
             # Hops need logits as targets, whatever the explained quantity.
@@ -320,6 +317,19 @@ class LLMRelevance(Attribution):
                 hops,
             )
         return context, rows.to(values) @ values, rows.to(decomposed) @ decomposed, lost
+
+    def _reading(self, method: LRPx | LayerLRPx) -> LayerLRPx:
+        """Explains states of the model at the method's layer, or at the token embeddings."""
+        reading = LayerLRPx(
+            _LastStates(self.model),
+            method.layer if isinstance(method, LayerLRPx) else token_embedding_of(self.model),
+            model=self.model,
+            recipe=method.recipe,
+            strict=method.strict,
+            fast=method.economical,
+        )
+        reading.checkpointing = method.checkpointing
+        return reading
 
 
 class _LastStates(ModelForward):
@@ -356,6 +366,24 @@ def _of_sequence(
             "choose a layer between the embeddings and the head, with hidden states for each token."
         )
     return values
+
+
+def _in_chunks(
+    weights: Tensor, size: int, explain: Callable[[Tensor, bool], Tensor], *, retain: bool
+) -> Tensor:
+    """Relevances ``[R, P + K]`` of weighted sums ``[R, K]``; the last token is never read.
+
+    Args:
+        weights: Weight of each step in each sum.
+        size: Number of sums per backward pass.
+        explain: Maps some of the weights to relevances; it keeps the graph if asked to.
+        retain: Whether to keep the graph after the last pass.
+    """
+    chunks = torch.split(weights, size)
+    passes = enumerate(chunks, start=1)
+    context = torch.cat([explain(each, retain or number < len(chunks)) for number, each in passes])
+    _check_causal(context, weights)
+    return nn.functional.pad(context, (0, 1))
 
 
 def _check_causal(relevance: Tensor, rows: Tensor) -> None:

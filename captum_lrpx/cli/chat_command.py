@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from captum_lrpx.cli.output import Commands
+    from captum_lrpx.explanation import Explanation
 
 __all__ = ["add_to", "run"]
 
@@ -108,12 +109,10 @@ def run(options: argparse.Namespace) -> None:
     segments = explanation.segments(by, language=options.language)
     print_all(segments)
     if options.leave_one_out:
-        (written,) = (each for each in explanation.regions or () if each.kind == "answer")
-        places = zip(explanation.ids, explanation.offsets, strict=True)
         left_out = leave_one_out_of_chat(
             loaded.model,
             loaded.tokenizer,
-            answer=[number for number, place in places if place[0] >= written.start],
+            answer=_answer_ids(explanation),
             quantity="log_prob",
             by=by,
             language=options.language,
@@ -126,6 +125,13 @@ def run(options: argparse.Namespace) -> None:
         view(explanation, options.view, by=("token", *by), language=options.language)
     if options.json:
         explanation.to_json(options.json)
+
+
+def _answer_ids(explanation: Explanation) -> list[int]:
+    """Token ids of the explained answer, generated or given."""
+    (written,) = (each for each in explanation.regions or () if each.kind == "answer")
+    places = zip(explanation.ids, explanation.offsets, strict=True)
+    return [number for number, place in places if place[0] >= written.start]
 
 
 def read_chat(path: str) -> dict[str, Any]:

@@ -41,6 +41,14 @@ def add_to(commands: Commands) -> None:
         "-m captum_lrpx evaluate --output DIR ...",
         allow_abbrev=False,
     )
+    _add_contenders(parser)
+    _add_samples(parser)
+    _add_running(parser)
+    _add_results(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_contenders(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to compare")
     what.add_argument(
         "--models",
@@ -63,6 +71,9 @@ def add_to(commands: Commands) -> None:
         help="instead of methods, all combinations of the propagation rules of these roles "
         "(attention, gate, activation, norm; default: all four), and the effect of each rule",
     )
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("samples")
     data.add_argument("--samples", metavar="FILE", help="JSON lines instead of the grammar")
     data.add_argument(
@@ -79,9 +90,6 @@ def add_to(commands: Commands) -> None:
         action="store_true",
         help="also explain samples that a model gets wrong: the form that it predicts",
     )
-    _add_running(parser)
-    _add_results(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:

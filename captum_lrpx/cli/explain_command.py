@@ -32,6 +32,16 @@ def add_to(commands: Commands) -> None:
         description="Show how much each token of a text contributes to a logit of a model.",
         allow_abbrev=False,
     )
+    _add_inputs(parser)
+    explained = parser.add_argument_group("what to explain")
+    _add_choice(explained, "target", "that is explained (default: the model's prediction)")
+    _add_choice(explained, "contrast", "whose logit is subtracted: why this, not that")
+    _add_methods(parser)
+    _add_results(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "text",
         nargs="?",
@@ -48,27 +58,6 @@ def add_to(commands: Commands) -> None:
     form.add_argument(
         "--chat", action="store_true", help="treat the text as a user's message to a chat model"
     )
-    _add_choice(parser, "target", "that is explained (default: the model's prediction)")
-    _add_choice(parser, "contrast", "whose logit is subtracted: why this, not that")
-    parser.add_argument(
-        "--model",
-        help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
-        "(default: an embedded model)",
-    )
-    method = parser.add_mutually_exclusive_group()
-    method.add_argument(
-        "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
-    )
-    method.add_argument(
-        "--compare", nargs="+", metavar="METHOD", help="several methods, shown side by side"
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of a method, as in n_steps=100; may be repeated",
-    )
     written = parser.add_mutually_exclusive_group()
     written.add_argument(
         "--written",
@@ -81,23 +70,49 @@ def add_to(commands: Commands) -> None:
         metavar="N",
         help="let an encoder-decoder write N tokens, and explain the next one",
     )
-    parser.add_argument("--words", action="store_true", help="show words instead of tokens")
-    parser.add_argument(
-        "--fold-special", action="store_true", help="one entry for all special tokens"
-    )
     parser.add_argument("--first-token", help="special token to put in front of the text")
     parser.add_argument(
         "--truncate", action="store_true", help="cut a text that is too long for the model"
     )
-    parser.add_argument(
+
+
+def _add_methods(parser: argparse.ArgumentParser) -> None:
+    methods = parser.add_argument_group("model and method")
+    methods.add_argument(
+        "--model",
+        help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
+        "(default: an embedded model)",
+    )
+    method = methods.add_mutually_exclusive_group()
+    method.add_argument(
+        "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
+    )
+    method.add_argument(
+        "--compare", nargs="+", metavar="METHOD", help="several methods, shown side by side"
+    )
+    methods.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of a method, as in n_steps=100; may be repeated",
+    )
+    methods.add_argument(
         "--no-certificate",
         action="store_true",
         help="do not check forward pass, coverage and ledger, which takes longer than the rest",
     )
-    parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
-    parser.add_argument("--png", metavar="FILE", help="write the heat map over the image or audio")
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
-    parser.set_defaults(run=run)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    results = parser.add_argument_group("results")
+    results.add_argument("--words", action="store_true", help="show words instead of tokens")
+    results.add_argument(
+        "--fold-special", action="store_true", help="one entry for all special tokens"
+    )
+    results.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
+    results.add_argument("--png", metavar="FILE", help="write the heat map over the image or audio")
+    results.add_argument("--json", metavar="FILE", help="write everything as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -109,21 +124,15 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.loading import load_model  # noqa: PLC0415
     from captum_lrpx.targets import Target  # noqa: PLC0415
 
-    is_read = options.image is not None or options.audio is not None
-    if options.text is None and not is_read:
-        raise ValueError("There is nothing to explain: give a text, --image or --audio.")
-    if options.png is not None and (not is_read or options.compare):
-        raise ValueError(
-            "--png draws one explanation of an image or audio: give --image or --audio and one "
-            "--method."
-        )
+    has_medium = options.image is not None or options.audio is not None
+    _check(options, has_medium=has_medium)
     check_writable(options.html, options.json, options.png)
     target = Target(_choice(options, "target"), contrast=_choice(options, "contrast"))
     methods = options.compare or [options.method]
     chosen = options_by_method(methods, options.option)
     silence_transformers()
     name = options.model or zoo.DEFAULT
-    loaded = load_model(name, processor=is_read)
+    loaded = load_model(name, processor=has_medium)
     explanations = [
         explain(
             loaded.model,
@@ -156,7 +165,17 @@ def run(options: argparse.Namespace) -> None:
         shown.to_json(options.json)
 
 
-def _add_choice(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+def _check(options: argparse.Namespace, *, has_medium: bool) -> None:
+    if options.text is None and not has_medium:
+        raise ValueError("There is nothing to explain: give a text, --image or --audio.")
+    if options.png is not None and (not has_medium or options.compare):
+        raise ValueError(
+            "--png draws one explanation of an image or audio: give --image or --audio and one "
+            "--method."
+        )
+
+
+def _add_choice(parser: argparse._ArgumentGroup, name: str, what: str) -> None:
     """Add three options for one choice: a word or class, a token by id, or by exact string."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(f"--{name}", metavar="WORD", help=f"word (of one token) or class {what}")

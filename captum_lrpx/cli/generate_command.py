@@ -64,16 +64,21 @@ def add_to(commands: Commands) -> None:
         metavar="N",
         help="pass relevance of generated tokens on to their sources, this many times",
     )
-    parser.add_argument("--words", action="store_true", help="show words instead of tokens")
-    parser.add_argument(
+    _add_results(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    results = parser.add_argument_group("results")
+    results.add_argument("--words", action="store_true", help="show words instead of tokens")
+    results.add_argument(
         "--fold-special", action="store_true", help="one entry for the special tokens of the prompt"
     )
-    parser.add_argument("--html", metavar="FILE", help="write heat maps as one HTML file")
-    parser.add_argument(
+    results.add_argument("--html", metavar="FILE", help="write heat maps as one HTML file")
+    results.add_argument(
         "--view", metavar="FILE", help="write an interactive page: hover, click, choose"
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
-    parser.set_defaults(run=run)
+    results.add_argument("--json", metavar="FILE", help="write everything as JSON")
 
 
 def run(options: argparse.Namespace) -> None:

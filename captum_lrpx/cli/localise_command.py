@@ -9,6 +9,7 @@ from captum_lrpx.cli.output import print_all, silence_transformers
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Collection, Iterable
 
     from captum_lrpx.cli.output import Commands
     from captum_lrpx.components.localise import Localisation
@@ -51,41 +52,51 @@ def add_to(commands: Commands) -> None:
         help="heads, attention, mlp, residual, experts, neurons; with a regular expression of the "
         "paths of their layers if these have unusual names (default: %(default)s)",
     )
+    _add_samples(parser)
+    _add_running(parser)
     parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    samples = parser.add_argument_group("pairs and nodes that are measured")
+    samples.add_argument(
         "--number", type=int, metavar="N", help="pairs of each file, a random choice (default: all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
-    parser.add_argument("--first-token", help="special token to put in front of each text")
-    parser.add_argument(
+    samples.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    samples.add_argument("--first-token", help="special token to put in front of each text")
+    samples.add_argument(
         "--neurons",
         type=int,
         default=4,
         metavar="N",
         help="neurons measured in each layer, a random choice (default: %(default)s)",
     )
-    parser.add_argument(
+    samples.add_argument(
         "--share",
         type=float,
         default=1.0,
         help="share of the other nodes to measure, a random choice for each pair "
         "(default: %(default)s)",
     )
-    parser.add_argument(
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    running = parser.add_argument_group("running")
+    running.add_argument(
         "--per-run",
         type=int,
         default=16,
         metavar="N",
         help="nodes patched in one forward pass (default: %(default)s)",
     )
-    parser.add_argument("--output", metavar="DIR", help="folder that keeps finished work")
-    parser.add_argument(
+    running.add_argument("--output", metavar="DIR", help="folder that keeps finished work")
+    running.add_argument(
         "--resume", action="store_true", help="continue the run in the folder, if there is one"
     )
-    parser.add_argument("--device", help="where to compute (default: the CPU)")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
-    )
-    parser.set_defaults(run=run)
+    running.add_argument("--device", help="where to compute (default: the CPU)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -94,19 +105,11 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.components.localise import KINDS, RECIPES, localise  # noqa: PLC0415
     from captum_lrpx.components.pairs import read_pairs, tokenized  # noqa: PLC0415
     from captum_lrpx.loading import load_model  # noqa: PLC0415
-    from captum_lrpx.names import suggestion  # noqa: PLC0415
 
-    kinds: dict[str, str | None] = {}
-    for each in options.nodes:
-        name, _, pattern = each.partition("=")
-        kinds[name] = pattern or None
-    for names, known, what in ((kinds, KINDS, "nodes"), (options.recipes, RECIPES, "recipe")):
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"There is no {what} {name!r}{suggestion(name, known)}: choose from "
-                    f"{', '.join(known)}."
-                )
+    named = (each.partition("=") for each in options.nodes)
+    kinds: dict[str, str | None] = {name: pattern or None for name, _, pattern in named}
+    _check_names(kinds, KINDS, "nodes")
+    _check_names(options.recipes, RECIPES, "recipe")
     files = {Path(path).stem: read_pairs(path) for path in options.pairs}
     silence_transformers()
     loaded = load_model(options.model)
@@ -147,8 +150,18 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         show_progress=True,
     )
-    tasks = list(files)
-    _show(found, tasks if len(tasks) > 1 else [], lines, options.format)
+    _show(found, list(files) if len(files) > 1 else [], lines, options.format)
+
+
+def _check_names(names: Iterable[str], known: Collection[str], what: str) -> None:
+    from captum_lrpx.names import suggestion  # noqa: PLC0415
+
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"There is no {what} {name!r}{suggestion(name, known)}: choose from "
+                f"{', '.join(known)}."
+            )
 
 
 def _show(found: Localisation, tasks: list[str], lines: list[str], form: str) -> None:

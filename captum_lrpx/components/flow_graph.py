@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["RelevanceFlow", "RelevanceGraph"]
 
 
+_VIEW = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+"""What a viewer of the schema shows at first: nothing pinned, grouped or clicked."""
+
+
 @dataclass(frozen=True)
 class RelevanceGraph:
     """Relevance of each position in each layer, and how it flows from one layer to the next.
@@ -83,8 +87,34 @@ class RelevanceGraph:
             [f"{layer}_0_{place}" for place in range(count)] for layer in range(len(self.edges))
         ]
         goal = f"{len(self.edges) + 1}_{target}_{count - 1}"
+        output = _node(
+            goal,
+            layer=str(len(self.edges) + 1),
+            feature=target,
+            place=count - 1,
+            kind="logit",
+            clerp=f'Output "{target_text}" (p={probability:.3f})',
+            token_prob=probability,
+            is_target_logit=True,
+        )
+        return {
+            "metadata": {
+                "slug": name,
+                "scan": model,
+                "transcoder_list": [],
+                "prompt_tokens": list(tokens),
+                "prompt": "".join(tokens),
+                "node_threshold": None,
+                "schema_version": 1,
+            },
+            "qParams": dict(_VIEW),
+            "nodes": [*self._nodes(names, tokens), output],
+            "links": self._links(names, goal, least),
+        }
+
+    def _nodes(self, names: list[list[str]], tokens: Sequence[str]) -> list[dict[str, Any]]:
         shares = self.nodes.abs() / self.nodes.abs().sum(1, keepdim=True).clamp(min=1e-30)
-        nodes = [
+        return [
             _node(
                 names[layer][place],
                 layer="E" if layer == 0 else str(layer - 1),
@@ -96,21 +126,11 @@ class RelevanceGraph:
                 activation=float(self.nodes[layer, place]),
             )
             for layer in range(len(names))
-            for place in range(count)
+            for place in range(len(tokens))
         ]
-        nodes.append(
-            _node(
-                goal,
-                layer=str(len(self.edges) + 1),
-                feature=target,
-                place=count - 1,
-                kind="logit",
-                clerp=f'Output "{target_text}" (p={probability:.3f})',
-                token_prob=probability,
-                is_target_logit=True,
-            )
-        )
-        links = [
+
+    def _links(self, names: list[list[str]], goal: str, least: float) -> list[dict[str, Any]]:
+        links: list[dict[str, Any]] = [
             {"source": names[layer][source], "target": names[layer + 1][place], "weight": weight}
             for layer, weights in enumerate(self.edges.tolist())
             for place, row in enumerate(weights)
@@ -121,28 +141,7 @@ class RelevanceGraph:
             for source, weight in zip(names[-1], self.nodes[-1].tolist(), strict=True)
         ]
         largest = max((abs(link["weight"]) for link in links), default=0.0)
-        return {
-            "metadata": {
-                "slug": name,
-                "scan": model,
-                "transcoder_list": [],
-                "prompt_tokens": list(tokens),
-                "prompt": "".join(tokens),
-                "node_threshold": None,
-                "schema_version": 1,
-            },
-            "qParams": {
-                "pinnedIds": [],
-                "supernodes": [],
-                "linkType": "both",
-                "clickedId": "",
-                "sg_pos": "",
-            },
-            "nodes": nodes,
-            "links": [
-                link for link in links if link["weight"] and abs(link["weight"]) >= least * largest
-            ],
-        }
+        return [link for link in links if link["weight"] and abs(link["weight"]) >= least * largest]
 
     def to_json(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """Write the graph as JSON, see :meth:`to_dict`.
@@ -301,14 +300,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
             layers=self.modules,
             at_inputs=False,
         ) as passed:
-            values = self.rows_of(passed.layers, 1)
-            shapes = {tuple(value.shape[:2]) for value in values}
-            if len(shapes) > 1 or values[0].ndim < 3:
-                raise ValueError(
-                    "The layers have no positions in common, but "
-                    f"{', '.join(str(list(value.shape)) for value in values)}: give layers of "
-                    "hidden states [1, T, D]."
-                )
+            _check_positions(self.rows_of(passed.layers, 1))
             explained = passed.explain(
                 lambda run: _captum.select_targets(run.output, target).reshape(()), self.tensors_of
             )
@@ -328,6 +320,15 @@ class RelevanceFlow(LayerRules, LayerAttribution):
             torch.stack(nodes).detach(),
             torch.stack(edges) if edges else torch.zeros(0, count, count),
             float(explained.detach()),
+        )
+
+
+def _check_positions(values: Sequence[Tensor]) -> None:
+    if len({tuple(value.shape[:2]) for value in values}) > 1 or values[0].ndim < 3:
+        raise ValueError(
+            "The layers have no positions in common, but "
+            f"{', '.join(str(list(value.shape)) for value in values)}: give layers of "
+            "hidden states [1, T, D]."
         )
 
 

@@ -119,13 +119,8 @@ def meta_attributions(
         examples_per_eval,
     )
     players = len(game.players)
-    if budget is None:
-        budget = 2 ** min(players, _EXACT_UP_TO)
-    exact = check_count(budget, "budget") >= 2**players
-    if not exact and budget < players + 2:
-        raise ValueError(
-            f"`budget` is {budget}, but {players} tokens need {players + 2} coalitions at least."
-        )
+    budget = _budget(budget, players)
+    exact = budget >= 2**players
     values = torch.zeros(game.tokens, game.tokens, dtype=torch.float64)
     # Both extremes come first, for comparison with all others.
     ends = game.ask(torch.tensor([[True] * players, [False] * players]))
@@ -144,6 +139,18 @@ def meta_attributions(
         for place, player in enumerate(game.players):
             values[token, player] = float(shapley[(place,)])
     return MetaAttributions(values, ends[0], ends[1], len(game.known), exact)
+
+
+def _budget(budget: int | None, players: int) -> int:
+    """Number of coalitions, by default all of a few players."""
+    if budget is None:
+        return int(2 ** min(players, _EXACT_UP_TO))
+    check_count(budget, "budget")
+    if budget < players + 2 and budget < 2**players:
+        raise ValueError(
+            f"`budget` is {budget}, but {players} tokens need {players + 2} coalitions at least."
+        )
+    return budget
 
 
 class _Game:

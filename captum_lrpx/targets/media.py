@@ -144,17 +144,15 @@ def media_scene(
     if writes or not _reads_text(model):
         if text is not None:
             raise ValueError(f"{kind} reads {medium.many} and no text: give None for it.")
-        made = dict(part(opened, return_tensors="pt", **options))
+        made = part(opened, return_tensors="pt", **options)
     elif not (isinstance(text, str) and text.strip()):
         raise ValueError(f"{kind} reads {medium.one} along with a text: give the text as well.")
     else:
         options[medium.keyword] = opened
-        prompt = _prompt(medium, processor, text)
-        made = dict(processor(text=prompt, return_tensors="pt", **options))
-    made = _for_model(model, made)
+        made = processor(text=_prompt(medium, processor, text), return_tensors="pt", **options)
+    made = _for_model(model, dict(made))
     numbers = made.pop(name)
-    layout = medium.layout(model, part, made, numbers, opened)
-    cells = _Cells(layout, numbers)
+    cells = _Cells(medium.layout(model, part, made, numbers, opened), numbers)
     if writes:
         return _decoder_scene(model, _tokenizer_of(medium, processor), numbers, cells, written)
     if _reads_text(model):
