@@ -217,7 +217,7 @@ class LRPRules(RelevanceProtocol):
 
 
 class AttnLRPRules(LRPRules):
-    """The same, with AttnLRP's recipe."""
+    """Attribution by AttnLRP's recipe, on the model inside a forward function."""
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
 

@@ -41,7 +41,7 @@ def number_of_verb(verb: str, foil: str) -> Number | None:
 
 
 def in_case_of(word: str, model: str) -> str:
-    """Write a word in lower case, capitals or with an initial capital, like a model word."""
+    """Write a word in lower case, capitals or with an initial capital, like another word."""
     if len(model) > 1 and model.isupper():
         return word.upper()
     return word[:1].upper() + word[1:] if model[:1].isupper() else word

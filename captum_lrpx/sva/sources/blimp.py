@@ -119,7 +119,7 @@ def read_blimp(
         licence: The licence of the sentences.
 
     Returns:
-        The samples, and how many pairs were dropped by each of :data:`REASONS`.
+        The samples, and the number of pairs dropped by each of :data:`REASONS`.
 
     Raises:
         ValueError: If a line is broken, or belongs to an unsupported set; the message names the

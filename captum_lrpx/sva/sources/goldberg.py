@@ -65,7 +65,7 @@ def read_goldberg(
         check_attractors: Drop sentences where the parser counts other attractors than the file.
 
     Returns:
-        The samples, and how many lines were dropped by each of :data:`ODD_LINES` (with the first
+        The samples, and the number of lines dropped by each of :data:`ODD_LINES` (with the first
         line of each kind) and of :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:

@@ -53,7 +53,7 @@ def read_linzen(
         check_attractors: Drop sentences where the parser counts other attractors than the file.
 
     Returns:
-        The samples, and how many sentences were dropped by each of
+        The samples, and the number of sentences dropped by each of
         :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:

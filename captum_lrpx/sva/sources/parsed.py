@@ -67,7 +67,7 @@ def parse_subjects(
             it has probably found another subject.
 
     Returns:
-        The samples, and how many sentences were dropped by each of :data:`REASONS`.
+        The samples, and the number of sentences dropped by each of :data:`REASONS`.
 
     Raises:
         ValueError: If there are no such filters, or the numbers of parses and sentences

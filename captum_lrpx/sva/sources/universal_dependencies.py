@@ -86,7 +86,7 @@ def read_conllu(
         licence: The licence of the sentences.
 
     Returns:
-        The samples, and how many subjects were dropped by each of :data:`REASONS`.
+        The samples, and the number of subjects dropped by each of :data:`REASONS`.
 
     Raises:
         ValueError: If there are no such filters, or a line is broken; the message names the file
