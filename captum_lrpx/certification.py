@@ -64,10 +64,10 @@ def certified(
 ) -> Explanation:
     """Attach a certificate to an explanation, unless its method has no rules to check.
 
-    Each certificate compares the explained value with that of a forward pass without rules. The
-    audit is made for the first explanation of a form (model, method, rules, kinds of inputs), or
-    on request: the value is read from the outputs of the given object, and an
-    observed pass yields coverage, ledger, and relevances that must equal the recorded ones.
+    Each certificate compares the explained value with the value of a forward pass without rules.
+    The audit is made for the first explanation of a form (model, method, rules, kinds of inputs),
+    or on request: the value is read from the outputs of the given object, and an observed pass
+    yields coverage, ledger, and relevances that must equal the recorded ones.
 
     Args:
         explanation: The explanation.

@@ -48,7 +48,7 @@ class Operation:
             ``"unruled"`` (non-linear without a rule: relevances upstream would be wrong).
         rule: The rule of a ruled operation.
         reason: Why an operation is unruled, in words.
-        remedy: How it can be declared, in words.
+        remedy: A remedy, in words.
     """
 
     module: str

@@ -311,7 +311,7 @@ def is_homogeneous(name: str) -> bool:
 # Attaching ----------------------------------------------------------------------------------------
 
 _FRESH: Final = frozenset({"Mul", "Bmm", "Baddbmm", "Div"})
-"""Operators whose gradients are newly allocated, like those of attention kernels."""
+"""Operators whose gradients are newly allocated, as by attention kernels."""
 
 
 def attach(
@@ -330,7 +330,7 @@ def attach(
         graph: The graph.
         plan: What to do.
         inputs: The input of each node of an activation that does not save it.
-        done: Nodes that already have their rule; those of this call are added.
+        done: Nodes that already have their rule; this call adds its nodes.
         zeros: Zeros of the pass.
         frozen: Norms whose own gradient already holds their scale constant.
     """

@@ -62,9 +62,9 @@ def leave_one_out(
         model_name: Name for the record. Default: where the model was loaded from.
 
     Returns:
-        The segments; their ``relevance`` is the explained value of the whole text minus that of the
-        text without the segment. The rest of the value is ``"interaction"``, as losses
-        do not sum to the value.
+        The segments; their ``relevance`` is the explained value of the whole text minus its value
+        for the text without the segment. The rest of the value is ``"interaction"``, as losses do
+        not sum to the value.
 
     Raises:
         ValueError: If text, target or segments cannot be used, or ``batch_size`` is not positive.

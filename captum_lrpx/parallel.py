@@ -57,7 +57,7 @@ COLLECTIVES: Final = frozenset(
 )
 """Operators that exchange tensors between processes, by the names of their nodes.
 
-Those of ``torch.distributed.nn`` are not included: they have the gradient of the sum of the
+Operators of ``torch.distributed.nn`` are not included: they have the gradient of the sum of the
 values of all processes.
 """
 
@@ -220,7 +220,7 @@ class Weights:
         self._there: Any = None
 
     def need(self, path: str) -> None:
-        """Gather the weights that a module runs with, and free those of another one.
+        """Gather the weights that a module runs with, and free another module's.
 
         Args:
             path: Path of the module.

@@ -156,7 +156,7 @@ class TracedPass:
 
     @contextmanager
     def watching(self, running: nn.Module | None = None) -> Iterator[None]:
-        """Observe what is needed of the forward pass, which runs inside of a ``with`` block.
+        """Record facts about the forward pass, which runs inside of a ``with`` block.
 
         Args:
             running: The module that has been called already.

@@ -94,7 +94,7 @@ def test_messages_that_cannot_be_written(chat):
         explain(model, byte_level(None), QUESTION, "Yes")
     with pytest.raises(ValueError, match="cannot write these messages"):
         explain(model, byte_level("{{ raise_exception('no') }}"), QUESTION, "Yes")
-    with pytest.raises(TypeError, match="A chat message stands in a list"):
+    with pytest.raises(TypeError, match="A chat message must be in a list"):
         explain(model, tokenizer, QUESTION[0], "Yes")
 
 

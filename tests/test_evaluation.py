@@ -186,7 +186,7 @@ def test_a_torn_line_is_dropped_and_nothing_else(tmp_path):
 
 def test_another_run_is_refused(tmp_path):
     Journal(tmp_path, MANIFEST).close()
-    with pytest.raises(ValueError, match=r"There is a run in .* already: resume it"):
+    with pytest.raises(ValueError, match="already holds a run: resume it"):
         Journal(tmp_path, MANIFEST)
     with pytest.raises(ValueError, match=r'models was \["m"\] and is \["n"\]'):
         Journal(tmp_path, MANIFEST | {"models": ["n"]}, resume=True)
@@ -215,7 +215,7 @@ def test_a_broken_line_is_named(tmp_path):
 def test_a_run_with_other_arguments_is_not_resumed(models, tmp_path, change):
     usual = {"models": models, "samples": SAMPLES, "methods": contenders(METHODS)}
     evaluate(**usual, output=tmp_path)
-    with pytest.raises(ValueError, match="is another one and cannot be resumed"):
+    with pytest.raises(ValueError, match="holds another run, which cannot be resumed"):
         evaluate(**(usual | change), output=tmp_path, resume=True)
 
 

@@ -126,12 +126,12 @@ def test_sound_records_that_do_not_belong_together(finished, records, tmp_path, 
     change(records)
     for record in records:
         check(record)
-    with pytest.raises(ValueError, match="records of 'm' in the logs are not all of one run"):
+    with pytest.raises(ValueError, match="records of 'm' in the logs are of different runs"):
         resumed(tmp_path, finished, **{LOG: log_of(records)})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_a_manifest_that_cannot_be_read(finished, tmp_path, text):
-    with pytest.raises(ValueError, match=r"manifest\.json does not say which run is in the folder"):
+    with pytest.raises(ValueError, match=r"manifest\.json does not identify the run in the folder"):
         resumed(tmp_path, finished, **{"manifest.json": text})
     assert (tmp_path / "manifest.json").read_text() == text

@@ -85,7 +85,7 @@ def test_the_last_occurrence_of_a_span_counts(loaded):
     [
         ("dogs", ValueError, "does not occur"),
         ("", ValueError, "does not occur"),
-        ("key", ValueError, "cuts through a token: its tokens are those of 'keys'"),
+        ("key", ValueError, "cuts through a token: its tokens cover 'keys'"),
         ((0, 2), ValueError, "no token comes before"),
         ((3, 3), IndexError, "empty or out of range"),
         ((3, 99), IndexError, "empty or out of range"),

@@ -1,7 +1,7 @@
 """Attention weights of a model, read from the autograd graph of its pass.
 
 Most attention implementations never return their weights, and SDPA never holds them. The node
-of a matrix product has saved them; those of a kernel are computed, for the rows needed, from the
+of a matrix product has saved them; for a kernel they are computed, for the rows needed, from the
 queries and keys that its node has saved.
 """
 

@@ -30,7 +30,7 @@ class ALTILogitDecomposition:
         updates: Logit updates: contribution of each position of a block's own input through each
             head ``[B, L, H, T]``, before they are carried back.
         heads: The same carried back to the input tokens by the ALTI matrices ``[B, L, H, T]``; the
-            sum over ``T`` equals that of ``updates``.
+            sum over ``T`` equals the sum of ``updates``.
         start: Direct contribution of the explained position's own embedding, along the residual
             stream ``[B, T]``; zero at all other positions.
         mlps: Contribution of the output of each MLP ``[B, L]``. It is not carried back: ALTI-Logit

@@ -67,7 +67,7 @@ def logit_update(
 
 
 def head_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
-    """The same, with directions at the output ``A v`` of each head.
+    """Logit update for directions at the output ``A v`` of each head.
 
     Args:
         weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.

@@ -27,7 +27,7 @@ class Part:
         values: ``[B, G, S, z]``.
         places: Index of each among the mixing node's matrices of values ``[B, G]``; for the heads
             of this process, if they are sharded.
-        rows: Row of each example, head and position among those of the mixing node
+        rows: Row of each example, head and position in the mixing node's rows
             ``[B, H, T]``; for the heads of this process, if they are sharded.
         output_weight: Maps the output of each head to the stream ``[H, z, D]``, before ``scaled``.
         by_head: Factor of the output of each head ``[B, H, T]``, or None.

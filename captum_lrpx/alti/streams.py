@@ -182,7 +182,7 @@ class Streams:
         return [edge for edge in self.live[number] if edge.node in self.of_streams]
 
     def _norms(self, addition: int) -> tuple[int, ...]:
-        """Nodes from an addition to where its stream is read twice, if a norm is there."""
+        """Nodes of the norm between an addition and the next fork of its stream, if any."""
         inside, open_edges, last = {addition}, self._uses(addition), addition
         if self._forks(addition):
             return ()

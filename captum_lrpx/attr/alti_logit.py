@@ -61,7 +61,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         memory_budget: int = _MEMORY_BUDGET,
         strict: bool = True,
     ) -> None:
-        r"""Find the model and check that its architecture is declared.
+        r"""Find the model, and check the options.
 
         Args:
             forward_func (Callable): The forward function of the model or any modification of it: a
@@ -80,8 +80,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
                 branch is not decomposed, or is checked separately. Default: True
 
         Raises:
-            ValueError: If no model is found, its architecture is not declared, or an option is
-                invalid.
+            ValueError: If no model is found, or an option is invalid.
         """
         if value_bias not in ("tokens", "apart"):
             raise ValueError(f'`value_bias` must be "tokens" or "apart", not {value_bias!r}.')

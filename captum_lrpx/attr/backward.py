@@ -29,7 +29,7 @@ def at_once_of(targets_per_backward: int | None, positions: int, device: torch.d
 
     Args:
         targets_per_backward: The number asked for; None chooses by length: targets of a short
-            text share the overhead of a pass, those of a long text would only take memory.
+            text share the overhead of a pass; with a long text they would only take memory.
         positions: Number of positions that a backward pass of one target goes through.
         device: Device of the backward pass.
 

@@ -172,8 +172,8 @@ class InformationFlow(_Rollout):
 
     After each attention the residual stream is the sum of its previous value and of the vectors
     that each head carries there from each token. A part ``z`` of a sum ``y`` is the more important
-    the nearer it is to ``y``, and the importances of a layer are multiplied with those of the
-    layers below (Ferrando & Voita 2024, https://arxiv.org/abs/2403.00824, section 2):
+    the nearer it is to ``y``, and the importances of successive layers are multiplied (Ferrando &
+    Voita 2024, https://arxiv.org/abs/2403.00824, section 2):
 
     .. math:: \frac{\max(\|y\|_1 - \|z - y\|_1, 0)}{\sum_{z'} \max(\|y\|_1 - \|z' - y\|_1, 0)}
 

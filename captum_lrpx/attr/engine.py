@@ -204,7 +204,7 @@ def forward_pass(
         attribution: Forward function, model, rules, and whether they are strict.
         inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
         arguments: Further arguments of the forward function, after the inputs.
-        targets: Targets within the output, checked as soon as the output is there; None if the
+        targets: Targets within the output, checked as soon as the output is computed; None if the
             output does not matter.
         layers: Layers whose tensors are captured.
         at_input: Whether inputs of the layers are captured instead of outputs.

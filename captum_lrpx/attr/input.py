@@ -189,7 +189,7 @@ class LRPx(LRPRules, GradientAttribution):
                 Default: None, up to 8, fewer for long inputs
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**: those of :meth:`attribute` for
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**, as from :meth:`attribute` for
             each target, stacked: ``[K, B, T]`` for token ids ``[B, T]``, ``[K, B, T, D]`` for
             embeddings.
 

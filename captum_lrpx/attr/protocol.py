@@ -58,7 +58,7 @@ class RelevanceProtocol:
     def compute_convergence_delta(
         self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
-        r"""Explained output minus the sum of the relevances; the signature is that of Captum's LRP.
+        r"""Explained output minus the sum of the relevances; same signature as Captum's LRP.
 
         Args:
             attributions (Tensor or tuple[Tensor, ...]): Relevances.
@@ -217,7 +217,7 @@ class LRPRules(RelevanceProtocol):
 
 
 class AttnLRPRules(LRPRules):
-    """The same, with AttnLRP's recipe."""
+    """Attribution by AttnLRP's recipe, on the model inside a forward function."""
 
     default_recipe: ClassVar[Recipe] = ATTN_LRP
 

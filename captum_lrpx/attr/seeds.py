@@ -52,7 +52,7 @@ def seeds_of(
 def _of_steps(
     head: LanguageModelHead, states: Tensor, wanted: Tensor, quantity: Quantity
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for some of the steps."""
+    """Explained values and seeds of some of the steps."""
     leaves = states.detach().requires_grad_()
     if quantity == "logit" or (quantity == "log_prob" and wanted.shape[1] == 2):
         # The normalizer of a log-probability cancels in the difference to a foil.

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Words of the command line. Default: those of the process.
+        arguments: Words of the command line. Default: the process's own.
 
     Returns:
         Exit status: 0, or 2 for bad input, after one line with the error; 1 if a command reports a

@@ -76,7 +76,7 @@ class ConceptRelevance(LayerRules, LayerAttribution):
                 output. Default: False
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
-            recipe (Recipe, optional): The rules. Default: those of AttnLRP
+            recipe (Recipe, optional): The rules. Default: AttnLRP's
             strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule on the way from the layer to the output. Default: True
 

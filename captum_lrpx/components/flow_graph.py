@@ -243,7 +243,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
                 embedding first: ``[embedding, *blocks]``.
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
-            recipe (Recipe, optional): The rules. Default: those of AttnLRP
+            recipe (Recipe, optional): The rules. Default: AttnLRP's
             strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule. Default: True
 

@@ -126,7 +126,7 @@ def nodes_of(
         raise ValueError(
             f"{shape[-1]} features of {name} cannot be cut into {number} heads. Heads lie side by "
             "side in the input of attention's output projection: give that layer, and `heads=` "
-            "if its number of heads is not that of the model."
+            "if its number of heads differs from the model's."
         )
     return Nodes(kind, number)
 

@@ -30,7 +30,7 @@ class Pair:
         corrupted: The other text.
         good: Continuations that fit the clean text.
         bad: Continuations that do not; the explained value is the mean logit of the good
-            ones minus that of the bad ones.
+            ones minus the mean logit of the bad ones.
     """
 
     task: str
@@ -71,8 +71,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
 
     Supported forms: ``clean``, ``corrupted``, ``good``, ``bad`` (strings, or lists of them);
     the files of Marks et al. (2024, ``clean_prefix``, ``patch_prefix``, ``clean_answer``,
-    ``patch_answer``); and those of Hanna et al. (2024): indirect objects (``corrupted_hard``, where
-    the other person gives) and years (``label``, the last two digits to be exceeded).
+    ``patch_answer``); and the files of Hanna et al. (2024): indirect objects (``corrupted_hard``,
+    where the other person gives) and years (``label``, the last two digits to be exceeded).
 
     Args:
         path: The file; the task is its name.

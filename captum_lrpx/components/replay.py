@@ -174,7 +174,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _is_fixed(value: Any) -> bool:
-    """Whether a module can leave nothing behind in an argument, except in tensors."""
+    """Whether a module cannot change an argument, except its tensors."""
     if isinstance(value, tuple):
         return all(map(_is_fixed, value))
     return isinstance(value, (Tensor, *_PLAIN))

@@ -169,7 +169,7 @@ class ExpertRelevance(LayerRules, LayerAttribution):
                 ``[N, k]`` and their weights ``[N, k]``. Default: all of the model.
             model (torch.nn.Module, optional): The model that ``forward_func`` runs.
                 Default: found in ``forward_func``.
-            recipe (Recipe, optional): The rules. Default: those of AttnLRP
+            recipe (Recipe, optional): The rules. Default: AttnLRP's
             strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
                 rule. Default: True
 

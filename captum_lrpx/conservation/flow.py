@@ -243,7 +243,7 @@ class Flow:
         self._add(number, place, share * amount, shared)
 
     def lines(self) -> dict[Place, Tensor]:
-        """Amounts ``[B]`` of all lines but those of the sources, in the order of the calls."""
+        """Amounts ``[B]`` of all lines except the sources', in the order of the calls."""
         nothing = wide(self._explained.new_zeros(()))
         amounts = {
             place: torch.stack([row.get(place, nothing) for row in self._rows])

@@ -21,7 +21,7 @@ LEDGER_TOLERANCES: Final[dict[str, float]] = {
 """Open share of a ledger that is tolerated in each precision, relative to its largest number.
 
 The tolerance of float64 is wide because several families compute norms or attention in float32
-whatever the precision of the model. Other precisions (quantized weights) get that of bfloat16.
+whatever the precision of the model. Other precisions (quantized weights) get bfloat16's.
 """
 
 
@@ -29,7 +29,7 @@ whatever the precision of the model. Other precisions (quantized weights) get th
 class Certificate:
     """Checks made when an explanation was created.
 
-    Precision, recipe, versions, ids and relevances are those of the explanation: the digest seals
+    Precision, recipe, versions, ids and relevances are fields of the explanation: the digest seals
     them together with the findings.
 
     Attributes:

@@ -88,7 +88,7 @@ class Segments:
 
     @property
     def sum(self) -> float:
-        """Sum of the relevances of the first level, equal to that of any other level."""
+        """Sum of the relevances of the first level, equal to the sum of any other level."""
         return arithmetic.total([part.relevance for part in self.parts])
 
     @property

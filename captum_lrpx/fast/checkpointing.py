@@ -1,11 +1,11 @@
 """Blocks recomputed in the backward pass instead of storing their saved tensors.
 
 Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The graph is the same
-as without it, so operations, rules and coverage are those of the whole pass; missing are only the
+as without it, so operations, rules and coverage do not change; missing are only the
 tensors that nodes inside of blocks have saved. As soon as the backward pass or a rule needs
-one of them, its block runs again on its inputs, and the tensors that it saves replace those of the
-first run. The tensors of one block exist at a time: memory is that of one
-block, plus one hidden state per block; time is up to one more forward pass.
+one of them, its block runs again on its inputs, and the tensors that it saves replace the
+first run's. Only one block's tensors exist at a time: memory is needed for one block, plus one
+hidden state per block; time is up to one more forward pass.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _GIVEN_BACK_AFTER: Final = 2**25
 
 
 class _Enough(BaseException):
-    """Stops a repeated block once all needed tensors are there."""
+    """Stops a repeated block once all needed tensors exist."""
 
 
 # Blocks -------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class _Run:
 
 
 class Checkpoints(Saved):
-    """The tensors saved in a forward pass, without those of its blocks.
+    """The tensors saved in a forward pass outside of its blocks.
 
     Args:
         economy: Tensors that need not be kept; None to measure.

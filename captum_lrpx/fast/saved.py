@@ -1,7 +1,7 @@
 """Keeps, of the tensors that operations save for their gradients, only those that the rules read.
 
 PyTorch decides in the forward pass what each operation saves. Once a graph of the same structure
-has been read, it is known which of these tensors are never used: those of branches that a
+has been read, it is known which of these tensors are never used: tensors of branches that a
 rule holds constant, of factors that get no relevance, of norms and activations whose own gradient
 is replaced. They are not kept. An operation that insists on one gets zeros of its shape,
 and a rule drops the result.

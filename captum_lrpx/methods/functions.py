@@ -326,7 +326,7 @@ def _row_by_row(query: Query, method: Callable[[Query], Attributed]) -> Attribut
 def _for_gradients(query: Query) -> Iterator[None]:
     """Prepare gradients by Captum; parameters are frozen, to save memory.
 
-    Captum makes its steps and samples on the default device, here set to that of the inputs.
+    Captum makes its steps and samples on the default device, here set to the inputs' device.
     """
     require_gradients()
     with frozen(query.model), query.ids.device:

@@ -1,6 +1,6 @@
 """Metrics of faithfulness: agreement of attributions with effects of replacing tokens.
 
-The form is that of ``captum.metrics.infidelity``: a forward function, inputs and attributions in,
+The form follows ``captum.metrics.infidelity``: a forward function, inputs and attributions in,
 one number per example out. Common to all:
 
 - ``forward_func`` is a Hugging Face model, a forward module, or any function of Captum's kind. With

@@ -83,7 +83,7 @@ class CaptumRule(LinearRule):
     rule: PropagationRule
 
     def patch(self, module: nn.Module, path: str) -> Patch:
-        """Replace the layer's slope by that of Captum's rule."""
+        """Replace the layer's slope by the slope of Captum's rule."""
         if isinstance(self.rule, IdentityRule):
             return _identity(path)
         if isinstance(self.rule, (GammaRule, Alpha1_Beta0_Rule)):

@@ -142,7 +142,7 @@ class Weights(NamedTuple):
 
     Attributes:
         apply: ``apply(x, weight, bias)`` computes the layer with the given parameters.
-        weight: ``[out, in]``, or that of a convolution.
+        weight: ``[out, in]``, or of a convolution's shape.
         bias: ``[out]`` or None.
     """
 

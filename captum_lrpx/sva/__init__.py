@@ -1,4 +1,4 @@
-"""Subject-verb agreement: annotated sentences and a grammar that makes them."""
+"""Subject-verb agreement: annotated sentences, and a grammar that generates them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Things that are kept or dropped, with a count for each reason."""
+"""Filtering of items, with a count for each reason."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ S = TypeVar("S")
 
 
 class DroppedError(Exception):
-    """Says that one thing is not kept; its message is the reason, one of those counted."""
+    """Raised to drop an item; its message is one of the counted reasons."""
 
 
 def drop_if(condition: bool, reason: str) -> None:
-    """Drop what is worked on if a condition holds.
+    """Drop the current item if a condition holds.
 
     Raises:
         DroppedError: If it holds.
@@ -30,15 +30,15 @@ def drop_if(condition: bool, reason: str) -> None:
 def keep(
     make: Callable[[S], T], items: Iterable[S], reasons: Iterable[str]
 ) -> tuple[tuple[T, ...], dict[str, int]]:
-    """Make something of each item, and count those of which nothing is made.
+    """Map items, and count the dropped ones by reason.
 
     Args:
-        make: Makes it, or raises :class:`DroppedError`.
+        make: Maps an item, or raises :class:`DroppedError`.
         items: The items.
-        reasons: All reasons that there are, in the order in which they are reported.
+        reasons: All reasons, in the order in which they are reported.
 
     Returns:
-        What was made, in order, and the counts: ``"given"``, each reason, ``"kept"``.
+        The results, in order, and the counts: ``"given"``, each reason, ``"kept"``.
     """
     counts = {"given": 0, **dict.fromkeys(reasons, 0), "kept": 0}
     made = []

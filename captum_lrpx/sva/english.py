@@ -15,7 +15,7 @@ _IRREGULAR = {
     "has": ("have",),
     "does": ("do",),
 }
-"""Singular forms that are not the plural with an ending, and the plural forms they stand against;
+"""Singular forms that are not the plural with an ending, and their plural counterparts;
 some minimal pairs differ in tense as well ("is" and "were")."""
 
 _DOUBLED = ("s", "z")
@@ -23,14 +23,14 @@ _DOUBLED = ("s", "z")
 
 
 def number_of_verb(verb: str, foil: str) -> Number | None:
-    """The number of a verb in the third person, told from both of its forms.
+    """Infer the number of a verb in the third person from both of its forms.
 
     Args:
         verb: One form, in lower case; it may end in "n't".
-        foil: The other one.
+        foil: The other form.
 
     Returns:
-        The number of ``verb``; ``None`` if the two are not the two forms of one verb.
+        The number of ``verb``; ``None`` if the two are not the forms of one verb.
     """
     if verb.endswith("n't") != foil.endswith("n't"):
         return None
@@ -41,7 +41,7 @@ def number_of_verb(verb: str, foil: str) -> Number | None:
 
 
 def in_case_of(word: str, model: str) -> str:
-    """Write a word in lower case, capitals or with a first capital, as another one is written."""
+    """Write a word in lower case, capitals or with an initial capital, like another word."""
     if len(model) > 1 and model.isupper():
         return word.upper()
     return word[:1].upper() + word[1:] if model[:1].isupper() else word

@@ -1,14 +1,14 @@
-"""A grammar that makes agreement sentences whose subject is known by construction.
+"""A grammar that generates agreement sentences whose subject is known by construction.
 
-Every sentence has one main subject and one main verb. Between them stand up to three nouns, in
+Every sentence has one main subject and one main verb. Between them are up to three nouns, in
 prepositional phrases ("the keys to the cabinet near the door are") and relative clauses ("the
 author that the guards like is", "the author that likes the dogs is"). Such a noun is an
-*attractor* if its number is not that of the subject (Linzen et al., 2016). Determiners,
-adjectives and everything after the verb are the same for both numbers, so the subject alone,
-and a relative clause verb that agrees with it, tell which form of the verb is right.
+*attractor* if its number differs from the subject's (Linzen et al., 2016). Determiners,
+adjectives and everything after the verb are the same for both numbers, so only the subject,
+and a relative clause verb that agrees with it, determine the right form of the verb.
 
-Half of the point is the split: a fixed hash sets a quarter of all (noun, verb) and
-(noun, noun) pairs aside. In a test sentence the subject meets only verbs and nouns set aside
+The split matters as much: a fixed hash sets aside a quarter of all (noun, verb) and
+(noun, noun) pairs. In a test sentence the subject meets only verbs and nouns set aside
 for it; in a training sentence it never meets any of them.
 """
 
@@ -54,7 +54,7 @@ _PATIENCE = 10_000
 
 
 def held_out(first: str, second: str) -> bool:
-    """Tell whether a pair of words belongs to the test split, in whatever order it is given.
+    """Tell whether a pair of words, in any order, belongs to the test split.
 
     Args:
         first: A noun in the singular, or a verb in the plural.
@@ -78,7 +78,7 @@ def nouns_for(subject: Noun, split: Split) -> tuple[Noun, ...]:
 
 @functools.cache
 def verbs_for(subject: Noun, split: Split) -> tuple[Verb, ...]:
-    """Return the verbs that ``subject`` may be the subject of in a sentence of ``split``."""
+    """Return the verbs that may have ``subject`` as subject in a sentence of ``split``."""
     wanted = split == "test"
     return tuple(
         verb
@@ -101,12 +101,12 @@ def subjects(split: Split) -> tuple[Noun, ...]:
 class _Dice:
     """Random draws that are the same on every machine and with every Python version.
 
-    Only ``random.Random.random`` promises that, so everything is made from it.
+    Only ``random.Random.random`` guarantees this, so all draws are derived from it.
     """
 
     def __init__(self, *seed: object) -> None:
         digest = hashlib.sha256(repr(seed).encode("utf-8")).digest()
-        # No secrets depend on it.
+        # Not used for secrets.
         self._random = random.Random(int.from_bytes(digest[:8], "big"))  # noqa: S311
 
     def chance(self, probability: float) -> bool:
@@ -147,7 +147,7 @@ class _Sentence:
     def write(
         self, subject: _Head, verb: Verb, between: Sequence[_Head], others: Sequence[_Head]
     ) -> tuple[str, Span, Span]:
-        """Write the sentence and say where its subject and verb stand.
+        """Write the sentence, and return it with the places of its subject and verb.
 
         Args:
             subject: The main subject.
@@ -204,7 +204,7 @@ class _Sentence:
         """Write a clause about ``head``; its verb agrees with ``head`` or with ``inner``.
 
         Returns:
-            Whether there was a verb for it; if not, a prepositional phrase stands instead.
+            Whether there was a verb for it; if not, a prepositional phrase is written instead.
         """
         of_subject = self._dice.chance(0.5)
         agent = head if of_subject else inner
@@ -246,16 +246,16 @@ def stream(
     attractors: tuple[int, int] | None = None,
     intervening: tuple[int, int] = (0, MAX_INTERVENING),
 ) -> Iterator[Sample]:
-    """Make sentences without end.
+    """Generate sentences endlessly.
 
     Args:
         split: "train" or "test".
         seed: Any integer; the same one always gives the same sentences.
-        attractors: The least and the greatest number of attractors; each number between them
+        attractors: Smallest and largest number of attractors; each number between them
             is equally frequent. ``None`` tosses a fair coin for the number of every noun
-            instead, so that the nouns between subject and verb say nothing about the subject:
-            that is how models are trained.
-        intervening: The least and the greatest number of nouns between subject and verb.
+            instead, as in training, so that the nouns between subject and verb carry no
+            information about the subject.
+        intervening: Smallest and largest number of nouns between subject and verb.
 
     Yields:
         Samples; the same sentence may come twice.
@@ -309,14 +309,14 @@ def generate(
     attractors: tuple[int, int] | None = (1, 3),
     intervening: tuple[int, int] = (0, MAX_INTERVENING),
 ) -> list[Sample]:
-    """Make ``n`` different sentences.
+    """Generate ``n`` different sentences.
 
     Args:
-        n: How many.
-        split: "train" or "test"; see the module's text for what sets them apart.
+        n: Number of sentences.
+        split: "train" or "test"; see the module docstring for the difference.
         seed: Any integer; the same one always gives the same sentences, on every machine.
-        attractors: The least and the greatest number of attractors, see :func:`stream`.
-        intervening: The least and the greatest number of nouns between subject and verb.
+        attractors: Smallest and largest number of attractors, see :func:`stream`.
+        intervening: Smallest and largest number of nouns between subject and verb.
 
     Returns:
         The samples, no sentence twice.
@@ -335,7 +335,7 @@ def generate(
         rejected = rejected + 1 if sample.sentence in samples else 0
         samples.setdefault(sample.sentence, sample)
         if rejected > _PATIENCE:
-            raise ValueError(f"found only {len(samples)} different sentences, {n} asked for")
+            raise ValueError(f"found only {len(samples)} different sentences, not {n}")
     return list(samples.values())
 
 

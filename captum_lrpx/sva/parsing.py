@@ -1,6 +1,6 @@
 """The subject of a verb, found by a parser (Arras et al., 2025, appendix B).
 
-Labels are those of spaCy's English pipelines: Penn Treebank tags and CLEAR dependencies.
+Labels are as in spaCy's English pipelines: Penn Treebank tags and CLEAR dependencies.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ __all__ = [
 ]
 
 Filters: TypeAlias = Literal["paper", "strict"]
-"""Which subjects are kept. ``"paper"``: the relation is ``nsubj`` and the verb is tagged VBZ or
-VBP, nothing else is asked (Arras et al., 2025, appendix B). ``"strict"``: the subject is a noun
-whose number is that of the verb; a passive one (``nsubjpass``) is kept."""
+"""Kept subjects. ``"paper"``: the relation is ``nsubj`` and the verb is tagged VBZ or
+VBP, without further conditions (Arras et al., 2025, appendix B). ``"strict"``: the subject is a
+noun that agrees with the verb in number; a passive subject (``nsubjpass``) is kept."""
 
 NO_SUBJECT: dict[str, str] = {
-    "verb not found": "the parser has no word where the verb stands",
-    "relation not nsubj": "neither the verb nor the verb that it is the auxiliary of has an nsubj "
+    "verb not found": "the parser has no word at the verb's place",
+    "relation not nsubj": "neither the verb nor its main verb (of an auxiliary) has an nsubj "
     "(filters of the paper)",
-    "verb not VBZ or VBP": "the parser takes the verb for something else, or (strict filters) for "
+    "verb not VBZ or VBP": "the parser tags the verb as something else, or (strict filters) for "
     "the other number",
-    "no subject": "neither the verb nor the verb that it is the auxiliary of has an nsubj or "
+    "no subject": "neither the verb nor its main verb (of an auxiliary) has an nsubj or "
     "nsubjpass (as with the second of two verbs that share a subject)",
     "several subjects": "it has more than one",
-    "subject after verb": "the only one stands after the verb",
+    "subject after verb": "the only one comes after the verb",
     "subject not a noun": "it is a pronoun, a number, an adjective, ...",
-    "subject disagrees": "its number is not that of the verb: two nouns joined by 'and', or a "
+    "subject disagrees": "its number differs from the verb's: two nouns joined by 'and', or a "
     "wrong parse",
 }
-"""Why a parse gives no subject, in the order in which it is checked; the first reason counts. The
-filters of the paper know the first three; the strict ones do not know "relation not nsubj"."""
+"""Reasons why a parse yields no subject, in the order of the checks; the first one counts. The
+filters of the paper use the first three; the strict ones do not use "relation not nsubj"."""
 
 _TAG_OF_VERB: dict[Number, str] = {"singular": "VBZ", "plural": "VBP"}
 _NUMBER_OF_VERB: dict[str, Number] = {tag: number for number, tag in _TAG_OF_VERB.items()}
@@ -65,11 +65,11 @@ class ParsedWord:
     """One word of a parse.
 
     Attributes:
-        start: Where it begins in the sentence, in characters.
-        end: Where it ends.
+        start: Its start in the sentence, in characters.
+        end: Its end.
         tag: Its Penn Treebank tag.
         dep: The label of its dependency.
-        head: The index of its head among the words; its own for the root.
+        head: Index of its head among the words; its own index for the root.
     """
 
     start: int
@@ -80,29 +80,29 @@ class ParsedWord:
 
 
 Parser: TypeAlias = Callable[[Sequence[str]], Iterable[Sequence[ParsedWord]]]
-"""From sentences to the words of each, in the same order."""
+"""Maps sentences to the parsed words of each, in the same order."""
 
 
 def check_filters(filters: str) -> None:
-    """Refuse filters that do not exist.
+    """Check that filters of a name exist.
 
     Raises:
-        ValueError: If there are none of this name.
+        ValueError: If they do not.
     """
     if filters not in get_args(Filters):
         raise ValueError(f"`filters` is {' or '.join(get_args(Filters))}, not {filters!r}.")
 
 
 def nominal_subject(words: Sequence[ParsedWord], verb_span: Span) -> tuple[int, Number]:
-    """The subject of a verb by the paper's filters, whatever kind of word it is.
+    """Find the subject of a verb by the paper's filters, whatever its part of speech.
 
     Args:
         words: The parse of the sentence.
-        verb_span: Where the verb stands.
+        verb_span: Place of the verb.
 
     Returns:
-        The index of the head of the subject (of several, the one nearest to the verb, one before
-        the verb if there is one), and the number of the verb by its tag.
+        The index of the head of the subject (if there are several, the nearest one, preferably
+        before the verb), and the number of the verb by its tag.
 
     Raises:
         DroppedError: If there is none, with one of the reasons in :data:`NO_SUBJECT`.
@@ -117,15 +117,15 @@ def nominal_subject(words: Sequence[ParsedWord], verb_span: Span) -> tuple[int, 
 
 
 def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> int:
-    """The subject of a verb by the strict filters.
+    """Find the subject of a verb by the strict filters.
 
     Args:
         words: The parse of the sentence.
-        verb_span: Where the verb stands.
+        verb_span: Place of the verb.
         number: The number of the verb.
 
     Returns:
-        The index of the word that is the head of the subject.
+        The index of the head of the subject.
 
     Raises:
         DroppedError: If there is none, with one of the reasons in :data:`NO_SUBJECT`.
@@ -145,12 +145,12 @@ def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> 
 def attractors_between(
     words: Sequence[ParsedWord], subject: int, verb_span: Span, number: Number
 ) -> int:
-    """How many nouns between a subject and its verb have the other number.
+    """Count the nouns between a subject and its verb that have the other number.
 
     Args:
         words: The parse of the sentence.
         subject: The index of the subject.
-        verb_span: Where the verb stands.
+        verb_span: Place of the verb.
         number: The number of the subject.
     """
     return sum(
@@ -168,7 +168,7 @@ def _word_at(words: Sequence[ParsedWord], span: Span) -> int:
 
 
 def _subjects_of(words: Sequence[ParsedWord], verb: int, relations: tuple[str, ...]) -> list[int]:
-    """The subjects of a verb; an auxiliary without one has those of its main verb."""
+    """Subjects of a verb; for an auxiliary without any, of its main verb."""
     heads = [verb, words[verb].head] if words[verb].dep in _AUXILIARY else [verb]
     for head in heads:
         found = [

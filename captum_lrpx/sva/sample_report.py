@@ -1,4 +1,4 @@
-"""What became of samples on their way to a model."""
+"""Report of filtered samples: counts and lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Lengths | None:
-        """Sum them up; ``None`` if there are none."""
+        """Summarize lengths; ``None`` if there are none."""
         if not lengths:
             return None
         return cls(sum(lengths) / len(lengths), min(lengths), max(lengths))
@@ -32,13 +32,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Report:
-    """How many samples were kept, why the others were not, and how long the inputs are.
+    """Numbers of samples kept, and dropped by reason, and lengths of the inputs.
 
     Attributes:
-        counts: ``"given"``, how many each filter dropped by its name, and ``"kept"``.
+        counts: ``"given"``, the number dropped by each filter, and ``"kept"``.
         input_tokens: Lengths of the inputs, special tokens included; ``None`` without samples.
-        evidence_tokens: How many tokens of an input are evidence; ``None`` without samples.
-        first_lines: The first line of a file that was dropped for a reason, where it is known.
+        evidence_tokens: Number of evidence tokens per input; ``None`` without samples.
+        first_lines: First line of a file that was dropped for each reason, where known.
     """
 
     counts: dict[str, int]

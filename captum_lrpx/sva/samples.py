@@ -25,13 +25,13 @@ class Sample:
 
     Attributes:
         sentence: The whole sentence, the verb included; words are separated by single blanks.
-        verb_span: Where the verb stands.
+        verb_span: Place of the verb.
         verb: The correct form, exactly the text at ``verb_span``.
         foil: The form of the same verb for the other number.
-        evidence: Where the words stand that decide the number (the subject noun).
+        evidence: Places of the words that determine the number (the subject noun).
         number: The number of the subject.
-        n_attractors: How many nouns between subject and verb have the other number.
-        source: Where the sentence comes from.
+        n_attractors: Number of nouns between subject and verb with the other number.
+        source: Origin of the sentence.
         licence: The licence of the sentence.
     """
 
@@ -46,10 +46,10 @@ class Sample:
     licence: str
 
     def __post_init__(self) -> None:
-        """Check that the fields fit each other.
+        """Check that the fields are consistent.
 
         Raises:
-            ValueError: If they do not; the message says which field and why.
+            ValueError: If they are not; the message names the field and the reason.
         """
         for name in ("sentence", "verb", "foil", "source", "licence"):
             value = getattr(self, name)
@@ -96,7 +96,7 @@ class Sample:
         """Return the whole sentence with the verb replaced.
 
         Args:
-            mask_token: What to put in the verb's place, e.g. ``[MASK]``.
+            mask_token: Replacement of the verb, e.g. ``[MASK]``.
         """
         start, end = self.verb_span
         return self.sentence[:start] + mask_token + self.sentence[end:]
@@ -118,7 +118,7 @@ def _check_span(name: str, span: object, sentence: str) -> None:
 
 
 def covers_whole_words(sentence: str, span: Span) -> bool:
-    """Whether a part of a sentence begins and ends where words do.
+    """Whether a part of a sentence starts and ends at word boundaries.
 
     Args:
         sentence: The sentence.
@@ -160,11 +160,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
 def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
     """Write samples to a file with one JSON object per line.
 
-    The file appears whole or not at all: an interrupted run leaves an older file as it was.
+    The file is written whole or not at all: an interrupted run leaves an older file as it was.
 
     Args:
         path: The file; an existing one is replaced.
-        samples: What to write.
+        samples: The samples.
     """
     write_text(
         path,
@@ -173,9 +173,9 @@ def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None
 
 
 def _from_json(record: object) -> Sample:
-    """Build a sample from a decoded line, with lists turned into the tuples they stand for."""
+    """Build a sample from a decoded line; lists become tuples."""
     if not isinstance(record, Mapping):
-        # A value error, since what is wrong is the text of the file.
+        # A ValueError, since the text of the file is wrong.
         raise ValueError(  # noqa: TRY004
             f"expected a JSON object, got {type(record).__name__}"
         )

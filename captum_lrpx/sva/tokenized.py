@@ -1,8 +1,8 @@
-"""Samples as the tokens that one model sees, with the evidence known token by token.
+"""Samples as the tokens that one model sees, with evidence marked token by token.
 
-A causal language model sees the sentence up to the verb and predicts the verb behind its last
-token; a masked one sees the whole sentence with its mask token in the verb's place. What cannot be
-asked of a model without doubt is dropped; each reason has a name and a count (:data:`FILTERS`).
+A causal language model sees the sentence up to the verb and predicts the verb after its last
+token; a masked one sees the whole sentence with its mask token in the verb's place. Ambiguous
+samples are dropped; each reason has a name and a count (:data:`FILTERS`).
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
 __all__ = ["FILTERS", "LanguageModelling", "TokenizedSample", "TokenizedSamples", "tokenize"]
 
 LanguageModelling: TypeAlias = Literal["causal-lm", "masked-lm"]
-"""What a model must predict to be asked for a verb."""
+"""Task of a model that can predict a verb."""
 
 FILTERS: dict[str, str] = {
     "mask token in text": "the sentence contains the text of the mask token (masked models)",
     "no blank before verb": "the verb opens the sentence or follows a mark without a blank: its "
-    "tokens there are not those after a blank (causal models)",
+    "tokens differ there from those after a blank (causal models)",
     "evidence after verb": "the model never sees a part of the evidence (causal models)",
-    "too long": "the input does not fit the model; cut short it might lose the mask or the "
+    "too long": "the input does not fit the model; truncation might remove the mask or the "
     "evidence",
-    "verb not one token": "the correct form is not one token, and a model predicts one at a time",
+    "verb not one token": "the correct form is not one token; a model predicts one at a time",
     "foil not one token": "the other form is not one token",
     "unknown verb": "the tokenizer does not know one of the forms",
-    "same token": "both forms are one and the same token",
-    "evidence not found": "a part of the evidence is in none of the tokens",
-    "evidence not whole tokens": "a token of the evidence holds letters of another word as well",
+    "same token": "both forms are the same token",
+    "evidence not found": "no token overlaps a part of the evidence",
+    "evidence not whole tokens": "a token of the evidence has letters of another word as well",
     "unknown evidence": "the tokenizer does not know a part of the evidence",
     "text of one token": "without special tokens and the mask, the text is one token: any method "
     "finds it",
     "evidence is the whole text": "the evidence is not shorter than the text: no token is wrong",
 }
-"""Why samples are dropped, in the order in which it is checked; the first reason counts.
+"""Reasons for dropping samples, in the order of the checks; the first reason counts.
 
 Four filters are from the paper's appendix B (Arras et al., 2025): both forms of the verb are one
-token each, no evidence stands after the verb (causal models), the evidence is shorter than the
-text, and the text is longer than one token. The paper has no filter on the length; its sentences
-are short enough. The other filters are this package's: they say what these demands mean for
-tokenizers and sentences that the paper did not have.
+token each, no evidence comes after the verb (causal models), the evidence is shorter than the
+text, and the text is longer than one token. The paper does not filter by length; its sentences
+are short enough. The other filters are this package's: they extend these conditions to
+tokenizers and sentences outside of the paper.
 """
 
 _UNLIMITED = 10**9
-"""Tokenizers that know of no limit state a greater one than this."""
+"""Tokenizers without a limit report a larger one than this."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class TokenizedSample:
         sample: The sample.
         ids: Token ids ``[T]``, special tokens included.
         evidence: Whether each token is evidence ``[T]``.
-        special: Whether each token is a special one that is not part of the text ``[T]``; the mask
+        special: Whether each token is a special one outside of the text ``[T]``; the mask
             token is part of the text.
-        position: Where the verb's logits are read: the last token, or the mask token.
-        verb_id: The token of the correct form there.
-        foil_id: The token of the other form there.
+        position: Position at which the verb's logits are read: the last token, or the mask token.
+        verb_id: Token of the correct form there.
+        foil_id: Token of the other form there.
     """
 
     sample: Sample
@@ -82,17 +82,17 @@ class TokenizedSample:
     foil_id: int
 
     def with_forms_exchanged(self) -> TokenizedSample:
-        """The same tokens, with the other form of the verb in the place of the correct one."""
+        """The same tokens with correct and other form exchanged."""
         return replace(self, verb_id=self.foil_id, foil_id=self.verb_id)
 
 
 @dataclass(frozen=True)
 class TokenizedSamples(Sequence[TokenizedSample]):
-    """The samples that one model can be asked, and what became of the others.
+    """The usable samples of one model, and counts of the others.
 
     Attributes:
-        samples: Those kept, in the order given.
-        counts: ``"given"``, how many each filter dropped by its name, and ``"kept"``.
+        samples: The samples kept, in their original order.
+        counts: ``"given"``, the number dropped by each filter, and ``"kept"``.
     """
 
     samples: tuple[TokenizedSample, ...]
@@ -109,7 +109,7 @@ class TokenizedSamples(Sequence[TokenizedSample]):
         return self.samples[index]
 
     def report(self) -> Report:
-        """How many samples were kept, and how long inputs and evidence are, in tokens."""
+        """Report the number of samples kept, and lengths of inputs and evidence in tokens."""
         return Report(
             counts=dict(self.counts),
             input_tokens=Lengths.of([len(each.ids) for each in self.samples]),
@@ -125,19 +125,19 @@ def tokenize(
     first_token: str | None = None,
     max_length: int | None = None,
 ) -> TokenizedSamples:
-    """Turn samples into the tokens that a model sees, evidence marked.
+    """Tokenize samples for a model, with the evidence marked.
 
     A token is evidence if any of its characters is.
 
     Args:
         samples: The samples.
         tokenizer: The model's tokenizer, a fast one (with offsets).
-        task: What the model predicts; see :func:`captum_lrpx.targets.task_of`.
-        first_token: A special token to put in front (``"<|endoftext|>"``), for models that were
-            trained with one that their tokenizer does not add.
-        max_length: The most tokens that the model takes; see
-            :func:`captum_lrpx.targets.encoding.context_length`. Default: what the tokenizer states,
-            if it states a limit.
+        task: Task of the model; see :func:`captum_lrpx.targets.task_of`.
+        first_token: A special token to prepend (``"<|endoftext|>"``), for models trained with one
+            that their tokenizer does not add.
+        max_length: Largest number of tokens that the model takes; see
+            :func:`captum_lrpx.targets.encoding.context_length`. Default: the tokenizer's limit, if
+            it has one.
 
     Returns:
         The samples that pass all :data:`FILTERS`, and the count of each.
@@ -148,7 +148,7 @@ def tokenize(
     """
     if task not in ("causal-lm", "masked-lm"):
         raise ValueError(
-            f"A verb can be asked of a model for 'causal-lm' or 'masked-lm' only, not {task!r}."
+            f"Only models for 'causal-lm' or 'masked-lm' can predict a verb, not {task!r}."
         )
     if task == "masked-lm" and tokenizer.mask_token is None:
         raise ValueError("The tokenizer of this masked language model has no mask token.")
@@ -193,7 +193,7 @@ def _tokenized(
 
 
 def _prefix(sample: Sample) -> tuple[str, tuple[Span, ...]]:
-    """What a causal model sees, and where the evidence stands there."""
+    """Text that a causal model sees, and the places of the evidence in it."""
     start = sample.verb_span[0]
     drop_if(start == 0 or sample.sentence[start - 1] != " ", "no blank before verb")
     drop_if(any(end > start for _, end in sample.evidence), "evidence after verb")
@@ -201,7 +201,7 @@ def _prefix(sample: Sample) -> tuple[str, tuple[Span, ...]]:
 
 
 def _masked(sample: Sample, mask_token: str) -> tuple[str, tuple[Span, ...]]:
-    """What a masked model sees, and where the evidence stands there."""
+    """Text that a masked model sees, and the places of the evidence in it."""
     drop_if(mask_token in sample.sentence, "mask token in text")
     shift = len(mask_token) - len(sample.verb)
     return sample.masked(mask_token), tuple(
@@ -223,7 +223,7 @@ def _forms(
 
 
 def _evidence(encoding: Encoding, spans: Sequence[Span], unknown: int | None) -> tuple[bool, ...]:
-    """Which tokens overlap one of the spans; drops the sample if they are not fit to be judged."""
+    """Mark tokens that overlap one of the spans; drops the sample if they are ambiguous."""
     marked = [False] * len(encoding.ids)
     for first, last in spans:
         over = [
@@ -244,12 +244,12 @@ def _evidence(encoding: Encoding, spans: Sequence[Span], unknown: int | None) ->
 def _require_a_choice(encoding: Encoding, evidence: Sequence[bool], masked_at: int | None) -> None:
     """Drop a sample in which every token of the text is evidence (Arras et al., 2025, appendix B).
 
-    A token that is nothing but a blank is no text.
+    A token of nothing but blanks is not text.
 
     Args:
         encoding: The tokens.
         evidence: Whether each token is evidence.
-        masked_at: Where the mask token stands, which is no text; None for causal models.
+        masked_at: Position of the mask token, which is not text; None for causal models.
     """
     of_text = [
         not special and place != masked_at and bool(encoding.text[start:end].strip())

@@ -220,7 +220,7 @@ def _of_texts(
 
 
 def _kept(task: Task, ids: list[int], added: list[bool]) -> range:
-    """The tokens without special ones that repeat those of the text."""
+    """Tokens without the added special ones that the text itself has already."""
     start = stop = 0
     while start < len(ids) and added[start]:
         start += 1

@@ -113,7 +113,7 @@ class TokenSum(HeadForward):
     For instance several forms of one word ("are", "were") at one position; the tokens of a span of
     text, each at the position before it; with weights of both signs, some tokens against others.
 
-    For ``"log_prob"`` and ``"prob"`` the gradient is that of the log-probability or probability,
+    For ``"log_prob"`` and ``"prob"`` the gradient of the log-probability or probability is taken,
     ordinary functions of the logits: relevances then decompose this gradient times the
     logits, not the log-probability or probability itself.
 

@@ -211,7 +211,7 @@ def of_row(
     if "input_ids" not in given:
         raise TypeError(
             f"A mapping must have `input_ids`, as a tokenizer returns it, not {', '.join(given)}. "
-            "A chat message stands in a list."
+            "A chat message must be in a list."
         )
     left = given.keys() - {"input_ids", "attention_mask", "token_type_ids"} - _NOT_READ
     if left:

@@ -1,8 +1,8 @@
 """Forward modules around other forward modules: functions of outputs ``[B, C]``.
 
 The inner module is any module with one number per class, token or position: ``TokenLogits``,
-``ClassLogits``, ``AnswerLogits``, or one of your own. Its arguments come after those of the outer
-module.
+``ClassLogits``, ``AnswerLogits``, or one of your own. Its arguments come after the outer
+module's.
 """
 
 from __future__ import annotations

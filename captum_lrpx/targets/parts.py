@@ -83,7 +83,5 @@ def _tokens_of(encoding: Encoding, part: str) -> tuple[int, int]:
     first, last = inside[0], inside[-1]
     if encoding.offsets[first][0] < start or encoding.offsets[last][1] > stop:
         covered = encoding.text[encoding.offsets[first][0] : encoding.offsets[last][1]]
-        raise ValueError(
-            f"The span {part!r} cuts through a token: its tokens are those of {covered!r}."
-        )
+        raise ValueError(f"The span {part!r} cuts through a token: its tokens cover {covered!r}.")
     return first, last + 1

@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["QUANTITIES", "Quantity", "check_quantity", "in_quantity"]
 
 Quantity = Literal["logit", "log_prob", "prob"]
-"""Explained quantity of an output; the names are those of Captum's ``LLMAttribution``."""
+"""Explained quantity of an output; named as in Captum's ``LLMAttribution``."""
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 

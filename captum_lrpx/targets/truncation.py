@@ -100,7 +100,7 @@ def _without(encoding: Encoding, kept: list[int]) -> Encoding:
 def without_tokens(encoding: Encoding, gone: Sequence[int]) -> Encoding:
     """Remove tokens from a text before a model reads it.
 
-    Text and places remain those of the whole text.
+    Text and places still refer to the whole text.
 
     Args:
         encoding: The text.

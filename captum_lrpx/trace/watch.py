@@ -218,7 +218,7 @@ class Watch:
         return "value" if depends or "value" in hidden else "choice"
 
     def claim(self, tensor: Tensor, function: str, module: nn.Module | None) -> None:
-        """Record which call produced a tensor and the new nodes behind it."""
+        """Record which call produced a tensor and the new nodes before it."""
         call = Call(len(self.calls), function, module)
         nodes = [node_of(tensor)]
         while nodes:
@@ -281,7 +281,7 @@ class Watch:
 def _storage_of(tensor: Tensor) -> int:
     """Address of a tensor's storage, also inside of transforms of ``torch.func``.
 
-    For a tensor sharded over processes, that of the local shard.
+    For a tensor sharded over processes, the local shard's.
     """
     functorch = torch._C._functorch  # noqa: SLF001 - no public names
     while functorch.is_functorch_wrapped_tensor(tensor):

@@ -86,7 +86,7 @@ class Drawable(Protocol):
 
     @property
     def delta(self) -> float:
-        """The difference of the two."""
+        """Explained value minus the sum of the relevances."""
 
     @property
     def target(self) -> str:

@@ -1,9 +1,9 @@
 """Accuracy of the models of the zoo at the right verb form, on held-out sentences.
 
 Run as ``python -m captum_lrpx.zoo.accuracy``. A sentence counts as right if the logit of the
-correct form is greater than that of the other number's form. A causal model sees the text before
-the verb. A masked model is tested three times: with the whole sentence, the verb masked; with the
-text before the verb and the mask; and with a full stop after these two.
+correct form is greater than the logit of the other number's form. A causal model sees the text
+before the verb. A masked model is tested three times: with the whole sentence, the verb masked;
+with the text before the verb and the mask; and with a full stop after these two.
 """
 
 from __future__ import annotations

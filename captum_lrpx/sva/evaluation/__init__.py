@@ -1,4 +1,4 @@
-"""The benchmark: models x methods x samples, and tables of what came out."""
+"""The benchmark: models x methods x samples, and tables of the results."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "activation": {"identity": Identity(), "gradient": ActivationGradient()},
     "norm": {"frozen": FrozenScale(), "gradient": NormGradient()},
 }
-"""The rules of each role by name; the first ones are those of LRP."""
+"""Rules of each role by name; LRP's come first."""
 
 
 def ablation(roles: Iterable[str] = ()) -> tuple[Contender, ...]:
@@ -75,7 +75,7 @@ def ablation(roles: Iterable[str] = ()) -> tuple[Contender, ...]:
 
 
 def combination(contender: Contender) -> tuple[str, ...] | None:
-    """The names of the rules of a contender of :func:`ablation`; None for any other."""
+    """Names of the rules of a contender of :func:`ablation`; None for any other."""
     names = tuple(contender.name.split("/"))
     if len(names) != len(RULES) or contender.recipe is None:
         return None

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "evaluate"]
 
 _FORMAT = 3
-"""Raised when the records of a journal change their meaning."""
+"""Version of the records of a journal; raised when their meaning changes."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """Results of an evaluation.
 
     Attributes:
-        models: For each model.
-        contenders: What was compared.
-        settings: How.
+        models: Results of each model.
+        contenders: The contenders.
+        settings: The settings.
     """
 
     models: tuple[ModelResults, ...]
@@ -56,22 +56,22 @@ def evaluate(
 ) -> Evaluation:
     """Explain agreement samples by several methods, batch by batch.
 
-    Explained is the logit of the verb form that the model predicts minus that of the other number's
-    (Arras et al. 2025, section 4.1): of the samples that it gets right, the correct form; with
-    ``Settings(include_wrong=True)`` of the others, too.
+    The explained value is the logit of the verb form that the model predicts minus the logit of the
+    other number's form (Arras et al. 2025, section 4.1): the correct form, for samples that it gets
+    right; with ``Settings(include_wrong=True)`` the others are explained, too.
 
     Args:
-        models: For each name, a function that gives the model and its tokenizer; called when there
+        models: For each name, a function that returns the model and its tokenizer; called if there
             is work left for the model.
         samples: The samples.
-        methods: What is compared. Default: :func:`contenders` of the default methods.
-        settings: How samples are explained.
-        output: Folder in which finished work is kept as it is done.
-        resume: Whether to go on with the run that is in the folder.
-        processes: Who does the work. Several need an ``output`` that all of them see.
+        methods: The contenders. Default: :func:`contenders` of the default methods.
+        settings: Settings of the run.
+        output: Folder in which finished work is kept.
+        resume: Whether to continue the run in the folder.
+        processes: The processes of the run. Several need an ``output`` that all of them see.
 
     Returns:
-        The results. Of several processes, each returns all of them.
+        The results; each process returns all of them.
 
     Raises:
         ValueError: If there are no models or samples, names are not different, several processes
@@ -90,7 +90,7 @@ def evaluate(
     if len({contender.name for contender in methods}) < len(methods):
         raise ValueError("Contenders must have different names.")
     if processes.count > 1 and output is None:
-        raise ValueError("Several processes keep their work in a folder: give an output.")
+        raise ValueError("Several processes need a common folder for their work: give an output.")
     manifest = _manifest(tuple(models), samples, methods, settings)
     with Journal(
         output,
@@ -119,7 +119,7 @@ def _manifest(
     methods: Sequence[Contender],
     settings: Settings,
 ) -> dict[str, Any]:
-    """What tells this run from others."""
+    """Description that identifies this run."""
     text = "\n".join(json.dumps(asdict(sample), ensure_ascii=False) for sample in samples)
     return {
         "format": _FORMAT,

@@ -1,4 +1,4 @@
-"""What is compared: methods with their options, each under one name."""
+"""Contenders: methods with their options, each under one name."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ PAPER_METHODS = (
 """The rows of the paper's Table 2; two norms of the gradient share one."""
 
 RANDOM_DRAWS = 10
-"""How often random attributions are drawn, as in the paper."""
+"""Number of draws of random attributions, as in the paper."""
 
 _ROWS_AT_ONCE: Final[Mapping[str, Callable[[Query, int], int]]] = {
     "internal_batch_size": lambda query, budget: max(len(query.ids), budget // query.ids.shape[1]),
     "perturbations_per_eval": lambda query, budget: max(1, budget // query.ids.numel()),
 }
-"""Options that say how much is computed at once and change no result, from a number of tokens."""
+"""Options for the batch size, which change no result, computed from a number of tokens."""
 
 _MAGNITUDES = ("saliency_l1", "saliency_l2_squared", "attention_rollout", "information_flow")
 
@@ -58,12 +58,11 @@ class Contender:
     """One row of a table of results.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in tables.
         method: A name in :data:`captum_lrpx.methods.METHODS`.
         options: Options of the method.
         recipe: Rules other than the method's own.
-        draws: How often it is drawn, with the seeds ``0 .. draws - 1``; 1 for a method that is not
-            random.
+        draws: Number of draws, with the seeds ``0 .. draws - 1``; 1 for a deterministic method.
     """
 
     name: str
@@ -81,9 +80,9 @@ class Contender:
         """Run the method.
 
         Args:
-            query: What is explained.
-            draw: Which of the draws.
-            token_budget: Tokens that a batch may have, for methods that make batches of their own.
+            query: The question.
+            draw: Index of the draw.
+            token_budget: Tokens per batch, for methods that make their own batches.
 
         Returns:
             Relevances and values.
@@ -98,7 +97,7 @@ class Contender:
         return attribute(self.method, query, self.recipe, options)
 
     def record(self) -> dict[str, Any]:
-        """What it is as JSON has it, with all options that a result depends on."""
+        """Convert to values that JSON can store, with all options that affect results."""
         defaults = {
             name: value
             for name, value in options_of(self.method).items()
@@ -117,7 +116,7 @@ def contenders(
     methods: Sequence[str] = DEFAULT_METHODS,
     options: Mapping[str, Mapping[str, Option]] | None = None,
 ) -> tuple[Contender, ...]:
-    """Methods under their own names.
+    """Make contenders of methods, under their own names.
 
     Args:
         methods: Names in :data:`captum_lrpx.methods.METHODS`.

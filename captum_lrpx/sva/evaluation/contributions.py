@@ -1,4 +1,4 @@
-"""What a single propagation rule contributes to the measures."""
+"""Effects of single propagation rules on the measures."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _OTHERS = {ALONE: _LRP, IN_ATTNLRP: ("uniform", "uniform", *_LRP[2:])}
 
 @dataclass(frozen=True)
 class Contribution:
-    """The difference that one rule makes.
+    """The effect of replacing one rule.
 
     Attributes:
         model: Name of the model.
         change: The role, and the rule that it has instead of LRP's.
-        kind: The rules of the other roles: those of LRP (:data:`ALONE`), those of AttnLRP
+        kind: The rules of the other roles: LRP's (:data:`ALONE`), AttnLRP's
             (:data:`IN_ATTNLRP`), or all combinations that were compared, whose differences are
             averaged (:data:`ON_AVERAGE`).
-        view: Which tokens count, one of :data:`captum_lrpx.sva.evaluation.scores.VIEWS`.
-        measure: What is measured.
+        view: The tokens that count, one of :data:`captum_lrpx.sva.evaluation.scores.VIEWS`.
+        measure: Name of the measure.
         estimate: Mean difference over samples, with a paired bootstrap interval.
     """
 
@@ -52,11 +52,11 @@ class Contribution:
 
 
 def contributions(scores: Scores, contenders: Iterable[Contender]) -> Iterator[Contribution]:
-    """What each rule contributes, if all combinations of some rules were compared.
+    """Compute the effect of each rule, if all combinations of some rules were compared.
 
     Args:
         scores: The measures of one model.
-        contenders: What was compared.
+        contenders: The contenders.
 
     Returns:
         The contributions to the measures of both views; none for other comparisons.
@@ -105,7 +105,7 @@ def _exchanged(key: tuple[str, ...], place: int, name: str) -> tuple[str, ...]:
 def _mean_difference(
     scores: Scores, view: str, measure: str, pairs: list[tuple[str, str]]
 ) -> Tensor:
-    """Mean over the pairs of how much the first is above the second, per sample ``[N]``."""
+    """Difference within each pair, averaged over the pairs, per sample ``[N]``."""
     differences = [
         scores.values[ours, view, measure][0] - scores.values[theirs, view, measure][0]
         for ours, theirs in pairs

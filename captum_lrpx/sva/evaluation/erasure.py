@@ -1,4 +1,4 @@
-"""What the model does without the tokens of high relevance."""
+"""Faithfulness: the model's output without the tokens of high relevance."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Effects:
 
     @cached_property
     def _left_out(self) -> Tensor:
-        """How much the explained value falls without each token, ``[B, T]``."""
+        """Drop of the explained value without each token, ``[B, T]``."""
         return leave_one_out(
             self.query.forward,
             self.query.embeddings().detach(),
@@ -58,7 +58,7 @@ class Effects:
 
         Args:
             relevances: ``[B, T]``.
-            contender: Whose they are: magnitudes are compared with the size of effects.
+            contender: Their method: magnitudes are compared with the size of effects.
 
         Returns:
             The measures of :data:`FAITHFULNESS`, a number for each row.

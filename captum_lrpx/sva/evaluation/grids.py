@@ -21,8 +21,8 @@ class Grid:
     """A table of text.
 
     Attributes:
-        title: What it shows.
-        heads: Names of the columns; the first one is that of the rows.
+        title: Its title.
+        heads: Names of the columns, of which the first one has the row names.
         rows: The cells.
         styles: ``"bold"`` or ``"underline"`` for the number that a cell begins with, by row and
             column; the other cells are plain.

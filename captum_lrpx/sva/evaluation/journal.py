@@ -1,8 +1,8 @@
-"""A log of finished work that survives being killed at any moment.
+"""A log of finished work that survives a kill at any moment.
 
-A folder holds ``manifest.json``, which says what run it is, and a log for each process. A log is
-only ever appended to, a whole line at a time, and a line is one finished unit of work. What a kill
-tears apart is the last line of a log, which has no newline then; it is dropped and done again.
+A folder holds ``manifest.json``, which identifies the run, and a log for each process. A log is
+only ever appended to, a whole line at a time, and a line is one finished unit of work. A kill can
+only tear the last line of a log, which then has no newline; it is dropped and done again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Journal", "Key"]
 
 Key = tuple[str | int, ...]
-"""What a unit of work is: its kind, and what tells it apart."""
+"""Key of a unit of work: its kind, and further parts."""
 
 _MANIFEST = "manifest.json"
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows alone writes other newlines without it
@@ -32,16 +32,16 @@ class Journal:
     """Records of finished units of work, by key; kept in a folder, or in memory only.
 
     Args:
-        folder: Where to keep them. Default: nowhere.
-        manifest: What run this is: JSON that is the same for the same run.
-        resume: Whether to go on with a run that is in the folder.
-        rank: Which share of the work is that of this process; each has a log of its own.
+        folder: Folder of the records. Default: memory only.
+        manifest: Identifies the run: JSON that is the same for the same run.
+        resume: Whether to continue a run in the folder.
+        rank: Index of this process's share of the work; each share has its own log.
         writes: Whether this process keeps the log of its share.
-        wait: Waits until all processes have come here.
-        check: Raises a ValueError for a record, read from a log, that is not as it should be.
+        wait: Waits until all processes have reached this point.
+        check: Raises a ValueError for a malformed record read from a log.
 
     Raises:
-        ValueError: If there is a run in the folder, and it is another one, is not to be resumed, or
+        ValueError: If there is a run in the folder that is another one, may not be resumed, or
             cannot be read.
         OSError: If the folder cannot be written.
     """
@@ -65,7 +65,7 @@ class Journal:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         _check(self.folder, json.loads(json.dumps(manifest)), resume=resume)
-        wait()  # all have looked at what was there before one writes
+        wait()  # all have checked the folder before one writes
         if rank == 0 and writes:
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
             write_text(self.folder / _MANIFEST, text)
@@ -73,7 +73,7 @@ class Journal:
         if writes:
             _drop_torn_line(path)
         self.refresh()
-        wait()  # those who share some work have read the same
+        wait()  # processes that share work have read the same
         if writes:
             self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
 
@@ -81,18 +81,18 @@ class Journal:
         """Read the logs of all processes.
 
         Raises:
-            ValueError: If a line is not a record; the message says where.
+            ValueError: If a line is not a record; the message names the line.
         """
         for path in sorted(self.folder.glob("log-*.jsonl")) if self.folder else ():
             for record in _complete_lines(path, self._check_record):
                 self.records[tuple(record["key"])] = record
 
     def append(self, key: Key, content: Mapping[str, Any]) -> None:
-        """Keep the record of a unit that is finished.
+        """Keep the record of a finished unit.
 
         Args:
-            key: Which unit.
-            content: What came of it, as JSON has it.
+            key: Key of the unit.
+            content: Its results, as JSON values.
         """
         record = {"key": list(key), **content}
         if self._log is not None:
@@ -119,7 +119,7 @@ def _check(folder: Path, manifest: dict[str, Any], *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(
-            f"There is a run in {str(folder)!r} already: resume it, or choose another folder."
+            f"The folder {str(folder)!r} already holds a run: resume it, or choose another folder."
         )
     there = _manifest_of(path)
     different = [
@@ -129,7 +129,7 @@ def _check(folder: Path, manifest: dict[str, Any], *, resume: bool) -> None:
     ]
     if different:
         raise ValueError(
-            f"The run in {str(folder)!r} is another one and cannot be resumed: "
+            f"The folder {str(folder)!r} holds another run, which cannot be resumed: "
             f"{'; '.join(different)}. Choose another folder."
         )
 
@@ -141,7 +141,7 @@ def _manifest_of(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is {type(there).__name__}, not an object")  # noqa: TRY004, TRY301
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} does not say which run is in the folder: {error}. Choose another folder."
+            f"{path} does not identify the run in the folder: {error}. Choose another folder."
         ) from error
     return there
 
@@ -152,7 +152,7 @@ def _shown(value: object, limit: int = 300) -> str:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut a log behind its last complete line."""
+    """Cut a log after its last complete line."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -175,14 +175,14 @@ def _complete_lines(
                 check(record)
             except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not a record: {error}. Remove the line, and what it "
-                    "was about is done again."
+                    f"{path}, line {number} is not a record: {error}. Remove the line to repeat "
+                    "its work."
                 ) from error
             yield record
 
 
 def _write(log: int, data: bytes) -> None:
-    """Append all of it and see it on the disk."""
+    """Append all of the data, and flush it to the disk."""
     while data:
         data = data[os.write(log, data) :]
     os.fsync(log)

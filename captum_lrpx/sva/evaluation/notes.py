@@ -1,4 +1,4 @@
-"""What a reader of the numbers has to know."""
+"""Notes that readers of the numbers need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSION", "is_extension", "notes"]
 
 EXTENSION = "\u2020"
-"""Marks a result that the paper has no counterpart of."""
+"""Marks a result without a counterpart in the paper."""
 
 _INTERVALS = (
     "Means with 95 % bootstrap intervals over samples (1,000 resamples); +- is the standard "
@@ -40,12 +40,12 @@ _GATED = (
 
 
 def is_extension(results: ModelResults, contender: Contender) -> bool:
-    """Whether a result is of a method that the paper does not have for such a model."""
+    """Whether the paper lacks the method of a result for this kind of model."""
     return contender.method == "altilogit" and results.task == "masked-lm"
 
 
 def notes(evaluation: Evaluation) -> Iterator[str]:
-    """Lines that say what the numbers of an evaluation are."""
+    """Lines that explain the numbers of an evaluation."""
     models, contenders = evaluation.models, evaluation.contenders
     yield _INTERVALS
     yield _VIEWS

@@ -2,8 +2,8 @@
 
 Its rows are the paper's methods, with one row for the gradient: the better one of two norms. Its
 columns are PG2, MRR, RMA and PTA of each model. The best result of a column is bold and the second
-best is underlined; random relevances and results that the paper has no counterpart of do not take
-part in that.
+best is underlined; random relevances and results without a counterpart in the paper are not
+ranked.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class PaperCell:
 
     Attributes:
         model: Name of the model.
-        view: Which tokens count.
+        view: The tokens that count.
         row: The paper's name of the method.
         method: Name of the contender.
         measure: The paper's name of the measure.
         estimate: Our mean.
         published: The paper's value, of all tokens, if it has one.
         extension: Whether the paper has no such method for such a model.
-        rank: ``"best"``, ``"second"``, or empty; of the numbers as they are shown.
+        rank: ``"best"``, ``"second"``, or empty; by the numbers as shown.
     """
 
     model: str
@@ -80,12 +80,12 @@ class PaperCell:
 
     @property
     def number(self) -> str:
-        """Our mean as it is shown."""
+        """Our mean as shown."""
         return f"{self.estimate.mean:.3f}"
 
     @property
     def difference(self) -> float | None:
-        """How much ours is above the paper's."""
+        """Our mean minus the paper's."""
         return None if self.published is None else self.estimate.mean - self.published
 
     def __str__(self) -> str:
@@ -100,9 +100,9 @@ class PaperLayout:
     """The paper's Table 2, of an evaluation.
 
     Args:
-        evaluation: What was found, by the paper's methods under their own names; others are left
+        evaluation: Results of the paper's methods under their own names; others are left
             out.
-        scores: The measures of each model, if they are computed already.
+        scores: The measures of each model, if already computed.
         reference: Published values. Default: :func:`paper_reference`.
 
     Raises:
@@ -161,7 +161,7 @@ class PaperLayout:
                 )
 
     def _better(self, scores: Scores, methods: tuple[str, ...]) -> Contender | None:
-        """The method of a row: of several, the one with the highest mean over the columns."""
+        """Method of a row: if there are several, the one with the highest mean over the columns."""
         compared = [self._contenders[name] for name in methods if name in self._contenders]
         if len(compared) < 2:
             return compared[0] if compared else None
@@ -209,7 +209,7 @@ class PaperLayout:
         return "\n".join([*(grid.markdown() for grid in self.grids()), self.notes() + "\n"])
 
     def to_csv(self) -> str:
-        """Every number on a line of its own."""
+        """Write every number on a separate line."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_HEADS)
@@ -244,7 +244,7 @@ class PaperLayout:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def notes(self) -> str:
-        """What the numbers mean."""
+        """Explain the numbers."""
         norms = {cell.model: cell.method for cell in self.cells if cell.row == _GRADIENT}
         lines = [
             *notes(self.evaluation),
@@ -262,12 +262,12 @@ class PaperLayout:
 
 
 def has_rows(contenders: Iterable[Contender]) -> bool:
-    """Whether a method of the paper is among those compared, under its own name."""
+    """Whether a method of the paper was compared, under its own name."""
     return any(each.method in PAPER_METHODS and each.name == each.method for each in contenders)
 
 
 def _ranked(cells: list[PaperCell]) -> Iterator[PaperCell]:
-    """The same cells, the best and the second best of each measure marked."""
+    """Mark the best and the second best cell of each measure."""
     for cell in cells:
         rivals = {
             each.number
@@ -281,7 +281,7 @@ def _ranked(cells: list[PaperCell]) -> Iterator[PaperCell]:
 
 
 def tex(text: str) -> str:
-    """A text as LaTeX has it."""
+    """Escape a text for LaTeX."""
     return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
 
 

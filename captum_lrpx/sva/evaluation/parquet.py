@@ -14,7 +14,7 @@ __all__ = ["require", "write"]
 
 
 def require() -> None:
-    """Ask for what :func:`write` needs, before a run whose results it is to write.
+    """Check the requirements of :func:`write`, before a run whose results it writes.
 
     Raises:
         ImportError: If pandas or pyarrow is not installed.
@@ -29,7 +29,7 @@ def require() -> None:
 
 
 def write(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:
-    """Write records, one per row; the file appears whole or not at all.
+    """Write records, one per row; the file is written whole or not at all.
 
     Args:
         path: The file; an existing one is replaced.

@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT_PER_METHOD, _MARGIN = 2.6, 0.3, 1.2  # inches
 
 
 def require() -> None:
-    """Ask for what :func:`draw` needs, before a run whose results it is to draw.
+    """Check the requirements of :func:`draw`, before a run whose results it draws.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -30,13 +30,13 @@ def require() -> None:
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
-    """Refuse a file whose ending is no format that matplotlib writes.
+    """Check that matplotlib can write files with this ending.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it cannot.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
 
@@ -53,7 +53,7 @@ def draw(path: str | os.PathLike[str], methods: Sequence[str], cells: Sequence[C
     """Draw means with their intervals.
 
     Args:
-        path: The file; its ending says in which format.
+        path: The file; its ending sets the format.
         methods: The methods, from top to bottom.
         cells: Means over all samples.
 

@@ -1,4 +1,4 @@
-"""One process or several: who does what, started by ``accelerate launch``."""
+"""Processes of a run, started by ``accelerate launch``, and their shares of the work."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Processes", "processes"]
 
 _PATIENCE = timedelta(days=30)
-"""How long a process that is done waits for the others."""
+"""Time that a finished process waits for the others."""
 
 
 def _no_others() -> None:
-    """Wait for nobody."""
+    """Return at once, as there are no others."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Processes:
     """The processes of a run.
 
     Attributes:
-        rank: Which one this is.
-        count: How many there are.
-        group: How many of them share a model; those are next to each other, and do the same work.
-        device: Where this one computes. Default: where a model is.
-        wait: Waits until all have come here.
+        rank: Index of this process.
+        count: Number of processes.
+        group: Number of processes that share a model; they are adjacent, and do the same work.
+        device: Device of this process. Default: the model's.
+        wait: Waits until all processes have reached this point.
         end: Leaves the group of processes.
     """
 
@@ -49,25 +49,25 @@ class Processes:
 
     @property
     def share(self) -> int:
-        """Which share of the work is that of this process."""
+        """Index of this process's share of the work."""
         return self.rank // self.group
 
     @property
     def shares(self) -> int:
-        """Into how many shares the work is divided."""
+        """Number of shares of the work."""
         return self.count // self.group
 
     @property
     def writes(self) -> bool:
-        """Whether this is the process of its group that keeps what is done."""
+        """Whether this process keeps the records of its group."""
         return self.rank % self.group == 0
 
 
 def processes(group: int = 1) -> Processes:
-    """The processes that ``accelerate launch`` (or ``torchrun``) started, or this one alone.
+    """Find the processes that ``accelerate launch`` (or ``torchrun``) started, or only this one.
 
     Args:
-        group: How many of them share a model.
+        group: Number of processes that share a model.
 
     Raises:
         ImportError: If there are several and Accelerate is not installed.
@@ -89,7 +89,7 @@ def processes(group: int = 1) -> Processes:
         raise ImportError(
             "Several processes need Accelerate: pip install 'captum-lrpx[accelerate]'."
         ) from error
-    # Without being told, it takes several processes on a machine without a GPU for one each.
+    # Otherwise Accelerate treats several processes on a machine without a GPU as one each.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
     if state.num_processes != count:
         raise ValueError(
@@ -100,7 +100,7 @@ def processes(group: int = 1) -> Processes:
         rank=state.process_index,
         count=state.num_processes,
         group=group,
-        device=str(state.device) if group == 1 else None,  # a shared model is where it belongs
+        device=str(state.device) if group == 1 else None,  # a shared model stays on its devices
         wait=state.wait_for_everyone,
         end=state.destroy_process_group,
     )

@@ -1,7 +1,7 @@
-"""What the records of a run look like, checked where they are read back from a log.
+"""Format of the records of a run, checked when they are read from a log.
 
-A log outlives the process that wrote it, on a disk that somebody may edit or that may fail: what
-comes back is checked once, so that everything behind can rely on it.
+A log outlives the process that wrote it, on a disk that may be edited or fail: records are
+checked once, so that all later code can rely on them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ __all__ = ["check", "several_runs"]
 
 
 def several_runs(model: str) -> ValueError:
-    """The error for records, each of them sound, that do not belong together."""
+    """Error for valid records that do not belong together."""
     return ValueError(
-        f"The records of {model!r} in the logs are not all of one run: start over in another "
-        "folder."
+        f"The records of {model!r} in the logs are of different runs: start over in another folder."
     )
 
 
 def check(record: Mapping[str, Any]) -> None:
-    """Refuse a record that no run writes.
+    """Check a record read from a log.
 
     There are three kinds, told apart by their keys: the tokenised samples of a model
     (``"tokens", model``), the explained values of a batch (``"values", model, batch``), and its
@@ -34,7 +33,7 @@ def check(record: Mapping[str, Any]) -> None:
         record: A record with its key, as JSON has it.
 
     Raises:
-        ValueError: If it is none of them; the message says what is wrong.
+        ValueError: If it is malformed; the message names the fault.
     """
     match record["key"]:
         case ["tokens", str()]:
@@ -71,7 +70,7 @@ def _require(sound: bool, field: str) -> None:
 
 
 def _rows(record: Mapping[str, Any]) -> int:
-    """How many rows a record is about."""
+    """Number of rows of a record."""
     rows = record.get("rows")
     _require(_are_places(rows, None), "rows")
     distinct: set[int] = set(rows or ())

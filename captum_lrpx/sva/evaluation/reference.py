@@ -1,4 +1,4 @@
-"""Values that others published, to stand beside ours."""
+"""Published values, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["Reference", "paper_reference", "read_reference"]
 
 _TOO_MUCH = (RecursionError, OverflowError)
-"""What brackets within brackets, and numbers of many digits, raise."""
+"""Errors of deeply nested brackets, and of numbers with too many digits."""
 
 _TABLE = "table2.csv"
 _SOURCE = "Arras et al. 2025, arXiv 2502.15886, Table 2"
@@ -36,15 +36,15 @@ _MODELS = {
 }
 """Names of the hub without their owners, in lower case; random values are of a whole family."""
 _NAMES = {"gpt2": "gpt2-small"}
-"""What the paper calls a model, where it is not the name of the hub."""
+"""The paper's name of a model, if it differs from the name of the hub."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Values that others published.
+    """Published values.
 
     Attributes:
-        source: Where they are from.
+        source: Their source.
         values: By model, method and measure, from 0 to 1.
     """
 
@@ -52,10 +52,10 @@ class Reference:
     values: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def get(self, model: str, method: str, measure: str) -> float | None:
-        """The published value, if there is one.
+        """Return the published value, if there is one.
 
         Args:
-            model: Name of the model; of a name of the hub, the owner may be missing in the values.
+            model: Name of the model; the values may omit the owner of a name of the hub.
             method: Name of the method.
             measure: Name of the measure.
         """
@@ -69,7 +69,7 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
 
     Args:
         path: A JSON file: ``{"source": "...", "values": {model: {method: {measure: number}}}}``,
-            with the names that tables of ours have.
+            with the names used in our tables.
 
     Returns:
         The values.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 _BREAKDOWN = "PG-1"
-"""The measure that is shown for each group of samples."""
+"""The measure shown for each group of samples."""
 
 _COLUMNS = (
     "model",
@@ -56,8 +56,8 @@ class Report:
     """All tables of an evaluation.
 
     Args:
-        evaluation: What was found.
-        reference: Published values to put beside ours.
+        evaluation: The evaluation.
+        reference: Published values to show beside ours.
     """
 
     def __init__(self, evaluation: Evaluation, reference: Reference | None = None) -> None:
@@ -72,7 +72,7 @@ class Report:
 
     @cached_property
     def contributions(self) -> list[Contribution]:
-        """What single rules contribute, if combinations of rules were compared."""
+        """Effects of single rules, if combinations of rules were compared."""
         return [
             each
             for scores in self.scores
@@ -145,7 +145,7 @@ class Report:
         return Grid(f"{scores.results.model}: {_BREAKDOWN} by group, {view}", heads, rows)
 
     def _label(self, scores: Scores, method: str) -> str:
-        """Name of a row, marked if the paper has no such method for such a model."""
+        """Name of a row, marked if the paper lacks the method for this kind of model."""
         contender = next(each for each in self.evaluation.contenders if each.name == method)
         return f"{method} {EXTENSION}" if is_extension(scores.results, contender) else method
 
@@ -170,7 +170,7 @@ class Report:
         return "\n".join([*(grid.markdown() for grid in self.grids()), self.notes() + "\n"])
 
     def to_csv(self) -> str:
-        """Every mean on a line of its own, and what rules contribute after them."""
+        """Write every mean on a separate line."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)
@@ -202,7 +202,7 @@ class Report:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def notes(self) -> str:
-        """What the numbers mean, and how many samples they are of."""
+        """Explain the numbers, with the numbers of samples."""
         lines = list(notes(self.evaluation))
         if self.reference is not None:
             lines.append(f"Published values: {self.reference.source}.")
@@ -240,7 +240,7 @@ class Report:
         """Write all tables and the results per sample.
 
         Args:
-            folder: Where to.
+            folder: The folder.
 
         Raises:
             OSError: If it cannot be written.
@@ -257,7 +257,7 @@ class Report:
         write_text(place / "samples.jsonl", "".join(map(_json_line, self.records())))
 
     def write_parquet(self, path: str | os.PathLike[str]) -> None:
-        """Write the results per sample as a Parquet file: what ``samples.jsonl`` has.
+        """Write the results per sample, as in ``samples.jsonl``, as a Parquet file.
 
         Args:
             path: The file.
@@ -272,7 +272,7 @@ class Report:
         """Draw the measures of all models, with their intervals.
 
         Args:
-            path: The file; its ending says in which format.
+            path: The file; its ending sets the format.
 
         Raises:
             ImportError: If matplotlib is not installed.
@@ -281,7 +281,7 @@ class Report:
 
 
 def _json_line(record: dict[str, Any]) -> str:
-    """A record as JSON has it, with null for a measure that is not defined: JSON has no NaN."""
+    """Convert a record to JSON, with null for an undefined measure: JSON has no NaN."""
     known = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in record.items()

@@ -1,4 +1,4 @@
-"""What a run found for one model, read from the records of its journal."""
+"""Results of a run for one model, read from the records of its journal."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class ModelResults:
 
     Attributes:
         model: Name of the model.
-        counts: What the filters of the tokenizer did, see :func:`captum_lrpx.sva.tokenize`.
+        counts: Counts of the tokenizer's filters, see :func:`captum_lrpx.sva.tokenize`.
         accuracy: Share of the tokenised samples whose verb the model prefers to the other form.
-        indices: Place of each explained sample among all samples.
+        indices: Index of each explained sample among all samples.
         samples: The explained samples.
         values: The logit of the correct form minus the other's, ``[N]``. Where it is not positive,
             the model predicts the other form, and its negative is what was explained.
         mask: Whether there is a token, ``[N, T]``.
         evidence: Whether it is evidence, ``[N, T]``.
-        special: Whether it is a special token that is not part of the text, ``[N, T]``.
-        relevances: Of each contender and draw, ``[N, T]``, zero at padding.
-        faithfulness: Of each contender and draw, by measure, ``[N]``; may be empty.
-        task: What the model predicts, ``"causal-lm"`` or ``"masked-lm"``.
+        special: Whether it is a special token outside of the text, ``[N, T]``.
+        relevances: For each contender and draw ``[N, T]``, zero at padding.
+        faithfulness: For each contender and draw, by measure, ``[N]``; may be empty.
+        task: Task of the model, ``"causal-lm"`` or ``"masked-lm"``.
         gated: Whether it has gated products, whose rule distinguishes LRP from AttnLRP.
     """
 
@@ -60,11 +60,11 @@ class ModelResults:
     def of(
         cls, model: str, records: Mapping[Key, Mapping[str, Any]], samples: Sequence[Sample]
     ) -> ModelResults:
-        """Put the records of a model together.
+        """Combine the records of a model.
 
         Args:
             model: Name of the model.
-            records: Those of a journal.
+            records: Records of a journal.
             samples: All samples of the run.
 
         Raises:
@@ -116,7 +116,7 @@ def _check(
     explained: Sequence[int],
     samples: int,
 ) -> None:
-    """Refuse records, each of them sound, that do not belong together."""
+    """Refuse valid records that do not belong together."""
     known = all(row < len(kept) and kept[row]["sample"] < samples for row in explained)
     lengths = {row: kept[row]["length"] for row in explained} if known else {}
     if not (

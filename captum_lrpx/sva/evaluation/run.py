@@ -41,14 +41,14 @@ __all__ = ["Runner", "Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How samples are explained.
+    """Settings of a run.
 
     Attributes:
         first_token: A special token to put in front of each text.
-        token_budget: Tokens of a batch.
-        include_wrong: Whether to explain the samples that a model gets wrong, too: the logit of
-            the form that it predicts minus the other's.
-        faithfulness: Whether to measure what the model does without the tokens of high relevance.
+        token_budget: Tokens per batch.
+        include_wrong: Whether to also explain samples that a model gets wrong: the logit of its
+            predicted form minus the other's.
+        faithfulness: Whether to measure the model's output without the tokens of high relevance.
         dtype: Name of the precision that the models must have (``"float64"``), so that a run is
             never resumed in another one. Default: not recorded.
     """
@@ -61,7 +61,7 @@ class Settings:
 
 
 class _Ready(NamedTuple):
-    """A model that is loaded, and the samples as it sees them."""
+    """A loaded model, and the samples as it sees them."""
 
     model: nn.Module
     tokenizer: Any
@@ -69,19 +69,19 @@ class _Ready(NamedTuple):
 
 
 class Runner:
-    """All work for one model that the journal does not have yet, divided among processes.
+    """The remaining work for one model, divided among processes.
 
-    The batches are those of all samples, whatever is left of them to do, so that results do not
-    depend on when a run was interrupted or by how many processes it is done.
+    Batches are made of all samples, whatever remains to do, so that results do not
+    depend on interruptions or on the number of processes.
 
     Args:
         name: Name of the model.
-        load: Gives the model and its tokenizer.
+        load: Returns the model and its tokenizer.
         samples: The samples.
-        contenders: What is compared.
-        settings: How.
-        journal: What is finished.
-        processes: Who does it; batches are dealt out in turn.
+        contenders: The contenders.
+        settings: The settings.
+        journal: The finished work.
+        processes: The processes of the run; batches are dealt out in turn.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Runner:
         self._loaded: _Ready | None = None
 
     def run(self) -> None:
-        """Do what is left to do of this process's share."""
+        """Do the remaining work of this process's share."""
         if ("tokens", self.name) not in self.journal.records:
             self._tokenize()
         shares = self._batches()[self.processes.share :: self.processes.shares]
@@ -123,7 +123,7 @@ class Runner:
         self._loaded = None
 
     def results(self) -> ModelResults:
-        """What is finished, by all processes: the journal must have their records."""
+        """Results of all processes, whose records the journal must have."""
         return ModelResults.of(self.name, self.journal.records, self.samples)
 
     # Steps --------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Runner:
         self.journal.append(("tokens", self.name), content)
 
     def _indexed(self, tokenized: TokenizedSamples) -> Iterator[tuple[int, TokenizedSample]]:
-        """The tokenised samples with their place among all samples."""
+        """Tokenised samples with their index among all samples."""
         place = -1
         for each in tokenized:  # in the order of the samples
             place = next(
@@ -166,7 +166,7 @@ class Runner:
     def _wanted(
         self, index: int, rows: tuple[int, ...]
     ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """The rows of a batch that are explained, and whether the model gets each of them wrong."""
+        """Rows of a batch to explain, and whether the model gets each of them wrong."""
         found = [
             (row, value <= 0)
             for row, value in zip(rows, self._values(index, rows), strict=True)
@@ -182,7 +182,7 @@ class Runner:
         contender: Contender,
         draw: int,
     ) -> None:
-        """Explain a batch by one method, unless that is finished."""
+        """Explain a batch by one method, unless it is finished."""
         key = ("relevances", self.name, contender.name, draw, index)
         if rows and key not in self.journal.records:
             self.journal.append(key, self._unit(rows, wrong, contender, draw))
@@ -217,7 +217,7 @@ class Runner:
         return content
 
     def _replaceable(self, rows: Sequence[int]) -> list[list[bool]]:
-        """Which tokens could be missing: those of the text, but for the mask."""
+        """Whether each token can be removed: tokens of the text, except the mask."""
         model, _, tokenized = self._ready()
         masked = task_of(model) == "masked-lm"
         return [
@@ -231,7 +231,7 @@ class Runner:
     # The model ----------------------------------------------------------------------------------
 
     def _query(self, rows: tuple[int, ...], wrong: tuple[bool, ...]) -> Query:
-        """A batch, made once: it keeps the values that methods report.
+        """Make a batch; it is cached, as it keeps the values that methods report.
 
         Args:
             rows: The samples.
@@ -255,7 +255,7 @@ class Runner:
             tokenized = tokenize(
                 self.samples,
                 tokenizer,
-                # It refuses other tasks.
+                # Other tasks are refused there.
                 cast("LanguageModelling", task_of(model)),
                 first_token=self.settings.first_token,
                 max_length=context_length(model),
@@ -265,7 +265,7 @@ class Runner:
 
 
 def _asked(model: nn.Module, tokenizer: Any, samples: Sequence[TokenizedSample]) -> Query:
-    """The logit of each sample's verb minus that of the other number's form, as one batch."""
+    """The logit of each sample's verb minus the logit of the other number's form, as one batch."""
     device = device_of(model)
     mask = table([(1,) * len(each.ids) for each in samples], device=device)
     ids = table([each.ids for each in samples], tokenizer.pad_token_id or 0, device=device)
@@ -275,7 +275,7 @@ def _asked(model: nn.Module, tokenizer: Any, samples: Sequence[TokenizedSample])
 
 
 def _is_gated(model: nn.Module, tokenized: TokenizedSamples) -> bool:
-    """Whether a model has gated products, as it shows on the first sample."""
+    """Whether a model has gated products, tested on the first sample."""
     first = next(iter(tokenized), None)
     if first is None:
         return False
@@ -285,10 +285,10 @@ def _is_gated(model: nn.Module, tokenized: TokenizedSamples) -> bool:
 
 
 def _require_dtype(name: str, model: nn.Module, wanted: str | None) -> None:
-    """Refuse a model in another precision than the run is to have."""
+    """Check the precision of a model."""
     found = str(next(model.parameters()).dtype).removeprefix("torch.")
     if wanted not in (None, found):
         raise ValueError(
-            f"The model {name!r} is in {found}, but the run is to be in {wanted}: let its loader "
+            f"The model {name!r} is in {found}, but the run is in {wanted}: let its loader "
             f"return `model.to(torch.{wanted})`."
         )

@@ -35,11 +35,11 @@ MEASURES: dict[str, Callable[..., Tensor]] = {
     "PTA": per_token_accuracy,
     "PTA-K": partial(per_token_accuracy, selection="top"),
 }
-"""How well relevances point at the evidence, see :mod:`captum_lrpx.metrics.ground_truth`. PTA goes
-by the sign of a relevance, as in the paper; PTA-K names as many tokens as there is evidence."""
+"""Metrics of relevances against evidence, see :mod:`captum_lrpx.metrics.ground_truth`. PTA uses
+the sign of a relevance, as in the paper; PTA-K names as many tokens as there is evidence."""
 
 VIEWS = ("all tokens", "text tokens")
-"""With the special tokens (a first token, [CLS], [SEP]), as in the paper, and without them."""
+"""With special tokens (a first token, [CLS], [SEP]), as in the paper, and without them."""
 
 ALL = "all"
 """The group of all samples."""
@@ -52,8 +52,8 @@ class Cell:
     Attributes:
         model: Name of the model.
         method: Name of the contender.
-        view: Which tokens count, one of :data:`VIEWS`.
-        group: Which samples count: :data:`ALL`, a number of attractors, a number of the subject.
+        view: The tokens that count, one of :data:`VIEWS`.
+        group: The samples that count: :data:`ALL`, a number of attractors, a number of the subject.
         measure: A name in :data:`MEASURES`, or a measure of faithfulness.
         estimate: The mean.
     """
@@ -70,11 +70,11 @@ class Scores:
     """The measures of all explained samples of one model.
 
     Args:
-        results: What the run found.
-        contenders: What was compared.
+        results: Results of the run.
+        contenders: The contenders.
 
     Attributes:
-        results: What the run found.
+        results: Results of the run.
         values: By contender, view and measure, ``[draws, N]``.
     """
 
@@ -98,11 +98,11 @@ class Scores:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of the measures."""
+        """Names of the measures."""
         return tuple(dict.fromkeys(name for _, _, name in self.values))
 
     def groups(self) -> dict[str, Tensor]:
-        """The groups of samples that there are, and whether each sample is in them ``[N]``."""
+        """The non-empty groups of samples: whether each sample is in them, ``[N]``."""
         samples = self.results.samples
         attractors = sorted({sample.n_attractors for sample in samples})
         found = {ALL: torch.ones(len(samples), dtype=torch.bool, device="cpu")}

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["CONFIDENCE", "RESAMPLES", "Estimate", "estimates", "resampling"]
 
 RESAMPLES = 1000
-"""How often the samples are drawn anew, with replacement."""
+"""Number of bootstrap resamples, drawn with replacement."""
 
 CONFIDENCE = 0.95
-"""The share of the resampled means that an interval holds, half of the others on either side."""
+"""Share of the resampled means within an interval; the others are half on either side."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Estimate:
     """A mean over samples.
 
     Attributes:
-        mean: The mean, of the samples for which there is a value; NaN without any.
+        mean: The mean of the samples that have a value; NaN without any.
         low: Lower end of the bootstrap interval.
         high: Upper end.
-        count: For how many samples there is a value.
+        count: Number of samples that have a value.
         spread: Standard deviation of the mean over the draws of a random method.
     """
 
@@ -39,13 +39,13 @@ class Estimate:
 
 
 def resampling(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Tensor:
-    """How often each sample is in each bootstrap resample, ``[resamples, count]``.
+    """Count each sample in each bootstrap resample, ``[resamples, count]``.
 
     The same arguments give the same resamples, so that estimates made with them are paired.
 
     Args:
         count: Number of samples.
-        seed: Seed; no random state but its own is read or changed.
+        seed: Seed; no other random state is read or changed.
         resamples: Number of resamples.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -55,15 +55,15 @@ def resampling(count: int, seed: int = 0, resamples: int = RESAMPLES) -> Tensor:
 
 
 def estimates(values: Tensor, resampled: Tensor) -> list[Estimate]:
-    """Means over samples with percentile bootstrap intervals.
+    """Compute means over samples with percentile bootstrap intervals.
 
     Args:
         values: ``[K, draws, N]``, one or several draws of ``K`` quantities for ``N`` samples; NaN
-            where there is none.
-        resampled: What :func:`resampling` gave, ``[R, N]``.
+            where undefined.
+        resampled: Counts from :func:`resampling`, ``[R, N]``.
 
     Returns:
-        ``K`` estimates. The interval is that of the mean over the draws.
+        ``K`` estimates. Each interval is for the mean over the draws.
     """
     per_sample = values.mean(1)  # [K, N]
     there = ~per_sample.isnan()

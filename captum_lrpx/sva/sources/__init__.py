@@ -1,4 +1,4 @@
-"""Readers of agreement data: each gives samples and counts what it drops, and why."""
+"""Readers of agreement data: each returns samples, and counts of dropped ones by reason."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 One JSON object per line. The pairs of the sets read here have the same text before the verb
 (``one_prefix_prefix``) and differ in the verb (``one_prefix_word_good``, ``one_prefix_word_bad``);
-``UID`` names the set. The sets that end in ``_2`` are the other way round, they differ in the
-subject, so that there is no foil to ask for.
+``UID`` names the set. The sets that end in ``_2`` differ in the subject instead, so that they have
+no foil.
 
 BLiMP does not mark the subject, but each set is made from one template, so that its place in the
 prefix is known:
@@ -12,15 +12,15 @@ prefix is known:
 set                                      the subject is
 ======================================== ======================================================
 (ir)regular_plural_subject_..._1         the last word of the prefix
-distractor_agreement_relational_noun     the word before the first "of" or "about" behind the
+distractor_agreement_relational_noun     the word before the first "of" or "about" after the
                                          first noun ("The *sketch* of those trucks"); the noun
                                          in the phrase is an attractor
-distractor_agreement_relative_clause     the word before the first "who", "that" or "which" behind
+distractor_agreement_relative_clause     the word before the first "who", "that" or "which" after
                                          the first word ("That *guest* who escaped from men"); the
                                          noun in the clause is an attractor
 ======================================== ======================================================
 
-The subject decides. A determiner with a number of its own ("those", "every") says the same, and so
+The subject is the evidence. A determiner with a number ("those", "every") agrees with it, and so
 do verbs in a relative clause about the subject; determiners can be counted as evidence on request.
 """
 
@@ -55,7 +55,7 @@ REASONS: dict[str, str] = {
     "subject disagrees": 'the set errs: a determiner ("those") or the noun itself, whose other '
     'sentences have the other number, contradicts the "good" form ("Some men irritates the girl")',
 }
-"""Why pairs are dropped, in the order in which it is checked; the first reason counts."""
+"""Reasons for dropping pairs, in the order of the checks; the first reason counts."""
 
 _FIELDS = (
     "UID",
@@ -85,7 +85,7 @@ the template sets do not have as subjects with a determiner."""
 
 @dataclass(frozen=True)
 class _Pair:
-    """A pair in one piece: what its template says of it."""
+    """A pair, read by the template of its set."""
 
     source: str
     sentence: str
@@ -102,7 +102,7 @@ class _Pair:
 
     @property
     def determiner(self) -> Span | None:
-        """The words before the subject that have a number, if there are any."""
+        """The words before the subject that have a number, if any."""
         before = self.prefix[: self.subject[0] if self.subject else 0].lower().strip()
         found = max((each for each in _DETERMINERS if _begins(before, each)), key=len, default=None)
         return None if found is None else (0, len(found))
@@ -119,10 +119,10 @@ def read_blimp(
         licence: The licence of the sentences.
 
     Returns:
-        The samples, and how many pairs were dropped by each of :data:`REASONS`.
+        The samples, and the number of pairs dropped by each of :data:`REASONS`.
 
     Raises:
-        ValueError: If a line is broken, or is of a set that is not read here; the message names the
+        ValueError: If a line is broken, or belongs to an unsupported set; the message names the
             file and the line.
     """
     name = Path(path).name
@@ -144,7 +144,7 @@ def read_blimp(
 
 def _pair(record: object, source: str) -> _Pair:
     if not isinstance(record, Mapping):
-        raise ValueError(  # noqa: TRY004 - what is wrong is the text of the file
+        raise ValueError(  # noqa: TRY004 - the text of the file is wrong
             f"expected a JSON object, got {type(record).__name__}"
         )
     missing = [field for field in _FIELDS if not isinstance(record.get(field), str)]
@@ -161,7 +161,7 @@ def _pair(record: object, source: str) -> _Pair:
 
 
 def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
-    """Where the template has the subject, and how many attractors after it."""
+    """Place of the subject by the template, and number of attractors after it."""
     words = prefix.split()
     lower = [word.lower() for word in words]
     if uid in _PLAIN:
@@ -170,7 +170,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
     ends = _BEHIND_SUBJECT.get(uid)
     if ends is None:
         raise ValueError(
-            f"the set {uid!r} is not one whose pairs differ in the verb only: those read here are "
+            f"the set {uid!r} is not supported: its pairs must differ in the verb only, as in "
             "(ir)regular_plural_subject_verb_agreement_1, distractor_agreement_relational_noun and "
             "distractor_agreement_relative_clause"
         )
@@ -191,7 +191,7 @@ def _begins(text: str, words: str) -> bool:
 
 
 def _usual_numbers(pairs: Sequence[_Pair]) -> dict[str, Number]:
-    """The number that each noun has in most of its sentences, where there is one."""
+    """The most frequent number of each noun, unless tied."""
     counts: dict[str, Counter[Number]] = defaultdict(Counter)
     for pair in pairs:
         number = number_of_verb(pair.good[0], pair.bad[0])

@@ -1,4 +1,4 @@
-"""What a source gives."""
+"""Result of reading a source."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Collected"]
 
 @dataclass(frozen=True)
 class Collected:
-    """The samples of a source, and what became of the rest.
+    """Samples of a source, and counts of the dropped ones.
 
     Attributes:
-        samples: Those kept, in the order of the source.
-        counts: ``"given"``, how many were dropped by each reason, and ``"kept"``.
-        first_lines: The first line of a file that was dropped for being odd, by its reason.
+        samples: The samples kept, in the order of the source.
+        counts: ``"given"``, the number dropped for each reason, and ``"kept"``.
+        first_lines: First line of a file that was dropped as malformed, by reason.
     """
 
     samples: tuple[Sample, ...]
@@ -28,5 +28,5 @@ class Collected:
     first_lines: dict[str, int] = field(default_factory=dict)
 
     def report(self) -> Report:
-        """The counts, to be printed."""
+        """Report of the counts."""
         return Report(dict(self.counts), None, None, dict(self.first_lines))

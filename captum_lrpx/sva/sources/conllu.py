@@ -1,7 +1,7 @@
-"""CoNLL-U: trees of Universal Dependencies, and the text that they are about.
+"""CoNLL-U: trees of Universal Dependencies, with their texts.
 
-The format is that of https://universaldependencies.org/format.html. Empty nodes and enhanced
-dependencies are passed over: the basic tree has every word that the text has.
+The format is described at https://universaldependencies.org/format.html. Empty nodes and enhanced
+dependencies are ignored: the basic tree has every word of the text.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Node:
     """One syntactic word.
 
     Attributes:
-        form: The word as it is written.
+        form: The word as written.
         lemma: Its lemma.
         upos: Its universal part of speech.
         tag: The treebank's own tag (``XPOS``), empty without one.
         features: Its morphological features, by name.
         head: The index of its head in the tree, -1 for the root.
         relation: Its relation to the head, subtype included (``nsubj:pass``).
-        span: Where it stands in the text, in characters; ``None`` for a part of a multiword token
-            whose parts do not make up the token ("du" for "de le").
+        span: Its place in the text, in characters; ``None`` for a part of a multiword token
+            whose parts do not spell the token ("du" for "de le").
     """
 
     form: str
@@ -67,7 +67,7 @@ class Tree:
     line: int
 
     def children(self, index: int) -> list[int]:
-        """The words whose head is the one with this index."""
+        """Indices of the words with this head."""
         return [at for at, node in enumerate(self.nodes) if node.head == index]
 
 
@@ -136,7 +136,7 @@ def _tree(path: str | os.PathLike[str], rows: Sequence[Row]) -> Tree:
 def _text(
     words: Sequence[Row], joined: Sequence[tuple[int, int, Row]]
 ) -> tuple[str, list[Span | None]]:
-    """The text, and where each word stands in it."""
+    """The text, and the place of each word in it."""
     spans: list[Span | None] = [None] * len(words)
     ranges = {first: (final, columns) for first, final, (_, columns) in joined}
     text, at = "", 0

@@ -1,7 +1,7 @@
 """Sentences of Goldberg (2019), "Assessing BERT's syntactic abilities": ``lgd_dataset.tsv``.
 
-They are the sentences of Linzen et al. (2016) with at least one noun between subject and verb where
-all such nouns are attractors. The file does not say where the subject stands; in the paper (Arras
+They are the sentences of Linzen et al. (2016) with at least one noun between subject and verb in
+which all such nouns are attractors. The file does not mark the subject; in the paper (Arras
 et al., 2025, appendix B) a parser finds it.
 
 One sentence per line, five fields separated by tabs: the number of attractors, the sentence, the
@@ -32,16 +32,16 @@ LICENCE = "CC BY-SA 3.0 (Wikipedia)"
 MASK = "***mask***"
 FIELDS = ("attractors", "sentence", "masked sentence", "verb", "other form")
 ODD_LINES: dict[str, str] = {
-    "not UTF-8": "a byte of the line is none of UTF-8",
+    "not UTF-8": "a byte of the line is not valid UTF-8",
     "not five fields": "the line has more or fewer than five fields, or an empty one",
-    "attractors not a number": "the first field is no number",
-    "not one mask": f"the masked sentence has {MASK} not at all, or more than once",
+    "attractors not a number": "the first field is not a number",
+    "not one mask": f"the masked sentence does not have {MASK} exactly once",
     "not one word": "a form of the verb has a blank",
-    "verb does not fill the mask": "with the verb for the mask, the masked sentence is another one "
-    "than the sentence",
+    "verb does not fill the mask": "the masked sentence with the verb for the mask differs from "
+    "the sentence",
     "mask in a word": "the verb is a part of a word",
 }
-"""Why lines are dropped before they are parsed, in the order in which it is checked."""
+"""Reasons for dropping lines before parsing, in the order of the checks."""
 
 
 def read_goldberg(
@@ -54,23 +54,22 @@ def read_goldberg(
 ) -> Collected:
     """Read Goldberg's file and find the subjects.
 
-    Lines that are not as the file should have them are dropped and counted; blank lines are
-    skipped.
+    Malformed lines are dropped and counted; blank lines are skipped.
 
     Args:
         path: The file.
         parser: Finds the subjects, see
             :func:`captum_lrpx.sva.sources.spacy_pipeline.spacy_parser`.
         licence: The licence of the sentences.
-        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`.
+        filters: Kept subjects, see :data:`captum_lrpx.sva.parsing.Filters`.
         check_attractors: Drop sentences where the parser counts other attractors than the file.
 
     Returns:
-        The samples, and how many lines were dropped by each of :data:`ODD_LINES` (with the first
+        The samples, and the number of lines dropped by each of :data:`ODD_LINES` (with the first
         line of each kind) and of :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:
-        ValueError: If there are no such filters, or no line of the file is as it should be.
+        ValueError: If there are no such filters, or no line of the file is well-formed.
     """
     check_filters(filters)
     name = Path(path).name

@@ -1,4 +1,4 @@
-"""Lines of a text file with their numbers, so that an error can say where it is."""
+"""Numbered lines of a text file, for error messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def byte_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
 
 
 def decoded(number: int, line: bytes) -> str:
-    """The text of a line, without the line break (and without the mark that may open a file).
+    """Decode a line, without its line break and without a byte order mark.
 
     Args:
         number: Number of the line, counted from 1.

@@ -40,20 +40,20 @@ def read_linzen(
 ) -> Collected:
     """Read a text and a gold file and find the subjects.
 
-    The form of the verb is that of the text: where the gold file differs in upper and lower case
-    only, both of its forms are written as the text writes the verb.
+    The verb's form is taken from the text: where the gold file differs only in case,
+    both of its forms follow the text.
 
     Args:
         text: The sentences.
-        gold: What is known of their verbs.
+        gold: Annotations of their verbs.
         parser: Finds the subjects, see
             :func:`captum_lrpx.sva.sources.spacy_pipeline.spacy_parser`.
         licence: The licence of the sentences.
-        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`.
+        filters: Kept subjects, see :data:`captum_lrpx.sva.parsing.Filters`.
         check_attractors: Drop sentences where the parser counts other attractors than the file.
 
     Returns:
-        The samples, and how many sentences were dropped by each of
+        The samples, and the number of sentences dropped by each of
         :data:`captum_lrpx.sva.sources.parsed.REASONS`.
 
     Raises:

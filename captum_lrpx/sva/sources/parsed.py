@@ -1,4 +1,4 @@
-"""Sentences with a known verb whose subject a parser has to find."""
+"""Sentences with a known verb, whose subject a parser must find."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ REASONS: dict[str, str] = {
     "invalid pair": "the two forms are not the singular and the plural of one verb (strict "
     "filters)",
     **NO_SUBJECT,
-    "subject not a whole word": "the parser cuts the word that the subject is a part of",
+    "subject not a whole word": "the parser splits the word that contains the subject",
     "other attractors": "the parser counts other attractors than the source (on request only)",
 }
-"""Why sentences are dropped, in the order in which it is checked; the first reason counts."""
+"""Reasons for dropping sentences, in the order of the checks; the first reason counts."""
 
 
 @dataclass(frozen=True)
 class Unparsed:
-    """A sample that lacks its subject; the fields are those of a sample."""
+    """A sample without its subject; its fields are as in a sample."""
 
     sentence: str
     verb_span: Span
@@ -60,18 +60,18 @@ def parse_subjects(
 
     Args:
         sentences: The sentences.
-        parser: Gives the words of each sentence, see :class:`~captum_lrpx.sva.parsing.ParsedWord`.
+        parser: Parses each sentence into words, see :class:`~captum_lrpx.sva.parsing.ParsedWord`.
         licence: The licence of the sentences.
-        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`.
+        filters: Kept subjects, see :data:`captum_lrpx.sva.parsing.Filters`.
         check_attractors: Drop sentences where the parser counts other attractors than the source:
             it has probably found another subject.
 
     Returns:
-        The samples, and how many sentences were dropped by each of :data:`REASONS`.
+        The samples, and the number of sentences dropped by each of :data:`REASONS`.
 
     Raises:
-        ValueError: If there are no such filters, or the parser gives more or fewer parses than
-            sentences.
+        ValueError: If there are no such filters, or the numbers of parses and sentences
+            differ.
     """
     check_filters(filters)
 
@@ -110,7 +110,7 @@ def _sample(
 
 
 def _subject(given: Unparsed, words: Sequence[ParsedWord], filters: Filters) -> tuple[int, Number]:
-    """The index of the subject, and the number that the two forms of the verb tell."""
+    """Index of the subject, and the number inferred from the two forms of the verb."""
     number = number_of_verb(given.verb.lower(), given.foil.lower())
     if filters == "paper":
         subject, tagged = nominal_subject(words, given.verb_span)

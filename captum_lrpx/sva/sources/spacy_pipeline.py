@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PIPELINE", "spacy_parser"]
 
 DEFAULT_PIPELINE = "en_core_web_trf"
-"""The paper's."""
+"""The paper's pipeline."""
 
 _NEEDED = ("tagger", "parser")
 _NOT_NEEDED = ("ner", "lemmatizer")
 
 
 def spacy_parser(name: str = DEFAULT_PIPELINE) -> Parser:
-    """Make a parser of an English spaCy pipeline.
+    """Make a parser from an English spaCy pipeline.
 
     spaCy splits the sentences into words itself, as it does with any text.
 
@@ -57,7 +57,7 @@ def spacy_parser(name: str = DEFAULT_PIPELINE) -> Parser:
 
 
 class _SpacyParser:
-    """Calls a pipeline and keeps what is needed of its documents."""
+    """Calls a pipeline and extracts the words of its documents."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline

@@ -1,13 +1,13 @@
-"""Universal Dependencies: sentences of any language whose subjects annotators have marked.
+"""Universal Dependencies: sentences of any language with annotated subjects.
 
 For every noun that is the subject (``nsubj``) of a clause, the word of the clause that agrees with
-it is the finite verb or auxiliary: the head itself, its auxiliary or its copula; where the clause
-has no finite one, a participle that has a number (the past tense of Czech). Its other form is
+it is the finite verb or auxiliary: the head itself, its auxiliary or its copula; without a
+finite one, a participle that has a number (the past tense of Czech). Its other form is
 looked up in the treebank: a form of the same lemma with the same tense, mood and so on, and the
 other number.
 
 A treebank may mark one number only (English before UD 2.13 or so: "is" has ``Number=Sing``, "are"
-has no number). So a finite form without a number counts as that of the subject if the treebank has
+has no number). A finite form without a number therefore takes the subject's, if the treebank has
 a form with the other number.
 """
 
@@ -36,22 +36,22 @@ __all__ = ["REASONS", "read_conllu"]
 
 LICENCE = "as stated by the treebank"
 REASONS: dict[str, str] = {
-    "relation not nsubj": "it has a subtype, as that of a passive (filters of the paper)",
+    "relation not nsubj": "it has a subtype, as in a passive (filters of the paper)",
     "subject not a noun": "it is a pronoun, a number, an adjective, ...",
     "subject has no number": "the treebank marks it neither as singular nor as plural",
     "no agreeing verb": "the clause has no finite verb, nor a participle with a number, or it is "
     "misspelt",
-    "verb disagrees": "the number or person of the verb is not that of the subject: two nouns "
+    "verb disagrees": "the verb's number or person differs from the subject's: two nouns "
     "joined by 'and', a collective noun, a verb that agrees with something else",
     "verb not VBZ or VBP": "the treebank's own tag of the verb is another one, or it has none "
     "(filters of the paper)",
-    "no other form": "no verb of the treebank is the same but for the number",
+    "no other form": "no verb of the treebank differs only in the number",
     "same form": "both numbers have one form in the treebank",
-    "several words": "a form of the verb is written with a blank in it",
+    "several words": "a form of the verb has a blank in it",
     "not a word of the text": "verb or subject is a part of a multiword token or of a written word",
 }
-"""Why subjects are dropped, in the order in which it is checked; the first reason counts. The
-filters of the paper ask neither for a noun nor for its number."""
+"""Reasons for dropping subjects, in the order of the checks; the first reason counts. The
+filters of the paper require neither a noun nor its number."""
 
 _NOUNS = ("NOUN", "PROPN")
 _VERBS = ("VERB", "AUX")
@@ -73,20 +73,20 @@ def read_conllu(
 ) -> Collected:
     """Read the subjects of a treebank.
 
-    A sentence with several subjects gives several samples. Where the subject stands after the verb
-    there are no nouns between them: such samples have no attractors, and masked models alone can be
-    asked.
+    A sentence with several subjects yields several samples. If the subject comes after the verb
+    there are no nouns between them: such samples have no attractors, and are for masked models
+    only.
 
     Args:
         paths: The files of the treebank.
-        forms: More files of it, where forms of verbs are looked up, but no subjects: a small part
-            of a treebank does not have both forms of many verbs.
-        filters: Which subjects are kept, see :data:`captum_lrpx.sva.parsing.Filters`. Those of the
+        forms: Further files of it, in which forms of verbs are looked up, but no subjects: a small
+            part of a treebank lacks one of the forms of many verbs.
+        filters: Kept subjects, see :data:`captum_lrpx.sva.parsing.Filters`. The filters of the
             paper need the tags of the Penn Treebank, which English treebanks have.
         licence: The licence of the sentences.
 
     Returns:
-        The samples, and how many subjects were dropped by each of :data:`REASONS`.
+        The samples, and the number of subjects dropped by each of :data:`REASONS`.
 
     Raises:
         ValueError: If there are no such filters, or a line is broken; the message names the file
@@ -117,14 +117,14 @@ class _Form(NamedTuple):
 
 
 class _Lexicon:
-    """The forms of verbs, by lemma and by the features that they share in both numbers."""
+    """Forms of verbs, by lemma and by the features shared by both numbers."""
 
     def __init__(self) -> None:
         self._cells: dict[tuple[str, ...], Counter[_Form]] = defaultdict(Counter)
         self._tagged: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
 
     def add(self, tree: Tree) -> None:
-        """Take in the verbs of a tree."""
+        """Add the verbs of a tree."""
         for node in tree.nodes:
             if node.upos in _VERBS and not _is_odd(node):
                 get = node.features.get
@@ -136,7 +136,7 @@ class _Lexicon:
                     self._tagged[node.lemma.lower(), node.tag][form.text] += 1
 
     def other_form(self, verb: Node, number: str) -> str | None:
-        """The form of a verb for the other number, the most fitting and then the most frequent one.
+        """Return the form of a verb for the other number: best match, then most frequent.
 
         Args:
             verb: The verb.
@@ -161,7 +161,7 @@ class _Lexicon:
         return None
 
     def other_tagged(self, verb: Node) -> str | None:
-        """The most frequent whole word that is the verb's form of the other present tense tag."""
+        """The most frequent whole word with the verb's lemma and the other present tense tag."""
         (tag,) = _PRESENT.keys() - {verb.tag}
         forms = self._tagged[verb.lemma.lower(), tag]
         return min(forms, key=lambda text: (-forms[text], text), default=None)
@@ -172,7 +172,7 @@ def _cell(verb: Node) -> tuple[str, ...]:
 
 
 def _is_odd(node: Node) -> bool:
-    """Misspelt or abbreviated: no form to ask a model for."""
+    """Whether a word is misspelt or abbreviated, and so no form for a model to predict."""
     return "Yes" in (node.features.get("Typo"), node.features.get("Abbr"))
 
 
