@@ -7,14 +7,12 @@ mean, left to the caller (``torch.nanmean`` if some examples have no evidence).
 Common to all:
 
 - **Larger is more relevant.** Signs matter: negative relevance ranks last. Magnitudes, such as
-    norms of gradients, are attributions that are never negative.
-  - **Ties** get the expected value under random tie-breaking. Attributions that are all equal
-    are worth as much as random ones, neither more nor less.
-  - **Masked tokens** do not exist: their attributions (NaN included) and their evidence are
-      ignored.
-  - **No evidence** among the tokens that count: NaN, as there is nothing to point at.
-  - **NaN** in an attribution that counts: NaN, as the tokens cannot be ranked. Infinities are
-      ranked.
+  norms of gradients, are attributions that are never negative.
+- **Ties** get the expected value under random tie-breaking. Attributions that are all equal are
+  worth as much as random ones, neither more nor less.
+- **Masked tokens** do not exist: their attributions (NaN included) and their evidence are ignored.
+- **No evidence** among the tokens that count: NaN, as there is nothing to point at.
+- **NaN** in an attribution that counts: NaN, as the tokens cannot be ranked. Infinities are ranked.
 """
 
 from __future__ import annotations
