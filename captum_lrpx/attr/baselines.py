@@ -77,8 +77,8 @@ class _Rollout(Attribution):
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
-            ValueError: If there is more than one input, the attention weights cannot be had, or the
-                output depends on no position.
+            ValueError: If there is more than one input, the attention weights are not available, or
+                the output depends on no position.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 
         Examples::
