@@ -89,14 +89,14 @@ GROUPS = (
         "attention",
     ),
     Group(
-        "mixtures of experts ([routing](docs/experts.md))",
+        "mixtures of experts ([routing](docs/experts_and_state_spaces.md#mixtures-of-experts))",
         "mixtral=Mixtral qwen3_moe=Qwen-MoE gpt_oss=GPT-OSS deepseek_v3=DeepSeek-V3",
         "text",
         _CAUSAL,
         "experts",
     ),
     Group(
-        "recurrent models and hybrids ([state spaces](docs/state_spaces.md))",
+        "recurrent models and hybrids ([state spaces](docs/experts_and_state_spaces.md#state-spaces))",
         "mamba=Mamba mamba2=Mamba-2 jamba=Jamba rwkv=RWKV qwen3_next=Qwen3-Next",
         "text",
         _CAUSAL,
