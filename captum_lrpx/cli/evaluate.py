@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
         "-m captum_lrpx evaluate --output DIR ...",
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what is compared")
+    what = parser.add_argument_group("methods")
     what.add_argument(
         "--models",
         nargs="+",
@@ -69,15 +69,17 @@ def add_to(commands: Commands) -> None:
         "--sentences",
         type=int,
         metavar="N",
-        help=f"how many (default: {SENTENCES} of the grammar, all of a file); "
+        help=f"number of samples (default: {SENTENCES} of the grammar, all of a file); "
         "of a file, a random choice",
     )
-    data.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    data.add_argument(
+        "--seed", type=int, default=0, help="seed of the choice (default: %(default)s)"
+    )
     data.add_argument("--first-token", help="special token to put in front of each text")
     data.add_argument(
         "--include-wrong",
         action="store_true",
-        help="explain the samples that a model gets wrong, too: the form that it predicts",
+        help="also explain the samples that a model gets wrong: the form that it predicts",
     )
     _add_running(parser)
     _add_results(parser)
@@ -90,7 +92,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="folder that keeps finished work and the results"
     )
     running.add_argument(
-        "--resume", action="store_true", help="go on with the run in the folder, if there is one"
+        "--resume", action="store_true", help="continue the run in the folder, if there is one"
     )
     running.add_argument(
         "--batch-tokens",
@@ -104,9 +106,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes that share each model, which is too large for one device",
+        help="number of processes that share a model too large for one device",
     )
-    running.add_argument("--device", help="where to compute (default: the CPU)")
+    running.add_argument("--device", help="device (default: CPU)")
     running.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -120,7 +122,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--faithfulness",
         action="store_true",
-        help="also measure what the model does without the tokens of high relevance",
+        help="also measure faithfulness: the output without the tokens of high relevance",
     )
     results.add_argument(
         "--layout",
@@ -130,10 +132,10 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "ours (default: %(default)s)",
     )
     results.add_argument(
-        "--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)"
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
     )
     results.add_argument(
-        "--reference", metavar="FILE", help="published values to print beside ours, as JSON"
+        "--reference", metavar="FILE", help="published values to print beside the results, as JSON"
     )
     results.add_argument("--plot", metavar="FILE", help="draw the table (needs matplotlib)")
     results.add_argument(

@@ -46,7 +46,7 @@ def add_to(commands: Commands) -> None:
         "--pair", metavar="TEXT", help="second text of a pair (the context of a question)"
     )
     form.add_argument(
-        "--chat", action="store_true", help="the text is what a user says to a chat model"
+        "--chat", action="store_true", help="treat the text as a user's message to a chat model"
     )
     _add_choice(parser, "target", "that is explained (default: what the model predicts)")
     _add_choice(parser, "contrast", "whose logit is subtracted: why this, not that")
@@ -73,26 +73,26 @@ def add_to(commands: Commands) -> None:
     written.add_argument(
         "--written",
         metavar="TEXT",
-        help="what an encoder-decoder has written so far (default: nothing)",
+        help="output of an encoder-decoder so far (default: nothing)",
     )
     written.add_argument(
         "--write-first",
         type=int,
         metavar="N",
-        help="let an encoder-decoder write N tokens, and explain the next one",
+        help="let an encoder-decoder write N tokens first, and explain the next one",
     )
     parser.add_argument("--words", action="store_true", help="show words instead of tokens")
     parser.add_argument(
         "--fold-special", action="store_true", help="one entry for all special tokens"
     )
-    parser.add_argument("--first-token", help="special token that comes first")
+    parser.add_argument("--first-token", help="special token to put in front of the text")
     parser.add_argument(
         "--truncate", action="store_true", help="cut a text that is too long for the model"
     )
     parser.add_argument(
         "--no-certificate",
         action="store_true",
-        help="do not check forward pass, coverage and ledger, which takes longer than the rest",
+        help="skip the checks of forward pass, coverage and ledger, which take longer than the rest",
     )
     parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
     parser.add_argument("--png", metavar="FILE", help="write the heat map over the image or audio")
@@ -161,10 +161,10 @@ def _add_choice(parser: argparse.ArgumentParser, name: str, what: str) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(f"--{name}", metavar="WORD", help=f"word (of one token) or class {what}")
     group.add_argument(
-        f"--{name}-id", type=int, metavar="ID", help="the same as token id, class or position"
+        f"--{name}-id", type=int, metavar="ID", help="the same, as token id, class or position"
     )
     group.add_argument(
-        f"--{name}-token", metavar="TOKEN", help="the same as the tokenizer writes the token"
+        f"--{name}-token", metavar="TOKEN", help="the same, in the tokenizer's notation"
     )
 
 

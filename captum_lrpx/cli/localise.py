@@ -54,7 +54,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--number", type=int, metavar="N", help="pairs of each file, a random choice (default: all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the choice (default: %(default)s)"
+    )
     parser.add_argument("--first-token", help="special token to put in front of each text")
     parser.add_argument(
         "--neurons",
@@ -79,11 +81,11 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--output", metavar="DIR", help="folder that keeps finished work")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in the folder, if there is one"
+        "--resume", action="store_true", help="continue the run in the folder, if there is one"
     )
-    parser.add_argument("--device", help="where to compute (default: the CPU)")
+    parser.add_argument("--device", help="device (default: CPU)")
     parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)"
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
     )
     parser.set_defaults(run=run)
 

@@ -28,19 +28,19 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--source", required=True, choices=SOURCES, help="format of the input")
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="FILE", help="what to read, one or more files"
+        "--input", required=True, nargs="+", metavar="FILE", help="one or more files to read"
     )
     parser.add_argument(
         "--forms",
         nargs="+",
         metavar="FILE",
-        help="more files of a `ud` treebank, to look up forms of verbs in",
+        help="further files of a `ud` treebank, to look up verb forms",
     )
     parser.add_argument(
         "--filters",
         choices=("paper", "strict"),
         help="`paper`: any subject that is an nsubj, of a verb tagged VBZ or VBP; `strict`: nouns "
-        "whose number is that of the verb (default: `strict` for `ud`, else `paper`)",
+        "that agree with the verb (default: `strict` for `ud`, else `paper`)",
     )
     parser.add_argument("--gold", metavar="FILE", help="gold file of a `linzen` text")
     parser.add_argument("--output", required=True, metavar="FILE", help="samples to write")
@@ -53,7 +53,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--check-attractors",
         action="store_true",
-        help="drop sentences where the pipeline counts other attractors than the file",
+        help="drop sentences where pipeline and file disagree on the attractors",
     )
     parser.add_argument(
         "--min-attractors", type=int, default=0, metavar="N", help="keep samples with at least N"
