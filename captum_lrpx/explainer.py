@@ -20,14 +20,12 @@ from captum_lrpx.targets.sounds import AUDIO
 from captum_lrpx.targets.standing import standings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from captum_lrpx.certification import Certify
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets.encoding import Encoding
-    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.media import Medium
     from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
@@ -48,7 +46,7 @@ def explain(
     truncate: bool | int = False,
     model_name: str | None = None,
     certify: Certify = True,
-    written: str | Sequence[int] | int | None = None,
+    written: str | TokenIds | int | None = None,
     image: Any = None,
     audio: Any = None,
     **options: Option,
@@ -218,7 +216,7 @@ def _scene(
     tokenizer: Any,
     text: Given | None,
     method: str,
-    written: str | Sequence[int] | int | None,
+    written: str | TokenIds | int | None,
     media: dict[Medium, Any],
 ) -> Scene | None:
     """The inputs of a model that reads several, or an image or audio; None for a single text."""

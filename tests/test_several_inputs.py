@@ -103,8 +103,9 @@ def test_what_is_written_may_be_generated_or_ids(t5, tokenizer):
     )[0].tolist()  # fmt: skip
     found = explain(t5, tokenizer, SOURCE, written=3)
     assert list(found.ids[5:]) == made
-    again = explain(t5, tokenizer, SOURCE, written=made[1:])
-    assert again.relevances == found.relevances
+    for ids in (made[1:], torch.tensor(made[1:]), torch.tensor([made[1:]])):
+        again = explain(t5, tokenizer, SOURCE, written=ids)
+        assert again.relevances == found.relevances
 
 
 def test_targets_of_a_sequence(t5, tokenizer):
@@ -152,6 +153,7 @@ def test_a_record_of_several_inputs_keeps_them(t5, tokenizer, tmp_path):
         ({"text": torch.tensor([5, 10_000])}, "does not know"),
         ({"written": [10_000]}, "does not know"),
         ({"written": -1}, "number of tokens"),
+        ({"written": torch.tensor([[5], [6]])}, "one text is explained at a time"),
         ({"target": Target(span="keys")}, "single text"),
         ({"target": Target("are", position=2)}, "single text"),
         ({"truncate": True}, "single text"),

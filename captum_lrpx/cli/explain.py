@@ -92,7 +92,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--no-certificate",
         action="store_true",
-        help="skip the checks of forward pass, coverage and ledger, which take longer than the rest",
+        help="skip the checks of forward pass, coverage and ledger (slower than the rest)",
     )
     parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
     parser.add_argument("--png", metavar="FILE", help="write the heat map over the image or audio")
