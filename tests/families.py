@@ -76,8 +76,8 @@ class Group:
         return f"| {title}{counted} | {self.inputs} | {' | '.join(shares)} |"
 
 
-_WRITTEN = "source and what has been written ([how](docs/several_inputs.md))"
-_HEARD = "audio; with what has been written, or a text ([how](docs/several_inputs.md#audio))"
+_WRITTEN = "source and written tokens ([how](docs/several_inputs.md))"
+_HEARD = "audio; with written tokens, or a text ([how](docs/several_inputs.md#audio))"
 _CAUSAL = ("CAUSAL_LM",)
 GROUPS = (
     Group(
@@ -215,8 +215,7 @@ def table() -> str:
     sentence = f"""\
 Of the {total} pairs of a task and a model type that transformers {data.version} can build and
 run at a small size, {explained} are explained, with the ledger closed; the others are refused by
-the name of an operation ([the list](docs/supported-models.md)). In brackets how many pairs a line
-is about.
+the name of an operation ([the list](docs/supported-models.md)). In brackets: the number of pairs.
 """
     lines = [
         sentence,

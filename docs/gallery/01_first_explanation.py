@@ -4,12 +4,11 @@
 Which words of *the keys to the cabinet* support *are* rather than *is*?
 """
 
-# sphinx_gallery_thumbnail_path = 'images/heat_map.svg'
-
 # %%
 # A small model of the package; any causal or masked language model and its tokenizer will do.
 from captum_lrpx import Target, explain, zoo
 
+# sphinx_gallery_thumbnail_path = 'images/first_explanation.svg'
 model, tokenizer = zoo.load("sva-bert")
 text = "the keys to the cabinet near the door [MASK] old ."
 explanation = explain(model, tokenizer, text, Target("are", contrast="is"))

@@ -4,8 +4,6 @@
 How the tokens of a text influence each other's relevance.
 """
 
-# sphinx_gallery_thumbnail_path = 'images/interactions.svg'
-
 # %%
 # The influence of token j on the relevance of token i is a Shapley value. The players are the
 # tokens, and the worth of a coalition is the relevance of i with all other tokens replaced. For a
@@ -14,6 +12,7 @@ import matplotlib.pyplot as plt
 
 from captum_lrpx import AttnLRPx, LogitDifference, meta_attributions, zoo
 
+# sphinx_gallery_thumbnail_path = 'images/interactions.svg'
 model, tokenizer = zoo.load("sva-llama")
 ids = tokenizer("the keys to the old cabinet", return_tensors="pt").input_ids
 are, is_ = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("the are is"))[1:]
