@@ -96,7 +96,8 @@ GROUPS = (
         "experts",
     ),
     Group(
-        "recurrent models and hybrids ([state spaces](docs/experts_and_state_spaces.md#state-spaces))",
+        "recurrent models and hybrids "
+        "([state spaces](docs/experts_and_state_spaces.md#state-spaces))",
         "mamba=Mamba mamba2=Mamba-2 jamba=Jamba rwkv=RWKV qwen3_next=Qwen3-Next",
         "text",
         _CAUSAL,
