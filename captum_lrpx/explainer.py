@@ -241,7 +241,7 @@ def _scene(
         return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
     if written is not None:
         raise ValueError(
-            f"{type(hugging_face).__name__} is no encoder-decoder: what has been written so far is "
-            "the end of the text itself."
+            f"{type(hugging_face).__name__} is no encoder-decoder: append what has been written "
+            "so far to the text itself."
         )
     return None

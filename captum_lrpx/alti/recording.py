@@ -62,8 +62,8 @@ class _Saved:
     def get(self) -> Tensor:
         if self.tensor is None:
             raise ValueError(
-                "ALTI-Logit needs something of the forward pass here that had been let go of: the "
-                "model took another way than in its first pass. Explain it by a new ALTILogit."
+                "ALTI-Logit needs a tensor of the forward pass that was already freed: the model "
+                "took another path than in its first pass. Explain it by a new ALTILogit."
             )
         return self.tensor
 

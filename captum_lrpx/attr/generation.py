@@ -100,8 +100,8 @@ class LLMRelevance(Attribution):
             check_predicts_text(attr_method.model)
         elif not callable(getattr(attr_method.forward_func, "generate", None)):  # an adapter's
             raise TypeError(
-                "LLMRelevance says by itself what is explained: give the method the language model "
-                f"and not {type(attr_method.forward_func).__name__}."
+                "LLMRelevance selects the explained value itself: give the method the language "
+                f"model, not {type(attr_method.forward_func).__name__}."
             )
         check_model_and_tokenizer(attr_method.model, tokenizer)
         if unwrapped(cast("nn.Module", attr_method.forward_func)) is None:

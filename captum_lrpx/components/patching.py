@@ -83,8 +83,8 @@ class _Patching(LayerRules, PerturbationAttribution):
         """
         if by == "expert" and given:
             raise ValueError(
-                "What experts add is part of what a layer gives: leave `attribute_to_layer_input` "
-                "out."
+                "The contributions of experts are in a layer's output: leave "
+                "`attribute_to_layer_input` out."
             )
         if given is not None:
             return given

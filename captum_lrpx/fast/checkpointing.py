@@ -306,8 +306,8 @@ class _Filling:
 
     def _differs(self) -> NoReturn:
         raise RuntimeError(
-            f"{self._run.repetition.name} does something else when it is computed once more in the "
-            "backward pass: it depends on more than what it is given, or on something that changes "
+            f"{self._run.repetition.name} computes something else when it is recomputed in the "
+            "backward pass: it depends on more than its arguments, or on something that changes "
             f"from run to run. {WAY_OUT}"
         )
 
