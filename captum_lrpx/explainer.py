@@ -20,14 +20,12 @@ from captum_lrpx.targets.sounds import AUDIO
 from captum_lrpx.targets.standing import standings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from captum_lrpx.certification import Certify
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets.encoding import Encoding
-    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.media import Medium
     from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
@@ -48,7 +46,7 @@ def explain(
     truncate: bool | int = False,
     model_name: str | None = None,
     certify: Certify = True,
-    written: str | Sequence[int] | int | None = None,
+    written: str | TokenIds | int | None = None,
     image: Any = None,
     audio: Any = None,
     **options: Option,
@@ -204,7 +202,7 @@ def _scene(
     tokenizer: Any,
     text: Given | None,
     method: str,
-    written: str | Sequence[int] | int | None,
+    written: str | TokenIds | int | None,
     media: dict[Medium, Any],
 ) -> Scene | None:
     """Scene of a model with several inputs, or an image or audio; None for a single text."""
@@ -229,7 +227,7 @@ def _scene(
         return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
     if written is not None:
         raise ValueError(
-            f"{type(hugging_face).__name__} is no encoder-decoder: its text so far is "
-            "the end of the text itself."
+            f"{type(hugging_face).__name__} is no encoder-decoder: append what has been written "
+            "so far to the text itself."
         )
     return None

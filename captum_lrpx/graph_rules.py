@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from captum_lrpx.parallel import PASSING
 from captum_lrpx.rules import node_rules
 from captum_lrpx.rules.functional import UNIFORM_SHARE
-from captum_lrpx.trace.operations import has_summand, is_length, is_mean, kind_of
+from captum_lrpx.trace.operations import VIEWS, has_summand, is_length, is_mean, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, KeysView, Mapping
@@ -141,7 +141,12 @@ def plan_of(
 
 
 def _adds(graph: Graph, number: int) -> bool:
-    """Whether a node takes another operand other than as a factor."""
+    """Whether a node takes another operand as something else than a factor.
+
+    A matrix product of more than two dimensions ends in a view of the product.
+    """
+    while graph.names[number] in VIEWS and (edge := graph.operands[number][0]) is not None:
+        number = edge.node
     name, detail = graph.names[number], graph.detail(number)
     factors = ("product", "quotient", "projection", "rule")
     return has_summand(name) or kind_of(name, detail) not in factors

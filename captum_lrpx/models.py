@@ -31,7 +31,9 @@ def find_model(root: nn.Module) -> nn.Module:
     found = dict(_outermost(root, "", set()))
     if not found:
         raise ValueError(
-            f"{type(root).__name__} contains no transformers model: give the model as `model=`."
+            f"{type(root).__name__} contains no transformers model, which explain() and the "
+            "forward modules need: give the module itself to LRPx, AttnLRPx or ALTILogit, with a "
+            "target."
         )
     if len(found) > 1:
         paths = ", ".join(map(repr, found.values()))

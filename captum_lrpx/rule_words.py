@@ -24,8 +24,13 @@ _REASONS: Final[dict[Why, str]] = {
 
 _REMEDIES: Final[dict[Why, str]] = {
     "undecided": (
-        "Which factor is the signal and which the gate cannot be seen from the operations: a hint "
-        "must tell (captum_lrpx.hints)."
+        "Which factor is the signal and which the gate does not follow from the operations: "
+        "detach() the gate in the module, as a constant factor needs no rule, or add a hint for "
+        "its class (captum_lrpx.hints)."
+    ),
+    "detached": (
+        "Without a gradient it may be a factor, an index or a mask; what is added needs one (no "
+        "detach(), no torch.no_grad)."
     ),
     "hidden": (
         "Use a module that calls its functions one by one instead of one that is a single function "

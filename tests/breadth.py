@@ -234,8 +234,8 @@ def page(table: Table) -> str:
     explained = sum(map(len, by_mapping.values()))
     version = transformers.__version__
     checked = (
-        "For each of them the forward pass under the rules was the model's own bit by bit, "
-        "a second pass gave the same relevances, nothing was left behind, and the ledger closed "
+        "For each of them the forward pass under the rules was bit-identical to the model's own, "
+        "a second pass gave the same relevances, the model was restored, and the ledger closed "
         "to 1e-4 of its largest entry in float32."
     )
     made = {
@@ -252,7 +252,7 @@ def page(table: Table) -> str:
         f"ids ({made['embeddings for ids']} pairs), and with eager attention and "
         f"`scaled_dot_product_attention` ({made['eager and SDPA attention']} pairs), wherever the "
         "model itself computes the same value in both ways: to 1e-9 in float64, 1e-4 where it runs "
-        "in float32 only. The pairs that a check cannot be made for are listed with reasons in "
+        "in float32 only. Pairs for which a check is impossible are listed with reasons in "
         "`tests/unchecked.json`."
     )
     counted = (

@@ -76,8 +76,8 @@ class Group:
         return f"| {title}{counted} | {self.inputs} | {' | '.join(shares)} |"
 
 
-_WRITTEN = "source and what has been written ([how](docs/several_inputs.md))"
-_HEARD = "audio; with what has been written, or a text ([how](docs/several_inputs.md#audio))"
+_WRITTEN = "source and written tokens ([how](docs/several_inputs.md))"
+_HEARD = "audio; with written tokens, or a text ([how](docs/several_inputs.md#audio))"
 _CAUSAL = ("CAUSAL_LM",)
 GROUPS = (
     Group(
@@ -89,14 +89,15 @@ GROUPS = (
         "attention",
     ),
     Group(
-        "mixtures of experts ([routing](docs/experts.md))",
+        "mixtures of experts ([routing](docs/experts_and_state_spaces.md#mixtures-of-experts))",
         "mixtral=Mixtral qwen3_moe=Qwen-MoE gpt_oss=GPT-OSS deepseek_v3=DeepSeek-V3",
         "text",
         _CAUSAL,
         "experts",
     ),
     Group(
-        "recurrent models and hybrids ([state spaces](docs/state_spaces.md))",
+        "recurrent models and hybrids "
+        "([state spaces](docs/experts_and_state_spaces.md#state-spaces))",
         "mamba=Mamba mamba2=Mamba-2 jamba=Jamba rwkv=RWKV qwen3_next=Qwen3-Next",
         "text",
         _CAUSAL,
@@ -215,8 +216,7 @@ def table() -> str:
     sentence = f"""\
 Of the {total} pairs of a task and a model type that transformers {data.version} can build and
 run at a small size, {explained} are explained, with the ledger closed; the others are refused by
-the name of an operation ([the list](docs/supported-models.md)). In brackets how many pairs a line
-is about.
+the name of an operation ([the list](docs/supported-models.md)). In brackets: the number of pairs.
 """
     lines = [
         sentence,

@@ -177,7 +177,7 @@ def test_attention_whose_weights_cannot_be_had(monkeypatch):
     model = tiny("gpt2")
     model.config._attn_implementation = "opaque"
     before = snapshot(model)
-    with pytest.raises(ValueError, match="are unavailable"):
+    with pytest.raises(ValueError, match="are not available"):
         ALTILogit(model).attribute(token_ids(), TARGET)
     assert snapshot(model) == before
 

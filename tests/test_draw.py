@@ -53,6 +53,22 @@ def test_a_long_text_is_broken_into_lines(tmp_path):
     assert max(places) < width
 
 
+def test_the_legend_fits_a_column(tmp_path, loaded):
+    found = explain(*loaded, PROMPT, "are", certify=False)
+    count = len(found.tokens)
+    root, texts = svg(tmp_path / "narrow.svg", found, width=2.1)
+    wide, whole = svg(tmp_path / "wide.svg", found, width=12)
+    legend = texts[count:]
+    assert len(legend) > 1
+    assert sorted(" ".join(legend).split()) == sorted(" ".join(whole[count:]).split())
+    assert max(map(len, legend)) * 0.602 * 0.75 * 9 <= 2.1 * 72  # a character is 0.602 of the size
+    heights = [float(each.get("y")) for each in root.iter(f"{SVG}text")]
+    assert len({*heights[count:]}) == len(legend)
+    assert float(wide.get("height").removesuffix("pt")) < float(
+        root.get("height").removesuffix("pt")
+    )
+
+
 @pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
 def test_the_same_picture_is_the_same_file(ending, tmp_path, loaded):
     found = explain(*loaded, PROMPT, "are", certify=False)

@@ -266,6 +266,8 @@ HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
     "part": _written_in_a_part,
     "buffer": lambda x: x + _filled(x),
     "bias": lambda x: F.linear(x, A, x[0].detach()),
+    "summand": lambda x: torch.baddbmm(x.detach()[None], x[None], A[None])[0],
+    "function": lambda x: F.linear(x[None, None], A, x[0].detach())[0, 0],
 }
 
 
@@ -285,6 +287,8 @@ CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {
     "factor": lambda x: x * (x @ A).detach(),
     "denominator": lambda x: x / (x @ A).detach().abs().add(1),
     "matrix": lambda x: x @ (x.T @ X).detach(),
+    "heads": lambda x: (x[None, None] @ (x.T @ X).detach()[None, None])[0, 0],
+    "einsum": lambda x: torch.einsum("bij,bjk->bik", x[None], (x.T @ X).detach()[None])[0],
     "mask": lambda x: x.masked_fill(x < 0, 0),
     "maximum": lambda x: _soft_by_hand(x @ A) @ (2 * x[:1].expand(WIDTH, -1)),
 }

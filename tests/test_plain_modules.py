@@ -10,7 +10,7 @@ from state import snapshot
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from captum_lrpx import AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, ledger
+from captum_lrpx import AttnLRPx, LayerLRPx, LRPx, NeuronLRPx, TokenLogits, explain, ledger
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -281,6 +281,16 @@ def test_layers_and_neurons_of_an_encoder():
         handle.remove()
     neuron = NeuronLRPx(module, inner).attribute(inputs, (0, 5))
     torch.testing.assert_close(neuron.flatten(1).sum(1), seen["out"][:, 0, 5], **EXACT)
+
+
+def test_what_needs_a_transformers_model_says_what_explains_the_module(loaded):
+    module, (_, tokenizer) = PLAIN["encoder"].module(), loaded["sva-gpt2"]
+    for attempt in (
+        lambda: TokenLogits(module)(torch.tensor([[1, 2]])),
+        lambda: explain(module, tokenizer, "the keys"),
+    ):
+        with pytest.raises(ValueError, match=r"contains no transformers model.*to LRPx"):
+            attempt()
 
 
 def test_a_config_of_its_own_does_not_make_a_module_a_declared_one():

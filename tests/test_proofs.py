@@ -1,4 +1,4 @@
-"""Every proof of the paper has a test that is marked with it, and docs/proofs.md lists them."""
+"""Every proof of the paper has a test that is marked with it, and docs/trust.md lists them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from captum_lrpx import rules
 
 TESTS = Path(__file__).parent
-PAGE = TESTS.parent / "docs" / "proofs.md"
+PAGE = TESTS.parent / "docs" / "trust.md"
 
 PROOFS = {"D.1", "D.2", "D.3", "D.4", "D.5", "D.6", "2.7"}
 """Sections of Arras et al. 2025 that prove a rule to be a modified Gradient x Input."""

@@ -8,7 +8,20 @@ from byte_tokenizers import byte_level
 from state import snapshot
 from tiny_models import build
 
-from captum_lrpx import AttnLRPx, DecoderLogits, Explanation, LRPx, Target, Token, explain, ledger
+from captum_lrpx import (
+    ALTILogit,
+    AttnLRPx,
+    DecoderLogits,
+    Explanation,
+    LLMRelevance,
+    LRPx,
+    Target,
+    Token,
+    TokenLogits,
+    ask_batch,
+    explain,
+    ledger,
+)
 from captum_lrpx.cli import main
 
 SOURCE, WRITTEN = "the keys to the capital", "the keys"
@@ -90,8 +103,9 @@ def test_what_is_written_may_be_generated_or_ids(t5, tokenizer):
     )[0].tolist()  # fmt: skip
     found = explain(t5, tokenizer, SOURCE, written=3)
     assert list(found.ids[5:]) == made
-    again = explain(t5, tokenizer, SOURCE, written=made[1:])
-    assert again.relevances == found.relevances
+    for ids in (made[1:], torch.tensor(made[1:]), torch.tensor([made[1:]])):
+        again = explain(t5, tokenizer, SOURCE, written=ids)
+        assert again.relevances == found.relevances
 
 
 def test_targets_of_a_sequence(t5, tokenizer):
@@ -139,6 +153,7 @@ def test_a_record_of_several_inputs_keeps_them(t5, tokenizer, tmp_path):
         ({"text": torch.tensor([5, 10_000])}, "does not know"),
         ({"written": [10_000]}, "does not know"),
         ({"written": -1}, "number of tokens"),
+        ({"written": torch.tensor([[5], [6]])}, "one text is explained at a time"),
         ({"target": Target(span="keys")}, "single text"),
         ({"target": Target("are", position=2)}, "single text"),
         ({"truncate": True}, "single text"),
@@ -204,6 +219,32 @@ def test_one_input_of_several_is_the_same_as_both(t5):
     torch.testing.assert_close(alone, both[0], rtol=0, atol=1e-6)
     book = ledger(LRPx(forward), (source, written), 4)
     assert book.closes(1e-5)
+
+
+def test_alti_logit_has_contributions_of_source_and_written(t5):
+    source, written = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 8]])
+    masks = (torch.tensor([[1, 1, 1]]),)
+    found = ALTILogit(DecoderLogits(t5)).attribute((source, written), 4, masks)
+
+    def named(source, written):
+        return t5(input_ids=source, decoder_input_ids=written).logits[:, -1]
+
+    expected = ALTILogit(named, t5).attribute((source, written), target=4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert ledger(ALTILogit(DecoderLogits(t5)), (source, written), 4).closes(1e-5)
+
+
+def test_ways_that_end_at_an_encoder_decoder_name_the_one_that_does_not(t5, tokenizer):
+    ids = torch.tensor([[5, 6, 7]])
+    for attempt in (
+        lambda: LLMRelevance(LRPx(t5), tokenizer),
+        lambda: TokenLogits(t5)(ids),
+        lambda: ask_batch(t5, tokenizer, [SOURCE], "are"),
+    ):
+        with pytest.raises(ValueError, match=r"is an encoder-decoder.*written=.*DecoderLogits"):
+            attempt()
+    with pytest.raises(ValueError, match=r"passed by position.*DecoderLogits"):
+        LRPx(sequence("bart", tokenizer)).attribute((ids, ids), target=(-1, 4))
 
 
 def test_errors_of_a_decoder(t5, loaded):

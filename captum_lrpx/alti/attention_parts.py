@@ -261,7 +261,7 @@ class Reader:
             self.refuse(mixing, str(error))
         if found is None:
             raise ValueError(
-                f"The attention weights of {self.where(mixing)} are unavailable: {name} does not "
+                f"The attention weights of {self.where(mixing)} are not available: {name} does not "
                 'show what it computes. Load the model with attn_implementation="sdpa" or "eager".'
             )
         if found.values.shape[-2] != sources or (values_of is None and name in ("Bmm", "Mm")):

@@ -118,10 +118,10 @@ class _Reader(Streams):
     def read(self, sources: list[int | None]) -> Layout:
         if not self.mixing:
             raise ValueError(
-                "The attention weights of this model are unavailable: nothing in it mixes tokens "
+                "The attention weights of this model are not available: nothing in it mixes tokens "
                 "by a softmax or scaled_dot_product_attention. ALTI-Logit does not cover recurrent "
-                "mixers; if a kernel hides the attention, load the model with "
-                'attn_implementation="sdpa" or "eager".'
+                "mixers and attention without a softmax; if a kernel hides the attention, load the "
+                'model with attn_implementation="sdpa" or "eager".'
             )
         for place, source in enumerate(sources):
             if source is not None and source in self.live:

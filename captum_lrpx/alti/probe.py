@@ -48,9 +48,7 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
     for place, stream in layout.streams.items():
         shape = (batch, tokens[place])
         if not _is_positional(reader, {stream.source.node}, stream.start, shape, -1):
-            reader.refuse(
-                stream.start.node, "comes after something that mixes tokens without a softmax"
-            )
+            reader.refuse(stream.start.node, "comes after a mixing of tokens without a softmax")
     for branch in layout.positional:
         if branch.constant:
             continue

@@ -62,8 +62,8 @@ class _Saved:
     def get(self) -> Tensor:
         if self.tensor is None:
             raise ValueError(
-                "ALTI-Logit needs a tensor of the forward pass that has been freed: the "
-                "model took another path than in its first pass. Explain it with a new ALTILogit."
+                "ALTI-Logit needs a tensor of the forward pass that was already freed: the model "
+                "took another path than in its first pass. Explain it by a new ALTILogit."
             )
         return self.tensor
 

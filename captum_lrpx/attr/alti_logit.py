@@ -21,6 +21,7 @@ from captum_lrpx.attr.protocol import (
 )
 from captum_lrpx.attr.selection import check_targets
 from captum_lrpx.recipes import LRP
+from captum_lrpx.targets.decoder import DecoderLogits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -354,7 +355,8 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         """Run one forward pass and compute the direction of each target."""
         require_gradients()
         tensors = tensors_of(inputs)
-        if model_given(self.forward_func, self.model):
+        reads_two = isinstance(self.forward_func, DecoderLogits)
+        if model_given(self.forward_func, self.model) and not reads_two:
             only_input(inputs, "ALTI-Logit")  # its second argument is a mask
         return explained_pass(self, tensors, targets, additional_forward_args)
 

@@ -77,7 +77,7 @@ class _Rollout(Attribution):
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
-            ValueError: If there is more than one input, the attention weights are unavailable, or
+            ValueError: If there is more than one input, the attention weights are not available, or
                 the output depends on no position.
             RuntimeError: Under ``torch.inference_mode``, where no gradient exists.
 

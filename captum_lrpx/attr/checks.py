@@ -62,7 +62,7 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     ):
         raise TypeError(
             f"The tokenizer must be a loaded one, not {_named(tokenizer)}: "
-            "`AutoTokenizer.from_pretrained(name)` of transformers loads the model's."
+            "`AutoTokenizer.from_pretrained(name)` of transformers loads it."
         )
 
 

@@ -168,7 +168,9 @@ class _Run:
                 output = self._output(aliases, embedded)
             of_ids = iter(embedded)
             sources = tuple(
-                alias if alias.is_floating_point() else _embedding_of(alias, next(of_ids))
+                alias
+                if alias.is_floating_point()
+                else _embedding_of(alias, next(of_ids), len(self.inputs))
                 for alias in (aliases if self.at_inputs else ())
             )
             yield rules, output, sources, caught
@@ -180,7 +182,7 @@ class _Run:
         except ValueError as error:
             # Without a gradient because ids were embedded where it cannot be seen.
             if self.at_inputs and NO_GRADIENT in str(error) and not all(embedded):
-                raise _not_embedded() from error
+                raise _not_embedded(len(self.inputs)) from error
             raise
 
 
@@ -266,9 +268,9 @@ def _writable(alias: Tensor) -> Tensor:
     return own if own.stride() == alias.stride() else alias  # strides can change the last bits
 
 
-def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:
+def _embedding_of(ids: Tensor, found: list[Tensor], inputs: int) -> Tensor:
     if not found:
-        raise _not_embedded()
+        raise _not_embedded(inputs)
     if len(found) > 1:
         raise ValueError(
             f"The token ids of shape {tuple(ids.shape)} are embedded {len(found)} times, so they "
@@ -277,7 +279,11 @@ def _embedding_of(ids: Tensor, found: list[Tensor]) -> Tensor:
     return found[0]
 
 
-def _not_embedded() -> ValueError:
+def _not_embedded(inputs: int) -> ValueError:
+    by_place = (
+        " Several inputs are passed by position: if the model expects something else there, give a "
+        "forward function that names them (of an encoder-decoder, DecoderLogits(model))."
+    )
     return ValueError(
         "The forward function embeds no token ids that it was given, or in no visible table of "
         "embeddings: give embeddings instead of ids."

@@ -100,7 +100,7 @@ class LLMRelevance(Attribution):
             check_predicts_text(attr_method.model)
         elif not callable(getattr(attr_method.forward_func, "generate", None)):  # an adapter
             raise TypeError(
-                "LLMRelevance chooses the explained outputs itself: give the method the language "
+                "LLMRelevance selects the explained value itself: give the method the language "
                 f"model, not {type(attr_method.forward_func).__name__}."
             )
         check_model_and_tokenizer(attr_method.model, tokenizer)

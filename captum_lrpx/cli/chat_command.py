@@ -41,17 +41,22 @@ def add_to(commands: Commands) -> None:
         metavar="KIND",
         help="segments, outermost first (default: turn, document if there are any, and sentence)",
     )
-    parser.add_argument("--language", default="en", help="of the sentences (default: %(default)s)")
-    parser.add_argument("--answer", help="the answer (default: the file's, or generated)")
+    parser.add_argument(
+        "--language", default="en", help="language of the sentences (default: %(default)s)"
+    )
+    parser.add_argument("--answer", help="the answer (default: from the file, or generated)")
     parser.add_argument("--span", help="a part of the answer (default: all of it)")
     parser.add_argument(
-        "--tokens", type=int, default=64, help="tokens to generate at most (default: %(default)s)"
+        "--tokens",
+        type=int,
+        default=64,
+        help="maximum number of tokens to generate (default: %(default)s)",
     )
     parser.add_argument(
         "--quantity",
         choices=("logit", "log_prob", "prob"),
         default="logit",
-        help="explained quantity of each token of the answer (default: %(default)s)",
+        help="quantity explained for each token of the answer (default: %(default)s)",
     )
     parser.add_argument(
         "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
@@ -62,10 +67,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--leave-one-out",
         action="store_true",
-        help="also show how much the log-probability of the answer falls without each segment",
+        help="also show the drop of the answer's log-probability without each segment",
     )
     parser.add_argument(
-        "--no-certificate", action="store_true", help="do not check forward pass and ledger"
+        "--no-certificate", action="store_true", help="skip the check of forward pass and ledger"
     )
     parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
     parser.add_argument("--view", metavar="FILE", help="write an interactive page")

@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
         "(default: an embedded model)",
     )
     parser.add_argument("--recipe", default="attnlrp", help="the rules (default: %(default)s)")
-    parser.add_argument("--text", default=DEFAULT_TEXT, help="text to run the model on")
+    parser.add_argument("--text", default=DEFAULT_TEXT, help="input text of the model")
     parser.set_defaults(run=run)
 
 

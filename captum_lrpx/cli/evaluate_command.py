@@ -49,7 +49,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _add_contenders(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what to compare")
+    what = parser.add_argument_group("methods")
     what.add_argument(
         "--models",
         nargs="+",
@@ -80,15 +80,17 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--sentences",
         type=int,
         metavar="N",
-        help=f"how many (default: {SENTENCES} of the grammar, all of a file); "
-        "from a file, a random choice",
+        help=f"number of samples (default: {SENTENCES} of the grammar, all of a file); "
+        "of a file, a random choice",
     )
-    data.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    data.add_argument(
+        "--seed", type=int, default=0, help="seed of the choice (default: %(default)s)"
+    )
     data.add_argument("--first-token", help="special token to put in front of each text")
     data.add_argument(
         "--include-wrong",
         action="store_true",
-        help="also explain samples that a model gets wrong: the form that it predicts",
+        help="also explain the samples that a model gets wrong: the form that it predicts",
     )
 
 
@@ -112,9 +114,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes that share each model, if it is too large for one device",
+        help="number of processes that share a model too large for one device",
     )
-    running.add_argument("--device", help="where to compute (default: the CPU)")
+    running.add_argument("--device", help="device (default: CPU)")
     running.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -128,7 +130,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--faithfulness",
         action="store_true",
-        help="also measure the model's output without the tokens of high relevance",
+        help="also measure faithfulness: the output without the tokens of high relevance",
     )
     results.add_argument(
         "--layout",
@@ -141,7 +143,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
     )
     results.add_argument(
-        "--reference", metavar="FILE", help="published values to print beside ours, as JSON"
+        "--reference", metavar="FILE", help="published values to print beside the results, as JSON"
     )
     results.add_argument("--plot", metavar="FILE", help="draw the table (needs matplotlib)")
     results.add_argument(

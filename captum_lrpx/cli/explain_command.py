@@ -62,13 +62,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     written.add_argument(
         "--written",
         metavar="TEXT",
-        help="the text of an encoder-decoder so far (default: nothing)",
+        help="output of an encoder-decoder so far (default: nothing)",
     )
     written.add_argument(
         "--write-first",
         type=int,
         metavar="N",
-        help="let an encoder-decoder write N tokens, and explain the next one",
+        help="let an encoder-decoder write N tokens first, and explain the next one",
     )
     parser.add_argument("--first-token", help="special token to put in front of the text")
     parser.add_argument(
@@ -100,7 +100,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     methods.add_argument(
         "--no-certificate",
         action="store_true",
-        help="do not check forward pass, coverage and ledger, which takes longer than the rest",
+        help="skip the checks of forward pass, coverage and ledger (slower than the rest)",
     )
 
 
@@ -180,10 +180,10 @@ def _add_choice(parser: argparse._ArgumentGroup, name: str, what: str) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(f"--{name}", metavar="WORD", help=f"word (of one token) or class {what}")
     group.add_argument(
-        f"--{name}-id", type=int, metavar="ID", help="the same as token id, class or position"
+        f"--{name}-id", type=int, metavar="ID", help="the same, as token id, class or position"
     )
     group.add_argument(
-        f"--{name}-token", metavar="TOKEN", help="the same as the tokenizer writes the token"
+        f"--{name}-token", metavar="TOKEN", help="the same, in the tokenizer's notation"
     )
 
 

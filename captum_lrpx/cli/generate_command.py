@@ -34,16 +34,16 @@ def add_to(commands: Commands) -> None:
         type=_positive,
         default=DEFAULT_TOKENS,
         metavar="N",
-        help="tokens to generate at most (default: %(default)s)",
+        help="maximum number of tokens to generate (default: %(default)s)",
     )
     length.add_argument(
         "--target", metavar="TEXT", help="a given continuation, instead of a generated one"
     )
-    parser.add_argument("--foil", help="token to subtract at each step: why this, not that")
+    parser.add_argument("--foil", help="contrast: a token subtracted at each step")
     parser.add_argument(
         "--quantity",
         choices=("log_prob", "prob", "logit"),
-        help="explained quantity of each token (default: log_prob; logit for altilogit)",
+        help="quantity explained for each token (default: log_prob; logit for altilogit)",
     )
     parser.add_argument(
         "--model",
@@ -62,7 +62,7 @@ def add_to(commands: Commands) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="pass relevance of generated tokens on to their sources, this many times",
+        help="pass the relevance of generated tokens on to their own sources, N times",
     )
     _add_results(parser)
     parser.set_defaults(run=run)

@@ -65,7 +65,9 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--number", type=int, metavar="N", help="pairs of each file, a random choice (default: all)"
     )
-    samples.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    samples.add_argument(
+        "--seed", type=int, default=0, help="seed of the choice (default: %(default)s)"
+    )
     samples.add_argument("--first-token", help="special token to put in front of each text")
     samples.add_argument(
         "--neurons",
@@ -96,7 +98,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument(
         "--resume", action="store_true", help="continue the run in the folder, if there is one"
     )
-    running.add_argument("--device", help="where to compute (default: the CPU)")
+    running.add_argument("--device", help="device (default: CPU)")
 
 
 def run(options: argparse.Namespace) -> None:

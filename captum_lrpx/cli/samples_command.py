@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
         "--forms",
         nargs="+",
         metavar="FILE",
-        help="more files of a `ud` treebank, in which to look up verb forms",
+        help="further files of a `ud` treebank, to look up verb forms",
     )
     parser.add_argument(
         "--filters",
@@ -53,7 +53,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--check-attractors",
         action="store_true",
-        help="drop sentences where the pipeline counts other attractors than the file",
+        help="drop sentences where pipeline and file disagree on the attractors",
     )
     parser.add_argument(
         "--min-attractors", type=int, default=0, metavar="N", help="keep samples with at least N"

@@ -244,7 +244,7 @@ def steer(
     if not isinstance(layer, nn.Module):
         raise TypeError(f"A layer is a torch.nn.Module, not {type(layer).__name__}.")
     if (scale is None) == (value is None):
-        raise ValueError("Give `scale`, a factor, or `value`, the new activation: one of them.")
+        raise ValueError("Give either `scale`, a factor, or `value`, the new activation.")
     matrix = None if directions is None else _checked(directions)
     chosen = torch.as_tensor([numbers] if isinstance(numbers, int) else list(numbers)).long()
     count = None if matrix is None else len(matrix)

@@ -145,8 +145,8 @@ def parts_by_choice(layer: nn.Module, call: Any, values: Tensor) -> Tensor:
     allowed = torch.finfo(values.dtype).eps ** 0.5 * float(values.abs().max())
     if not torch.allclose(found.sum(-2), values, rtol=0, atol=allowed):
         raise ValueError(
-            f"The output of {type(layer).__name__} is not the sum of the outputs of its selected "
-            "experts: relevance cannot be separated by expert there."
+            f"The output of {type(layer).__name__} is not the sum of its chosen experts' "
+            "outputs: its relevance cannot be assigned to experts."
         )
     return found
 

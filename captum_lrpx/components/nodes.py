@@ -124,9 +124,9 @@ def nodes_of(
         )
     if isinstance(number, bool) or not isinstance(number, int) or number < 1 or shape[-1] % number:
         raise ValueError(
-            f"{shape[-1]} features of {name} cannot be cut into {number} heads. Heads lie side by "
-            "side in the input of attention's output projection: give that layer, and `heads=` "
-            "if its number of heads differs from the model's."
+            f"{shape[-1]} features of {name} cannot be split into {number} heads. Heads are "
+            "concatenated in the input of attention's output projection: give that layer, and "
+            "`heads=` if its number of heads differs from the model's."
         )
     return Nodes(kind, number)
 

@@ -83,7 +83,7 @@ class _Patching(LayerRules, PerturbationAttribution):
         """
         if by == "expert" and given:
             raise ValueError(
-                "The summands of experts are part of a layer's output: leave "
+                "The contributions of experts are in a layer's output: leave "
                 "`attribute_to_layer_input` out."
             )
         if given is not None:

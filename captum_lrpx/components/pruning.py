@@ -65,7 +65,7 @@ def prune(
     off = _lowest(model, scores, share, by)
     inside = by != "neuron" if at_input is None else at_input
     if by == "expert" and not inside:
-        raise ValueError("Experts are switched off at a module's input: leave `at_input` out.")
+        raise ValueError("Experts are selected by a module's inputs: leave `at_input` out.")
 
     def change(layer: nn.Module, where: Tensor) -> Callable[[Any], Any]:
         if by == "expert":

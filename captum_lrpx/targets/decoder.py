@@ -8,11 +8,12 @@ import torch
 
 from captum_lrpx.models import find_model
 from captum_lrpx.targets.head import ModelForward, output_of
+from captum_lrpx.targets.inputs import of_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor, nn
+
+    from captum_lrpx.targets.inputs import TokenIds
 
 __all__ = ["DecoderLogits", "is_encoder_decoder", "written_ids"]
 
@@ -111,19 +112,21 @@ def _places(position: int | Tensor | None, mask: Tensor | None, rows: int, lengt
 
 
 def written_ids(
-    model: Any, tokenizer: Any, source: Tensor, written: str | Sequence[int] | int
+    model: Any, tokenizer: Any, source: Tensor, written: str | TokenIds | int
 ) -> tuple[int, ...]:
     """Token ids of the decoder's input, with its start token.
 
     Args:
         model: A Hugging Face encoder-decoder.
         tokenizer: Its tokenizer.
-        source: Input of the encoder: token ids ``[1, S]``, or features.
-        written: The text so far, its token ids without the start token, or the number of tokens to
-            generate, greedily.
+        source: What the encoder reads: token ids ``[1, S]``, or features.
+        written: The text so far, its token ids ``[T]`` or ``[1, T]`` without the start token, or a
+            number of tokens to generate, greedily.
 
     Raises:
-        ValueError: If the number is negative, or the model has no start token.
+        TypeError: If it is something else.
+        ValueError: If the number is negative, the ids are no integers or several rows, or the model
+            has no start token.
     """
     if isinstance(written, int):
         if written < 0:
@@ -131,9 +134,11 @@ def written_ids(
         if written:
             return _generated(model, source, written)
         written = ""
-    texts = isinstance(written, str)
-    labels = list(tokenizer(text_target=written)["input_ids"] if texts else map(int, written))
-    if labels[:1] == [_start(model)]:  # Whisper's tokenizer adds it, and so does shifting
+    if isinstance(written, str):
+        labels = list(tokenizer(text_target=written)["input_ids"])
+    else:
+        labels, _ = of_row(written, "written text")
+    if labels[:1] == [_start(model)]:  # Whisper's tokenizer writes it, and shifting does again
         del labels[0]
     # Shifting drops the last label.
     if not labels or labels[-1] not in tokenizer.all_special_ids:

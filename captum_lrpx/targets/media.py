@@ -26,9 +26,9 @@ from captum_lrpx.targets.target import chosen_class
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.inputs import Given, TokenIds
 
-    Written = str | Sequence[int] | int | None
+    Written = str | TokenIds | int | None
 
 __all__ = ["Layout", "Medium", "media_scene"]
 

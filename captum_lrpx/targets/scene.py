@@ -23,7 +23,7 @@ from captum_lrpx.targets.target import chosen_token, several
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.quantity import Quantity
     from captum_lrpx.targets.target import Choice, Target
     from captum_lrpx.targets.task import Task
@@ -169,7 +169,7 @@ class _Chosen(nn.Module):
 
 
 def sequence_scene(
-    model: Any, tokenizer: Any, given: Given | None, written: str | Sequence[int] | int = ""
+    model: Any, tokenizer: Any, given: Given | None, written: str | TokenIds | int = ""
 ) -> Scene:
     """Make a scene of a source and the decoder's text so far.
 

@@ -94,7 +94,7 @@ class Target:
                 "a continuation against another one with LLMRelevance(...).attribute(foil=...)."
             )
         if self.span is not None and self.position is not None:
-            raise ValueError("A span determines its positions itself: leave `position` out.")
+            raise ValueError("A span has positions of its own: leave `position` out.")
         if callable(self.token) and self.quantity != "logit":
             raise ValueError("A function gets logits: apply softmax inside of it.")
 

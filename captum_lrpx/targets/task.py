@@ -45,6 +45,12 @@ def task_of(model: nn.Module) -> Task:
         for suffix, task in _TASK_BY_SUFFIX.items():
             if kind.__name__.endswith(suffix):
                 return task
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder, whose next token follows from a source "
+            "and from what has been written so far: use explain(..., written=...), or Captum's "
+            "classes with DecoderLogits(model)."
+        )
     raise ValueError(
         f"{type(model).__name__} has no prediction head that is known here (known are "
         f"{', '.join(_TASK_BY_SUFFIX)}): load the model with its head, or give LRPx a forward "

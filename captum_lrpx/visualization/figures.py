@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -36,6 +37,8 @@ _CELL = 0.602 * _SIZE
 
 _LINE = 1.9 * _SIZE
 _ROW = 1.6 * _SIZE
+_NOTE = 0.75 * 1.4 * _SIZE
+"""Points of a line of the legend."""
 _MOST_LABEL = 16
 
 _ESCAPED = {
@@ -112,7 +115,8 @@ def heat_map_figure(explanation: Drawable, width: float) -> Figure:
     """
     shown = pieces(explanation)
     places, rows = _placed(shown, int(width * _INCH / _CELL))
-    height = (rows + 1.5) * _LINE / _INCH
+    note = _wrapped(legend(explanation).replace("bold:", "framed:"), width)
+    height = ((rows + 1.5) * _LINE + (len(note) - 1) * _NOTE) / _INCH
     figure, axes = _empty(width, height)
     for piece, strength, (row, column) in zip(
         shown, strengths([p.relevance for p in shown]), places, strict=True
@@ -124,8 +128,8 @@ def heat_map_figure(explanation: Drawable, width: float) -> Figure:
         _text(axes, x, y, _label(piece))
         if strength <= -VISIBLE:
             axes.plot([x, x + size], [y - 0.2 * _SIZE] * 2, color="black", linewidth=0.7)
-    note = legend(explanation).replace("bold:", "framed:")
-    _text(axes, 0, 0.3 * _SIZE, note, size=0.75 * _SIZE)
+    for index, line in enumerate(reversed(note)):
+        _text(axes, 0, 0.3 * _SIZE + index * _NOTE, line, size=0.75 * _SIZE)
     return figure
 
 
@@ -144,10 +148,12 @@ def matrix_figure(
     left = (max(map(cell_len, names), default=0) + 1) * _CELL
     below = (max((cell_len(_short(name)) for name in columns), default=0) + 1) * _CELL
     cell = (width * _INCH - left) / max(len(columns), 1)
-    height = (below + len(rows) * _ROW + 1.5 * _LINE) / _INCH
-    figure, axes = _empty(width, height)
     flat = [value for row in values for value in row]
     scale = scale_of(flat)
+    note = f"full color at {scale:.4g}; red: for the target; blue, with a line: against"
+    lines = _wrapped(note if scale else "", width)
+    height = (below + len(rows) * _ROW + 1.5 * _LINE + (len(lines) - 1) * _NOTE) / _INCH
+    figure, axes = _empty(width, height)
     drawn = iter(strengths(flat))
     for index, name in enumerate(names):
         y = below + index * _ROW
@@ -164,9 +170,14 @@ def matrix_figure(
         size = min(_SIZE, 0.95 * cell)
         label = {"rotation": 90, "ha": "center", "va": "top"}
         _text(axes, x, below - 0.4 * _SIZE, _short(name), size=size, **label)
-    note = f"full color at {scale:.4g}; red: for the target; blue, with a line: against"
-    _text(axes, 0, height * _INCH - _SIZE, note if scale else "", size=0.75 * _SIZE)
+    for index, line in enumerate(lines):
+        _text(axes, 0, height * _INCH - _SIZE - index * _NOTE, line, size=0.75 * _SIZE)
     return figure
+
+
+def _wrapped(note: str, width: float) -> list[str]:
+    """The lines of a legend that fits a figure of so many inches."""
+    return textwrap.wrap(note, max(1, int(width * _INCH / (0.75 * _CELL)))) or [""]
 
 
 def _placed(shown: Sequence[Piece], cells: int) -> tuple[list[tuple[int, int]], int]:

@@ -5,8 +5,9 @@ Captum code stays as it is; the class changes, and with it what the numbers sum 
 """
 
 # %%
-# Embeddings go in, and a forward module of the package says what is explained: the logit of *are*
-# minus that of *is*, at the last token.
+# Embeddings are the inputs, and a forward module of the package selects the explained value: the
+# logit of *is* minus the logit of *are*, at the last token.
+import matplotlib.pyplot as plt
 from captum.attr import InputXGradient
 
 from captum_lrpx import AttnLRPx, LogitDifference, LRPx, zoo
@@ -23,16 +24,23 @@ explained = forward(embeds, *args).item()
 # %%
 # The same call for each class, and the sum over the embedding dimension as the score of a token.
 print(f"explained: {explained:+.3f}")
-for method in (InputXGradient, LRPx, AttnLRPx):
+tokens = [token.replace("▁", "") for token in tokenizer.convert_ids_to_tokens(ids[0])]
+figure, axes = plt.subplots(1, 3, figsize=(8, 2.6), sharey=True, layout="constrained")
+for axis, method in zip(axes, (InputXGradient, LRPx, AttnLRPx), strict=True):
     attributions = method(forward).attribute(embeds, additional_forward_args=args)
-    scores = attributions.sum(-1)[0]
+    scores = attributions.sum(-1)[0].detach()
     print(f"{method.__name__:>15}: sum {scores.sum():+.3f}")
-    for token, score in zip(tokenizer.convert_ids_to_tokens(ids[0]), scores, strict=True):
-        print(f"{token:>24} {score:+.3f}")
+    axis.barh(
+        range(len(tokens)), scores, color=["tab:red" if each > 0 else "tab:blue" for each in scores]
+    )
+    axis.axvline(0, color="gray", linewidth=0.8)
+    axis.set_title(method.__name__)
+axes[0].set_yticks(range(len(tokens)), tokens)
+axes[0].invert_yaxis()
 
 # %%
-# Gradient x Input misses the explained value by any amount. What LRP misses is the share of biases,
-# which this model does not have; AttnLRP also leaves something in the softmax. Both say how much:
+# Gradient x Input can miss the explained value by any amount. LRP misses only the share of biases,
+# and this model has none; AttnLRP also loses some relevance in the softmax. Both report the amount:
 _, delta = LRPx(forward).attribute(
     embeds, additional_forward_args=args, return_convergence_delta=True
 )

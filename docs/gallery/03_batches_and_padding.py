@@ -6,6 +6,8 @@ Several texts at once, each with its own question.
 
 # %%
 # ``ask_batch`` encodes and pads the texts, and looks up the words.
+import matplotlib.pyplot as plt
+
 from captum_lrpx import AttnLRPx, Target, ask_batch, zoo
 
 model, tokenizer = zoo.load("sva-gpt2")
@@ -19,14 +21,21 @@ relevances, deltas = AttnLRPx(batch.forward).attribute(
 )
 
 # %%
-# Padding has no relevance.
-for text, row, ids, delta in zip(texts, relevances, batch.inputs, deltas, strict=True):
-    print(f"{text}  (delta {delta:+.3f})")
-    for token, relevance in zip(tokenizer.convert_ids_to_tokens(ids), row, strict=True):
-        print(f"{token:>16} {relevance:+.3f}")
+# Each row has its own target, and padding has no relevance.
+figure, axis = plt.subplots(figsize=(8, 2), layout="constrained")
+limit = relevances.abs().max().item()
+axis.imshow(relevances, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto")
+for number, (ids, delta) in enumerate(zip(batch.inputs, deltas, strict=True)):
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    print(f"{texts[number]}: sum {relevances[number].sum():+.3f}, delta {delta:+.3f}")
+    for place, token in enumerate(tokens):
+        shown = token.replace("Ġ", "").replace("<|endoftext|>", "pad" if place else "<bos>")
+        axis.text(place, number, shown, ha="center", va="center")
+axis.set_yticks(range(len(texts)), ["are - is", "is - are", "are"])
+axis.set_xticks([])
 
 # %%
-# Rows do not know of each other: a text alone has the same relevances as in the batch.
+# Rows are independent: a text alone has the same relevances as in the batch.
 alone = ask_batch(model, tokenizer, texts[:1], targets[:1])
 single = AttnLRPx(alone.forward).attribute(
     alone.inputs, additional_forward_args=alone.additional_forward_args

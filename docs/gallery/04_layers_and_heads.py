@@ -1,7 +1,7 @@
 """Layers and heads
 ================
 
-Where in the model the prediction takes shape: relevances of blocks, and of single attention heads.
+Where the prediction is formed: relevances of blocks and of single attention heads.
 """
 
 # %%
@@ -21,16 +21,16 @@ relevances = layers.attribute(ids, additional_forward_args=args)
 by_token = torch.stack([relevance.sum(-1)[0] for relevance in relevances])  # [blocks, T]
 
 # %%
-# Behind the last block all relevance is at the last token, which makes the prediction. In front, it
-# is where the information comes from.
+# After the last block all relevance is at the last token, where the prediction is made. Before, it
+# is at the sources of the information.
 tokens = tokenizer.convert_ids_to_tokens(ids[0])
 print(" " * 16 + "".join(f"   block {number}" for number in range(len(blocks))))
 for token, row in zip(tokens, by_token.T, strict=True):
     print(f"{token:>16}" + "".join(f"{relevance:>+10.3f}" for relevance in row))
 
 # %%
-# The output projection of attention takes the heads side by side, so the relevance of its *input*,
-# cut into as many parts, is that of the heads.
+# Heads are concatenated in the input of attention's output projection, so the relevance of that
+# *input*, split accordingly, is the relevance of the heads.
 projections = [block.attn.c_proj for block in blocks]
 inputs = LayerAttnLRPx(LogitDifference(model), projections).attribute(
     ids, additional_forward_args=args, attribute_to_layer_input=True

@@ -1,7 +1,7 @@
 """Generated text
 ==============
 
-A whole continuation from one forward pass, and single words of it against others.
+A whole continuation from one forward pass, and single words in contrast to others.
 """
 
 # %%

@@ -1,11 +1,13 @@
 """ALTI-Logit: the parts of a logit
 ================================
 
-What each attention head read from each token, and what MLPs and biases add.
+Contributions of each token through each attention head, and of MLPs and biases.
 """
 
 # %%
-# ``decompose`` has the parts; ``attribute`` gives the scores of the tokens only.
+# ``decompose`` has the parts; ``attribute`` gives only the scores of the tokens.
+import matplotlib.pyplot as plt
+
 from captum_lrpx import ALTILogit, zoo
 
 model, tokenizer = zoo.load("sva-llama")
@@ -32,6 +34,16 @@ block, head = divmod(int(by_head.argmax()), by_head.shape[1])
 print(f"block {block}, head {head}: {by_head[block, head]:+.3f}")
 
 # %%
-# A second target costs little. The difference of two decompositions is that of the difference.
+# Tokens by block: where the logit is read.
+tokens = [token.replace("▁", "") for token in tokenizer.convert_ids_to_tokens(ids[0])]
+figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
+limit = parts.layers.abs().max().item()
+image = axis.imshow(parts.layers[0].flip(0), cmap="bwr", vmin=-limit, vmax=limit, aspect="auto")
+axis.set_xticks(range(len(tokens)), tokens)
+axis.set_yticks(range(len(parts.layers[0])), [f"block {number}" for number in (2, 1, 0)])
+figure.colorbar(image, label="contribution to the logit")
+
+# %%
+# A second target costs little, and the decomposition is linear in the explained value.
 good, bad = ALTILogit(model).decompose_targets(ids, [(-1, are), (-1, is_)])
 good.tokens() - bad.tokens()

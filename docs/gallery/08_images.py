@@ -9,6 +9,7 @@ processor: ``explain(model, processor, None, image="cat.png")``.
 # %%
 # Pictures of a colored square among gray ones, and a small model that learns to name its color.
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
@@ -57,19 +58,24 @@ for _ in range(100):
 model.eval()
 
 # %%
-# The explanation: the class that is predicted, and what each patch of the image contributes to it.
-# The image itself is gray below the colors of relevance.
+# The explanation: the predicted class, and the contribution of each patch of the image. The image
+# is gray under the colors of relevance.
 
 seen = picture(COLORS["green"])
 found = explain(model, processor, None, image=seen, method="lrpx")
 found
 
 # %%
-# The same as numbers, in percent of all. The patches of the colored square have the largest.
+# The same as numbers, in percent of the total. The patches of the colored square have the largest.
 
 grid = torch.tensor(found.relevances).reshape(found.parts[0].grid)
 print(found.target, found.certificate.holds)
 print((100 * grid / grid.abs().sum()).round().int())
+figure, axes = plt.subplots(1, 2, figsize=(5, 2.6), layout="constrained")
+axes[0].imshow(seen)
+axes[1].imshow(grid, cmap="bwr", vmin=-grid.abs().max(), vmax=grid.abs().max())
+for axis in axes:
+    axis.set_axis_off()
 
 # %%
 # Why green, and not red?

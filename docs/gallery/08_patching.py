@@ -1,8 +1,8 @@
 """Where a prediction is made
 ==========================
 
-Which positions of which layers, and which heads, a prediction owes what to: measured by patching,
-and estimated from one backward pass.
+The positions, layers and heads on which a prediction depends: measured by patching, and estimated
+from one backward pass.
 """
 
 # %%
@@ -29,7 +29,7 @@ question = {"additional_forward_args": (None, are, is_)}
 
 # %%
 # The residual stream after each block, position by position. ``ActivationPatching`` replaces each
-# position by its value for the other text and says what is lost; ``RelevancePatching`` estimates it
+# position by its value for the other text and measures the loss; ``RelevancePatching`` estimates it
 # for all positions at once.
 blocks = list(model.model.layers)
 effects = ActivationPatching(forward, blocks).attribute(ids, other, by="token", **question)
@@ -53,7 +53,7 @@ for axis, (name, values) in zip(axes, maps.items(), strict=True):
     axis.set_xticks(range(len(tokens)), tokens, rotation=45, ha="right")
 axes[0].set_yticks(range(len(blocks)))
 axes[0].set_ylabel("block")
-figure.colorbar(image, ax=axes, label="what the prediction loses")
+figure.colorbar(image, ax=axes, label="effect on the prediction")
 
 # %%
 # How well do they agree? On real models the rule at the gate decides; see the page on components.
@@ -62,7 +62,7 @@ for name, each in estimates.items():
     print(f"{name:>18}: Pearson {float(found.pearson):.2f}, Spearman {float(found.spearman):.2f}")
 
 # %%
-# Heads lie side by side in what the output projection of attention takes.
+# Heads are concatenated in the input of attention's output projection.
 projections = [block.self_attn.o_proj for block in blocks]
 heads = ActivationPatching(forward, projections).attribute(ids, other, by="head", **question)
 table = torch.cat(heads)  # [blocks, heads]
@@ -73,4 +73,4 @@ axis.set_xlabel("head")
 axis.set_ylabel("block")
 axis.set_xticks(range(table.shape[1]))
 axis.set_yticks(range(table.shape[0]))
-figure.colorbar(image, label="what the prediction loses")
+figure.colorbar(image, label="effect on the prediction")

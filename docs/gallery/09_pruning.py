@@ -1,12 +1,12 @@
 """Pruning
 =======
 
-Switching off what matters least: heads by relevance, by gradient times activation, at random.
+Switching off the least relevant heads: by relevance, by gradient times activation, at random.
 """
 
 # %%
-# Sentences whose verb is known; those about three nouns say what matters, those about the others
-# test what is left.
+# Sentences whose verb is known: three nouns as subjects to compute the scores, the others to test
+# the pruned model.
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ forward = LogitDifference(model)
 reference, test = slice(0, len(texts) // 2), slice(len(texts) // 2, None)
 
 # %%
-# The relevance of a head is the estimate of what its removal takes away. Its mean size over the
+# The relevance of a head estimates the effect of its removal. Its mean absolute value over the
 # reference is the score.
 projections = [block.self_attn.o_proj for block in model.model.layers]
 
@@ -67,13 +67,13 @@ measures = {
 }  # fmt: skip
 
 # %%
-# ``prune`` switches off a share of all heads within a ``with`` block. The model is never changed.
+# ``prune`` switches off a share of all heads inside a ``with`` block. The model is never changed.
 shares = [number / 12 for number in range(12)]
 
 
 @torch.no_grad()
 def accuracy() -> float:
-    """Share of the other sentences whose verb is right."""
+    """Share of the test sentences whose verb is right."""
     return (forward(ids[test], None, good[test], bad[test]) > 0).double().mean().item()
 
 

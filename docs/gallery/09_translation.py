@@ -1,10 +1,10 @@
 """A translation
 =============
 
-An encoder-decoder writes one token after the other, from the source and from what it has
-written. Both get relevance. The German article depends on a noun that stands at the end of the
-English phrase: where does the model look for it? The model is trained here in a few seconds on
-phrases of four words; one of the hub is explained in the same way.
+An encoder-decoder writes one token at a time, from the source and the tokens written so far. Both
+get relevance. The German article depends on the noun at the end of the English phrase: is that
+where its relevance is? The model is trained here in a few seconds on phrases of four words; one
+from the hub is explained in the same way.
 """
 
 # %%
@@ -13,6 +13,7 @@ phrases of four words; one of the hub is explained in the same way.
 import itertools
 import random
 
+import matplotlib.pyplot as plt
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -64,7 +65,7 @@ for _ in range(150):
 model.eval()
 
 # %%
-# Before anything is written, the article is what comes next.
+# At the beginning, the next token is the article.
 
 text = "the old red house"
 explain(model, tokenizer, text, method="lrpx")
@@ -75,8 +76,23 @@ explain(model, tokenizer, text, method="lrpx")
 explain(model, tokenizer, text, Target("das", contrast="die"), method="lrpx")
 
 # %%
-# After three words. ``sums`` says what comes from the source, and what from the words before.
+# After three words. ``sums`` has the relevance of the source and of the written words.
 
 found = explain(model, tokenizer, text, written="das alte rote", method="lrpx")
 print(found.target, {name: round(amount, 2) for name, amount in found.sums.items()})
 found
+
+# %%
+# The source of each German word: the article and the noun rest on *house*, the adjectives on
+# theirs.
+
+german = ["das", "alte", "rote", "Haus"]
+rows = []
+for count in range(len(german)):
+    each = explain(model, tokenizer, text, written=" ".join(german[:count]), method="lrpx")
+    rows.append(each.relevances[:4])
+limit = max(abs(relevance) for row in rows for relevance in row)
+figure, axis = plt.subplots(figsize=(4.2, 3), layout="constrained")
+axis.imshow(rows, cmap="bwr", vmin=-limit, vmax=limit)
+axis.set_xticks(range(4), text.split())
+axis.set_yticks(range(4), german)

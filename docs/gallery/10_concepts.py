@@ -1,14 +1,15 @@
 """Neurons and steering
 ====================
 
-The neurons that a prediction rests on, the texts for which they matter, and what the model says
+The neurons on which a prediction depends, the texts for which they matter, and the model's output
 without them.
 """
 
 # %%
-# Neurons of an MLP are what its second layer takes.
+# The neurons of an MLP are the inputs of its second layer.
 import tempfile
 
+import matplotlib.pyplot as plt
 import torch
 
 from captum_lrpx import (
@@ -33,8 +34,8 @@ for neuron in best:
     print(f"neuron {neuron.number:>3}: relevance {neuron.relevance:+.2f}")
 
 # %%
-# For which texts does the first of them fire most? The index of a corpus is built in one pass, and
-# stored.
+# For which texts does the first of them fire most? The index of a corpus is built in one pass and
+# saved.
 nouns = ["key", "dog", "author", "farmer", "guard", "boy"]
 corpus = [
     f"the {noun}{end} near the {other}{ending}"
@@ -66,8 +67,8 @@ for reference in references[:3]:
     print("  ".join(f"{piece.replace('▁', '')} {number:+.2f}" for piece, number in named))
 
 # %%
-# What the prediction becomes without these neurons, and with twice as much of them. Relevance says
-# in which direction it moves.
+# The prediction without these neurons, and with twice their activation. Relevance gives the
+# direction of the change.
 relevance = sum(neuron.relevance for neuron in best)
 numbers = [neuron.number for neuron in best]
 changes = {}
@@ -77,3 +78,9 @@ for scale in (0.0, 0.5, 1.0, 1.5, 2.0):
     print(f"scale {scale}: are - is = {changes[scale]:+.2f}")
 print(f"relevance of the neurons: {relevance:+.2f}")
 assert (changes[0.0] < changes[1.0]) == (relevance > 0)
+figure, axis = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
+axis.plot(list(changes), list(changes.values()), marker="o", label="steered")
+axis.axhline(changes[1.0], color="gray", linewidth=0.8, linestyle=":", label="unchanged model")
+axis.set_xlabel("scale of the five neurons")
+axis.set_ylabel("logit of are - is")
+axis.legend(frameon=False)

@@ -5,13 +5,14 @@ How the tokens of a text influence each other's relevance.
 """
 
 # %%
-# The influence of token j on the relevance of token i is a Shapley value: of the game whose players
-# are the tokens, and in which a coalition is worth the relevance of i where all others are
-# replaced. For a short text all coalitions are explained.
+# The influence of token j on the relevance of token i is a Shapley value. The players are the
+# tokens, and the worth of a coalition is the relevance of i with all other tokens replaced. For a
+# short text all coalitions are explained.
 import matplotlib.pyplot as plt
 
 from captum_lrpx import AttnLRPx, LogitDifference, meta_attributions, zoo
 
+# sphinx_gallery_thumbnail_path = 'images/interactions.svg'
 model, tokenizer = zoo.load("sva-llama")
 ids = tokenizer("the keys to the old cabinet", return_tensors="pt").input_ids
 are, is_ = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("the are is"))[1:]
@@ -26,14 +27,14 @@ meta = meta_attributions(
 print(f"{meta.explanations} explanations, exact: {meta.exact}")
 
 # %%
-# A row sums to what the token's relevance has more than for the text without any token.
+# A row sums to the token's relevance minus its relevance with all tokens replaced.
 assert meta.error.abs().max() < 1e-5
 tokens = [token.replace("▁", "") for token in tokenizer.convert_ids_to_tokens(ids[0])]
 for token, whole, empty in zip(tokens, meta.attributions, meta.baseline, strict=True):
     print(f"{token:>8}: relevance {whole:+.2f}, of which {whole - empty:+.2f} by the text")
 
 # %%
-# Rows are tokens whose relevance is explained, columns those that influence it.
+# Rows are the tokens whose relevance is explained, columns the tokens that influence it.
 figure, axis = plt.subplots(figsize=(4.6, 3.8), layout="constrained")
 limit = meta.values.abs().max().item()
 image = axis.imshow(meta.values, cmap="bwr", vmin=-limit, vmax=limit)

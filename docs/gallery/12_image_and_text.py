@@ -8,9 +8,10 @@ The model, a LLaVA, is trained here in seconds; one of the hub is explained in t
 """
 
 # %%
-# A square in a frame, two questions with one word as their answer, and what a LLaVA consists of: a
-# vision tower, a language model, and a processor that writes a token for each patch.
+# A square in a frame, two questions answered by one word, and the parts of a LLaVA: a vision tower,
+# a language model, and a processor that writes a token for each patch.
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
@@ -89,7 +90,7 @@ print(f"loss {loss.item():.3f}, right {(logits.argmax(1) == right).float().mean(
 
 # %%
 # For one question the square has most of the relevance, for the other a part of the frame; ``sums``
-# says what the image contributes, and what the words do.
+# has the contributions of image and words.
 
 image = picture("green", "red")
 of_square = explain(model, processor, QUESTIONS[0], "green", image=image, method="lrpx")
@@ -102,6 +103,20 @@ print(of_frame.sums)
 of_frame
 
 # %%
-# Why green, and not red? What is said for one color is said against the other.
+# The image and both explanations side by side.
+
+figure, axes = plt.subplots(1, 3, figsize=(7, 2.6), layout="constrained")
+axes[0].imshow(image)
+axes[1].set_title("color of the square")
+axes[2].set_title("color of the frame")
+for axis, found in zip(axes[1:], (of_square, of_frame), strict=True):
+    part = found.parts[0]
+    grid = np.reshape(found.relevances[part.first : part.stop], part.grid)
+    axis.imshow(grid, cmap="bwr", vmin=-abs(grid).max(), vmax=abs(grid).max())
+for axis in axes:
+    axis.set_axis_off()
+
+# %%
+# Why green, and not red? Support for one color opposes the other.
 
 explain(model, processor, QUESTIONS[0], Target("green", contrast="red"), image=image)

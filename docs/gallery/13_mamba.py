@@ -1,9 +1,9 @@
 """A state space
 =============
 
-A Mamba has no attention: what it knows of earlier tokens is in a state that it carries along. Which
-tokens did it remember? The model is trained here in seconds to name the word that came after
-"keep", however many others there are before and after.
+A Mamba has no attention; its knowledge of earlier tokens is in a state. Which tokens did it
+remember? The model is trained here in seconds to name the word after "keep", with others before and
+after it.
 """
 
 # %%
@@ -11,6 +11,7 @@ tokens did it remember? The model is trained here in seconds to name the word th
 
 import random
 
+import matplotlib.pyplot as plt
 import torch
 import transformers
 from captum.attr import InputXGradient
@@ -58,8 +59,8 @@ model.eval()
 print(f"loss {loss.item():.3f}, right {(logits.argmax(1) == right).float().mean():.2f}")
 
 # %%
-# The kept word is what the prediction rests on. These are the rules of MambaLRP: step, B and C of a
-# state space are constant, a gate and its signal share equally. See :doc:`/state_spaces`.
+# The prediction depends on the kept word. These are the rules of MambaLRP: step, B and C of a state
+# space are constant, a gate and its signal share equally. See :doc:`/experts_and_state_spaces`.
 
 question = "door fish keep goat apple boat egg cat house ?"
 found = explain(model, tokenizer, question, "goat", method="lrpx", recipe=LRP_UNIFORM_GATE)
@@ -75,8 +76,8 @@ explain(
 )  # fmt: skip
 
 # %%
-# How much of the answer do the tokens add up to? LRP conserves it, up to the biases; the gradient
-# times the input does not know about the step.
+# Do the tokens sum to the answer's logit? With LRP they do, up to the biases; with gradient times
+# input they do not.
 
 ids = tokenizer(question, return_tensors="pt").input_ids
 embeds = model.get_input_embeddings()(ids).detach()
@@ -86,3 +87,9 @@ relevance = LRPx(forward, model, recipe=LRP_UNIFORM_GATE).attribute(embeds, goat
 gradient = InputXGradient(forward).attribute(embeds, goat).sum(-1)[0]
 print(f"value {forward(embeds)[0, goat].item():.2f}")
 print(f"LRP {relevance.sum().item():.2f}, gradient x input {gradient.sum().item():.2f}")
+figure, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+places = range(len(relevance))
+axis.bar([place - 0.2 for place in places], relevance.detach(), 0.4, label="LRP")
+axis.bar([place + 0.2 for place in places], gradient.detach(), 0.4, label="gradient x input")
+axis.set_xticks(places, question.split(), rotation=45)
+axis.legend(frameon=False)

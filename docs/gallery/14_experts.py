@@ -1,13 +1,13 @@
 """A mixture of experts
 ====================
 
-In a Mixtral each token goes through two of several experts. Which ones did it take, and which of
-them does the prediction rest on? The model is trained here in seconds to count: upwards after "up",
+In a Mixtral each token passes through two of several experts. Which ones, and on which of them does
+the prediction depend? The model is trained here in seconds to count: upwards after "up",
 downwards after "down".
 """
 
 # %%
-# Sequences of numbers, and a small Mixtral that learns to go on.
+# Sequences of numbers, and a small Mixtral that learns to continue them.
 
 import random
 
@@ -69,9 +69,9 @@ print(found.certificate)
 found
 
 # %%
-# The experts that each token took in the last layer, with the weight that the router gave them and
-# the relevance that went through them: the last token alone has some, where the prediction is made.
-# In earlier layers other tokens have some as well, which attention has fetched.
+# The experts chosen for each token in the last layer, with their routing weights and the relevance
+# through them: only the last token has any, where the prediction is made. In earlier layers other
+# tokens have some as well, moved by attention.
 
 ids = tokenizer(text, return_tensors="pt").input_ids
 target = (-1, vocabulary["1"])
@@ -79,14 +79,14 @@ routings = ExpertRelevance(model).attribute(ids, target=target)
 print(routings[-1].table(text.split()))
 
 # %%
-# As a picture: red is for the prediction, a frame says that the token took the expert.
+# As a picture: red supports the prediction, a frame marks a chosen expert.
 
 for routing in routings:
     routing.plot(text.split())
 plt.show()
 
 # %%
-# Which experts are for which direction? The relevance of each in the last layer, over many texts.
+# Which experts serve which direction? The relevance of each in the last layer, over many texts.
 
 totals = {}
 for direction in ("up", "down"):

@@ -1,16 +1,17 @@
 """Audio
 =====
 
-A classifier of sounds: which parts of a recording, when and at which pitch, does it decide by? The
-model, an audio spectrogram transformer, is trained here in seconds to tell a rising tone from a
-falling and a steady one, in noise. One of the hub is explained in the same way,
-``explain(model, extractor, None, audio="dog.wav")``; so is one that writes down speech (Whisper),
-with what it has ``written`` so far.
+A sound classifier: which parts of a recording, in time and frequency, decide? The model, an audio
+spectrogram transformer, is trained here in seconds to tell a rising tone from a falling and a
+steady one, in noise. One of the hub is explained in the same way, ``explain(model, extractor,
+None, audio="dog.wav")``; so is one that writes down speech (Whisper), with what it has ``written``
+so far.
 """
 
 # %%
 # Two seconds of noise with a short tone in them, and a small model that learns which it is.
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
@@ -67,14 +68,29 @@ model.eval()
 print(f"loss {outputs.loss.item():.3f}")
 
 # %%
-# The relevance of the spectrogram, high pitches on top. Audio is a WAV file, or samples with their
-# number per second. The extractor fills up two seconds to the length that the model has:
+# The relevance of the spectrogram, high frequencies on top. Audio is a WAV file, or samples with
+# their sampling rate. The extractor pads two seconds to the input length of the model:
 # ``(padding)``.
 
 recording = sound("rising")
 found = explain(model, extractor, None, audio=(recording, RATE), method="lrpx")
 print(found.target, found.sums, found.certificate.holds)
 found
+
+# %%
+# The recording and its relevance.
+
+part = found.parts[0]
+grid = np.reshape(found.relevances[part.first : part.stop], part.grid)
+figure, axes = plt.subplots(2, 1, figsize=(6, 3), sharex=True, layout="constrained")
+axes[0].specgram(recording, Fs=RATE)
+axes[0].set_ylim(0, 4000)
+axes[0].set_ylabel("Hz")
+limit = abs(grid).max()
+axes[1].imshow(grid, cmap="bwr", vmin=-limit, vmax=limit, aspect="auto", extent=(0, 2, 0, 1))
+axes[1].set_yticks([])
+axes[1].set_ylabel("relevance")
+axes[1].set_xlabel("seconds")
 
 # %%
 # Why rising, and not falling?

@@ -175,8 +175,8 @@ def _complete_lines(
                 check(record)
             except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not a record: {error}. Remove the line to repeat "
-                    "its work."
+                    f"{path}, line {number} is not a record: {error}. Remove the line, and its "
+                    "work is done again."
                 ) from error
             yield record
 
