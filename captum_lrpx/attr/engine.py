@@ -286,5 +286,5 @@ def _not_embedded(inputs: int) -> ValueError:
     )
     return ValueError(
         "The forward function embeds no token ids that it was given, or in no visible table of "
-        "embeddings: give embeddings instead of ids."
+        f"embeddings: give embeddings instead of ids.{by_place if inputs > 1 else ''}"
     )

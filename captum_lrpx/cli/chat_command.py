@@ -72,10 +72,15 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--no-certificate", action="store_true", help="skip the check of forward pass and ledger"
     )
-    parser.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
-    parser.add_argument("--view", metavar="FILE", help="write an interactive page")
-    parser.add_argument("--json", metavar="FILE", help="write the explanation as JSON")
+    _add_results(parser)
     parser.set_defaults(run=run)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    results = parser.add_argument_group("results")
+    results.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
+    results.add_argument("--view", metavar="FILE", help="write an interactive page")
+    results.add_argument("--json", metavar="FILE", help="write the explanation as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
