@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     chat = read_chat(options.file)
     by = options.by or ["turn", *(["document"] if chat.get("documents") else []), "sentence"]
     check_by(by)
-    chosen = options_by_method([options.method], options.option)[options.method]
+    (chosen,) = options_by_method([options.method], options.option).values()
     silence_transformers()
     loaded = load_model(options.model)
     answer = options.answer or chat.get("answer")
@@ -116,10 +116,9 @@ def run(options: argparse.Namespace) -> None:
         **asked,
         **chosen,
     )
-    segments = explanation.segments(by, language=options.language)
-    print_all(segments)
+    print_all(segments := explanation.segments(by, language=options.language))
     if options.leave_one_out:
-        left_out = leave_one_out_of_chat(
+        found = leave_one_out_of_chat(
             loaded.model,
             loaded.tokenizer,
             answer=_answer_ids(explanation),
@@ -128,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
             language=options.language,
             **asked,
         )
-        print_all("\nThe same left out one by one:\n", left_out)
+        print_all("\nThe same left out one by one:\n", found)
     if options.html:
         segments.level().to_html(options.html)
     if options.view:
