@@ -44,20 +44,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--language", default="en", help="language of the sentences (default: %(default)s)"
     )
-    parser.add_argument("--answer", help="the answer (default: from the file, or generated)")
-    parser.add_argument("--span", help="a part of the answer (default: all of it)")
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=64,
-        help="maximum number of tokens to generate (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--quantity",
-        choices=("logit", "log_prob", "prob"),
-        default="logit",
-        help="quantity explained for each token of the answer (default: %(default)s)",
-    )
+    _add_answer(parser)
     parser.add_argument(
         "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
     )
@@ -74,6 +61,24 @@ def add_to(commands: Commands) -> None:
     )
     _add_results(parser)
     parser.set_defaults(run=run)
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--answer", help="the answer (default: from the file, or generated)")
+    answer.add_argument("--span", help="a part of the answer (default: all of it)")
+    answer.add_argument(
+        "--tokens",
+        type=int,
+        default=64,
+        help="maximum number of tokens to generate (default: %(default)s)",
+    )
+    answer.add_argument(
+        "--quantity",
+        choices=("logit", "log_prob", "prob"),
+        default="logit",
+        help="quantity explained for each token of the answer (default: %(default)s)",
+    )
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +121,8 @@ def run(options: argparse.Namespace) -> None:
         **asked,
         **chosen,
     )
-    print_all(segments := explanation.segments(by, language=options.language))
+    segments = explanation.segments(by, language=options.language)
+    print_all(segments)
     if options.leave_one_out:
         found = leave_one_out_of_chat(
             loaded.model,
