@@ -632,7 +632,7 @@ def test_a_block_that_is_not_the_same_again():
         calls.append(1)
         return F.gelu(y) if len(calls) <= 3 else F.gelu(y[:, :1])
 
-    with pytest.raises(RuntimeError, match=r"Block does something else .* `checkpointing` out"):
+    with pytest.raises(RuntimeError, match=r"Block computes something else .* `checkpointing` out"):
         LRPx(Stack(function), checkpointing=True).attribute(vectors(), target=3)
 
 
