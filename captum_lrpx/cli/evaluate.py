@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
         "-m captum_lrpx evaluate --output DIR ...",
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("methods")
+    what = parser.add_argument_group("models and methods")
     what.add_argument(
         "--models",
         nargs="+",

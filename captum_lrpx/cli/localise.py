@@ -25,9 +25,9 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "localise",
         help="measure which recipe finds the heads and layers that decide a prediction",
-        description="Estimate for every node of a model (head, position of a layer) how much a "
-        "prediction owes to it, patch each node to measure it, and correlate the two, for pairs of "
-        "texts in both directions.",
+        description="Estimate the effect of every node of a model (head, position of a layer) on a "
+        "prediction, patch each node to measure it, and correlate the two, for pairs of texts in "
+        "both directions.",
         allow_abbrev=False,
     )
     parser.add_argument("pairs", nargs="+", metavar="FILE", help="pairs of texts, as JSON lines")
