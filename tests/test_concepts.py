@@ -193,8 +193,8 @@ def test_what_cannot_be_is_refused():
     model = tiny("gpt2")
     layer = layer_of(model)
     for message, options in [
-        ("one of them", {}),
-        ("one of them", {"scale": 1.0, "value": 1.0}),
+        ("Give either", {}),
+        ("Give either", {"scale": 1.0, "value": 1.0}),
         ("a matrix", {"scale": 1.0, "directions": torch.ones(8)}),
         ("is zero", {"scale": 1.0, "directions": torch.zeros(1, 8)}),
         ("has 8 features, but directions have 3", {"scale": 1.0, "directions": torch.ones(1, 3)}),

@@ -227,7 +227,7 @@ WRONG = {
     "they must match token by token": {"corrupted_inputs": CORRUPTED[:, 1:]},
     "replaced by zero": {"ablation": "zero"},
     "`ablation` is": {"ablation": "median"},
-    "cannot be cut into 3 heads": {"by": "head", "heads": 3},
+    "cannot be split into 3 heads": {"by": "head", "heads": 3},
 }
 methods = pytest.mark.parametrize("method", [RelevancePatching, ActivationPatching])
 

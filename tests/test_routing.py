@@ -149,5 +149,5 @@ def test_experts_that_do_not_add_up_are_refused():
 
     model = build("mixtral", "CAUSAL_LM")
     model.model.layers[0].mlp.experts = Loud()
-    with pytest.raises(ValueError, match="Loud is not the sum of the outputs of its"):
+    with pytest.raises(ValueError, match="Loud is not the sum of its chosen experts"):
         ExpertRelevance(model).attribute(token_ids(), TARGET)

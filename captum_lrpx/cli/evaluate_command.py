@@ -49,7 +49,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _add_contenders(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("methods")
+    what = parser.add_argument_group("models and methods")
     what.add_argument(
         "--models",
         nargs="+",
