@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_goes_on(file, loaded, tmp_path, monkeypatch):
         found.found["mlp", "lrp"].pearson, whole.found["mlp", "lrp"].pearson, rtol=0, atol=1e-4
     )
     assert found.groups["mlp"].tolist() == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(ValueError, match="another one"):
+    with pytest.raises(ValueError, match="holds another run"):
         localise(model, pairs, {"lrp": LRP}, {"heads": None}, output=run["output"], resume=True)
 
 
