@@ -10,7 +10,7 @@ import torch
 
 from captum_lrpx import zoo
 from captum_lrpx.sva import generate, lexicon
-from captum_lrpx.zoo import accuracy, train
+from captum_lrpx.zoo import evaluate, train
 from captum_lrpx.zoo.recipe import RECIPES
 from captum_lrpx.zoo.tokenizer import MAX_LENGTH, learn_merges
 
@@ -112,8 +112,8 @@ def test_offsets_cover_the_words(loaded):
 def test_agreement_on_held_out_sentences(loaded):
     _, model, tokenizer = loaded
     samples = generate(300, "test", 42)
-    for view in accuracy.views(tokenizer).values():
-        assert accuracy.accuracy(model, tokenizer, samples, view) >= 0.97
+    for view in evaluate.views(tokenizer).values():
+        assert evaluate.accuracy(model, tokenizer, samples, view) >= 0.97
 
 
 def test_the_keys_to_the_cabinet(loaded):
@@ -149,8 +149,8 @@ def test_the_subject_decides(loaded):
             )
         )
     assert len(changed) > 50
-    for view in accuracy.views(tokenizer).values():
-        assert accuracy.accuracy(model, tokenizer, changed, view) <= 0.03
+    for view in evaluate.views(tokenizer).values():
+        assert evaluate.accuracy(model, tokenizer, changed, view) <= 0.03
 
 
 def test_padding_changes_nothing(loaded):
@@ -210,7 +210,7 @@ def test_training_refuses(arguments):
 
 
 def test_evaluation_prints_a_table(capsys):
-    assert accuracy.main(["sva-gpt2", "-n", "20"]) == 0
+    assert evaluate.main(["sva-gpt2", "-n", "20"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["model", "sees", "1", "2", "3"]
     assert row.split()[0] == "sva-gpt2"
@@ -218,19 +218,19 @@ def test_evaluation_prints_a_table(capsys):
 
 
 def test_evaluation_of_a_folder(capsys):
-    assert accuracy.main(["--folder", str(zoo.path("sva-bert")), "-n", "5"]) == 0
+    assert evaluate.main(["--folder", str(zoo.path("sva-bert")), "-n", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["sva-bert"] * 3
 
 
 def test_evaluation_refuses():
     with pytest.raises(SystemExit):
-        accuracy.main(["-n", "0"])
+        evaluate.main(["-n", "0"])
     with pytest.raises(ValueError, match="unknown model"):
-        accuracy.main(["bert"])
+        evaluate.main(["bert"])
     model, tokenizer = zoo.load("sva-gpt2")
     with pytest.raises(ValueError, match="at least one sample"):
-        accuracy.accuracy(model, tokenizer, [], accuracy.CAUSAL_VIEWS["prefix"])
+        evaluate.accuracy(model, tokenizer, [], evaluate.CAUSAL_VIEWS["prefix"])
 
 
 def test_merges_end_in_single_tokens():

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.cli.explain_command import DEFAULT_METHOD, options_by_method
+from captum_lrpx.cli.options import add_method, add_method_options, options_by_method
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_writable
 
@@ -45,12 +45,8 @@ def add_to(commands: Commands) -> None:
         "--language", default="en", help="language of the sentences (default: %(default)s)"
     )
     _add_answer(parser)
-    parser.add_argument(
-        "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the method"
-    )
+    add_method(parser)
+    add_method_options(parser)
     parser.add_argument(
         "--leave-one-out",
         action="store_true",

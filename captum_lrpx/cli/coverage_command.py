@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from captum_lrpx.cli.options import add_model
 from captum_lrpx.cli.output import print_all, silence_transformers
 
 if TYPE_CHECKING:
@@ -28,11 +29,7 @@ def add_to(commands: Commands) -> None:
         "its rule. Exit status 1 if a non-linear operation has none.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--model",
-        help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
-        "(default: an embedded model)",
-    )
+    add_model(parser)
     parser.add_argument("--recipe", default="attnlrp", help="the rules (default: %(default)s)")
     parser.add_argument("--text", default=DEFAULT_TEXT, help="input text of the model")
     parser.set_defaults(run=run)

@@ -6,7 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.cli.explain_command import options_by_method
+from captum_lrpx.cli.options import (
+    add_method_options,
+    add_run,
+    add_sampling,
+    options_by_method,
+)
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_folder, check_writable
 
@@ -57,13 +62,7 @@ def _add_contenders(parser: argparse.ArgumentParser) -> None:
         help="embedded models, directories, .gguf files, names of the Hugging Face hub",
     )
     what.add_argument("--methods", nargs="+", metavar="METHOD", help="see `captum-lrpx methods`")
-    what.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of a method, as in n_steps=100; may be repeated",
-    )
+    add_method_options(what)
     what.add_argument(
         "--ablate",
         nargs="*",
@@ -83,10 +82,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         help=f"number of samples (default: {SENTENCES} of the grammar, all of a file); "
         "of a file, a random choice",
     )
-    data.add_argument(
-        "--seed", type=int, default=0, help="seed of the choice (default: %(default)s)"
-    )
-    data.add_argument("--first-token", help="special token to put in front of each text")
+    add_sampling(data)
     data.add_argument(
         "--include-wrong",
         action="store_true",
@@ -96,12 +92,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--output", metavar="DIR", help="folder that keeps finished work and the results"
-    )
-    running.add_argument(
-        "--resume", action="store_true", help="continue the run in the folder, if there is one"
-    )
+    add_run(running)
     running.add_argument(
         "--batch-tokens",
         type=int,
@@ -116,7 +107,6 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes that share a model too large for one device",
     )
-    running.add_argument("--device", help="device (default: CPU)")
     running.add_argument(
         "--dtype",
         choices=DTYPES,

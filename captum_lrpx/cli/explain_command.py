@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from captum_lrpx.cli.options import (
+    add_entries,
+    add_method,
+    add_method_options,
+    add_model,
+    options_by_method,
+)
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_writable
-from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from captum_lrpx.cli.output import Commands
     from captum_lrpx.compare import Comparison
@@ -19,9 +23,7 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.target import Choice
 
-__all__ = ["add_to", "options_by_method", "run"]
-
-DEFAULT_METHOD = "attnlrpx"
+__all__ = ["add_to", "run"]
 
 
 def add_to(commands: Commands) -> None:
@@ -78,25 +80,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
     methods = parser.add_argument_group("model and method")
-    methods.add_argument(
-        "--model",
-        help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
-        "(default: an embedded model)",
-    )
+    add_model(methods)
     method = methods.add_mutually_exclusive_group()
-    method.add_argument(
-        "--method", default=DEFAULT_METHOD, help="see `captum-lrpx methods` (default: %(default)s)"
-    )
+    add_method(method)
     method.add_argument(
         "--compare", nargs="+", metavar="METHOD", help="several methods, shown side by side"
     )
-    methods.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of a method, as in n_steps=100; may be repeated",
-    )
+    add_method_options(methods)
     methods.add_argument(
         "--no-certificate",
         action="store_true",
@@ -106,10 +96,7 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     results = parser.add_argument_group("results")
-    results.add_argument("--words", action="store_true", help="show words instead of tokens")
-    results.add_argument(
-        "--fold-special", action="store_true", help="one entry for all special tokens"
-    )
+    add_entries(results)
     results.add_argument("--html", metavar="FILE", help="write a heat map as one HTML file")
     results.add_argument("--png", metavar="FILE", help="write the heat map over the image or audio")
     results.add_argument("--json", metavar="FILE", help="write everything as JSON")
@@ -204,34 +191,6 @@ def _given(options: argparse.Namespace) -> Given | None:
     if options.text is None:
         return None
     return options.text if options.pair is None else (options.text, options.pair)
-
-
-def options_by_method(methods: Sequence[str], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Command-line options, filtered to those each method accepts."""
-    from captum_lrpx.methods import options_of  # noqa: PLC0415
-
-    known = {method: options_of(method) for method in methods}
-    given = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"An option is NAME=VALUE, not {text!r}.")
-        if not any(name in options for options in known.values()):
-            meant = suggestion(name, {each for options in known.values() for each in options})
-            raise ValueError(f"There is no option {name!r} of {', '.join(methods)}{meant}.")
-        given[name] = _value(value)
-    return {
-        method: {name: value for name, value in given.items() if name in options}
-        for method, options in known.items()
-    }
-
-
-def _value(text: str) -> Any:
-    """Parse a number or truth value as JSON; anything else is a string."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _show(shown: Explanation | Comparison) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from captum_lrpx.cli.options import add_entries, add_model
 from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_writable
 
@@ -45,12 +46,7 @@ def add_to(commands: Commands) -> None:
         choices=("log_prob", "prob", "logit"),
         help="quantity explained for each token (default: log_prob; logit for altilogit)",
     )
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="embedded model, directory, .gguf file, or name of the Hugging Face hub "
-        "(default: %(default)s)",
-    )
+    add_model(parser, DEFAULT_MODEL)
     parser.add_argument(
         "--method",
         choices=("lrpx", "attnlrpx", "altilogit"),
@@ -70,10 +66,7 @@ def add_to(commands: Commands) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     results = parser.add_argument_group("results")
-    results.add_argument("--words", action="store_true", help="show words instead of tokens")
-    results.add_argument(
-        "--fold-special", action="store_true", help="one entry for the special tokens of the prompt"
-    )
+    add_entries(results)
     results.add_argument("--html", metavar="FILE", help="write heat maps as one HTML file")
     results.add_argument(
         "--view", metavar="FILE", help="write an interactive page: hover, click, choose"

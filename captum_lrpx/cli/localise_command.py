@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from captum_lrpx.cli.options import add_model, add_run, add_sampling
 from captum_lrpx.cli.output import print_all, silence_transformers
 
 if TYPE_CHECKING:
@@ -32,11 +33,7 @@ def add_to(commands: Commands) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("pairs", nargs="+", metavar="FILE", help="pairs of texts, as JSON lines")
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="embedded model, directory, .gguf file, or name of the Hugging Face hub",
-    )
+    add_model(parser, required=True)
     parser.add_argument(
         "--recipes",
         nargs="+",
@@ -65,10 +62,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--number", type=int, metavar="N", help="pairs of each file, a random choice (default: all)"
     )
-    samples.add_argument(
-        "--seed", type=int, default=0, help="seed of the choice (default: %(default)s)"
-    )
-    samples.add_argument("--first-token", help="special token to put in front of each text")
+    add_sampling(samples)
     samples.add_argument(
         "--neurons",
         type=int,
@@ -94,11 +88,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="nodes patched in one forward pass (default: %(default)s)",
     )
-    running.add_argument("--output", metavar="DIR", help="folder that keeps finished work")
-    running.add_argument(
-        "--resume", action="store_true", help="continue the run in the folder, if there is one"
-    )
-    running.add_argument("--device", help="device (default: CPU)")
+    add_run(running)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -25,8 +25,8 @@ import transformers
 from tqdm import tqdm
 
 from captum_lrpx.sva import grammar
-from captum_lrpx.zoo.accuracy import SEED, evaluate
 from captum_lrpx.zoo.batches import IGNORED, batches
+from captum_lrpx.zoo.evaluate import SEED, evaluate
 from captum_lrpx.zoo.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:

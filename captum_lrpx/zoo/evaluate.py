@@ -1,6 +1,6 @@
 """Accuracy of the models of the zoo at the right verb form, on held-out sentences.
 
-Run as ``python -m captum_lrpx.zoo.accuracy``. A sentence counts as right if the logit of the
+Run as ``python -m captum_lrpx.zoo.evaluate``. A sentence counts as right if the logit of the
 correct form is greater than the logit of the other number's form. A causal model sees the text
 before the verb. A masked model is tested three times: with the whole sentence, the verb masked;
 with the text before the verb and the mask; and with a full stop after these two.
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command line, without the name of the program.
     """
-    parser = argparse.ArgumentParser(prog="python -m captum_lrpx.zoo.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m captum_lrpx.zoo.evaluate", description=__doc__)
     parser.add_argument("names", nargs="*", help="models (default: all of them)")
     parser.add_argument("--folder", type=Path, help="a model that the training script wrote")
     parser.add_argument("-n", type=int, default=1000, help="sentences per number of attractors")
