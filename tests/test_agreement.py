@@ -48,6 +48,13 @@ def test_rows_of_one_group_are_drawn_together():
     assert apart.high == 1
 
 
+def test_an_interval_is_the_same_whatever_the_default_device():
+    row = Agreement(*3 * [torch.tensor([0.0, 1.0, 0.5])], 1)
+    with torch.device("meta"):
+        found = row.interval("pearson")
+    assert found == row.interval("pearson")
+
+
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.integers(0, 3))
 def test_the_interval_holds_the_extremes_at_most(values, seed):
     row = torch.tensor(values)

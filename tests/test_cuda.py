@@ -20,6 +20,7 @@ from torch.nn import attention
 from torch.nn import functional as F  # noqa: N812 - the name that PyTorch users know
 
 from captum_lrpx import ALTILogit, AttnLRPx, LRPx, explain, ledger, zoo
+from captum_lrpx.metrics import agreement
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -270,3 +271,14 @@ def test_the_ledger_closes():
     model, ids = tiny("llama", attn="sdpa").to(DEVICE), token_ids(length=12).to(DEVICE)
     book = ledger(AttnLRPx(model), ids, target=(-1, 5))
     assert book.closes(1e-4, to="largest")
+
+
+def test_an_agreement_has_its_interval():
+    estimate, effect = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    expected = agreement(estimate, effect)
+    found = agreement(estimate.to(DEVICE), effect.to(DEVICE))
+    groups = torch.tensor([0, 0, 1, 1, 2])
+    for measure in ("pearson", "spearman", "top_k"):
+        here = expected.interval(measure, groups=groups)
+        there = found.interval(measure, groups=groups.to(DEVICE))
+        assert torch.tensor(here).allclose(torch.tensor(there), atol=1e-6)

@@ -106,22 +106,22 @@ class Agreement:
         if not 0 < level < 1:
             raise ValueError(f"`level` is a share between 0 and 1, not {level}.")
         check_count(resamples, "resamples")
-        values = getattr(self, measure).double()
+        values = getattr(self, measure).cpu().double()
         defined = ~values.isnan()
-        which = torch.arange(len(values)) if groups is None else groups
+        which = torch.arange(len(values), device="cpu") if groups is None else groups.cpu()
         values, which = values[defined], which[defined]
         if not len(values):
             return Interval(torch.nan, torch.nan, torch.nan)
         _, index = torch.unique(which, return_inverse=True)
-        sums = torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add(0, index, values)
+        sums = values.new_zeros(int(index.max()) + 1).index_add(0, index, values)
         counts = torch.bincount(index).double()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         means = []
         for start in range(0, resamples, step := max(1, _AT_ONCE // len(sums))):
             shape = (min(step, resamples - start), len(sums))
-            drawn = torch.randint(len(sums), shape, generator=generator)
+            drawn = torch.randint(len(sums), shape, generator=generator, device="cpu")
             means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
+        tails = values.new_tensor([(1 - level) / 2, (1 + level) / 2])
         low, high = torch.cat(means).quantile(tails).tolist()
         return Interval(float(values.mean()), low, high)
 

@@ -69,7 +69,7 @@ _PLAIN = (
     "regular_plural_subject_verb_agreement_1",
     "irregular_plural_subject_verb_agreement_1",
 )
-_BEHIND_SUBJECT = {
+_AFTER_SUBJECT = {
     "distractor_agreement_relational_noun": ("of", "about"),
     "distractor_agreement_relative_clause": ("who", "that", "which"),
 }
@@ -167,7 +167,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
     if uid in _PLAIN:
         return _span(words, len(words) - 1), 0
     first = len(_QUANTIFIER) if tuple(lower[: len(_QUANTIFIER)]) == _QUANTIFIER else 0
-    ends = _BEHIND_SUBJECT.get(uid)
+    ends = _AFTER_SUBJECT.get(uid)
     if ends is None:
         raise ValueError(
             f"the set {uid!r} is not supported: its pairs must differ in the verb only, as in "
