@@ -1,11 +1,15 @@
 """Peak memory and time of a long input, with and without checkpointed blocks.
 
     OMP_NUM_THREADS=1 python benchmarks/checkpointing.py [--model smollm2] [--length 4096]
+    OMP_NUM_THREADS=1 python benchmarks/checkpointing.py --estimate [--lengths 512 1024 2048]
 
 Memory is what the first attribution adds to the resident memory of a process of its own at its
 peak, with the allocator as it is: the largest it has been (``ru_maxrss``) less what it was when the
 model was loaded and had run once. The process time is that of the same attribution. The relevances
 of both ways are compared.
+
+``--estimate`` compares the first and the second attribution of a process with
+``captum_lrpx.memory.estimate``, where the allocator gives back at once what is freed.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import machine
+from harness import added_by, child, machine
 from shapes import SHAPES, build
 
 from captum_lrpx import AttnLRPx, LRPx, TokenLogits
+from captum_lrpx.memory import estimate
 
 METHODS: dict[str, type[LRPx]] = {"LRPx": LRPx, "AttnLRPx": AttnLRPx}
 WAYS = ("without", "with")
@@ -58,6 +63,38 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def peaks(options: argparse.Namespace) -> None:
+    """Measure the first and the second attribution in this process, beside their estimate."""
+    method, way, length = options.peaks
+    model = build(options.model)
+    with torch.no_grad():
+        model(torch.randint(5, 1000, (1, 8)))
+    saving = way == "with"
+    found = [
+        added_by(lambda: attribute(model, method, int(length), checkpointing=saving))
+        for _ in range(2)
+    ]
+    recipe = METHODS[method].default_recipe
+    guess = estimate(model, recipe, 1, int(length), checkpointing=saving) / 2**20
+    print(json.dumps([*found, guess]))
+
+
+def estimates(options: argparse.Namespace) -> None:
+    """Print peaks and estimates by length, method and way."""
+    print("| tokens | | checkpointing | first call, MiB | later | estimate | later / estimate |")
+    print("|---|---|---|---|---|---|---|")
+    for length in options.lengths:
+        for method in options.methods:
+            for way in WAYS:
+                asked = ["--model", options.model, "--peaks", method, way, str(length)]
+                first, later, guess = child(__file__, asked)
+                print(
+                    f"| {length} | {method} | {way} | {first:.0f} | {later:.0f} | {guess:.0f} "
+                    f"| {later / guess:.2f} |",
+                    flush=True,
+                )
+
+
 def row(method: str, options: argparse.Namespace) -> None:
     """Measure one method in processes of their own and print its row."""
     found, relevances = [], []
@@ -89,11 +126,21 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--only-with", action="store_true", help="for lengths that fit one way")
+    parser.add_argument("--estimate", action="store_true", help="compare with the estimate")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # method, way, file
+    parser.add_argument("--peaks", nargs=3, help=argparse.SUPPRESS)  # method, way, length
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
         one(options)
+        return
+    if options.peaks:
+        peaks(options)
+        return
+    if options.estimate:
+        print(f"{machine()}\n{options.model}, float32\n")
+        estimates(options)
         return
     print(f"{machine()}\n{options.model}, {options.length} tokens, float32\n")
     print("| | MiB without | MiB with | ratio | time with / without | equal |")

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -25,7 +25,16 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Clock", "Timing", "child_peak", "interleaved", "machine", "peak_of"]
+__all__ = [
+    "Clock",
+    "Timing",
+    "added_by",
+    "child",
+    "child_peak",
+    "interleaved",
+    "machine",
+    "peak_of",
+]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -113,6 +122,11 @@ def peak_of(run: Callable[[], object]) -> float:
     The run is made once before, so that what it keeps does not count.
     """
     run()
+    return added_by(run)
+
+
+def added_by(run: Callable[[], object]) -> float:
+    """The same for a run that may be the first of its kind."""
     gc.collect()
     _CLEAR.write_text("5")  # resets the high water mark
     before = _status("VmRSS")
@@ -127,6 +141,16 @@ def child_peak(script: str, arguments: Sequence[str]) -> float:
         script: Path of a script that prints the result of :func:`peak_of`.
         arguments: Its arguments.
     """
+    return float(child(script, arguments))
+
+
+def child(script: str, arguments: Sequence[str]) -> Any:
+    """Run a script in a fresh process that gives memory back at once, and read what it prints.
+
+    Args:
+        script: Path of a script whose last line is JSON.
+        arguments: Its arguments.
+    """
     result = subprocess.run(  # noqa: S603 - the benchmark itself
         [sys.executable, script, *arguments],
         check=True,
@@ -134,7 +158,7 @@ def child_peak(script: str, arguments: Sequence[str]) -> float:
         text=True,
         env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"},
     )
-    return float(json.loads(result.stdout.strip().splitlines()[-1]))
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 def machine() -> str:

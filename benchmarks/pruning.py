@@ -107,7 +107,7 @@ def curve(model: nn.Module, scores: Sequence[Scores], by: Any, test: Sequence[Ro
 
 def curves(name: str, part: str, options: argparse.Namespace) -> dict[str, list[Any]]:
     """The curve of each measure, for one model."""
-    loaded = load_model(name, declared=False)
+    loaded = load_model(name)
     pairs = read_pairs(options.pairs)
     fitting = tokenized(pairs, loaded.tokenizer, number=len(pairs), first_token=options.first_token)
     reference = rows_of(fitting[: options.reference])

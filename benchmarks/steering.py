@@ -56,7 +56,7 @@ def changes(
 
 def table(name: str, options: argparse.Namespace) -> str:
     """The results of a model in Markdown."""
-    loaded = load_model(name, declared=False)
+    loaded = load_model(name)
     pairs = tokenized(
         read_pairs(options.pairs),
         loaded.tokenizer,

@@ -1,13 +1,15 @@
 """Checks a lower bound of the memory needed before running.
 
-The estimate counts tensors that the graph of a forward pass keeps for the backward pass, from the
-shapes of the model and the rules. It leaves out needs of particular kernels, so that a refused
-input would not have fitted.
+The estimate counts tensors that the graph of a forward pass keeps for the backward pass, and what
+the MLP of one block holds while it runs, from the shapes of the model and the rules. It leaves out
+needs of particular kernels, so that a refused input would not have fitted.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -50,9 +52,10 @@ def estimate(
 ) -> int:
     """Estimate a lower bound of the memory that one explanation needs besides the model.
 
-    Per token and block: tensors that the rules keep of attention and activation; with eager
-    attention the weights too. With checkpointing the input of each block, and one block. In
-    addition, logits and their gradient.
+    Per token and block: tensors that the rules keep of attention and MLP; with eager attention the
+    weights too. With checkpointing the input of each block, and one block. In addition, what one
+    MLP holds during the backward pass, or the logits with their gradient if these are more. The
+    first call of a form keeps everything, and takes more.
 
     Args:
         model: Any module.
@@ -75,10 +78,17 @@ def estimate(
         attended = shape.heads * length
     else:
         attended = (1 if constant else 2) * (shape.queries + shape.keys)
-    block = attended + shape.wide  # and at least the slope of the activation
-    kept = shape.blocks * shape.hidden + block if checkpointing else shape.blocks * block
-    logits = 2 * logit_positions * shape.vocabulary
-    return batch * (length * kept + logits) * _item_size(model)
+    # Of a gate both factors are kept unless one is constant; of another MLP the slope, at least.
+    factors = 2 if recipe.gate.shares[0] is not None and _is_gated(model, shape) else 1
+    block = attended + factors * shape.wide
+    # Going back through an MLP: a gradient, what it is multiplied with, and the results.
+    working = (2 + factors) * shape.wide if shape.blocks else 0
+    if checkpointing:
+        kept, working = shape.blocks * shape.hidden, block + working
+    else:
+        kept = shape.blocks * block
+    logits = 2 * logit_positions * shape.vocabulary  # gone by the time that blocks go back
+    return batch * (length * kept + max(length * working, logits)) * _item_size(model)
 
 
 class _Shape(NamedTuple):
@@ -124,6 +134,20 @@ def _shape_of(model: Any) -> _Shape | None:
     return _Shape(
         max(blocks - others, 0), heads, hidden, heads * size, groups * size, wide, vocabulary
     )
+
+
+_gated: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+"""For each model whether its MLPs are gated."""
+
+
+def _is_gated(model: nn.Module, shape: _Shape) -> bool:
+    """Whether the MLP of each block has three matrices, or one that is two of them and another."""
+    if model not in _gated:
+        sizes = {(shape.wide, shape.hidden), (2 * shape.wide, shape.hidden)}
+        matrices = [tuple(each.shape) for each in model.parameters() if each.ndim == 2]
+        numbers = sum(math.prod(each) for each in matrices if sizes & {each, each[::-1]})
+        _gated[model] = numbers == 3 * shape.blocks * shape.wide * shape.hidden
+    return _gated[model]
 
 
 def _field(config: Any, name: str) -> Any:

@@ -83,6 +83,17 @@ def test_the_number_of_nodes_per_run_does_not_matter(per_eval):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_a_run_has_nodes_of_several_layers():
+    case, layers, at_input = case_and_layers("gpt2", "head")
+    calls = []
+    handle = layers[-1].register_forward_hook(lambda *_: calls.append(1))
+    for per_eval, runs in ((4, 1), (3, 2), (1, 4)):  # two layers of two heads
+        calls.clear()
+        ask(ActivationPatching, case, layers, "head", at_input, perturbations_per_eval=per_eval)
+        assert len(calls) == runs + 3, "beside them clean, corrupted and repeated clean inputs"
+    handle.remove()
+
+
 def test_only_some_nodes_are_measured():
     case, layers, at_input = case_and_layers("gpt2", "neuron")
     whole = ask(ActivationPatching, case, layers, "neuron", at_input)

@@ -81,6 +81,10 @@ class Replay:
             for handle in handles:
                 handle.remove()
 
+    def start(self, layer: nn.Module) -> int:
+        """Number of calls of modules that had ended before a layer, in the first run."""
+        return self._starts[layer]
+
     @contextmanager
     def resumed(self, layer: nn.Module) -> Iterator[None]:
         """Skip calls that ended before a layer, within the ``with`` block."""

@@ -1,8 +1,9 @@
-"""Runs of activation patching: several nodes in a batch, each run starting at its layer."""
+"""Runs of activation patching: several nodes in a batch, each run starting at its first layer."""
 
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class Patch(NamedTuple):
 
 
 class Runs:
-    """Runs of a forward function with nodes of one layer replaced.
+    """Runs of a forward function with nodes replaced, one in each copy of the inputs.
 
     Args:
         attribution: Forward function and model.
@@ -100,6 +101,9 @@ class Runs:
     def effects(self, patches: Sequence[Patch], at_once: int) -> list[Tensor]:
         """Drop of the explained value for each node.
 
+        A run holds nodes of several layers where one layer has fewer than fit, since a short text
+        takes hardly longer in many copies than in a few.
+
         Args:
             patches: The layers, each with its nodes.
             at_once: Largest number of nodes patched in one run.
@@ -107,32 +111,31 @@ class Runs:
         Returns:
             For each layer ``[B, N]``, or ``[B]`` where its output is one node.
         """
-        found: dict[int, Tensor] = {}
         wanted = [patch.differing() for patch in patches]
-        sizes = [_size(len(nodes), at_once) for nodes in wanted]
-        for size in sorted(set(sizes)):
-            group = [number for number, each in enumerate(sizes) if each == size]
-            replay = Replay(
-                self._model, [patches[each].layer for each in group], at_input=self._at_input
-            )
-            # With as many rows as later runs, since the last digits may depend on the batch size.
-            with replay.recorded():
-                before = self._explained(size)
-            self._finite.require(before[0])
-            for each in group:
-                found[each] = self._layer(patches[each], wanted[each], before, replay)
-        return [found[number] for number in range(len(patches))]
-
-    def _layer(self, patch: Patch, wanted: Tensor, before: Tensor, replay: Replay) -> Tensor:
-        size, rows = before.shape
-        count = patch.nodes.cut(patch.clean).shape[2]
-        effects = before.new_zeros(rows, count)
-        for nodes in torch.split(wanted, size):
-            chosen = torch.cat([nodes, nodes.new_full((size - len(nodes),), -1)])
-            with replay.resumed(patch.layer), self._patched(patch, chosen):
+        size = _size(sum(map(len, wanted)), at_once)
+        layers = [patch.layer for patch in patches]
+        replay = Replay(self._model, layers, at_input=self._at_input)
+        # The same number of rows as later: what a row gives may depend on it in its last digit.
+        with replay.recorded():
+            before = self._explained(size)
+        self._finite.require(before[0])
+        order = sorted(range(len(patches)), key=lambda number: replay.start(layers[number]))
+        nodes = [(number, node) for number in order for node in wanted[number].tolist()]
+        found = [
+            before.new_zeros(before.shape[1], patch.nodes.cut(patch.clean).shape[2])
+            for patch in patches
+        ]
+        for first in range(0, len(nodes), size):
+            some = nodes[first : first + size]
+            with replay.resumed(layers[some[0][0]]), ExitStack() as stack:
+                for number in dict.fromkeys(number for number, _ in some):
+                    chosen = [node if each == number else -1 for each, node in some]
+                    chosen += [-1] * (size - len(some))
+                    stack.enter_context(self._patched(patches[number], torch.tensor(chosen)))
                 after = self._explained(size)
-            effects[:, nodes] = (before - after)[: len(nodes)].T
-        return patch.nodes.shaped(effects)
+            for (number, node), lost in zip(some, before - after, strict=False):
+                found[number][:, node] = lost
+        return [patch.nodes.shaped(each) for patch, each in zip(patches, found, strict=True)]
 
     def _explained(self, size: int) -> Tensor:
         """Explained value of each row in each copy of the batch, ``[K, B]``."""
