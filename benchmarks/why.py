@@ -32,7 +32,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ from captum_lrpx.targets import LogitDifference, Query
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torch import Tensor
     from why_methods import Found
 
     from captum_lrpx.sva.tokenized import TokenizedSample
@@ -63,7 +64,9 @@ class Setting:
 
     Attributes:
         first: The first token: ``"right"``, ``"none"`` or ``"other"``.
-        change: ``""``, or ``"zero values"``: those of the first token, in all layers.
+        change: ``""``; ``"zero values"``: those of the first token, in all layers; ``"mean
+            weight"``, ``"zero weight"``: with which others read the first token's value, the same
+            in every sentence.
     """
 
     first: str = "right"
@@ -74,16 +77,19 @@ class Setting:
         """As the journal has it."""
         return f"{self.first} {self.change}".strip()
 
-    def changed(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """The model with the change, in a ``with`` block."""
-        return sinks.zero_values(model) if self.change else nullcontext()
-
 
 SOME = ("LRP", "LRP, uniform gate", "AttnLRP", "gradients", "ALTI-Logit")
 PARTS: dict[str, tuple[str, list[tuple[Setting, tuple[str, ...]]]]] = {
     "grid": ("all", [(Setting(), (*RULES, "gradients", "ALTI-Logit"))]),
     "rule": ("all", [(Setting(), ("sink rule",))]),
-    "sink": ("some", [(Setting("right", "zero values"), SOME)]),
+    "sink": (
+        "some",
+        [
+            (Setting("right", "mean weight"), ()),
+            (Setting("right", "zero weight"), ()),
+            (Setting("right", "zero values"), SOME),
+        ],
+    ),
     "firsts": ("some", [(Setting("none"), SOME), (Setting("other"), SOME)]),
     "effects": ("few", [(Setting(), ("leave one out", "area"))]),
     "ledger": ("few", [(Setting(), ("ledger",))]),
@@ -161,7 +167,7 @@ class Work:
         """
         tokenized = dict(self._tokenized(setting))
         order = random.Random(1).sample(range(len(self.samples)), len(self.samples))  # noqa: S311
-        with setting.changed(self.model):
+        with self._changed(setting, tokenized):
             right = set(self._right(setting, tokenized))
             chosen = [row for row in order if row in right][:count]
             for group in groups:
@@ -175,6 +181,29 @@ class Work:
                     found = self._found(setting, group, rows, query)
                     took = round(time.process_time() - start, 2)
                     self.journal.add(setting, group, rows, found=found, seconds=took)
+
+    @contextmanager
+    def _changed(self, setting: Setting, tokenized: dict[int, TokenizedSample]) -> Iterator[None]:
+        """The model as a setting wants it, in a ``with`` block."""
+        if not setting.change:
+            yield
+        elif setting.change == "zero values":
+            with sinks.zero_values(self.model):
+                yield
+        else:
+            noted: dict[int, list[Tensor]] = {}
+            with sinks.weights_noted(self.model, noted), torch.no_grad():
+                for rows in self._batches(tokenized, list(tokenized)):
+                    query = self._query([tokenized[row] for row in rows])
+                    query.forward(query.ids, *query.additional_forward_args)
+            weights = {
+                layer: torch.cat([each.transpose(1, 2).flatten(0, 1) for each in found]).mean(0)
+                for layer, found in noted.items()
+            }
+            if setting.change == "zero weight":
+                weights = {layer: torch.zeros_like(each) for layer, each in weights.items()}
+            with sinks.constant_weight(self.model, weights):
+                yield
 
     def _found(self, setting: Setting, group: str, rows: Sequence[int], query: Query) -> Found:
         if group != "area":

@@ -101,7 +101,7 @@ def panels(
     with mpl.rc_context(STYLE):
         height = 1.35 + len(rows) * (0.3 if len(next(iter(plots.values()))) < 3 else 0.4)
         figure = Figure(figsize=(8.4, height), layout="constrained")
-        every = figure.subplots(1, len(plots), sharey=True, squeeze=False)[0]
+        every = figure.subplots(1, len(plots), sharex=True, sharey=True, squeeze=False)[0]
         for axes, (title, series) in zip(every, plots.items(), strict=True):
             dots(axes, rows, series)
             axes.set_title(title, loc="left")

@@ -72,9 +72,9 @@ class Scores:
         """1 for a sentence that the model gets right, 0 for another."""
         return {row: float(value > 0) for row, value in self.values(setting).items()}
 
-    def settings(self) -> list[str]:
-        """The settings of which relevances are known, by name."""
-        return list(dict.fromkeys(setting for setting, group in self._found if group == "LRP"))
+    def settings(self, group: str = "LRP") -> list[str]:
+        """The settings of which relevances are known, or with ``"samples"`` explained values."""
+        return list(dict.fromkeys(setting for setting, known in self._found if known == group))
 
     def methods(self, setting: str = RIGHT) -> list[str]:
         """The methods of which relevances are known."""

@@ -151,6 +151,27 @@ def test_the_sink_rule_changes_the_explanation_alone(scripts, llama):
     assert found[0, 1:].abs().max() > 1e-2
 
 
+def test_the_first_token_is_read_with_a_constant_weight(scripts, llama):
+    forward, ids, arguments = asked(llama)
+    sinks, noted = scripts["sinks"], {}
+    before = forward(ids, *arguments)
+    with sinks.weights_noted(llama[0], noted):
+        torch.testing.assert_close(forward(ids, *arguments), before)
+    assert sorted(noted) == list(range(len(llama[0].model.layers)))
+    (weights,) = noted[0]
+    assert weights.shape == (1, llama[0].config.num_attention_heads, ids.shape[1] - 1)
+    # Of two tokens, the second alone reads the first: with its own weights nothing changes.
+    two = ids[:, :2]
+    noted.clear()
+    with sinks.weights_noted(llama[0], noted):
+        usual = forward(two, *arguments)
+    own = {layer: each[0, :, 0] for layer, (each,) in noted.items()}
+    with sinks.constant_weight(llama[0], own):
+        torch.testing.assert_close(forward(two, *arguments), usual)
+    with sinks.constant_weight(llama[0], {layer: each / 2 for layer, each in own.items()}):
+        assert not torch.allclose(forward(two, *arguments), usual, atol=1e-3)
+
+
 def test_masking_the_first_token_is_leaving_it_out(llama):
     """With rotary positions; so it is no setting of its own."""
     forward, ids, arguments = asked(llama)
@@ -182,3 +203,32 @@ def test_dropping_what_flows_to_the_first_token_is_not_counting_it(llama):
             handle.remove()
     torch.testing.assert_close(found[:, 1:], usual[:, 1:])
     assert found[0, 0] == 0
+
+
+def test_tables_and_figures_are_made_of_a_journal(scripts, journal, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    page = importlib.import_module("why_page")
+    (tmp_path / "images").mkdir()
+    sections = [*page.TABLES, "why-short"]
+    marks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in sections)
+    (tmp_path / "tables.md").write_text(f"# Tables\n\n{marks}\n\nthe rest\n")
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "tables.md")
+    monkeypatch.setattr(sys, "argv", ["why_page.py", f"toy={journal}", "--short", f"toy={journal}"])
+    page.main()
+    assert "toy process time:" in capsys.readouterr().out
+    text = (tmp_path / "tables.md").read_text()
+    assert text.startswith("# Tables")
+    assert text.endswith("the rest\n")
+    assert "old" not in text
+    scores = scripts["why_scores"].Scores(journal)
+    each = scripts["why_scores"].mean(scores.measure("AttnLRP", "MRR"))
+    assert f"{each.mean:.3f} [{each.low:.3f}, {each.high:.3f}]" in text
+    assert "| a full stop as first token |" in text
+    found = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert found == [
+        f"benchmark-{name}.svg" for name in ("faithful", "methods", "rules", "settings", "shares")
+    ]
+    assert all("<svg" in path.read_text() for path in (tmp_path / "images").iterdir())
+    with pytest.raises(ValueError, match="no section 'other'"):
+        page.put(text, "other", "")
