@@ -168,18 +168,33 @@ def _shares(scores: Scores) -> dict[str, dict[str, Estimate]]:
     }
 
 
-def _settings(scores: Scores) -> dict[str, dict[str, Estimate]]:
-    names = {"none": "no first token", "other": "a full stop", "right zero values": "values zero"}
+CAUSES = {
+    f"{rule}\n{words}": (one, other, setting)
+    for rule, one, other in (
+        ("gate: uniform for signal", "LRP, uniform gate", "LRP"),
+        ("attention: uniform for constant", "AttnLRP", "LRP, uniform gate"),
+    )
+    for words, setting in (
+        ("the right first token", "right"),
+        ("no first token", "none"),
+        ("a full stop first", "other"),
+        ("the first token's values zero", "right zero values"),
+    )
+}
+"""The two rules by which LRP and AttnLRP differ, in each setting."""
+
+
+def _causes(scores: Scores) -> dict[str, dict[str, Estimate]]:
     return {
         name: {
-            method: difference(
-                scores.measure(method, "MRR", setting=setting), scores.measure(method, "MRR")
+            row: difference(
+                scores.measure(one, "MRR", first=first, setting=setting),
+                scores.measure(other, "MRR", first=first, setting=setting),
             )
-            for method in SHORT
-            if method in scores.methods(setting)
+            for row, (one, other, setting) in CAUSES.items()
+            if {one, other} <= set(scores.methods(setting))
         }
-        for setting, name in names.items()
-        if setting in scores.settings()
+        for name, first in ((WITHOUT, False), (WITH, True))
     }
 
 
@@ -224,5 +239,5 @@ def draw(models: Mapping[str, Scores], folder: Path) -> None:
     panels(file("methods"), rows, all_of(_methods), "MRR of the subject")
     panels(file("rules"), list(RULES), all_of(_rules), "change of MRR, paired", zero=True)
     panels(file("shares"), SHORT, all_of(_shares), "share of the first position")
-    panels(file("settings"), SHORT, all_of(_settings), "change of MRR, paired", zero=True)
+    panels(file("causes"), list(CAUSES), all_of(_causes), "change of MRR, paired", zero=True)
     panels(file("faithful"), rows, all_of(_faithful), "correlation with leaving one out")

@@ -61,6 +61,8 @@ CHANGES = (
     ),
     ("attention: uniform for constant, gate uniform", "AttnLRP", "LRP, uniform gate"),
     ("AttnLRP for LRP", "AttnLRP", "LRP"),
+    ("sink rule for constant attention, gate uniform", "LRP, sink rule", "LRP, uniform gate"),
+    ("sink rule for AttnLRP", "LRP, sink rule", "AttnLRP"),
     ("start term of ALTI-Logit left out", "ALTI-Logit, no start", "ALTI-Logit"),
 )
 """What is changed, the method with the change, and the one without."""
@@ -133,13 +135,16 @@ def methods(name: str, scores: Scores, setting: str = "right") -> Iterator[str]:
         )
 
 
-def rules(name: str, scores: Scores) -> Iterator[str]:
+def rules(name: str, scores: Scores, setting: str = "right") -> Iterator[str]:
     """What each change of a rule does, paired."""
-    there = known(scores)
+    there = known(scores, setting)
     changes = [each for each in CHANGES if each[1] in there and each[2] in there]
+    where = f"{name}, {SETTINGS[setting]} ({counted(scores, setting, ['LRP'])})"
     for view, first in VIEWS.items():
+        if setting == "none" and not first:
+            continue  # there is none to leave out
         yield table(
-            f"{name} ({counted(scores, 'right', ['LRP'])}), {view}",
+            f"{where}, all tokens" if setting == "none" else f"{where}, {view}",
             ("change", *MEASURES),
             (
                 (
@@ -147,8 +152,8 @@ def rules(name: str, scores: Scores) -> Iterator[str]:
                     *(
                         cell(
                             difference(
-                                scores.measure(one, each, first=first),
-                                scores.measure(other, each, first=first),
+                                scores.measure(one, each, first=first, setting=setting),
+                                scores.measure(other, each, first=first, setting=setting),
                             ),
                             signed=True,
                         )
@@ -202,6 +207,7 @@ def settings(name: str, scores: Scores) -> Iterator[str]:
         )
     for each in there[1:]:
         yield from methods(name, scores, each)
+        yield from rules(name, scores, each)
 
 
 def _shared(scores: Scores, setting: str) -> int:
