@@ -87,7 +87,8 @@ def panels(
     plots: Mapping[str, Mapping[str, Mapping[str, Estimate]]],
     label: str,
     *,
-    zero: bool = False,
+    shares: bool = True,
+    line: float | None = None,
 ) -> None:
     """One panel for each model, with one legend.
 
@@ -96,7 +97,8 @@ def panels(
         rows: Labels from top to bottom.
         plots: For each title the series of :func:`dots`.
         label: Of the horizontal axis.
-        zero: Whether to draw a line at 0, as differences need it; else the axis is from 0 to 1.
+        shares: Whether the axis is from 0 to 1.
+        line: Where to draw a line.
     """
     with mpl.rc_context(STYLE):
         height = 1.35 + len(rows) * (0.3 if len(next(iter(plots.values()))) < 3 else 0.4)
@@ -106,9 +108,9 @@ def panels(
             dots(axes, rows, series)
             axes.set_title(title, loc="left")
             axes.set_xlabel(label)
-            if zero:
-                axes.axvline(0, color="#374151", linewidth=1)
-            else:
+            if line is not None:
+                axes.axvline(line, color="#374151", linewidth=1)
+            if shares:
                 axes.set_xlim(-0.02, 1.02)
         handles, names = every[0].get_legend_handles_labels()
         if len(names) > 1:
@@ -198,6 +200,22 @@ def _causes(scores: Scores) -> dict[str, dict[str, Estimate]]:
     }
 
 
+PREDICTED = {
+    "the right first token": "right",
+    "its value read with the mean weight": "right mean weight",
+    "its value not read by others": "right zero weight",
+    "its values zero": "right zero values",
+    "no first token": "none",
+    "a full stop first": "other",
+}
+
+
+def _accuracy(scores: Scores) -> dict[str, dict[str, Estimate]]:
+    there = scores.settings("samples")
+    rows = {row: setting for row, setting in PREDICTED.items() if setting in there}
+    return {"right": {row: mean(scores.accuracy(setting)) for row, setting in rows.items()}}
+
+
 def _faithful(scores: Scores) -> dict[str, dict[str, Estimate]]:
     return {
         "correlation with leaving one out": {
@@ -237,7 +255,26 @@ def draw(models: Mapping[str, Scores], folder: Path) -> None:
         return folder / f"benchmark-{name}.svg"
 
     panels(file("methods"), rows, all_of(_methods), "MRR of the subject")
-    panels(file("rules"), list(RULES), all_of(_rules), "change of MRR, paired", zero=True)
+    panels(
+        file("rules"), list(RULES), all_of(_rules), "change of MRR, paired", shares=False, line=0
+    )
     panels(file("shares"), SHORT, all_of(_shares), "share of the first position")
-    panels(file("causes"), list(CAUSES), all_of(_causes), "change of MRR, paired", zero=True)
-    panels(file("faithful"), rows, all_of(_faithful), "correlation with leaving one out")
+    panels(
+        file("causes"), list(CAUSES), all_of(_causes), "change of MRR, paired", shares=False, line=0
+    )
+    accuracies = all_of(_accuracy)
+    panels(
+        file("sink"),
+        list(PREDICTED),
+        accuracies,
+        "sentences predicted right (line: chance)",
+        line=0.5,
+    )
+    panels(
+        file("faithful"),
+        rows,
+        all_of(_faithful),
+        "correlation with leaving one out",
+        shares=False,
+        line=0,
+    )

@@ -227,7 +227,8 @@ def test_tables_and_figures_are_made_of_a_journal(scripts, journal, tmp_path, mo
     assert "| a full stop as first token |" in text
     found = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert found == [
-        f"benchmark-{name}.svg" for name in ("causes", "faithful", "methods", "rules", "shares")
+        f"benchmark-{name}.svg"
+        for name in ("causes", "faithful", "methods", "rules", "shares", "sink")
     ]
     assert all("<svg" in path.read_text() for path in (tmp_path / "images").iterdir())
     with pytest.raises(ValueError, match="no section 'other'"):
