@@ -50,7 +50,7 @@ class Scores:
     """
 
     def __init__(self, path: Path) -> None:
-        self._found: dict[tuple[str, str], dict[str, dict[int, Any]]] = defaultdict(
+        found: dict[tuple[str, str], dict[str, dict[int, Any]]] = defaultdict(
             lambda: defaultdict(dict)
         )
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
@@ -60,13 +60,18 @@ class Scores:
                 key = line["setting"], line["group"]
                 self.seconds[key] += line.get("seconds", 0)
                 for name, values in line["found"].items():
-                    self._found[key][name].update(zip(line["rows"], values, strict=True))
+                    found[key][name].update(zip(line["rows"], values, strict=True))
+        self._found = {key: dict(of_key) for key, of_key in found.items()}
         self.relevance = cache(self._relevance)
         self.measure = cache(self._measure)
 
+    def _of(self, setting: str, group: str, name: str) -> dict[int, Any]:
+        """What a line of the journal calls by a name, for each row; empty where there is none."""
+        return self._found.get((setting, group), {}).get(name, {})
+
     def values(self, setting: str = RIGHT) -> ByRow:
         """Logit of the right verb form minus the other's, of all sentences of the draw."""
-        return self._found[setting, "samples"]["value"]
+        return self._of(setting, "samples", "value")
 
     def accuracy(self, setting: str = RIGHT) -> ByRow:
         """1 for a sentence that the model gets right, 0 for another."""
@@ -104,21 +109,22 @@ class Scores:
             setting: The setting.
         """
         if measure == "ABPC":
-            return self._found[setting, "area"][method]
+            return self._of(setting, "area", method)
         found = self.relevance(setting, method)
         effects = self.relevance(setting, "leave one out") if measure in _CORRELATIONS else found
         rows = [row for row in found if row in effects]
         if not rows:
             return {}
-        samples = self._found[setting, "samples"]
         relevances, there = _padded([found[row] for row in rows])
         if measure == "first":
             values = relevances[:, 0].abs() / relevances.abs().sum(1)
         else:
-            special, _ = _padded([samples["special"][row] for row in rows])
+            special, _ = _padded([self._of(setting, "samples", "special")[row] for row in rows])
             mask = there if first else there & (special == 0)
             if measure in MEASURES:
-                evidence, _ = _padded([samples["evidence"][row] for row in rows])
+                evidence, _ = _padded(
+                    [self._of(setting, "samples", "evidence")[row] for row in rows]
+                )
                 values = MEASURES[measure](relevances, evidence > 0, mask=mask)
             else:
                 effect, _ = _padded([effects[row] for row in rows])
@@ -128,7 +134,7 @@ class Scores:
 
     def account(self, method: str) -> dict[str, ByRow]:
         """Shares of the explained value by kind."""
-        found = self._found[RIGHT, "ledger"]
+        found = self._found.get((RIGHT, "ledger"), {})
         return {
             name.removeprefix(f"{method}: "): shares
             for name, shares in found.items()
