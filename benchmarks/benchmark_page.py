@@ -1,4 +1,4 @@
-"""Put the tables of runs into the page about the benchmark.
+"""Put the tables of runs into the page of the tables of the benchmark.
 
     captum-lrpx evaluate --output runs/embedded
     captum-lrpx evaluate --ablate --sentences 200 --output runs/ablation
@@ -6,7 +6,7 @@
     python benchmarks/benchmark_page.py "ablation=runs/ablation/table.md:contributes"
 
 Each ``NAME=FILE`` replaces what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in
-``docs/benchmark.md`` by the tables of a run, and leaves the rest of the page as it is. With
+``docs/benchmark-tables.md`` by the tables of a run, and leaves the rest of the page as it is. With
 ``:TEXT``, only the tables with this text in their title are taken.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from captum_lrpx.files import write_text
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmark.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmark-tables.md"
 
 
 def main() -> None:

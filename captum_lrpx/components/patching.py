@@ -301,8 +301,8 @@ class ActivationPatching(_Patching):
             by (str, optional): The same. Default: ``"output"``
             attribute_to_layer_input (bool, optional): The same. Default: True for heads, else False
             ablation (str, optional): The same. Default: None
-            perturbations_per_eval (int, optional): Number of nodes, of one layer or several, patched
-                in one forward pass, of ``perturbations_per_eval * B`` rows. Default: 16
+            perturbations_per_eval (int, optional): Number of nodes, of one layer or several,
+                patched in one forward pass, of ``perturbations_per_eval * B`` rows. Default: 16
             only (Tensor or list of Tensor, optional): Indices of the nodes to measure, a list with
                 a tensor per layer for a list of layers; the effects of others are NaN.
                 Default: all
