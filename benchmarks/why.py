@@ -16,7 +16,7 @@ of the sentences that the model gets right. A part is a list of settings and met
 - ``effects``: what the explained value loses without each token, and the area between the
   perturbation curves, for ``--few`` of the sentences;
 - ``ledger``: the account of the explained value by kind, for ``--few`` of the sentences;
-- ``flow``: information flow routes;
+- ``flow``: information flow routes, for ``--some`` of the sentences;
 - ``short``, not by default: the methods that matter with the right first token, for other samples.
 
 Each batch (sentences of one length, so nothing is padded) of a method is a line of the journal,
@@ -93,7 +93,7 @@ PARTS: dict[str, tuple[str, list[tuple[Setting, tuple[str, ...]]]]] = {
     "firsts": ("some", [(Setting("none"), SOME), (Setting("other"), SOME)]),
     "effects": ("few", [(Setting(), ("leave one out", "area"))]),
     "ledger": ("few", [(Setting(), ("ledger",))]),
-    "flow": ("all", [(Setting(), ("IFR",))]),
+    "flow": ("some", [(Setting(), ("IFR",))]),
     "short": ("all", [(Setting(), SOME)]),
 }
 """For each part how many of the sentences (an option), settings, and methods."""
