@@ -5,7 +5,6 @@ Each gives token relevances by the name of a method: what is made of one pass co
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -80,9 +79,8 @@ def flow(query: Query) -> Found:
 
 def sink_rule(query: Query) -> Found:
     """LRP with a uniform gate, the first token's value a constant."""
-    with sinks.constant_value(query.model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # factors without a gradient, which are meant to be there
-        method = LRPx(query.forward, query.model, recipe=sinks.SINK_RULE, strict=False)
+    with sinks.constant_value(query.model):
+        method = LRPx(query.forward, query.model, recipe=sinks.SINK_RULE)
         found = method.attribute(query.ids, **query.arguments)
     return {"LRP, sink rule": found.tolist()}
 

@@ -79,10 +79,12 @@ def estimate(
     else:
         attended = (1 if constant else 2) * (shape.queries + shape.keys)
     # Of a gate both factors are kept unless one is constant; of another MLP the slope, at least.
-    factors = 2 if recipe.gate.shares[0] is not None and _is_gated(model, shape) else 1
+    gated = _is_gated(model, shape)
+    factors = 2 if gated and recipe.gate.shares[0] is not None else 1
     block = attended + factors * shape.wide
-    # Going back through an MLP: a gradient, what it is multiplied with, and the results.
-    working = (2 + factors) * shape.wide if shape.blocks else 0
+    # Going back through an MLP: a gradient and its product with the slope; with a gate one product
+    # more, or two if both factors are kept.
+    working = (2 + factors if gated else 2) * shape.wide if shape.blocks else 0
     if checkpointing:
         kept, working = shape.blocks * shape.hidden, block + working
     else:

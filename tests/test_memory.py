@@ -1,5 +1,6 @@
 """The estimate of memory is below what is needed, and near it; what cannot fit is refused."""
 
+import gc
 import weakref
 
 import pytest
@@ -54,6 +55,7 @@ def peak_of(everything_fast):  # noqa: ARG001 - however small a model is
     def measured(attribution, ids):
         with Live() as live:
             attribution.attribute(ids, (-1, 7))
+            gc.collect()  # the graph of the first call is garbage with cycles
             live.peak = live.now
             attribution.attribute(ids, (-1, 7))
         return live.peak
@@ -137,7 +139,7 @@ def test_the_estimate_grows_with_rows_tokens_and_positions_of_logits():
     one = estimate(model, recipe, 1, 10, logit_positions=0)
     assert estimate(model, recipe, 3, 10, logit_positions=0) == 3 * one
     assert estimate(model, recipe, 1, 20, logit_positions=0) == 2 * one
-    working = 3 * 12 * 10 * 8
+    working = 2 * 12 * 10 * 8
     assert estimate(model, recipe, 1, 10, logit_positions=2) == one
     many = estimate(model, recipe, 1, 10, logit_positions=1000)
     assert many == one - working + 2 * 1000 * 19 * 8
