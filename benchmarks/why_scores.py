@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrpx.metrics import (
-    mean_reciprocal_rank,
-    pearson,
-    per_token_accuracy,
-    pointing_game,
-    relevance_mass_accuracy,
-    spearman,
-)
+from captum_lrpx.metrics import pearson, spearman
+from captum_lrpx.sva.evaluation import scores
 from captum_lrpx.sva.evaluation.statistics import Estimate, estimates, resampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -29,13 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MEASURES", "Scores", "difference", "mean"]
 
-MEASURES: dict[str, Callable[..., Tensor]] = {
-    "PG-1": partial(pointing_game, k=1),
-    "PG-2": partial(pointing_game, k=2),
-    "MRR": mean_reciprocal_rank,
-    "RMA": relevance_mass_accuracy,
-    "PTA": per_token_accuracy,
-}
+MEASURES = {name: measure for name, measure in scores.MEASURES.items() if name != "PTA-K"}
 _CORRELATIONS = {"LOO-r": pearson, "LOO-rho": spearman}
 _MAGNITUDES = ("Gradient, L1", "Gradient, L2 squared", "IFR")
 _APART = ("samples", "ledger", "area", "leave one out")

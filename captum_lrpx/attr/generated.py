@@ -88,7 +88,10 @@ def result_of(
         options=_layer_options(method) | _hop_options(lost),
         **provenance(text, method.model, model_name),
     )
-    target_of = partial(_target_of, generated, record, NAMES[quantity])
+    foils = None
+    if generated.foils is not None:
+        foils = ("",) * length + tuple(decoded(tokenizer, generated.foils.tolist()).tokens)
+    target_of = partial(_target_of, record, foils, NAMES[quantity])
     whole = spans == [(length + step, length + step + 1) for step in range(steps)]
     targets = [target_of(span) for span in spans]
     described = target_of((length, length + steps)) if whole else " plus ".join(targets)
@@ -107,17 +110,17 @@ def result_of(
     )
 
 
-def _target_of(generated: Generated, record: Explanation, quantity: str, span: Span) -> str:
-    """The explained value of a span of the text, in words."""
+def _target_of(
+    record: Explanation, foils: tuple[str, ...] | None, quantity: str, span: Span
+) -> str:
+    """The explained value of a span of the text, in words; foils are by position in the text."""
     first, stop = span
     alone = stop - first == 1
     name = record.tokens[first] if alone else readable(text_of(record, span))
     target = f"{quantity} of {name!r}"
-    if generated.foils is None:
+    if foils is None:
         return target
-    length = len(generated.prompt.ids)
-    foils = decoded(generated.tokenizer, generated.foils.tolist())
-    names = foils.tokens[first - length : stop - length]
+    names = foils[first:stop]
     same = len(set(names)) == 1
     each = " at each step" if same and not alone else ""
     foil = names[0] if same else " ".join(names)
