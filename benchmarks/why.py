@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/why.py linzen.jsonl --model FILE.gguf --journal F.jsonl \
         --first-token '<|endoftext|>' [--parts grid firsts ...] [--sentences 600] [--minutes 45]
-    python benchmarks/why_tables.py F.jsonl ...
+    python benchmarks/why_page.py NAME=F.jsonl ...
 
 Samples are those of ``captum-lrpx samples``, of which ``--sentences`` are drawn as ``captum-lrpx
 evaluate --sentences`` draws them. Explained is the logit of the right verb form minus the other's,

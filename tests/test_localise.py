@@ -224,7 +224,7 @@ def test_the_command(file, capsys, form):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--nodes", "head"], "no nodes 'head' (did you mean 'heads'"),
+        (["--nodes", "head"], "no kind of node 'head' (did you mean 'heads'"),
         (["--recipes", "lpr"], "no recipe 'lpr' (did you mean 'lrp'"),
         (["--nodes", r"mlp=nothing"], "matches 'nothing'"),
     ],

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
 
     named = (each.partition("=") for each in options.nodes)
     kinds: dict[str, str | None] = {name: pattern or None for name, _, pattern in named}
-    _check_names(kinds, KINDS, "nodes")
+    _check_names(kinds, KINDS, "kind of node")
     _check_names(options.recipes, RECIPES, "recipe")
     files = {Path(path).stem: read_pairs(path) for path in options.pairs}
     silence_transformers()
