@@ -194,8 +194,10 @@ def test_another_run_is_refused(tmp_path):
 
 
 def test_a_broken_line_is_named(tmp_path):
-    Journal(tmp_path, MANIFEST).close()
-    (tmp_path / "log-00000.jsonl").write_text('{"key":["a"]}\nnonsense\n{"key":["b"]}\n')
+    with Journal(tmp_path, MANIFEST) as journal:
+        journal.append(("a",), {})
+    with (tmp_path / "log-00000.jsonl").open("a") as log:
+        log.write('nonsense\n{"key":["b"]}\n')
     with pytest.raises(ValueError, match=r"log-00000\.jsonl, line 2 is not a record"):
         Journal(tmp_path, MANIFEST, resume=True)
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx._version import versions
-from captum_lrpx.sva.evaluation import records
 from captum_lrpx.sva.evaluation.contenders import Contender, contenders
 from captum_lrpx.sva.evaluation.journal import Journal
 from captum_lrpx.sva.evaluation.processes import Processes
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate"]
 
-_FORMAT = 3
+_FORMAT = 4
 """Version of the records of a journal; raised when their meaning changes."""
 
 
@@ -99,7 +98,6 @@ def evaluate(
         rank=processes.share,
         writes=processes.writes,
         wait=processes.wait,
-        check=records.check,
     ) as journal:
         runners = [
             Runner(name, load, samples, methods, settings, journal, processes)

@@ -1,14 +1,16 @@
 """A log of finished work that survives a kill at any moment.
 
 A folder holds ``manifest.json``, which identifies the run, and a log for each process. A log is
-only ever appended to, a whole line at a time, and a line is one finished unit of work. A kill can
-only tear the last line of a log, which then has no newline; it is dropped and done again.
+only ever appended to, a whole line at a time, and a line is one finished unit of work with its
+checksum. A kill can only tear the last line of a log, which then has no newline; it is dropped and
+done again. A line that was edited or damaged does not fit its checksum, and is refused.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,6 @@ class Journal:
         rank: Index of this process's share of the work; each share has its own log.
         writes: Whether this process keeps the log of its share.
         wait: Waits until all processes have reached this point.
-        check: Raises a ValueError for a malformed record read from a log.
 
     Raises:
         ValueError: If there is a run in the folder that is another one, may not be resumed, or
@@ -55,11 +56,9 @@ class Journal:
         rank: int = 0,
         writes: bool = True,
         wait: Callable[[], None] = lambda: None,
-        check: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self.records: dict[Key, dict[str, Any]] = {}
         self.folder = None if folder is None else Path(folder)
-        self._check_record = check
         self._log: int | None = None
         if self.folder is None:
             return
@@ -81,10 +80,10 @@ class Journal:
         """Read the logs of all processes.
 
         Raises:
-            ValueError: If a line is not a record; the message names the line.
+            ValueError: If a line is not as a run wrote it; the message names the line.
         """
         for path in sorted(self.folder.glob("log-*.jsonl")) if self.folder else ():
-            for record in _complete_lines(path, self._check_record):
+            for record in _complete_lines(path):
                 self.records[tuple(record["key"])] = record
 
     def append(self, key: Key, content: Mapping[str, Any]) -> None:
@@ -96,7 +95,7 @@ class Journal:
         """
         record = {"key": list(key), **content}
         if self._log is not None:
-            line = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+            line = _text({**record, "crc32": _checksum(record)}) + "\n"
             _write(self._log, line.encode())
         self.records[key] = record
 
@@ -160,25 +159,30 @@ def _drop_torn_line(path: Path) -> None:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _complete_lines(
-    path: Path, check: Callable[[Mapping[str, Any]], None]
-) -> Iterator[dict[str, Any]]:
+def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):  # torn, or being written by another process
                 return
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict) or not isinstance(record.get("key"), list):
-                    raise ValueError("it has no key")  # noqa: TRY004, TRY301
-                hash(tuple(record["key"]))
-                check(record)
-            except (ValueError, TypeError, RecursionError) as error:
+                record: dict[str, Any] = {**json.loads(line)}
+                if record.pop("crc32") != _checksum(record):
+                    raise ValueError("it does not fit its checksum")  # noqa: TRY301
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not a record: {error}. Remove the line, and its "
-                    "work is done again."
+                    f"{path}, line {number} is not a record as a run writes it, so it was edited "
+                    f"or damaged ({type(error).__name__}: {error}). Remove the line, and its work "
+                    "is done again."
                 ) from error
             yield record
+
+
+def _checksum(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(_text(record).encode())
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
 
 
 def _write(log: int, data: bytes) -> None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from captum_lrpx.sva.evaluation.records import several_runs
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -66,9 +64,6 @@ class ModelResults:
             model: Name of the model.
             records: Records of a journal.
             samples: All samples of the run.
-
-        Raises:
-            ValueError: If the records are not all of one run.
         """
         tokens = records["tokens", model]
         kept = tokens["kept"]
@@ -82,7 +77,6 @@ class ModelResults:
         explained = sorted(
             {row for parts in units.values() for each in parts for row in each["rows"]}
         )
-        _check(model, kept, values, units, explained, len(samples))
         lengths = [kept[row]["length"] for row in explained]
         right = sum(value > 0 for value in values.values())
         return cls(
@@ -106,29 +100,6 @@ class ModelResults:
             task=tokens["task"],
             gated=tokens["gated"],
         )
-
-
-def _check(
-    model: str,
-    kept: Sequence[Mapping[str, Any]],
-    values: Mapping[int, float],
-    units: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
-    explained: Sequence[int],
-    samples: int,
-) -> None:
-    """Refuse valid records that do not belong together."""
-    known = all(row < len(kept) and kept[row]["sample"] < samples for row in explained)
-    lengths = {row: kept[row]["length"] for row in explained} if known else {}
-    if not (
-        known
-        and values.keys() >= set(explained)
-        and all(
-            {row: len(found) for each in parts for row, found in _by_row(each)} == lengths
-            and len({tuple(each.get("faithfulness", {})) for each in parts}) == 1
-            for parts in units.values()
-        )
-    ):
-        raise several_runs(model)
 
 
 def _by_row(unit: Mapping[str, Any]) -> Iterator[tuple[int, list[float]]]:

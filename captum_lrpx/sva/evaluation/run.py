@@ -14,7 +14,6 @@ from captum_lrpx.models import device_of
 from captum_lrpx.rules import SignalTakeAll
 from captum_lrpx.sva.evaluation.erasure import Effects
 from captum_lrpx.sva.evaluation.processes import Processes
-from captum_lrpx.sva.evaluation.records import several_runs
 from captum_lrpx.sva.evaluation.results import ModelResults
 from captum_lrpx.sva.tokenized import tokenize
 from captum_lrpx.targets import LogitDifference, Query
@@ -104,7 +103,7 @@ class Runner:
     def run(self) -> None:
         """Do the remaining work of this process's share."""
         if ("tokens", self.name) not in self.journal.records:
-            self._tokenize()
+            self._ready()
         shares = self._batches()[self.processes.share :: self.processes.shares]
         draws = [
             (contender, draw) for contender in self.contenders for draw in range(contender.draws)
@@ -128,8 +127,8 @@ class Runner:
 
     # Steps --------------------------------------------------------------------------------------
 
-    def _tokenize(self) -> None:
-        model, _, tokenized = self._ready()
+    def _note(self, model: nn.Module, tokenized: TokenizedSamples) -> None:
+        """Keep how the model sees the samples, or check that it is as before."""
         kept = [
             {
                 "sample": index,
@@ -139,13 +138,20 @@ class Runner:
             }
             for index, each in self._indexed(tokenized)
         ]
-        content = {
-            "task": task_of(model),
-            "gated": _is_gated(model, tokenized),
-            "counts": tokenized.counts,
-            "kept": kept,
-        }
-        self.journal.append(("tokens", self.name), content)
+        key = ("tokens", self.name)
+        if key not in self.journal.records:
+            content = {
+                "task": task_of(model),
+                "gated": _is_gated(model, tokenized),
+                "counts": tokenized.counts,
+                "kept": kept,
+            }
+            self.journal.append(key, content)
+        elif self.journal.records[key]["kept"] != kept:
+            raise ValueError(
+                f"{self.name!r} has other tokens than before, so its model or tokenizer was "
+                "exchanged: start over in another folder."
+            )
 
     def _indexed(self, tokenized: TokenizedSamples) -> Iterator[tuple[int, TokenizedSample]]:
         """Tokenised samples with their index among all samples."""
@@ -193,10 +199,7 @@ class Runner:
         if key not in self.journal.records:
             values = self._query(rows, (False,) * len(rows)).values.double().tolist()
             self.journal.append(key, {"rows": list(rows), "values": values})
-        record = self.journal.records[key]
-        if record["rows"] != list(rows):
-            raise several_runs(self.name)
-        found: list[float] = record["values"]
+        found: list[float] = self.journal.records[key]["values"]
         return found
 
     def _unit(
@@ -260,6 +263,7 @@ class Runner:
                 first_token=self.settings.first_token,
                 max_length=context_length(model),
             )
+            self._note(model, tokenized)
             self._loaded = _Ready(model, tokenizer, tokenized)
         return self._loaded
 
