@@ -166,13 +166,12 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record: dict[str, Any] = {**json.loads(line)}
-                if record.pop("crc32") != _checksum(record):
-                    raise ValueError("it does not fit its checksum")  # noqa: TRY301
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                if record.pop("crc32", None) != _checksum(record):
+                    raise ValueError("it was edited or damaged, and does not fit its checksum")  # noqa: TRY301
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not a record as a run writes it, so it was edited "
-                    f"or damaged ({type(error).__name__}: {error}). Remove the line, and its work "
-                    "is done again."
+                    f"{path}, line {number} is not a record as a run writes it: {error}. Remove "
+                    "the line, and its work is done again."
                 ) from error
             yield record
 
