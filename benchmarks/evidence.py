@@ -139,8 +139,8 @@ def found_in(loaded: Loaded, kind: str, row: dict[str, Any], quantity: Quantity)
         others = float(tokens.sum() - tokens[covered].sum())
         sums = [float(tokens[list(group)].sum()) for group in groups]
         relevances[name] = sums
-        scale = max(abs(float(book.value)), *(float(e.amount.abs()) for e in book.entries))
-        open_[name] = abs(math.fsum([*sums, others, rest]) - float(book.value)) / scale
+        left = abs(math.fsum([*sums, others, rest]) - float(book.value))
+        open_[name] = left / float(book.largest)
     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
     gradient = Saliency(query.forward).attribute(embeddings, abs=False, **arguments)[0]
     product = (gradient * embeddings[0]).sum(-1).detach()

@@ -245,11 +245,9 @@ class _Observed:
         if self.missing is not None:
             self.coverage = _coverage(attribution, query)
             return
-        amounts = [book.value.abs(), *(entry.amount.abs() for entry in book.entries)]
-        scale = float(torch.stack(amounts).max())
         beyond = _beyond_tokens(book, explanation)
         left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
-        self.residual = left / scale if left else 0.0
+        self.residual = left / float(book.largest) if left else 0.0
         self.amounts = tuple(beyond.items())
         if isinstance(attribution, LRPx):
             recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")

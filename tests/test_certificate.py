@@ -196,6 +196,20 @@ def test_a_quantity_with_operations_of_its_own_is_recorded_anew():
 
 
 @pytest.mark.parametrize("method", RULE_BASED)
+def test_a_value_near_zero_is_the_rest_of_relevances_that_cancel(method):
+    model, tokenizer = zoo.load("sva-llama")  # without biases: the tokens are all there is
+    with torch.no_grad():
+        logits = model(tokenizer(TEXT, return_tensors="pt").input_ids).logits[0, -1]
+    order = logits.argsort()
+    gaps = logits[order].diff()
+    nearest = gaps.masked_fill(gaps == 0, math.inf).argmin()
+    target = Target(int(order[nearest + 1]), contrast=int(order[nearest]))
+    found = explain(model, tokenizer, TEXT, target, method=method, certify="full")
+    assert abs(found.value) < 1e-4 < 1e-2 < max(map(abs, found.relevances))
+    assert found.certificate.holds
+
+
+@pytest.mark.parametrize("method", RULE_BASED)
 def test_the_audit_is_made_once_for_a_form(method):
     query, plain = asked(tiny("gpt2"), method=method)
     audited, known, again = (

@@ -54,6 +54,19 @@ def test_what_closing_is_relative_to():
         book.relative_residual("mass")
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_relevances_that_cancel_are_numbers_of_the_account(several):
+    """A logit near zero is the rest of relevances of both signs, and as exact as they are."""
+    book = book_of(1e-6, ("tokens", None, 2e-6))
+    assert not book.closes()
+    relevances = torch.tensor([[1.75, -1.749998]])
+    attributions = (torch.zeros(1, 3, 2), relevances) if several else relevances
+    book = replace(book, attributions=attributions)
+    assert book.largest.item() == 1.75
+    assert book.closes(1e-6)
+    assert not book.closes(to="value")
+
+
 @pytest.mark.parametrize("by", ["kind", "layer", "entry"])
 def test_tables(book, by):
     table = book.table(1, by)

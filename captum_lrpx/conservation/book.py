@@ -116,23 +116,31 @@ class Ledger:
 
     # Whether it closes ----------------------------------------------------------------------
 
+    @property
+    def largest(self) -> Tensor:
+        """The largest absolute number of the account ``[B]``: value, entry or single relevance.
+
+        Numbers of both signs may cancel to a small value, which cannot be more exact than its
+        summands.
+        """
+        of_inputs = self.attributions
+        relevances = of_inputs if isinstance(of_inputs, tuple) else (of_inputs,)
+        single = [each.flatten(1).abs().amax(1).to(self.value) for each in relevances]
+        amounts = [entry.amount.abs() for entry in self.entries]
+        return torch.stack([self.value.abs(), *amounts, *single]).amax(0)
+
     def relative_residual(self, to: Literal["value", "largest"] = "value") -> Tensor:
         """The absolute residual relative to a scale ``[B]``.
 
         Args:
-            to: ``"value"``: the absolute explained value; ``"largest"``: the largest absolute
-                number of the account, the explained value or a single entry. Entries of both signs
-                may cancel to a small value, which cannot be more exact than its summands.
+            to: ``"value"``: the absolute explained value; ``"largest"``: see :attr:`largest`.
 
         Raises:
             ValueError: If ``to`` is something else.
         """
         if to not in ("value", "largest"):
             raise ValueError(f"`to` must be 'value' or 'largest', not {to!r}.")
-        scale = self.value.abs()
-        if to == "largest":
-            amounts = [entry.amount.abs() for entry in self.entries]
-            scale = torch.stack([scale, *amounts]).amax(0)
+        scale = self.largest if to == "largest" else self.value.abs()
         residual = self.residual.abs()
         return torch.where(residual == 0, 0.0, residual / scale)
 

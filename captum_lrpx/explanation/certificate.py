@@ -42,8 +42,8 @@ class Certificate:
         ledger_tolerance: Open share of the ledger that is tolerated in this precision, see
             :data:`LEDGER_TOLERANCES`.
         ledger_residual: Open amount of the recorded value with the recorded relevances,
-            relative to the largest absolute number in the ledger (the explained value or an entry).
-            None if there is no ledger.
+            relative to the largest absolute number in the ledger (the explained value, an entry, or
+            the relevance of a token). None if there is no ledger.
         ledger_missing: Reason why there is no ledger. None if there is one.
         ledger_delta: The delta of the explanation by kind of ledger line
             (``"softmax"``, ``"bias"``, ``"positions"``, ...; see
