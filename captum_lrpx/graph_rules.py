@@ -171,12 +171,19 @@ class _Planner:
         """Record the action of a node, and return the factors of its operands."""
         if number in self.seen.explained:
             return self.plain(number)
+        if self._keeps_gradient(number):
+            self._corrected(number)
+            return self.plain(number)
         if number in self.seen.written:
             self._problem(number, "unwatched" if self.seen.inputs is None else "in place")
             return self.plain(number)
         if number in self.seen.detached and _adds(self.graph, number):
             self._problem(number, "detached")
         return self._by_role(number)
+
+    def _keeps_gradient(self, number: int) -> bool:
+        path = self.seen.paths.get(number, "")
+        return self.roles[number].role != "router" and self.recipe.is_gradient_at(path)
 
     def _problem(self, number: int, why: Why) -> None:
         self.plan.problems.append(Problem(number, why))
@@ -231,15 +238,21 @@ class _Planner:
 
     def _scaled(self, number: int) -> Factors:
         name, plain = self.graph.names[number], self.plain(number)
-        if name == "Glu" or "BatchNorm" in name:
-            rule: Literal["gated", "contiguous"] = "gated" if name == "Glu" else "contiguous"
-            self.plan.actions.append(Action(number, name, rule))
+        if name == "Glu":
+            self.plan.actions.append(Action(number, name, "gated"))
+        self._corrected(number)
         factors = self._factors(number)
         if has_summand(name):
             factors = (1.0, *factors[1:])
         if factors != plain:
             self.plan.actions.append(Action(number, name, "factors", factors))
         return factors
+
+    def _corrected(self, number: int) -> None:
+        """Record an action if PyTorch's gradient of the node is wrong for some gradients."""
+        name = self.graph.names[number]
+        if "BatchNorm" in name:
+            self.plan.actions.append(Action(number, name, "contiguous"))
 
     def _factors(self, number: int) -> Factors:
         operation, edges = self.roles[number], self.graph.operands[number]

@@ -84,5 +84,7 @@ def rule_in_words(graph: Graph, roles: Roles, number: int, recipe: Recipe, path:
         role = "norm"
     if role is not None:
         return repr(recipe.rule_for(role, path)).removesuffix("()")
+    if recipe.is_gradient_at(path):
+        return "its own gradient"
     one_constant = operation.role in ("constant factor", "linear")
     return "one factor constant" if one_constant else "shared equally"
