@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
+from captum_lrpx.rules.node_rules import is_of_python
 from captum_lrpx.trace.operations import is_linear_write
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "argument_kind",
     "forms_of",
     "outside_of",
+    "overwritten",
     "written_in_part",
 ]
 
@@ -48,6 +50,7 @@ class Structure:
         plans: The plan of each recipe.
         places: For each node path and class of its module, and its function, if a pass was watched.
         detached: Indices of nodes that use a detached number.
+        overwritten: Indices of nodes whose results are overwritten behind the graph.
         linear: Indices of the nodes inside of layers that were measured to be linear.
         notes: Results that other parts of the package keep for such graphs.
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
@@ -59,6 +62,7 @@ class Structure:
     plans: dict[Recipe, Plan] = field(default_factory=dict)
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     detached: frozenset[int] = frozenset()
+    overwritten: frozenset[int] = frozenset()
     linear: frozenset[int] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
     narrowings: dict[Recipe, frozenset[int]] = field(default_factory=dict)
@@ -96,6 +100,19 @@ def outside_of(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
                 if edge is not None:
                     inside[edge.node] = True
     return frozenset(number for number, each in enumerate(inside) if not each)
+
+
+def overwritten(graph: Graph, nodes: Iterable[Node]) -> frozenset[int]:
+    """Indices of nodes whose results are overwritten behind the graph.
+
+    A ``torch.autograd.Function`` may write into its operand: its own node says so.
+    """
+    found = {graph.index[node] for node in nodes if node in graph.index}
+    if found:
+        for node, edges in zip(graph.nodes, graph.operands, strict=True):
+            if is_of_python(node):
+                found.difference_update(edge.node for edge in edges if edge is not None)
+    return frozenset(found)
 
 
 @dataclass

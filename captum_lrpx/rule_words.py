@@ -16,6 +16,7 @@ _REASONS: Final[dict[Why, str]] = {
     "undecided": "it multiplies two factors that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
     "detached": "it adds a value that depends on the input through something without a gradient",
+    "overwritten": "its result is overwritten later without a gradient",
     "hidden": "it hides the input of an activation inside of it",
     "in place": "it works in place on a view of another tensor, which hides what it does",
     "unwatched": "the forward pass took a path that had not been seen before",
@@ -31,6 +32,10 @@ _REMEDIES: Final[dict[Why, str]] = {
     "detached": (
         "Without a gradient it may be a factor, an index or a mask; what is added needs one (no "
         "detach(), no torch.no_grad)."
+    ),
+    "overwritten": (
+        "Write into a copy and return that, in a hook as in a module (`x = x.clone(); x[:, 2] = 0; "
+        "return x`), without torch.no_grad(), `.data` and detach()."
     ),
     "hidden": (
         "Use a module that calls its functions one by one instead of one that is a single function "

@@ -24,6 +24,7 @@ from captum_lrpx.forms import (
     Structure,
     forms_of,
     outside_of,
+    overwritten,
     written_in_part,
 )
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of
@@ -257,6 +258,7 @@ class TracedPass:
             explained=structure.explained,
             detached=structure.detached - structure.linear,
             written=written_in_part(graph, structure),
+            overwritten=structure.overwritten - structure.linear,
             inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
         )
@@ -313,6 +315,7 @@ class TracedPass:
         structure.detached = frozenset(
             number for number, node in enumerate(graph.nodes) if node in watch.detached
         )
+        structure.overwritten = overwritten(graph, watch.behind.nodes)
 
     # Coverage ---------------------------------------------------------------------------------
 

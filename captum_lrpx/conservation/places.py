@@ -56,6 +56,7 @@ _FILLING: Final = frozenset(
         "SelectScatter",
         "SliceScatter",
         "Stack",
+        "Threshold",
         "Where",
     }
 )
