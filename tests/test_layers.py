@@ -35,6 +35,15 @@ def relevance(method, model, layer, *, at_input=False, **options):
     )
 
 
+def test_a_layer_that_is_given_twice_has_the_same_relevance_twice():
+    model = tiny("gpt2")
+    first, last = model.transformer.h
+    found = LayerLRPx(model, [first, last, first]).attribute(token_ids(), TARGET)
+    expected = LayerLRPx(model, [first, last]).attribute(token_ids(), TARGET)
+    for one, other in zip(found, [*expected, expected[0]], strict=True):
+        assert torch.equal(one, other)
+
+
 def close(one, other, family="bert"):
     torch.testing.assert_close(one, other, rtol=EXACT[family], atol=EXACT[family])
 
