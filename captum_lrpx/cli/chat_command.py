@@ -118,6 +118,12 @@ def run(options: argparse.Namespace) -> None:
         **chosen,
     )
     segments = explanation.segments(by, language=options.language)
+    if options.html:
+        segments.level().to_html(options.html)
+    if options.view:
+        view(explanation, options.view, by=("token", *by), language=options.language)
+    if options.json:
+        explanation.to_json(options.json)
     print_all(segments)
     if options.leave_one_out:
         found = leave_one_out_of_chat(
@@ -130,12 +136,6 @@ def run(options: argparse.Namespace) -> None:
             **asked,
         )
         print_all("\nThe same left out one by one:\n", found)
-    if options.html:
-        segments.level().to_html(options.html)
-    if options.view:
-        view(explanation, options.view, by=("token", *by), language=options.language)
-    if options.json:
-        explanation.to_json(options.json)
 
 
 def _answer_ids(explanation: Explanation) -> list[int]:
