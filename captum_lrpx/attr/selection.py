@@ -98,7 +98,7 @@ def select_neuron(values: tuple[Tensor, ...], selector: Any) -> Tensor:
         if callable(selector):
             raise
         raise AssertionError(f"{_sentence(str(error))} {forms}") from None
-    if not callable(selector) and selected[0].numel() != 1:
+    if selected.ndim and selected[0].numel() != 1:  # one number for all is their sum, as in Captum
         raise AssertionError(f"The selector chooses {selected[0].numel()} neurons. {forms}")
     return selected
 
