@@ -11,10 +11,10 @@ from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
 from captum_lrpx.rules.node_rules import is_of_python
-from captum_lrpx.trace.operations import is_linear_write
+from captum_lrpx.trace.operations import is_linear_write, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Collection, Hashable, Iterable
 
     from torch import nn
     from torch.autograd.graph import Node
@@ -33,6 +33,7 @@ __all__ = [
     "Structure",
     "argument_kind",
     "forms_of",
+    "linear_in_numbers",
     "outside_of",
     "overwritten",
     "written_in_part",
@@ -51,7 +52,8 @@ class Structure:
         places: For each node path and class of its module, and its function, if a pass was watched.
         detached: Indices of nodes that use a detached number.
         overwritten: Indices of nodes whose results are overwritten behind the graph.
-        linear: Indices of the nodes inside of layers that were measured to be linear.
+        linear: Indices of the nodes inside of layers that were measured to be linear, where these
+            hide a part of what they compute.
         notes: Results that other parts of the package keep for such graphs.
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
@@ -113,6 +115,31 @@ def overwritten(graph: Graph, nodes: Iterable[Node]) -> frozenset[int]:
             if is_of_python(node):
                 found.difference_update(edge.node for edge in edges if edge is not None)
     return frozenset(found)
+
+
+def linear_in_numbers(
+    graph: Graph, structure: Structure, measured: Collection[str]
+) -> frozenset[int]:
+    """Indices of the nodes in layers that are taken as linear because they were measured to be.
+
+    Numbers decide only where a layer hides a part of what it computes: for small inputs, many
+    functions look linear.
+
+    Args:
+        graph: The graph.
+        structure: The rest of what is known of it.
+        measured: Paths of the layers that were measured to be linear.
+    """
+    inside = {number: path for number, (path, _, _) in structure.places.items() if path in measured}
+    hiding = {
+        path
+        for number, path in inside.items()
+        if number in structure.detached
+        or number in structure.overwritten
+        or is_of_python(graph.nodes[number])
+        or kind_of(graph.names[number], graph.detail(number)) == "unknown"
+    }
+    return frozenset(number for number, path in inside.items() if path in hiding)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from captum_lrpx.forms import (
     NewWayError,
     Structure,
     forms_of,
+    linear_in_numbers,
     outside_of,
     overwritten,
     written_in_part,
@@ -308,14 +309,12 @@ class TracedPass:
             path = paths.get(call.module, "") if inside else ""
             kind = type(call.module).__name__ if inside else ""
             structure.places[number] = (path, kind, call.function)
-        linear = {path for module, path in paths.items() if is_linear_in_numbers(module)}
-        structure.linear = frozenset(
-            number for number, (path, _, _) in structure.places.items() if path in linear
-        )
         structure.detached = frozenset(
             number for number, node in enumerate(graph.nodes) if node in watch.detached
         )
         structure.overwritten = overwritten(graph, watch.behind.nodes)
+        measured = {path for module, path in paths.items() if is_linear_in_numbers(module)}
+        structure.linear = linear_in_numbers(graph, structure, measured)
 
     # Coverage ---------------------------------------------------------------------------------
 
