@@ -50,6 +50,7 @@ class Structure:
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
         places: For each node path and class of its module, and its function, if a pass was watched.
+        dropping: Paths of the modules in which a function drops values at random.
         detached: Indices of nodes that use a detached number.
         overwritten: Indices of nodes whose results are overwritten behind the graph.
         linear: Indices of the nodes inside of layers that were measured to be linear, where these
@@ -63,6 +64,7 @@ class Structure:
     explained: frozenset[int] = frozenset()
     plans: dict[Recipe, Plan] = field(default_factory=dict)
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    dropping: tuple[str, ...] = ()
     detached: frozenset[int] = frozenset()
     overwritten: frozenset[int] = frozenset()
     linear: frozenset[int] = frozenset()

@@ -42,7 +42,12 @@ from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
-from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
+from captum_lrpx.training import (
+    checkpointed,
+    warn_if_dropping,
+    warn_if_training,
+    without_checkpoints,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -233,6 +238,7 @@ class TracedPass:
             self.form.surprises += 1
             raise NewWayError
         structure = self._structure(graph)
+        warn_if_dropping(self._modules, structure.dropping)
         plan = structure.plans.get(self.recipe)
         if plan is None:
             plan = plan_of(graph, structure.roles, self.recipe, self._seen(graph, structure))
@@ -313,6 +319,7 @@ class TracedPass:
             number for number, node in enumerate(graph.nodes) if node in watch.detached
         )
         structure.overwritten = overwritten(graph, watch.behind.nodes)
+        structure.dropping = tuple(sorted(paths.get(each, "") for each in watch.dropping))
         measured = {path for module, path in paths.items() if is_linear_in_numbers(module)}
         structure.linear = linear_in_numbers(graph, structure, measured)
 

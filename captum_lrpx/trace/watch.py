@@ -81,6 +81,7 @@ class Watch:
         inputs: For each node of such a function, its operand.
         detached: Nodes that use a number which depends on the input but has no gradient.
         behind: Nodes whose results were overwritten behind the graph.
+        dropping: Innermost modules in which a function dropped values at random.
         written: Nodes of functions that wrote into a part of a tensor.
         entered: Modules of the model that were called from outside of it.
         outputs: Nodes of their outputs.
@@ -109,6 +110,7 @@ class Watch:
         self.inputs: dict[Node, Tensor] = {}
         self.detached: set[Node] = set()
         self.behind = Behind()
+        self.dropping: set[nn.Module | None] = set()
         self.entered: dict[nn.Module, None] = {}
         self.outputs: list[Node] = []
         self._need_input = need_input
@@ -144,6 +146,8 @@ class Watch:
         if written:
             self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
+        if name in _DROPPING and _drops(name, args, kwargs):
+            self.dropping.add(self._running[-1] if self._running else None)
         behind = self.behind.before(func, args, written)
         result = func(*args, **kwargs)
         self.behind.after(func, args, result, behind)
@@ -335,6 +339,21 @@ def _distinct(tensors: list[Tensor]) -> list[Tensor]:
         if not _is_in(tensor, found):
             found.append(tensor)
     return found
+
+
+_DROPPING: Final = _names(
+    "dropout dropout_ alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d "
+    "scaled_dot_product_attention"
+)
+"""Functions that may set values to zero at random."""
+
+
+def _drops(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of :data:`_DROPPING` does so in a call."""
+    if name == "scaled_dot_product_attention":
+        return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+    given = {**dict(zip(("p", "training"), args[1:], strict=False)), **kwargs}
+    return bool(given.get("p", 0.5)) and bool(given.get("training", True))
 
 
 _MAY_WRITE: Final = _names(
