@@ -156,7 +156,7 @@ def read_chat(path: str) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     chat = {"messages": content} if isinstance(content, list) else content
