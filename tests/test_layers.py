@@ -304,6 +304,17 @@ def test_a_neuron_that_no_token_decides_about_is_an_error(method):
         method(model, model.transformer.wpe).attribute(token_ids(), (3, 2))
 
 
+def test_a_selector_gives_one_number_per_example():
+    model = tiny("gpt2")
+    layer = model.transformer.h[0].mlp
+    method = NeuronLRPx(model, layer)
+    expected = method.attribute(token_ids(), (3, 2))
+    for one in (lambda output: output[:, 3, 2:3], lambda output: output[:, 3, 2].sum()):
+        assert torch.equal(method.attribute(token_ids(), one), expected)
+    with pytest.raises(AssertionError, match="chooses 2 neurons"):
+        method.attribute(token_ids(), lambda output: output[:, 3, 2:4])
+
+
 def test_nothing_is_left_behind_after_a_wrong_selector():
     model = tiny("gpt2")
     before = snapshot(model)
