@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Decoded", "decoded"]
+__all__ = ["Decoded", "check_characters", "decoded"]
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,20 @@ def _special_ids(tokenizer: Any) -> set[int]:
 
 
 _ROLES = ("bos", "eos", "pad", "cls", "sep")
+
+
+def check_characters(text: str) -> None:
+    """Check that a text can be encoded: half of a surrogate pair is no character.
+
+    Bytes of a command line or a file that are no UTF-8 become such halves.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    found = _SURROGATE.search(text)
+    if found is not None:
+        raise ValueError(
+            f"Character {found.start()} of the text, {found[0]!r}, is half of a surrogate pair, "
+            "and no tokenizer reads it: the text was not UTF-8, or cut within a character. "
+            "`text.encode('utf-8', 'replace').decode()` writes a question mark there."
+        )

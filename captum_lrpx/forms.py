@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
-from captum_lrpx.trace.operations import is_linear_write
+from captum_lrpx.rules.node_rules import is_of_python
+from captum_lrpx.trace.operations import is_linear_write, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Collection, Hashable, Iterable
 
     from torch import nn
     from torch.autograd.graph import Node
@@ -32,7 +33,9 @@ __all__ = [
     "Structure",
     "argument_kind",
     "forms_of",
+    "linear_in_numbers",
     "outside_of",
+    "overwritten",
     "written_in_part",
 ]
 
@@ -47,8 +50,11 @@ class Structure:
         explained: Indices of the nodes of the explained function, outside of the model.
         plans: The plan of each recipe.
         places: For each node path and class of its module, and its function, if a pass was watched.
+        dropping: Paths of the modules in which a function drops values at random.
         detached: Indices of nodes that use a detached number.
-        linear: Indices of the nodes inside of layers that were measured to be linear.
+        overwritten: Indices of nodes whose results are overwritten behind the graph.
+        linear: Indices of the nodes inside of layers that were measured to be linear, where these
+            hide a part of what they compute.
         notes: Results that other parts of the package keep for such graphs.
         narrowings: For each recipe the linear nodes whose gradients are mostly zero.
     """
@@ -58,7 +64,9 @@ class Structure:
     explained: frozenset[int] = frozenset()
     plans: dict[Recipe, Plan] = field(default_factory=dict)
     places: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    dropping: tuple[str, ...] = ()
     detached: frozenset[int] = frozenset()
+    overwritten: frozenset[int] = frozenset()
     linear: frozenset[int] = frozenset()
     notes: dict[str, Any] = field(default_factory=dict)
     narrowings: dict[Recipe, frozenset[int]] = field(default_factory=dict)
@@ -96,6 +104,44 @@ def outside_of(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
                 if edge is not None:
                     inside[edge.node] = True
     return frozenset(number for number, each in enumerate(inside) if not each)
+
+
+def overwritten(graph: Graph, nodes: Iterable[Node]) -> frozenset[int]:
+    """Indices of nodes whose results are overwritten behind the graph.
+
+    A ``torch.autograd.Function`` may write into its operand: its own node says so.
+    """
+    found = {graph.index[node] for node in nodes if node in graph.index}
+    if found:
+        for node, edges in zip(graph.nodes, graph.operands, strict=True):
+            if is_of_python(node):
+                found.difference_update(edge.node for edge in edges if edge is not None)
+    return frozenset(found)
+
+
+def linear_in_numbers(
+    graph: Graph, structure: Structure, measured: Collection[str]
+) -> frozenset[int]:
+    """Indices of the nodes in layers that are taken as linear because they were measured to be.
+
+    Numbers decide only where a layer hides a part of what it computes: for small inputs, many
+    functions look linear.
+
+    Args:
+        graph: The graph.
+        structure: The rest of what is known of it.
+        measured: Paths of the layers that were measured to be linear.
+    """
+    inside = {number: path for number, (path, _, _) in structure.places.items() if path in measured}
+    hiding = {
+        path
+        for number, path in inside.items()
+        if number in structure.detached
+        or number in structure.overwritten
+        or is_of_python(graph.nodes[number])
+        or kind_of(graph.names[number], graph.detail(number)) == "unknown"
+    }
+    return frozenset(number for number, path in inside.items() if path in hiding)
 
 
 @dataclass

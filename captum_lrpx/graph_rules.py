@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from captum_lrpx.parallel import PASSING
 from captum_lrpx.rules import node_rules
 from captum_lrpx.rules.functional import UNIFORM_SHARE
-from captum_lrpx.trace.operations import VIEWS, has_summand, is_length, is_mean, kind_of
+from captum_lrpx.trace.operations import VIEWS, is_length, is_mean, kind_of, summand_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, KeysView, Mapping
@@ -48,7 +48,16 @@ class Action(NamedTuple):
     factors: tuple[float | None, ...] = ()
 
 
-Why = Literal["undecided", "unknown", "detached", "hidden", "in place", "unwatched", "again"]
+Why = Literal[
+    "undecided",
+    "unknown",
+    "detached",
+    "overwritten",
+    "hidden",
+    "in place",
+    "unwatched",
+    "again",
+]
 
 
 class Problem(NamedTuple):
@@ -65,6 +74,7 @@ class Seen:
     Attributes:
         explained: Nodes of the explained function, which keep their own gradient.
         detached: Nodes that use a number which depends on the input without a gradient.
+        overwritten: Nodes whose results are overwritten behind the graph.
         written: Nodes in which a function, not known to be linear, works in place on a part of a
             tensor.
         inputs: Nodes whose input was kept because they do not save it; None if none was kept.
@@ -73,6 +83,7 @@ class Seen:
 
     explained: Collection[int] = ()
     detached: Collection[int] = ()
+    overwritten: Collection[int] = ()
     written: Collection[int] = ()
     inputs: Collection[Node] | None = None
     paths: Mapping[int, str] = field(default_factory=dict)
@@ -149,7 +160,9 @@ def _adds(graph: Graph, number: int) -> bool:
         number = edge.node
     name, detail = graph.names[number], graph.detail(number)
     factors = ("product", "quotient", "projection", "rule")
-    return has_summand(name) or kind_of(name, detail) not in factors
+    bare = getattr(graph.nodes[number], "_saved_bias_sym_sizes_opt", None) == (0,)
+    adds = summand_of(name) is not None and not bare
+    return adds or kind_of(name, detail) not in factors
 
 
 class _Planner:
@@ -171,12 +184,21 @@ class _Planner:
         """Record the action of a node, and return the factors of its operands."""
         if number in self.seen.explained:
             return self.plain(number)
+        if self._keeps_gradient(number):
+            self._corrected(number)
+            return self.plain(number)
         if number in self.seen.written:
             self._problem(number, "unwatched" if self.seen.inputs is None else "in place")
             return self.plain(number)
-        if number in self.seen.detached and _adds(self.graph, number):
+        if number in self.seen.overwritten:
+            self._problem(number, "overwritten")
+        elif number in self.seen.detached and _adds(self.graph, number):
             self._problem(number, "detached")
         return self._by_role(number)
+
+    def _keeps_gradient(self, number: int) -> bool:
+        path = self.seen.paths.get(number, "")
+        return self.roles[number].role != "router" and self.recipe.is_gradient_at(path)
 
     def _problem(self, number: int, why: Why) -> None:
         self.plan.problems.append(Problem(number, why))
@@ -231,15 +253,22 @@ class _Planner:
 
     def _scaled(self, number: int) -> Factors:
         name, plain = self.graph.names[number], self.plain(number)
-        if name == "Glu" or "BatchNorm" in name:
-            rule: Literal["gated", "contiguous"] = "gated" if name == "Glu" else "contiguous"
-            self.plan.actions.append(Action(number, name, rule))
+        if name == "Glu":
+            self.plan.actions.append(Action(number, name, "gated"))
+        self._corrected(number)
         factors = self._factors(number)
-        if has_summand(name):
-            factors = (1.0, *factors[1:])
+        summand = summand_of(name)
+        if summand is not None:
+            factors = tuple(1.0 if each == summand else one for each, one in enumerate(factors))
         if factors != plain:
             self.plan.actions.append(Action(number, name, "factors", factors))
         return factors
+
+    def _corrected(self, number: int) -> None:
+        """Record an action if PyTorch's gradient of the node is wrong for some gradients."""
+        name = self.graph.names[number]
+        if "BatchNorm" in name:
+            self.plan.actions.append(Action(number, name, "contiguous"))
 
     def _factors(self, number: int) -> Factors:
         operation, edges = self.roles[number], self.graph.operands[number]
@@ -341,11 +370,13 @@ def attach(
     """
     nodes = graph.nodes
     yield from (node_rules.Unasked(nodes[each]) for each in plan.unasked)
+    last = -1  # several actions of a node follow one another
     for number, name, rule, factors in plan.actions:
         node = nodes[number]
-        if node in done:
+        if node in done and number != last:
             continue
         done.add(node)
+        last = number
         if rule == "factors":
             yield node.register_hook(
                 node_rules.scaled(factors, fresh=name in _FRESH or "Attention" in name)

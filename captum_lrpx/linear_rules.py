@@ -156,7 +156,10 @@ def is_linear_in_numbers(module: nn.Module) -> bool:
 def _is_linear(module: nn.Module, forward: Forward, x: Tensor) -> bool:
     """Measure whether a layer ``[..., I]`` is linear, and its backward pass its transpose."""
     with torch.enable_grad():
-        rows = x.detach().flatten(0, -2)[:_ROWS].clone().requires_grad_()
+        rows = x.detach().flatten(0, -2)[:_ROWS].clone()
+        if not rows.any():  # of zeros, anything is linear
+            rows = torch.cos(torch.arange(rows.numel(), device=x.device)).view_as(rows).to(rows)
+        rows.requires_grad_()
         output = forward(rows)
         seed = torch.cos(torch.arange(output.numel(), device=x.device)).view_as(output).to(output)
         (gradient,) = torch.autograd.grad(output, rows, seed)

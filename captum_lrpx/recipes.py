@@ -63,6 +63,10 @@ class Override:
     rule: Rule
 
 
+_OF_OPERATIONS: Final = ("norm", "activation", "attention", "gate")
+"""Roles without which the operations of a module, except for a router's, have no rule."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Maps roles to rules, with overrides per module path: zennit's composite.
@@ -134,6 +138,16 @@ class Recipe:
                 return override.rule
         rule: Rule = getattr(self, role)
         return rule
+
+    def is_gradient_at(self, path: str) -> bool:
+        """Whether the operations of a module keep their ordinary gradients.
+
+        A router has a rule of its own, and so have linear layers.
+
+        Args:
+            path: Full path of the module in the model.
+        """
+        return all(self.rule_for(role, path).own_gradient for role in _OF_OPERATIONS)
 
 
 LRP = Recipe("lrp")

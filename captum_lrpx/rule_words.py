@@ -16,6 +16,7 @@ _REASONS: Final[dict[Why, str]] = {
     "undecided": "it multiplies two factors that depend on the input, without a rule",
     "unknown": "it is not linear and has no rule",
     "detached": "it adds a value that depends on the input through something without a gradient",
+    "overwritten": "its result is overwritten later without a gradient",
     "hidden": "it hides the input of an activation inside of it",
     "in place": "it works in place on a view of another tensor, which hides what it does",
     "unwatched": "the forward pass took a path that had not been seen before",
@@ -31,6 +32,10 @@ _REMEDIES: Final[dict[Why, str]] = {
     "detached": (
         "Without a gradient it may be a factor, an index or a mask; what is added needs one (no "
         "detach(), no torch.no_grad)."
+    ),
+    "overwritten": (
+        "Write into a copy and return that, in a hook as in a module (`x = x.clone(); x[:, 2] = 0; "
+        "return x`), without torch.no_grad(), `.data` and detach()."
     ),
     "hidden": (
         "Use a module that calls its functions one by one instead of one that is a single function "
@@ -84,5 +89,7 @@ def rule_in_words(graph: Graph, roles: Roles, number: int, recipe: Recipe, path:
         role = "norm"
     if role is not None:
         return repr(recipe.rule_for(role, path)).removesuffix("()")
+    if recipe.is_gradient_at(path):
+        return "its own gradient"
     one_constant = operation.role in ("constant factor", "linear")
     return "one factor constant" if one_constant else "shared equally"

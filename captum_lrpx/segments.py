@@ -11,6 +11,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 from captum_lrpx.names import suggestion
@@ -119,6 +120,11 @@ def split(
     for level in levels:
         splitter.require(level, inside)
     parts = list(splitter.parts(inside, levels))
+    if inside and not parts:
+        raise ValueError(
+            f"No token of the text is in a segment by {levels[-1]!r}, but only characters between "
+            "tokens: give segments with words."
+        )
     special = [index for index, each in enumerate(apart) if each]
     if special and fold_special:
         parts.append(Part(SPECIAL, "(special tokens)", tuple(special)))
@@ -316,7 +322,7 @@ def _are_spans(by: Any) -> bool:
             isinstance(span, Sequence)
             and not isinstance(span, str)
             and len(span) == 2
-            and all(isinstance(end, int) for end in span)
+            and all(isinstance(end, Integral) for end in span)
             for span in by
         )
     )

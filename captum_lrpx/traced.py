@@ -23,7 +23,9 @@ from captum_lrpx.forms import (
     NewWayError,
     Structure,
     forms_of,
+    linear_in_numbers,
     outside_of,
+    overwritten,
     written_in_part,
 )
 from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of
@@ -40,7 +42,12 @@ from captum_lrpx.structure import blocks_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of
-from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
+from captum_lrpx.training import (
+    checkpointed,
+    warn_if_dropping,
+    warn_if_training,
+    without_checkpoints,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -231,6 +238,7 @@ class TracedPass:
             self.form.surprises += 1
             raise NewWayError
         structure = self._structure(graph)
+        warn_if_dropping(self._modules, structure.dropping)
         plan = structure.plans.get(self.recipe)
         if plan is None:
             plan = plan_of(graph, structure.roles, self.recipe, self._seen(graph, structure))
@@ -257,6 +265,7 @@ class TracedPass:
             explained=structure.explained,
             detached=structure.detached - structure.linear,
             written=written_in_part(graph, structure),
+            overwritten=structure.overwritten - structure.linear,
             inputs=None if self._inputs is None else self.inputs,
             paths={number: path for number, (path, _, _) in structure.places.items()},
         )
@@ -306,13 +315,13 @@ class TracedPass:
             path = paths.get(call.module, "") if inside else ""
             kind = type(call.module).__name__ if inside else ""
             structure.places[number] = (path, kind, call.function)
-        linear = {path for module, path in paths.items() if is_linear_in_numbers(module)}
-        structure.linear = frozenset(
-            number for number, (path, _, _) in structure.places.items() if path in linear
-        )
         structure.detached = frozenset(
             number for number, node in enumerate(graph.nodes) if node in watch.detached
         )
+        structure.overwritten = overwritten(graph, watch.behind.nodes)
+        structure.dropping = tuple(sorted(paths.get(each, "") for each in watch.dropping))
+        measured = {path for module, path in paths.items() if is_linear_in_numbers(module)}
+        structure.linear = linear_in_numbers(graph, structure, measured)
 
     # Coverage ---------------------------------------------------------------------------------
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["already_warned", "checkpointed", "warn_if_training", "without_checkpoints"]
+__all__ = [
+    "already_warned",
+    "checkpointed",
+    "warn_if_dropping",
+    "warn_if_training",
+    "without_checkpoints",
+]
 
 _said = threading.local()
 
@@ -53,6 +59,25 @@ def warn_if_training(modules: Sequence[nn.Module]) -> None:
             f"{model} is in training mode: its batch norm uses the statistics of the batch and "
             "changes its running statistics. Call model.eval() first."
         )
+
+
+def warn_if_dropping(modules: Sequence[nn.Module], where: Sequence[str]) -> None:
+    """Warn if a function drops values at random although no module is in training mode.
+
+    Args:
+        modules: The model, and all modules in it.
+        where: Paths of the modules in which a function does so.
+    """
+    said = id(modules[0]) in getattr(_said, "models", ())
+    if not where or said or any(module.training for module in modules):
+        return
+    places = ", ".join(repr(path) for path in where if path)
+    warn(
+        f"{type(modules[0]).__name__} drops values at random although it is in evaluation mode"
+        f"{f', in {places}' if places else ''}, and so the explanation is random: "
+        "`F.dropout` needs `training=self.training`, and `scaled_dot_product_attention` no "
+        "`dropout_p`."
+    )
 
 
 def checkpointed(modules: Sequence[nn.Module]) -> list[nn.Module]:

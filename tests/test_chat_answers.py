@@ -225,6 +225,19 @@ def test_the_command_generates(folder, tmp_path, capsys):
     assert "assistant: " in capsys.readouterr().out
 
 
+def test_the_command_writes_files_before_a_pipe_can_close(folder, tmp_path, monkeypatch):
+    def closed(*_):
+        raise SystemExit(1)  # what rich does about a BrokenPipeError
+
+    monkeypatch.setattr("captum_lrpx.cli.chat_command.print_all", closed)
+    file, record = tmp_path / "chat.json", tmp_path / "out.json"
+    file.write_text(json.dumps({"messages": QUESTION, "answer": ANSWER}), "utf-8")
+    words = ["chat", file, "--model", folder, "--by", "turn", "--no-certificate", "--json", record]
+    with pytest.raises(SystemExit):
+        cli.main([*map(str, words)])
+    assert Explanation.from_json(record).text
+
+
 @pytest.mark.parametrize(
     ("content", "words", "message"),
     [

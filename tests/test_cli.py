@@ -81,6 +81,22 @@ def test_files(tmp_path, capsys, name, method):
     assert f"{method} on {name}" in shown
 
 
+@pytest.mark.parametrize("command", ["explain", "generate"])
+def test_files_are_written_before_a_pipe_can_close(tmp_path, monkeypatch, command):
+    def closed(*_):
+        raise SystemExit(1)  # what rich does about a BrokenPipeError
+
+    monkeypatch.setattr(f"captum_lrpx.cli.{command}_command.print_all", closed)
+    words = {
+        "explain": [*WORDS, "--no-certificate"],
+        "generate": ["generate", TEXT, "--target", " are"],
+    }[command]
+    files = [tmp_path / "page.html", tmp_path / "record.json"]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--html", str(files[0]), "--json", str(files[1])])
+    assert all(each.stat().st_size > 100 for each in files)
+
+
 def test_a_model_in_a_directory(capsys):
     words = [*WORDS, "--model", str(zoo.path("sva-gpt2"))]
     assert cli.main(words) == 0
@@ -178,6 +194,8 @@ def test_the_methods_are_listed(capsys):
     [
         (["explain", TEXT, "--target", "antidisestablishment"], "tokens"),
         (["explain", "", "--target", "are"], "empty"),
+        (["explain", "the \udcff keys", "--target", "are"], "half of a surrogate pair"),
+        (["explain", TEXT, "--target", "\udcff"], "half of a surrogate pair"),
         (["explain", "the keys " * 100, "--target", "are"], "takes at most"),
         ([*WORDS, "--method", "magic"], "known are lrpx, attnlrpx"),
         ([*WORDS, "--compare", "lrpx", "magic"], "known are lrpx, attnlrpx"),

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from models import tiny, token_ids
@@ -157,6 +158,37 @@ def test_components_along_directions_are_scaled_or_set():
     torch.testing.assert_close(scaled - plain, components[..., 1:2] * 2 * rows[1])
     away = steered(model, layer, range(8), scale=0.0, directions=basis(8))[1]
     torch.testing.assert_close(away, torch.zeros_like(away), rtol=0, atol=1e-12)
+
+
+def test_directions_that_overlap_have_their_new_values():
+    model = tiny("gpt2")
+    layer = layer_of(model)
+    rows = torch.cat([basis(8, 2), basis(8, 2).sum(0, keepdim=True) + basis(8)[3]])
+    lengths = rows.square().sum(1)
+    plain = value_at(layer, lambda: model(IDS), at_input=False).detach()
+    _, fixed = steered(model, layer, [0, 1, 2], value=1.5, directions=rows)
+    torch.testing.assert_close(fixed @ rows.T / lengths, torch.full((2, 5, 3), 1.5).double())
+    _, scaled = steered(model, layer, [0, 2], scale=-1.0, directions=rows)
+    torch.testing.assert_close((scaled @ rows.T)[..., [0, 2]], -(plain @ rows.T)[..., [0, 2]])
+    _, twice = steered(model, layer, [1, 1], scale=0.0, directions=rows)
+    _, once = steered(model, layer, [1], scale=0.0, directions=rows)
+    torch.testing.assert_close(twice, once)
+
+
+def test_numbers_in_any_form_of_integers():
+    model = tiny("gpt2")
+    layer = layer_of(model)
+    expected, _ = steered(model, layer, [1, 4], scale=0.0)
+    mask = torch.zeros(8, dtype=torch.bool)
+    mask[[1, 4]] = True
+    for numbers in (torch.tensor([1, 4]), np.array([1, 4]), mask.nonzero(), {1, 4}):
+        assert steered(model, layer, numbers, scale=0.0)[0].equal(expected)
+    alone, _ = steered(model, layer, 4, scale=0.0)
+    assert steered(model, layer, torch.tensor(4), scale=0.0)[0].equal(alone)
+    assert steered(model, layer, [], scale=0.0)[0].equal(logits(model))
+    for wrong in (mask, mask.tolist(), True, [1.5], torch.tensor([1.0, 4.0])):
+        with pytest.raises(TypeError, match="are indices"), steer(layer, wrong, scale=0.0):
+            logits(model)
 
 
 def test_inputs_can_be_steered():

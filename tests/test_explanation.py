@@ -304,3 +304,13 @@ def test_captum_shows_it(monkeypatch):
     assert page.count("&lt;script&gt;") == 4
     assert "&lt;s&gt;" in page
     assert "(0.50)" in page
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    result = explanation(["<s>", "a"])
+    marked = "\ufeff" + result.to_json()
+    assert Explanation.from_json(marked) == result
+    (tmp_path / "e.json").write_text(marked, encoding="utf-8")
+    assert Explanation.from_json(tmp_path / "e.json") == result
+    with pytest.raises(ValueError, match="it is a list, not an object"):
+        Explanation.from_json("[]")

@@ -35,6 +35,15 @@ def relevance(method, model, layer, *, at_input=False, **options):
     )
 
 
+def test_a_layer_that_is_given_twice_has_the_same_relevance_twice():
+    model = tiny("gpt2")
+    first, last = model.transformer.h
+    found = LayerLRPx(model, [first, last, first]).attribute(token_ids(), TARGET)
+    expected = LayerLRPx(model, [first, last]).attribute(token_ids(), TARGET)
+    for one, other in zip(found, [*expected, expected[0]], strict=True):
+        assert torch.equal(one, other)
+
+
 def close(one, other, family="bert"):
     torch.testing.assert_close(one, other, rtol=EXACT[family], atol=EXACT[family])
 
@@ -293,6 +302,17 @@ def test_a_neuron_that_no_token_decides_about_is_an_error(method):
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="does not depend on the inputs"):
         method(model, model.transformer.wpe).attribute(token_ids(), (3, 2))
+
+
+def test_a_selector_gives_one_number_per_example():
+    model = tiny("gpt2")
+    layer = model.transformer.h[0].mlp
+    method = NeuronLRPx(model, layer)
+    expected = method.attribute(token_ids(), (3, 2))
+    for one in (lambda output: output[:, 3, 2:3], lambda output: output[:, 3, 2].sum()):
+        assert torch.equal(method.attribute(token_ids(), one), expected)
+    with pytest.raises(AssertionError, match="chooses 2 neurons"):
+        method.attribute(token_ids(), lambda output: output[:, 3, 2:4])
 
 
 def test_nothing_is_left_behind_after_a_wrong_selector():

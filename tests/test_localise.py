@@ -88,6 +88,13 @@ def test_public_files_are_read(tmp_path):
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     agreement_, person, year = read_pairs(path)
+    content = path.read_text(encoding="utf-8")
+    path.write_text("\ufeff" + content.replace("\n", "\r\n"), encoding="utf-8")
+    assert read_pairs(path) == [agreement_, person, year]
+    texts = {"clean": "a\u2028b\x85", "corrupted": "c\u2029d\x85", "good": " e", "bad": " f"}
+    path.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    (pair,) = read_pairs(path)
+    assert (pair.clean, pair.corrupted) == (texts["clean"], texts["corrupted"])
     assert (agreement_.good, agreement_.bad) == ((" do",), (" does",))
     assert (person.good, person.bad) == ((" Bob",), (" Ann",))
     assert person.corrupted.endswith("Bob gave tea to")

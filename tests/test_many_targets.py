@@ -68,12 +68,19 @@ def test_targets_in_all_of_captums_forms():
         attribution.attribute_targets(token_ids(), targets),
         single_calls(attribution, token_ids(), targets),
     )
+    pairs = torch.tensor([[3, 4], [6, 7]])
     by_row = [torch.tensor([3, 4]), 5, [6, 7]]
     attribution = AttnLRPx(TokenLogits(model))
     assert_same(
         attribution.attribute_targets(token_ids(), by_row),
         single_calls(attribution, token_ids(), by_row),
     )
+    for method in (attribution, ALTILogit(TokenLogits(model))):
+        for tensor in (pairs, pairs[0]):
+            assert torch.equal(
+                method.attribute_targets(token_ids(), tensor),
+                method.attribute_targets(token_ids(), list(tensor)),
+            )
 
 
 @pytest.mark.parametrize("method", [LRPx, AttnLRPx])

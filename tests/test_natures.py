@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models import tiny, token_ids
 from passes import opened
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from captum_lrpx import LRPx, ledger
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
 from captum_lrpx.trace.graph import Graph
 from captum_lrpx.trace.roles import roles_of
@@ -268,6 +270,11 @@ HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
     "bias": lambda x: F.linear(x, A, x[0].detach()),
     "summand": lambda x: torch.baddbmm(x.detach()[None], x[None], A[None])[0],
     "function": lambda x: F.linear(x[None, None], A, x[0].detach())[0, 0],
+    "convolution": lambda x: F.conv1d(x[:, None], A[:, None, :2], x[0].detach()).flatten(1),
+    "data": lambda x: x + (x @ A).data,
+    "property": lambda x: x + (x @ A).detach().mT.mT,
+    "copied": lambda x: x + x.new_tensor((x @ A).detach()),
+    "fill": lambda x: x + torch.full_like(x, x.detach().mean()),
 }
 
 
@@ -276,6 +283,166 @@ HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_is_added_without_a_gradient_is_refused(case: str, recipe: Recipe) -> None:
     with pytest.raises(ValueError, match="without a gradient"):
         _explained(HIDDEN[case], X, recipe=recipe)
+
+
+def _under_no_grad(y: Tensor) -> None:
+    with torch.no_grad():
+        y[:1] = 0
+
+
+def _in_a_view(y: Tensor) -> None:
+    with torch.no_grad():
+        y[:1].mul_(2)
+
+
+def _assigned(y: Tensor) -> None:
+    y.data = y.data**2
+
+
+OVERWRITTEN: dict[str, Callable[[Tensor], object]] = {
+    "no_grad": _under_no_grad,
+    "view": _in_a_view,
+    "data": lambda y: y.data.mul_(2),
+    "part of data": lambda y: y.data[:1].fill_(0),
+    "assigned data": _assigned,
+    "detached": lambda y: y.detach().exp_(),
+}
+
+
+def _overwritten(write: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        y = x @ A
+        write(y)
+        return y @ B
+
+    return function
+
+
+@BOTH
+@pytest.mark.parametrize("case", OVERWRITTEN)
+def test_a_value_that_changes_behind_the_graph_is_refused(case: str, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="its result is overwritten later without a gradient"):
+        _explained(_overwritten(OVERWRITTEN[case]), X, recipe=recipe)
+
+
+def _looked_at(y: Tensor) -> None:
+    with torch.no_grad():
+        y.clone().mul_(2)
+        y.view(-1)[:1].clone().fill_(0)
+        torch.zeros_like(y).copy_(y)
+    y.detach().clone().exp_()
+    y.data.square()
+
+
+@BOTH
+def test_a_value_that_is_looked_at_and_copied_is_not_overwritten(recipe: Recipe) -> None:
+    value, (found,) = _explained(_overwritten(_looked_at), X, recipe=recipe)
+    assert found.sum() == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize("hooked", ["model.layers.0", "model.layers.1.mlp.down_proj"])
+def test_an_ablation_behind_the_graph_is_refused(hooked: str) -> None:
+    model, ids = tiny("llama"), token_ids()
+
+    def behind(_module: nn.Module, _args: object, output: Tensor) -> None:
+        with torch.no_grad():
+            output[:, 2] = 0
+
+    def before(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[:, 2] = 0
+        return output
+
+    layer = model.get_submodule(hooked)
+    for _ in range(2):  # watched and not
+        with layer.register_forward_hook(behind), pytest.raises(ValueError, match="overwritten"):
+            LRPx(model).attribute(ids, (-1, 7))
+    with layer.register_forward_hook(before):
+        assert ledger(LRPx(model), ids, (-1, 7)).closes(1e-5)
+
+
+# A foreign function may have the name of an operator, and compute something else.
+
+
+class Relu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+class GeLUFunction(Relu):
+    pass
+
+
+class MyFlashAttention(Relu):
+    pass
+
+
+@BOTH
+@pytest.mark.parametrize("function", [Relu, GeLUFunction, MyFlashAttention])
+def test_a_foreign_function_is_not_known_by_its_name(function: type[Relu], recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="not linear and has no rule"):
+        _explained(lambda x: function.apply(x @ A), X, recipe=recipe)
+
+
+# Operators that are linear in some of their operands.
+
+FLAT = X[:, :4] / X.abs().max()
+
+HELD: dict[str, Callable[[Tensor], Tensor]] = {
+    "grid_sample": lambda x: F.grid_sample(
+        x.view(-1, 1, 2, 2), torch.tanh(x).view(-1, 1, 2, 2), align_corners=True
+    ),
+    "batch_norm": lambda x: F.batch_norm(x, 0 * FLAT[0], FLAT[0].exp(), weight=x[1]),
+    "batch_norm with a bias": lambda x: F.batch_norm(
+        x, 0 * FLAT[0], FLAT[0].exp(), weight=x[1], bias=x[2]
+    ),
+    "prelu": lambda x: F.prelu(x, x[1]),
+    "convolution": lambda x: F.conv1d(x[:, None], FLAT[:1, None, :2], x.sum()[None]),
+    "convolution of a gate": lambda x: F.conv1d(
+        x[:, None], FLAT[:1, None, :2], torch.relu(x.sum())[None]
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", HELD)
+def test_what_is_linear_in_its_first_operand_holds_the_other_constant(
+    case: str, recipe: Recipe
+) -> None:
+    value, (found,) = _explained(HELD[case], FLAT, recipe=recipe)
+    assert found.sum() == pytest.approx(value, rel=1e-10)
+
+
+OF_A_CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {
+    "quotient": lambda x: x + FLAT / (1 + x.exp()),
+    "norm": lambda x: x + FLAT / x.norm(dim=-1, keepdim=True),
+    "solution": lambda x: x + torch.linalg.solve_triangular(x.tril(), FLAT, upper=False),
+    "grid_sample": lambda x: (
+        F.grid_sample(FLAT.view(-1, 1, 2, 2), x.view(-1, 1, 2, 2), align_corners=True)
+        .view(4, 2)
+        .repeat(1, 2)
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", OF_A_CONSTANT)
+def test_a_constant_does_not_hide_what_it_is_divided_by(case: str, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="not linear and has no rule"):
+        _explained(OF_A_CONSTANT[case], FLAT, recipe=recipe)
+    _explained(lambda x: x * OF_A_CONSTANT[case](x.detach()), FLAT, recipe=recipe)
+
+
+def test_a_threshold_writes_a_constant() -> None:
+    module = _Function(lambda x: F.threshold(x, 0.1, 20.0))
+    assert ledger(LRPx(module), FLAT, 1).closes(1e-10)
 
 
 def _soft_by_hand(x: Tensor) -> Tensor:

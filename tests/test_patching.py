@@ -279,6 +279,37 @@ def test_heads_are_at_output_projections_or_said_to_be_elsewhere(method):
 
 
 @methods
+def test_heads_of_keys_and_values_are_counted_as_they_are(method):
+    model = tiny("llama", heads=4, key_value_heads=2)
+    attention = model.model.layers[0].self_attn
+    size = attention.head_dim
+    options = {"target": TARGET, "attribute_to_layer_input": False}
+    for layer, count in (
+        (attention.q_proj, 4),
+        (attention.k_proj, 2),
+        (attention.v_proj, 2),
+        (attention.o_proj, 4),
+    ):
+        patching = method(model, layer)
+        heads = patching.attribute(CLEAN, CORRUPTED, by="head", **options)
+        assert heads.shape == (len(CLEAN), count)
+        if method is RelevancePatching:
+            neurons = patching.attribute(CLEAN, CORRUPTED, by="neuron", **options)
+            torch.testing.assert_close(heads, neurons.view(-1, count, size).sum(-1))
+
+
+@methods
+def test_queries_keys_and_values_side_by_side_are_no_heads(method):
+    model = tiny("gpt2")
+    attention = model.transformer.h[0].attn
+    options = {"target": TARGET, "attribute_to_layer_input": False, "by": "head"}
+    with pytest.raises(ValueError, match="not 2 heads of 4: give a layer with heads alone"):
+        method(model, attention.c_attn).attribute(CLEAN, CORRUPTED, **options)
+    found = method(model, attention.c_attn, heads=6).attribute(CLEAN, CORRUPTED, **options)
+    assert found.shape == (len(CLEAN), 6)
+
+
+@methods
 def test_wrong_layers_and_targets(method):
     model = tiny("gpt2")
     with pytest.raises(TypeError, match="A layer is"):

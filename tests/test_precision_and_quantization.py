@@ -181,6 +181,43 @@ def test_a_layer_with_a_function_that_nobody_knows_is_measured(family, method):
     assert 0 < book.by_kind()["absorbed"].abs().max() < 0.02
 
 
+class ActiveLinear(nn.Module):
+    """Looks linear for small inputs, and has no secrets."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 2, 12).view(3, 4))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(nn.functional.linear(x, self.weight))
+
+
+ACTIVE = {
+    "tanh": torch.tanh,
+    "gate": lambda y: y * torch.sigmoid(y.flip(-1)),
+    "square": lambda y: y + y**2,
+}
+
+
+@pytest.mark.parametrize("small", [0.0, 1e-3])
+@pytest.mark.parametrize("function", ACTIVE.values(), ids=ACTIVE)
+def test_a_layer_without_secrets_has_its_rules_after_a_small_input(function, small):
+    x = torch.linspace(-1, 1.5, 8).view(2, 4)
+    first, second = (nn.Sequential(ActiveLinear(function)).eval() for _ in range(2))
+    expected = LRPx(first).attribute(x, 1)
+    LRPx(second).attribute(small * x, 1)
+    torch.testing.assert_close(LRPx(second).attribute(x, 1), expected)
+
+
+@pytest.mark.parametrize("wrong", [torch.relu, torch.square])
+def test_a_layer_is_not_measured_at_zero(wrong):
+    model = nn.Sequential(OwnLinear(nn.Linear(4, 3, bias=False), function=wrong)).eval()
+    for scale in (0.0, 1.0):
+        with pytest.raises(ValueError, match="OwnLinear"):
+            LRPx(model).attribute(scale * torch.ones(2, 4), 1)
+
+
 @pytest.mark.parametrize("method", [LRPx, AttnLRPx])
 @pytest.mark.parametrize(
     "wrong",

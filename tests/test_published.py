@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from captum.attr import InputXGradient
 from models import tiny, token_ids
 from replica_ledger import Exact
 from replica_published import (
@@ -16,10 +17,13 @@ from replica_published import (
     relevances,
     target_vectors,
 )
+from tiny_models import build
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx import ATTN_LRP, GRADIENT, LRP, ALTILogit, InformationFlow, LayerLRPx, LRPx, ledger
 from captum_lrpx.recipes import LRP_MIRRORED_GATE, LRP_UNIFORM_GATE, PUBLISHED, Recipe
-from captum_lrpx.rules import AttentionShares, GateShares
+from captum_lrpx.rules import AttentionShares, GateShares, Identity
 
 TOKEN = 7
 EQUALS = {
@@ -143,6 +147,59 @@ def test_relp_are_the_coefficients(family):
     )
     with Exact():
         close(layer.attribute(ids, target=(-1, TOKEN))[0], gradient)
+
+
+# Without rules -----------------------------------------------------------------------------------
+
+FUNCTIONS = {
+    "gate": lambda x, w: (x @ w) * torch.sigmoid(x),
+    "F.glu": lambda x, w: F.glu(torch.cat([x, x @ w], -1)),
+    "pooling": lambda x, w: (x @ w) * torch.softmax(x, -1),
+    "quotient": lambda x, w: (x @ w) / (1 + x.exp()),
+    "norm": lambda x, w: x / (x @ w).norm(dim=-1, keepdim=True),
+    "log_softmax": lambda x, w: torch.log_softmax(x @ w, -1),
+    "product": lambda x, w: x * (x @ w),
+    "detached": lambda x, w: x @ w + x.detach(),
+    "batch_norm": lambda x, w: F.batch_norm(x @ w, w[0], w[1].exp(), x[0], x[1]),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_without_rules_it_is_gradient_times_input(function):
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
+
+    class Module(nn.Module):
+        def forward(self, x):
+            return function(x, w)
+
+    expected = InputXGradient(Module()).attribute(x.clone().requires_grad_(), 1)
+    found = LRPx(Module(), recipe=GRADIENT).attribute(x, 1)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "mixtral", "qwen3_next", "deepseek_v3"])
+def test_without_rules_it_is_gradient_times_input_in_any_model(family):
+    model, ids = build(family, "CAUSAL_LM"), token_ids(1)
+    embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logit = model(inputs_embeds=embeddings).logits[0, -1, TOKEN]
+    (gradient,) = torch.autograd.grad(logit, embeddings)
+    method = LRPx(model, recipe=PUBLISHED["gradient-x-input"])
+    close(method.attribute(ids, (-1, TOKEN)), (gradient * embeddings).sum(-1).detach())
+    book = ledger(method, ids, (-1, TOKEN))
+    assert book.closes(1e-4), str(book)
+    rules = {each.rule for each in method.coverage(ids).operations if each.kind == "ruled"}
+    assert "its own gradient" in rules
+    assert all(each.endswith(("Gradient", "gradient")) for each in rules)
+
+
+def test_a_rule_for_one_place_leaves_the_gradient_elsewhere():
+    model, ids = build("mamba", "CAUSAL_LM"), token_ids(1)
+    found = [
+        explained(model, recipe, ids)
+        for recipe in (GRADIENT, GRADIENT.override("no.such.module", Identity()))
+    ]
+    assert torch.equal(*found)
 
 
 # ALTI without the logit --------------------------------------------------------------------------

@@ -145,6 +145,15 @@ def test_a_picture(drawn, tmp_path):
         graph.plot(tokens[1:])
 
 
+def test_layers_in_another_order_are_refused():
+    model = tiny("gpt2")
+    layers = [model.get_input_embeddings(), *model.transformer.h]
+    order = r"order transformer\.wte, transformer\.h\.0, transformer\.h\.1: give them"
+    for wrong in (layers[::-1], [*layers, layers[-1]], [layers[1], layers[0], layers[2]]):
+        with pytest.raises(ValueError, match=order):
+            RelevanceFlow(model, wrong).attribute(token_ids(1), target=TARGET)
+
+
 def test_what_has_no_graph_is_refused(drawn):
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="of one text"):

@@ -5,6 +5,7 @@ import itertools
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from explanations import explanation
 from hypothesis import given
@@ -187,6 +188,21 @@ def test_regions_are_stored():
 def test_what_cannot_be_split_is_refused(by, message):
     with pytest.raises(ValueError, match=message):
         of_text("the keys").segments(by)
+
+
+def test_no_token_is_lost_where_a_segment_has_none():
+    result = of_text("the keys", offsets=((0, 0), (0, 3), (4, 6), (6, 8), (0, 0)))
+    between = [(3, 4)]
+    with pytest.raises(ValueError, match="No token of the text is in a segment"):
+        result.segments(between)
+    for by in ([between, "word"], ["line", between], [between, between, "token"]):
+        assert_whole(result.segments(by))
+
+
+def test_spans_of_numpy():
+    result = of_text("the keys")
+    spans = [(0, 3), (4, 8)]
+    assert result.segments([tuple(map(np.int64, each)) for each in spans]) == result.segments(spans)
 
 
 def test_levels_that_are_not_there():

@@ -221,6 +221,36 @@ def test_one_input_of_several_is_the_same_as_both(t5):
     assert book.closes(1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_source_and_written_may_be_the_same_text(kind, tokenizer):
+    model = sequence(kind, tokenizer)
+    ids = torch.tensor([[5, 9, 14, 7]])
+    forward = DecoderLogits(model)
+    method = LRPx(forward)
+
+    def embedded(source, written):
+        return model(inputs_embeds=source, decoder_inputs_embeds=written).logits[:, -1]
+
+    table = model.get_input_embeddings()
+    scaled = [table(ids).detach(), table(ids).detach()]
+    expected = LRPx(embedded, model).attribute(tuple(scaled), 3)
+    for second in (ids, ids.clone()):
+        found = method.attribute((ids, second), 3)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other.sum(-1))
+    assert ALTILogit(forward).attribute((ids, ids), 3)[0].shape == ids.shape
+
+
+def test_equal_inputs_that_are_embedded_as_copies_cannot_be_told_apart(t5):
+    ids = torch.tensor([[5, 9, 14, 7]])
+
+    def forward(source, written):
+        return t5(input_ids=source + 0, decoder_input_ids=written + 0).logits[:, -1]
+
+    with pytest.raises(ValueError, match="Inputs 1 and 2 hold the same token ids"):
+        LRPx(forward, t5).attribute((ids, ids.clone()), 3)
+
+
 def test_alti_logit_has_contributions_of_source_and_written(t5):
     source, written = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 8]])
     masks = (torch.tensor([[1, 1, 1]]),)

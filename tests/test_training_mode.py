@@ -12,6 +12,7 @@ from captum.attr import (
 )
 from models import FAMILIES, MORE_FAMILIES, tiny, token_ids
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx import (
     ALTILogit,
@@ -135,3 +136,66 @@ def test_batch_norm_in_training_mode_is_another_reason():
     model.transformer.normed = nn.BatchNorm1d(8)
     (warning,) = said_by(lambda: warn_if_training(list(model.modules())))
     assert "batch norm uses the statistics of the batch" in str(warning.message)
+
+
+# Functions ----------------------------------------------------------------------------------------
+
+
+class Dropping(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+RANDOM = {
+    "dropout": lambda x: F.dropout(x, 0.5),
+    "default": F.dropout,
+    "torch": lambda x: torch.dropout(x, 0.2, True),
+    "alpha": lambda x: F.alpha_dropout(x, 0.5, training=True),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x, None, 0.3),
+}
+NOT_RANDOM = {
+    "training": lambda x: F.dropout(x, 0.5, training=False),
+    "zero": lambda x: F.dropout(x, 0.0),
+    "torch": lambda x: torch.dropout(x, 0.2, False),
+    "alpha": lambda x: F.alpha_dropout(x, 0.5),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.0),
+    "module": nn.Dropout(0.5).eval(),
+}
+
+
+def said_of_functions(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [each for each in caught if "evaluation mode" in str(each.message)]
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_function_that_drops_in_evaluation_mode_is_one_warning(name):
+    model = nn.Sequential(Dropping(RANDOM[name])).eval()
+    x = torch.ones(1, 3, 4)
+    for _ in range(2):
+        (warning,) = said_of_functions(lambda: LRPx(model).attribute(x, (0, 1)))
+        assert "drops values at random although" in str(warning.message)
+        assert "in '0'" in str(warning.message)
+        assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("name", NOT_RANDOM)
+def test_a_function_that_drops_nothing_is_none(name):
+    model = nn.Sequential(Dropping(NOT_RANDOM[name])).eval()
+    assert not said_of_functions(lambda: LRPx(model).attribute(torch.ones(1, 3, 4), (0, 1)))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_hook_that_drops_is_one_warning_for_each_way(call):
+    model = tiny("llama")
+    hook = lambda _module, _args, output: F.dropout(output, 0.5)  # noqa: E731
+    with model.model.layers[0].mlp.register_forward_hook(hook):
+        assert len(said_of_functions(lambda: CALLS[call](model))) == 1
+        assert len(said_by(lambda: CALLS[call](model.train()))) == 0

@@ -211,7 +211,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
 
             >>> by_token = ALTILogit(model).attribute_targets(ids, [(-1, are), (-1, is_)])
         """
-        check_targets(targets)
+        targets = check_targets(targets)
         tokens, _ = self._tokens(
             inputs, targets, additional_forward_args, include_start=include_start
         )
@@ -282,7 +282,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> good, bad = ALTILogit(model).decompose_targets(ids, [(-1, are), (-1, is_)])
             >>> contrast = good.tokens() - bad.tokens()
         """
-        check_targets(targets)
+        targets = check_targets(targets)
         with self._explained(inputs, targets, additional_forward_args) as found:
             blocks = found.blocks(keep_alti=return_alti, per_head=True)
             updates: list[Tensor] = []

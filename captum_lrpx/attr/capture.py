@@ -70,7 +70,7 @@ def captured(
         return replaced
 
     try:
-        for layer in layers:
+        for layer in dict.fromkeys(layers):  # one given twice runs once
             if at_input:
                 handles.append(layer.register_forward_pre_hook(_here(before), with_kwargs=True))
             else:

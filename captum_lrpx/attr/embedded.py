@@ -14,7 +14,16 @@ from captum_lrpx.module_tree import modules_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["embedded_ids"]
+__all__ = ["apart", "embedded_ids"]
+
+
+def apart(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs, with a copy of ids that share the memory of others, to tell them apart."""
+    found: list[Tensor] = []
+    for each in inputs:
+        shared = not each.is_floating_point() and any(_is_view(each, other) for other in found)
+        found.append(each.clone() if shared else each)
+    return tuple(found)
 
 
 @contextmanager
@@ -31,6 +40,8 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
 
     Yields:
         For each input a list that fills with its embeddings ``[B, T, D]``.
+
+    In the block, an embedding of ids that several inputs hold is a ValueError.
     """
     found: list[list[Tensor]] = [[] for _ in ids]
     if not ids:
@@ -50,14 +61,18 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
             return None
         index = args[0]
         of_tokens = own is not None and getattr(module, "weight", None) is own
-        for given, leaves in zip(ids, found, strict=True):
+        ways: list[tuple[int, _Way]] = []
+        for number, (given, leaves) in enumerate(zip(ids, found, strict=True)):
             seen = isinstance(index, Tensor) and (of_tokens or _is_view(index, given))
             way = _way_to(index, given) if seen and (of_tokens or not leaves) else None
             if way is not None:
-                leaf = way.leaf(output).detach().contiguous().requires_grad_()
-                leaves.append(leaf)
-                return way.back(leaf, output)
-        return None
+                ways.append((number, way))
+        if not ways:
+            return None
+        number, way = ways[0] if len(ways) == 1 else _way_of_one(index, ids, ways)
+        leaf = way.leaf(output).detach().contiguous().requires_grad_()
+        found[number].append(leaf)
+        return way.back(leaf, output)
 
     embedding = _input_embeddings(model)
     if embedding is not None and embedding not in tables:
@@ -85,6 +100,25 @@ class _Way(NamedTuple):
 
 def _is_view(index: Tensor, given: Tensor) -> bool:
     return index.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+
+
+def _way_of_one(
+    index: Tensor, ids: Sequence[Tensor], ways: Sequence[tuple[int, _Way]]
+) -> tuple[int, _Way]:
+    """Of several inputs with the ids of an index, the one that it is a view of.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    own = [each for each in ways if _is_view(index, ids[each[0]])]
+    whole = [each for each in own or ways if index.numel() == ids[each[0]].numel()]
+    if len(whole) == 1:
+        return whole[0]
+    several = " and ".join(str(number + 1) for number, _ in ways)
+    raise ValueError(
+        f"Inputs {several} hold the same token ids, and it cannot be told which of them is "
+        "embedded: give embeddings instead of ids."
+    )
 
 
 def _way_to(index: Tensor, given: Tensor) -> _Way | None:

@@ -19,7 +19,7 @@ from captum_lrpx.attr.caches import warn_of_cache
 from captum_lrpx.attr.call_form import form_of
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs
-from captum_lrpx.attr.embedded import embedded_ids
+from captum_lrpx.attr.embedded import apart, embedded_ids
 from captum_lrpx.attr.forward_function import aliases_with_gradients
 from captum_lrpx.forms import NewWayError
 from captum_lrpx.traced import TracedPass
@@ -234,7 +234,7 @@ def forward_pass(
 
     run = _Run(
         attribution,
-        inputs,
+        apart(inputs),
         args,
         forward,
         form,

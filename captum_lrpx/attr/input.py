@@ -208,7 +208,7 @@ class LRPx(LRPRules, GradientAttribution):
         is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
         if targets is not None:
-            check_targets(targets)
+            targets = check_targets(targets)
         arguments = _captum.format_additional_forward_args(additional_forward_args)
         relevances = relevances_by_target(self, tensors, targets, arguments, targets_per_backward)
         return cast(

@@ -48,20 +48,23 @@ def check_target(output: Tensor, target: TargetType) -> None:
         raise AssertionError(_with_way_out(_SEVERAL, output, target))
 
 
-def check_targets(targets: Any) -> None:
-    """Check that a value is a non-empty sequence of targets.
+def check_targets(targets: Any) -> Sequence[TargetType]:
+    """A non-empty sequence of targets; of a tensor, its rows.
 
     Raises:
         TypeError: If it is something else.
         ValueError: If it is empty.
     """
-    if not isinstance(targets, (Tensor, Sequence)) or isinstance(targets, str):
+    if isinstance(targets, Tensor) and targets.ndim:
+        targets = list(targets)
+    if not isinstance(targets, Sequence) or isinstance(targets, str):
         raise TypeError(
             "`targets` is a list of targets, each as `attribute` takes one: for a single one give "
             f"`[{_shown(targets)}]`."
         )
-    if not len(targets):
+    if not targets:
         raise ValueError("Give at least one target.")
+    return targets
 
 
 def select_neuron(values: tuple[Tensor, ...], selector: Any) -> Tensor:
@@ -95,7 +98,7 @@ def select_neuron(values: tuple[Tensor, ...], selector: Any) -> Tensor:
         if callable(selector):
             raise
         raise AssertionError(f"{_sentence(str(error))} {forms}") from None
-    if not callable(selector) and selected[0].numel() != 1:
+    if selected.ndim and selected[0].numel() != 1:  # one number for all is their sum, as in Captum
         raise AssertionError(f"The selector chooses {selected[0].numel()} neurons. {forms}")
     return selected
 

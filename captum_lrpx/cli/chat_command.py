@@ -118,6 +118,12 @@ def run(options: argparse.Namespace) -> None:
         **chosen,
     )
     segments = explanation.segments(by, language=options.language)
+    if options.html:
+        segments.level().to_html(options.html)
+    if options.view:
+        view(explanation, options.view, by=("token", *by), language=options.language)
+    if options.json:
+        explanation.to_json(options.json)
     print_all(segments)
     if options.leave_one_out:
         found = leave_one_out_of_chat(
@@ -130,12 +136,6 @@ def run(options: argparse.Namespace) -> None:
             **asked,
         )
         print_all("\nThe same left out one by one:\n", found)
-    if options.html:
-        segments.level().to_html(options.html)
-    if options.view:
-        view(explanation, options.view, by=("token", *by), language=options.language)
-    if options.json:
-        explanation.to_json(options.json)
 
 
 def _answer_ids(explanation: Explanation) -> list[int]:
@@ -156,7 +156,7 @@ def read_chat(path: str) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     chat = {"messages": content} if isinstance(content, list) else content

@@ -143,13 +143,13 @@ def run(options: argparse.Namespace) -> None:
         shown = shown.words()
     if options.fold_special:
         shown = shown.fold_special()
-    _show(shown)
     if options.html:
         shown.to_html(options.html)
     if options.png:
         shown.to_png(options.png)  # type: ignore[union-attr]
     if options.json:
         shown.to_json(options.json)
+    _show(shown)
 
 
 def _check(options: argparse.Namespace, *, has_medium: bool) -> None:

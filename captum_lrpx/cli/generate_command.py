@@ -103,11 +103,11 @@ def run(options: argparse.Namespace) -> None:
         shown = shown.words()
     if options.fold_special:
         shown = shown.fold_special()
-    print_all(shown)
     if options.html:
         shown.to_html(options.html)
     if options.json:
         shown.to_json(options.json)
+    print_all(shown)
 
 
 def _positive(text: str) -> int:

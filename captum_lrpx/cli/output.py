@@ -1,4 +1,7 @@
-"""Output shared by the commands: tables in a terminal or a pipe, and quiet libraries."""
+"""Output shared by the commands: tables in a terminal or a pipe, and quiet libraries.
+
+Commands write their files first: a reader that closes its pipe (``| head``) ends the process.
+"""
 
 from __future__ import annotations
 

@@ -226,7 +226,8 @@ def steer(
         scale: Factor of their activations: 0 switches off, 1 changes nothing.
         value: Instead, the new value of their activations.
         directions: Directions ``[F, D]``; activations are then components along them. The
-            chosen ones are changed at once. Default: the neurons themselves
+            chosen ones are changed at once, and all have their new values afterwards, also if
+            directions overlap. Default: the neurons themselves
         positions: Positions in the second dimension of the tensor. Default: all
         at_input: Whether the layer's input is changed instead of its output.
 
@@ -234,7 +235,7 @@ def steer(
         ValueError: If not exactly one of ``scale`` and ``value`` is given, or directions do not
             fit.
         IndexError: If a number or position is out of range, in the first forward pass.
-        TypeError: If the layer is no module.
+        TypeError: If the layer is no module, or the numbers are no integers.
 
     Examples::
 
@@ -246,7 +247,7 @@ def steer(
     if (scale is None) == (value is None):
         raise ValueError("Give either `scale`, a factor, or `value`, the new activation.")
     matrix = None if directions is None else _checked(directions)
-    chosen = torch.as_tensor([numbers] if isinstance(numbers, int) else list(numbers)).long()
+    chosen = _indices(numbers)
     count = None if matrix is None else len(matrix)
     if count is not None:
         _check_range(chosen, count, "directions")
@@ -267,7 +268,7 @@ def steer(
                     f"{rows.shape[1]}."
                 )
             now = _components(part, rows)
-            part = part + (_changed(now, scale, value) - now) @ rows
+            part = part + _along(_changed(now, scale, value) - now, rows)
         new[where] = part
         return new
 
@@ -277,6 +278,32 @@ def steer(
 
 def _changed(values: Tensor, scale: float | None, value: float | None) -> Tensor:
     return values * scale if scale is not None else torch.full_like(values, value or 0.0)
+
+
+def _indices(numbers: Any) -> Tensor:
+    """Indices of neurons or directions, as a vector.
+
+    Raises:
+        TypeError: If they are no integers, as a mask is not.
+    """
+    given = numbers if isinstance(numbers, (int, Tensor)) else list(numbers)
+    chosen = torch.as_tensor(given).reshape(-1)
+    if chosen.numel() and (chosen.dtype == torch.bool or not _is_whole_number(chosen)):
+        way_out = ", `mask.nonzero().squeeze(1)` of a mask" if chosen.dtype == torch.bool else ""
+        raise TypeError(f"`numbers` are indices, not {chosen.dtype}: give integers{way_out}.")
+    return chosen.long()
+
+
+def _is_whole_number(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _along(changes: Tensor, directions: Tensor) -> Tensor:
+    """The smallest tensor ``[..., D]`` with given components ``[..., F]`` along directions."""
+    exact = directions.to(torch.promote_types(directions.dtype, torch.float32))
+    dual = torch.linalg.pinv(exact.T).to(changes)  # of orthonormal directions, themselves
+    moved: Tensor = (changes * directions.square().sum(1)) @ dual
+    return moved
 
 
 def _components(values: Tensor, directions: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
             ValueError: If there are several rows, a layer does not run, or layers have no
-                positions in common.
+                positions in common or run in another order.
             RuntimeError: Under ``torch.inference_mode``.
 
         Examples::
@@ -301,6 +301,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
             at_inputs=False,
         ) as passed:
             _check_positions(self.rows_of(passed.layers, 1))
+            _check_order(self.model, self.modules, list(passed.layers))
             explained = passed.explain(
                 lambda run: _captum.select_targets(run.output, target).reshape(()), self.tensors_of
             )
@@ -329,6 +330,16 @@ def _check_positions(values: Sequence[Tensor]) -> None:
             "The layers have no positions in common, but "
             f"{', '.join(str(list(value.shape)) for value in values)}: give layers of "
             "hidden states [1, T, D]."
+        )
+
+
+def _check_order(model: nn.Module, given: Sequence[nn.Module], ran: Sequence[nn.Module]) -> None:
+    if list(given) != list(ran):
+        paths = {module: path for path, module in model.named_modules()}
+        order = ", ".join(paths.get(layer, type(layer).__name__) for layer in ran)
+        raise ValueError(
+            f"Relevance flows from a layer to the one before, but these run in the order {order}: "
+            "give them in this order, each once."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -11,6 +11,8 @@ from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor, nn
 
 __all__ = ["Ablation", "NodeKind", "Nodes", "by_row", "checked", "nodes_of"]
@@ -23,6 +25,10 @@ Ablation = Literal["zero", "mean"]
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead")
 """Attributes of configs and attention modules with the number of heads."""
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv")
+"""The same of keys and values, where several heads share them."""
+_SIZES = ("head_dim", "attention_head_size")
+_WIDTHS = ("hidden_size", "embed_dim", "n_embd", "d_model")
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,43 @@ class Nodes:
         return new
 
 
+class _Heads(NamedTuple):
+    """Numbers of heads of an attention.
+
+    Attributes:
+        number: Number of queries, and of vectors that the output projection mixes.
+        of_keys: Number of keys and values.
+        size: Size of a query or key; None if it is unknown.
+    """
+
+    number: int
+    of_keys: int
+    size: int | None
+
+    def in_output(self, layer: nn.Module, width: int) -> int:
+        """Number of heads in the output of a layer.
+
+        Raises:
+            ValueError: If it has neither a query nor a key for each head.
+        """
+        if self.size is None or width == self.number * self.size:
+            return self.number
+        if width == self.of_keys * self.size:
+            return self.of_keys
+        raise ValueError(
+            f"{type(layer).__name__} has {width} features, not {self.number} heads of {self.size}: "
+            "give a layer with heads alone, or `heads=` if these are heads side by side."
+        )
+
+
 def nodes_of(
-    kind: NodeKind, values: Tensor, layer: nn.Module, model: nn.Module, heads: int | None
+    kind: NodeKind,
+    values: Tensor,
+    layer: nn.Module,
+    model: nn.Module,
+    heads: int | None,
+    *,
+    at_input: bool = True,
 ) -> Nodes:
     """Divide the tensor of a layer into nodes.
 
@@ -97,6 +138,7 @@ def nodes_of(
         layer: The layer that it is the input or output of.
         model: The model around it.
         heads: Number of heads; None to read it from the model.
+        at_input: Whether it is the input of the layer.
 
     Raises:
         ValueError: If the kind is unknown, or the tensor cannot be divided into such nodes.
@@ -116,7 +158,10 @@ def nodes_of(
         return Nodes(kind, values.shape[-2])
     if kind != "head":
         return Nodes(kind)
-    number = _heads_of(model, layer) if heads is None else heads
+    known = _heads_of(model, layer) if heads is None else None
+    number: Any = heads
+    if known is not None:
+        number = known.number if at_input else known.in_output(layer, shape[-1])
     if number is None:
         raise ValueError(
             f"Neither {type(model).__name__} nor the modules around its {name} tell the number of "
@@ -208,15 +253,22 @@ def _listed(shapes: list[list[int]]) -> str:
     return ", ".join(map(str, shapes))
 
 
-def _heads_of(model: nn.Module, layer: nn.Module) -> int | None:
-    """Number of heads in the closest module around a layer, or in its config."""
+def _heads_of(model: nn.Module, layer: nn.Module) -> _Heads | None:
+    """Heads of the closest module around a layer, or of its config."""
     path = next((path for path, module in model.named_modules() if module is layer), "")
     names = path.split(".")
     for end in range(len(names) - 1, -1, -1):
         module = model.get_submodule(".".join(names[:end]))
-        for owner in (module, getattr(module, "config", None)):
-            for name in _HEADS:
-                found = getattr(owner, name, None)
-                if isinstance(found, int) and not isinstance(found, bool):
-                    return found
+        owners = (module, getattr(module, "config", None))
+        number = _number(owners, _HEADS)
+        if number is not None:
+            width = _number(owners, _WIDTHS)
+            size = _number(owners, _SIZES) or (None if width is None else width // number)
+            return _Heads(number, _number(owners, _KEY_HEADS) or number, size)
     return None
+
+
+def _number(owners: Iterable[Any], names: Iterable[str]) -> int | None:
+    """The first attribute with one of some names that is an integer."""
+    found = (getattr(owner, name, None) for owner in owners for name in names)
+    return next((each for each in found if type(each) is int), None)

@@ -83,7 +83,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     """
     path = Path(path)
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Other line breaks of Unicode may stand inside of a text.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -98,9 +98,9 @@ class _Patching(LayerRules, PerturbationAttribution):
                 )
         return by == "head"
 
-    def _nodes(self, by: NodeKind, clean: list[Tensor]) -> list[Nodes]:
+    def _nodes(self, by: NodeKind, clean: list[Tensor], *, at_input: bool) -> list[Nodes]:
         return [
-            nodes_of(by, values, layer, self.model, self.heads)
+            nodes_of(by, values, layer, self.model, self.heads, at_input=at_input)
             for layer, values in zip(self.modules, clean, strict=True)
         ]
 
@@ -221,9 +221,9 @@ class RelevancePatching(_Patching):
             arguments,
             at_input=at_input,
             experts=by == "expert",
-            check=lambda values: by == "expert" or self._nodes(by, values),
+            check=lambda values: by == "expert" or self._nodes(by, values, at_input=at_input),
         )
-        nodes = self._nodes(by, clean)
+        nodes = self._nodes(by, clean, at_input=at_input)
         if corrupted_additional_forward_args is None:
             corrupted_additional_forward_args = arguments
         others = self._others(
@@ -331,7 +331,7 @@ class ActivationPatching(_Patching):
         warn_if_training(modules_of(self.model))
         arguments = additional_forward_args
         clean = self.values(given, arguments, at_input=at_input, experts=by == "expert")
-        nodes = self._nodes(by, clean)
+        nodes = self._nodes(by, clean, at_input=at_input)
         if corrupted_additional_forward_args is None:
             corrupted_additional_forward_args = arguments
         others = self._others(

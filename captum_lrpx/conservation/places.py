@@ -56,6 +56,7 @@ _FILLING: Final = frozenset(
         "SelectScatter",
         "SliceScatter",
         "Stack",
+        "Threshold",
         "Where",
     }
 )
@@ -200,6 +201,8 @@ class Places:
         keeps = role in rules and not self._rule(rules[role], number).conserves
         keeps |= role == "router" and self._rule("router", number).own_gradient
         keeps |= role in ("attention", "scores") and gradient and not attention.conserves
+        ruled = role == "router" or (role == "linear" and operation.nature in SIGNALS)
+        keeps |= self._recipe.is_gradient_at(self._path(number)) and not ruled
         # A function that is not 0 at 0 has a constant part there that no slope carries.
         return "rule" if keeps or operation.kind == "gate function" else None
 
@@ -210,9 +213,11 @@ class Places:
         rounds = unheard_of or number in structure.detached
         return name == "MatMul8bitLt" or (number in structure.linear and rounds)
 
+    def _path(self, number: int) -> str:
+        return self._structure.places.get(number, ("", "", ""))[0]
+
     def _rule(self, role: str, number: int) -> Any:
-        path = self._structure.places.get(number, ("", "", ""))[0]
-        return self._recipe.rule_for(role, path)
+        return self._recipe.rule_for(role, self._path(number))
 
     def _by_constant(self, number: int, *, told: bool) -> Kind | None:
         """Kind of a node's leak, if it may add a constant of unknown value."""

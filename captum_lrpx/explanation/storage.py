@@ -144,7 +144,9 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
         ValueError: If it is something else, or of a newer version.
     """
     try:
-        content: dict[str, Any] = json.loads(_text_of(source))
+        content = json.loads(_text_of(source))
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}, not an object")
         _check(kind, content.pop("format", None))
         return build(content)
     except _BROKEN as error:
@@ -153,11 +155,11 @@ def load(kind: str, source: str | os.PathLike[str], build: Callable[[dict[str, A
 
 def _text_of(source: str | os.PathLike[str]) -> str:
     """The given JSON, which starts with a brace or bracket; any other string is a path."""
-    if isinstance(source, str) and source.lstrip().startswith(("{", "[")):
-        return source
+    if isinstance(source, str) and source.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
+        return source.removeprefix("\ufeff")
     if isinstance(source, str) and not os.path.isfile(source):  # noqa: PTH113 - Path raises for some
         raise ValueError(f"there is no file {source[:200]!r}, and it is not JSON")
-    return Path(source).read_text(encoding="utf-8")
+    return Path(source).read_text(encoding="utf-8-sig")
 
 
 def _check(kind: str, name: object) -> None:

@@ -153,7 +153,7 @@ _FUNCTIONS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Callable[[Tensor]
     "Sinh": lambda *_: torch.sinh,
     "Atan": lambda *_: torch.atan,
     "Asinh": lambda *_: torch.asinh,
-    "Log1p": lambda *_: torch.log1p,
+    "Log1P": lambda *_: torch.log1p,
     "LogSigmoid": lambda *_: F.logsigmoid,
     "Softplus": lambda _, s: partial(F.softplus, beta=s["beta"], threshold=s["threshold"]),
     "Elu": lambda aten, s: partial(

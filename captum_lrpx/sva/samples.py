@@ -151,7 +151,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
             if not line.strip():
                 continue
             try:
-                samples.append(_from_json(json.loads(line.decode("utf-8"))))
+                encoding = "utf-8-sig" if number == 1 else "utf-8"  # some editors write a mark
+                samples.append(_from_json(json.loads(line.decode(encoding))))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
     return samples

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from captum_lrpx.decoding import check_characters
 from captum_lrpx.models import find_model
 from captum_lrpx.targets.head import ModelForward, output_of
 from captum_lrpx.targets.inputs import of_row
@@ -135,6 +136,7 @@ def written_ids(
             return _generated(model, source, written)
         written = ""
     if isinstance(written, str):
+        check_characters(written)
         labels = list(tokenizer(text_target=written)["input_ids"])
     else:
         labels, _ = of_row(written, "written text")

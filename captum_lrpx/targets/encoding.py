@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.decoding import decoded
+from captum_lrpx.decoding import check_characters, decoded
 from captum_lrpx.structure import positions_after_padding
 from captum_lrpx.targets.inputs import check_known, of_row, render
 from captum_lrpx.targets.place import Token, token_id, token_names
@@ -180,6 +180,8 @@ def _of_texts(
         raise ValueError(
             f"{type(tokenizer).__name__} gives no offsets: load the fast version of the tokenizer."
         )
+    for each in texts:
+        check_characters(each)
     if task == "masked-lm":
         texts = _with_mask(tokenizer, texts)
     encoded = tokenizer(

@@ -20,6 +20,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from captum_lrpx.decoding import check_characters
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -256,6 +258,7 @@ def _added(tokenizer: Any) -> dict[str, int]:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
+    check_characters(text)
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
 from captum_lrpx.parallel import PASSING
@@ -215,7 +216,7 @@ def _number_of(node: Node) -> int:
     number = _numbers.get(kind)
     if number is None:
         number = _numbers[kind] = len(_operators)
-        _operators.append(name_of(node))
+        _operators.append(_operator_of(node))
         if node.name() in _DETAILS:
             _details[number] = _DETAILS[node.name()]
     return number
@@ -252,6 +253,23 @@ def _constant_nodes(ends: list[Node], constants: set[Node]) -> set[Node]:
             stack.append((node, True))
             stack += [(operand, False) for operand in operands]
     return constants
+
+
+_KNOWN: Final = frozenset({"torch", "transformers", "bitsandbytes", "captum_lrpx"})
+"""Packages whose functions written in Python are known by their names."""
+
+
+def _operator_of(node: Node) -> str:
+    """Operator of a node; of a foreign function written in Python with its module.
+
+    Such a function may have the name of an operator of PyTorch and compute something else.
+    """
+    name = name_of(node)
+    kind: Any = type(node)
+    if not issubclass(kind, BackwardCFunction):
+        return name
+    module: str = getattr(kind, "_forward_cls", kind).__module__
+    return name if module.partition(".")[0] in _KNOWN else f"{module}.{name}"
 
 
 def name_of(node: Node) -> str:

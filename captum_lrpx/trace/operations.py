@@ -18,11 +18,13 @@ __all__ = [
     "STREAM",
     "VIEWS",
     "Kind",
+    "has_held",
     "is_kernel",
     "is_length",
     "is_linear_write",
     "is_mean",
     "kind_of",
+    "summand_of",
 ]
 
 Kind = Literal[
@@ -73,7 +75,7 @@ _LINEAR: Final = _names(
     "AdaptiveAvgPool2D AdaptiveAvgPool3D ToDense AccumulateGrad Im2Col Col2Im Im2ColBackward "
     "PixelShuffle "
     "PixelUnshuffle UpsampleNearest1D UpsampleNearest2D UpsampleBilinear2D UpsampleBicubic2D "
-    "UpsampleBicubic2DAa UpsampleBilinear2DAa UpsampleLinear1D GridSampler2D ReflectionPad1D "
+    "UpsampleBicubic2DAa UpsampleBilinear2DAa UpsampleLinear1D ReflectionPad1D "
     "ReflectionPad2D ReplicationPad1D ReplicationPad2D Max Min Amax Amin Maximum Minimum Topk Sort "
     "Median MaxPool2DWithIndices MaxPool1D AdaptiveMaxPool2D MaxPool3DWithIndices Cummax "
     "BackwardHookFunction NestedViewFromBuffer "
@@ -91,6 +93,9 @@ PROJECTIONS: Final = _names(
     "MatMul4Bit MatMul8bitLt"  # of bitsandbytes
 )
 _WITH_SUMMAND: Final = _names("Addmm Baddbmm Addbmm Addmv Addr Addcmul")
+_WITH_BIAS: Final = _names(
+    "Convolution ConvolutionOverrideable MkldnnConvolution CudnnConvolution Linear MkldnnLinear"
+)
 _PRODUCTS: Final = _names("Mul Addcmul")
 
 _ACTIVATIONS: Final = _names(
@@ -100,7 +105,7 @@ _ACTIVATIONS: Final = _names(
 )
 _CLAMPS: Final = _names("Clamp ClampMin ClampMax")
 _GATE_FUNCTIONS: Final = _names(
-    "Sigmoid Softplus Exp Exp2 Expm1 Hardsigmoid LogSigmoid Log Log1p Log2 Logsumexp Logcumsumexp "
+    "Sigmoid Softplus Exp Exp2 Expm1 Hardsigmoid LogSigmoid Log Log1P Log2 Logsumexp Logcumsumexp "
     "Reciprocal Cumprod Prod Erfc Cos Sin Logaddexp Logit Cosh Asin Acos"
 )
 _SCALES: Final = _names("Rsqrt Sqrt LinalgVectorNorm Norm Std Var VarMean StdMean Frobenius")
@@ -116,7 +121,8 @@ _RULES: Final = _names("_Relay _RelayGenerated")
 """Function of this package, and its name under ``torch.func``."""
 _WITH_MEAN: Final = _names("VarMean StdMean")
 _NORMS: Final = _names("NativeLayerNorm NativeGroupNorm FusedRmsNorm")
-_QUOTIENTS: Final = _names("Div")
+_QUOTIENTS: Final = _names("Div GridSampler2D")
+"""Linear in the first operand; the second one, a denominator or places to read at, is constant."""
 _SOLUTIONS: Final = _names("LinalgSolveTriangular")
 _SOFTMAX: Final = _names("Softmax SafeSoftmax")
 _BATCH_NORMS: Final = _names("NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNormImplIndex")
@@ -166,12 +172,22 @@ _KINDS: Final[dict[str, Kind]] = {
 
 def is_kernel(name: str) -> bool:
     """Whether an operator is a whole attention, of queries, keys, values and perhaps a mask."""
-    return _KERNEL.search(name) is not None
+    return "." not in name and _KERNEL.search(name) is not None
 
 
-def has_summand(name: str) -> bool:
-    """Whether the first operand of a product is a summand."""
-    return name in _WITH_SUMMAND
+def summand_of(name: str) -> int | None:
+    """Place of the operand that a product adds; None if it adds none."""
+    if name in _WITH_SUMMAND:
+        return 0
+    return 2 if name in _WITH_BIAS else None
+
+
+def has_held(name: str, kind: Kind) -> bool:
+    """Whether the second operand is constant where the first one depends on the input.
+
+    It is a part of the slope: the weight of a batch norm or of a PReLU.
+    """
+    return name in ("Prelu", "PreluKernel") or (name in _BATCH_NORMS and kind == "linear")
 
 
 def is_clamp(name: str) -> bool:

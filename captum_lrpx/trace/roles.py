@@ -13,11 +13,12 @@ from captum_lrpx.trace.operations import (
     CHOICES,
     ELEMENTWISE,
     Kind,
-    has_summand,
+    has_held,
     is_clamp,
     is_length,
     is_mean,
     kind_of,
+    summand_of,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class _Finder:
         kind, edges = self.kinds[number], self.graph.operands[number]
         if kind in ("linear", "activation"):
             return True
-        factors = edges[has_summand(self.graph.names[number]) :]
+        summand = summand_of(self.graph.names[number])
+        factors = tuple(edge for place, edge in enumerate(edges) if place != summand)
         return kind in ("product", "quotient", "projection") and _dependent(factors) < 2
 
     # Forward ----------------------------------------------------------------------------------
@@ -126,6 +128,9 @@ class _Finder:
         if not places:
             return Operation("input", "linear", "signal")
         natures = [self.nature(edge) for edge in edges if edge is not None]
+        if places[:2] == [0, 1] and has_held(self.graph.names[number], kind):
+            nature = natures[0] if kind == "linear" else "activated"
+            return Operation(kind, "constant factor", nature, (1,), (0, *places[2:]))
         if kind == "linear":
             return self._sum(number, places, natures)
         if kind in ("projection", "solution", "product"):
@@ -167,15 +172,16 @@ class _Finder:
         self, number: int, kind: Kind, places: list[int], natures: list[Nature]
     ) -> Operation:
         """A product, if two or more of its factors depend on the input; else a linear operation."""
-        summand = has_summand(self.graph.names[number])
-        factors = [place for place in places if place or not summand]
+        summand = summand_of(self.graph.names[number])
+        factors = [place for place in places if place != summand]
         if len(factors) > 1:
             return self._product(number, factors, element_wise=kind == "product")
         if kind == "product":
             return Operation("linear", "linear", self._mixed(natures))
         if kind == "solution" and factors == [0]:
-            return Operation(kind, "constant factor", "gate", (0,))
-        nature = natures[-1] if natures[-1] in ("weights", "constant") else "signal"
+            return Operation(kind, "unknown", "gate")
+        last = natures[places.index(factors[-1]) if factors else -1]
+        nature = last if last in ("weights", "constant") else "signal"
         return Operation(kind, "linear", nature)
 
     def _of_one(self, name: str, kind: Kind, natures: list[Nature]) -> Operation:
@@ -313,7 +319,7 @@ class _Finder:
         if places == [0]:
             return Operation("linear", "linear", natures[0])
         if places == [1]:
-            return Operation("quotient", "constant factor", _gate(natures), (1,))
+            return Operation("quotient", "unknown", _gate(natures))
         return Operation("quotient", "constant factor", natures[0], (1,), (0,))
 
     # Functions of one tensor --------------------------------------------------------------------

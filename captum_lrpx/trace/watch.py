@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.parallel import local
+from captum_lrpx.trace.behind import Behind
 from captum_lrpx.trace.graph import name_of, node_of
 from captum_lrpx.trace.mode import FunctionMode
 from captum_lrpx.trace.origins import Called, Origins, tensors_in
@@ -41,9 +42,9 @@ def _names(text: str) -> frozenset[str]:
 
 _VALUE_INDEPENDENT: Final = _names(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros "
-    "new_ones new_empty new_full new_tensor size stride __get__ dim numel"
+    "new_ones new_empty new_full new_tensor size stride dim numel"
 )
-"""Functions whose result does not depend on the values of their arguments."""
+"""Functions whose result does not depend on the values of their first argument."""
 
 _SECOND_ONLY_FOR_ITS_FORM: Final = _names("to type_as view_as expand_as reshape_as broadcast_to")
 """Functions that use only the type or shape of their second operand."""
@@ -79,6 +80,8 @@ class Watch:
         calls: For each node of the graph, the call that made it.
         inputs: For each node of such a function, its operand.
         detached: Nodes that use a number which depends on the input but has no gradient.
+        behind: Nodes whose results were overwritten behind the graph.
+        dropping: Innermost modules in which a function dropped values at random.
         written: Nodes of functions that wrote into a part of a tensor.
         entered: Modules of the model that were called from outside of it.
         outputs: Nodes of their outputs.
@@ -106,6 +109,8 @@ class Watch:
         self.calls: dict[Node, Call] = {}
         self.inputs: dict[Node, Tensor] = {}
         self.detached: set[Node] = set()
+        self.behind = Behind()
+        self.dropping: set[nn.Module | None] = set()
         self.entered: dict[nn.Module, None] = {}
         self.outputs: list[Node] = []
         self._need_input = need_input
@@ -141,12 +146,15 @@ class Watch:
         if written:
             self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
+        if name in _DROPPING and _drops(name, args, kwargs):
+            self.dropping.add(self._running[-1] if self._running else None)
+        behind = self.behind.before(func, args, written)
         result = func(*args, **kwargs)
-        if name not in _VALUE_INDEPENDENT:
+        self.behind.after(func, args, result, behind)
+        taken = list(tensors_in(_read_by(name, args, kwargs)))
+        if taken or name not in _VALUE_INDEPENDENT:
             made = _distinct([*tensors_in(result), *written])
             if made:
-                seen = args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
-                taken = list(tensors_in(seen))
                 self._look(func, taken, made, written)
                 if self.origins is not None:
                     module = self._running[-1] if self._running else None
@@ -297,6 +305,13 @@ def _full_name(func: Callable[..., Any]) -> str:
     return name
 
 
+def _read_by(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """The arguments of a function whose values it reads."""
+    if name in _VALUE_INDEPENDENT:
+        return args[1:], kwargs
+    return args[:1] if name in _SECOND_ONLY_FOR_ITS_FORM else (args, kwargs)
+
+
 def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a function may write into its first operand."""
     if name.startswith("__"):
@@ -324,6 +339,21 @@ def _distinct(tensors: list[Tensor]) -> list[Tensor]:
         if not _is_in(tensor, found):
             found.append(tensor)
     return found
+
+
+_DROPPING: Final = _names(
+    "dropout dropout_ alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d "
+    "scaled_dot_product_attention"
+)
+"""Functions that may set values to zero at random."""
+
+
+def _drops(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of :data:`_DROPPING` does so in a call."""
+    if name == "scaled_dot_product_attention":
+        return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+    given = {**dict(zip(("p", "training"), args[1:], strict=False)), **kwargs}
+    return bool(given.get("p", 0.5)) and bool(given.get("training", True))
 
 
 _MAY_WRITE: Final = _names(
