@@ -205,7 +205,8 @@ def test_a_value_near_zero_is_the_rest_of_relevances_that_cancel(method):
     nearest = gaps.masked_fill(gaps == 0, math.inf).argmin()
     target = Target(int(order[nearest + 1]), contrast=int(order[nearest]))
     found = explain(model, tokenizer, TEXT, target, method=method, certify="full")
-    assert abs(found.value) < 1e-4 < 1e-2 < max(map(abs, found.relevances))
+    assert abs(found.value) < 1e-4
+    assert max(map(abs, found.relevances)) > 1e-2
     assert found.certificate.holds
 
 
