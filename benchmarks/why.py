@@ -13,8 +13,8 @@ of the sentences that the model gets right. A part is a list of settings and met
 - ``firsts``: the methods that matter with no first token, and with a full stop as first token;
 - ``sink``: the model changed, its first token giving the value zero to all that attend to it, and
   the sink rule (``benchmarks/sinks.py``) on the model as it is;
-- ``effects``: what the explained value loses without each token, and the area between the
-  perturbation curves, for ``--few`` of the sentences;
+- ``effects``: what the explained value loses without each token, for ``--some`` of the sentences;
+- ``area``: the area between the perturbation curves, for ``--few`` of the sentences;
 - ``ledger``: the account of the explained value by kind, for ``--few`` of the sentences;
 - ``flow``: information flow routes, for ``--some`` of the sentences;
 - ``short``, not by default: the methods that matter with the right first token, for other samples.
@@ -91,7 +91,8 @@ PARTS: dict[str, tuple[str, list[tuple[Setting, tuple[str, ...]]]]] = {
         ],
     ),
     "firsts": ("some", [(Setting("none"), SOME), (Setting("other"), SOME)]),
-    "effects": ("few", [(Setting(), ("leave one out", "area"))]),
+    "effects": ("some", [(Setting(), ("leave one out",))]),
+    "area": ("few", [(Setting(), ("area",))]),
     "ledger": ("few", [(Setting(), ("ledger",))]),
     "flow": ("some", [(Setting(), ("IFR",))]),
     "short": ("all", [(Setting(), SOME)]),
