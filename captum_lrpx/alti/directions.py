@@ -52,8 +52,9 @@ class Directions:
         found: Gradient at the mixing node of each attention that the value depends on directly, by
             node.
         start: ``<u, x>`` at the start of each stream ``[B, T]``, by the place of its input.
-        mlps: ``<u, m>`` of each branch that treats positions separately ``[B, M]``.
-        biases: ``<u, b>`` of each constant added elsewhere ``[B]``, by its path.
+        mlps: ``<u, m>`` of each branch that treats positions separately ``[B, M]``; none if the
+            terms are not wanted.
+        biases: ``<u, b>`` of each constant added elsewhere ``[B]``, by its path; likewise.
         output: The explained value minus ``<u, o>`` of the outputs of the model ``[B]``;
             0 if these are unknown, as for a function that is linear in them.
     """
@@ -73,6 +74,8 @@ def directions_of(
     tokens: Sequence[int],
     name: Callable[[int, Any], str | None],
     outputs: Mapping[int, Tensor],
+    *,
+    terms: bool,
 ) -> Directions:
     """Pull an explained value back through head and streams.
 
@@ -84,6 +87,7 @@ def directions_of(
         name: Returns the name under which a constant of a node is reported, None if it is not.
         outputs: The outputs of the model that the explained function uses, by node; empty for a
             function that is linear in them.
+        terms: Whether the terms of MLPs and biases are wanted.
 
     Raises:
         ValueError: If the value does not depend on the residual stream.
@@ -108,7 +112,7 @@ def directions_of(
         layout.order,
         {Edge(reader.graph.index[node], output.output_nr): torch.ones_like(output)},
         {*starts.values(), *operands, *mixings},
-        seen,
+        seen if terms else None,
         {edge: rows.add for edge, rows in mixings.items()},
     )
     start = {
@@ -116,7 +120,7 @@ def directions_of(
         for place, edge in starts.items()
     }
     mlps = []
-    for branch in layout.positional:
+    for branch in layout.positional if terms else ():
         gradient, count = found.get(branch.operand), tokens[branch.stream]
         term = _by_position(gradient, reader, branch.operand, batch, count).sum(1).to(home)
         if branch.constant:

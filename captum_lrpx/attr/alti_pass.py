@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.fast.saved import is_worth_it
+from captum_lrpx.fast.unrecorded import places_of
 from captum_lrpx.models import base_of
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.parallel import Weights
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.alti_logit import ALTILogit
     from captum_lrpx.attr.engine import Passed
+    from captum_lrpx.coverage import Coverage
+    from captum_lrpx.fast.unrecorded import Places
+    from captum_lrpx.forms import Structure
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Explained", "explained_pass"]
@@ -46,6 +51,8 @@ def explained_pass(
     inputs: tuple[Tensor, ...],
     targets: Sequence[TargetType],
     arguments: object | None,
+    *,
+    terms: bool = False,
 ) -> Iterator[Explained]:
     """Run a forward function once and compute the direction of each target.
 
@@ -54,6 +61,7 @@ def explained_pass(
         inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, one for each stream.
         targets: Targets to explain.
         arguments: Further arguments of the forward function, after the inputs.
+        terms: Whether the terms of MLPs and biases are wanted.
 
     Yields:
         The pass.
@@ -65,23 +73,40 @@ def explained_pass(
     recordings: list[Recording] = []
     model = attribution.model
     weights = Weights(model)
+    everything = (
+        terms or attribution.value_bias != "tokens" or is_worth_it(None, _positions(inputs))
+    )
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
         notes = rules.form.notes
-        outside = not notes.get("linear", False)
-        recordings.append(Recording(*notes.get("widths", (None,)), outside=outside))
-        with _runs_once(model, recordings[0]), recordings[0]:
+        outside = terms and not notes.get("linear", False)
+        recording = Recording(*notes.get("widths", (None,)), outside=outside)
+        recordings.append(recording)
+        nothing = not everything and notes.get("saved", False)
+        with _runs_once(model, recording), nullcontext() if nothing else recording:
             yield
 
     with forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed:
-        values = [_captum.select_targets(passed.output, target) for target in targets]
         finite = Finite(model, attribution.forward_func, inputs, arguments)
-        for each in values:
-            finite.require(each)
+
+        def read() -> list[Tensor]:
+            values = [_captum.select_targets(passed.output, target) for target in targets]
+            for each in values:
+                _check(finite.require(each), len(inputs[0]))
+            passed.rules.read(values)
+            return values
+
+        values = read()
+        if not recordings[-1].used and not _saved(passed):  # its graph is of another structure
+            passed.rules.form.notes["saved"] = False
+            passed.run()
+            values = read()
         # The model has run in the precision that autocast chose; the decomposition need not.
         with torch.autocast(inputs[0].device.type, enabled=False), weights.released():
-            yield Explained(attribution, passed, recordings[0], values, inputs, weights)
+            yield Explained(
+                attribution, passed, recordings[-1], values, inputs, weights, terms=terms
+            )
 
 
 class Explained:
@@ -91,7 +116,6 @@ class Explained:
         directions: One for each explained value.
         layout: The parts of the graph.
         tokens: Positions of each input.
-        coverage: The operations of streams, heads and the linear ends of attentions.
     """
 
     def __init__(
@@ -102,16 +126,16 @@ class Explained:
         values: list[Tensor],
         inputs: tuple[Tensor, ...],
         weights: Weights,
+        *,
+        terms: bool,
     ) -> None:
         batch = len(inputs[0])
-        for each in values:
-            _check(each, batch)
         self.attribution = attribution
         self.tokens = [each.shape[1] for each in inputs]
-        rules = passed.rules
-        graph, plan = rules.read(values)
-        structure = rules.structure
-        assert structure is not None  # noqa: S101 - the graph has been read
+        self._rules = rules = passed.rules
+        graph, structure = rules.graph, rules.structure
+        assert graph is not None and structure is not None  # noqa: S101, PT018 - it has been read
+        plan = structure.plans[attribution.recipe]
         self._places, self._explained = structure.places, structure.explained
         for source in passed.sources:
             recording.know(source)
@@ -121,8 +145,8 @@ class Explained:
             found = layout_of(graph, structure.roles, plan, sources, self._where)
             structure.notes["layout"] = found
         self.layout: Layout = structure.notes["layout"]
-        self.coverage = rules.coverage((), self.layout.order)
-        self.coverage.require(strict=attribution.strict)
+        if plan.problems:
+            self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
             graph,
             Pull(graph, plan, rules.inputs, lambda number: weights.need(self._path(number))),
@@ -131,24 +155,53 @@ class Explained:
             self._path,
             dropout=attribution.model.training,
             known=structure.notes.setdefault("parts", Known()),
+            saved=None if recording.used else _saved(passed),
         )
         notes = rules.form.notes
-        self._probe(notes, batch)
+        self._probe(notes, structure, batch)
         function = [each for each in self.layout.order if each in self._explained]
         notes["linear"] = all(structure.roles[each].role == "linear" for each in function)
-        outputs = {} if notes["linear"] else self._outputs(recording, function)
+        outputs = self._outputs(recording, function) if terms and not notes["linear"] else {}
+        place = self.reader, self.layout
         self.directions = [
-            directions_of(self.reader, self.layout, each, self.tokens, self._name, outputs)
+            directions_of(*place, each, self.tokens, self._name, outputs, terms=terms)
             for each in values
         ]
 
-    def _probe(self, notes: dict[str, Any], batch: int) -> None:
-        """Check the parts of a new form by gradients."""
+    @cached_property
+    def coverage(self) -> Coverage:
+        """The operations of streams, heads and the linear ends of attentions."""
+        return self._rules.coverage((), self.layout.order)
+
+    def _probe(self, notes: dict[str, Any], structure: Structure, batch: int) -> None:
+        """Check the parts of a new form by gradients, and what its nodes have saved."""
         if "widths" in notes:
             return
         probe(self.reader, self.layout, batch, self.tokens)
         if min(self.tokens) > 1:  # one position cannot be mixed with others
             notes["widths"] = self._widths(batch)
+            places = places_of(self.reader.graph)
+            notes["saved"] = self._is_saved(places)
+            if notes["saved"]:
+                structure.notes["saved"] = places
+
+    def _is_saved(self, places: Places) -> bool:
+        """Whether nodes have saved the tensors of the streams as they were recorded."""
+        reader, layout = self.reader, self.layout
+        edges = [stream.start for stream in layout.streams.values()]
+        for each in layout.attentions:
+            end = reader.result(each)
+            if end is None:
+                return False
+            edges += [each.residual, end]
+        for edge in edges:
+            recorded, saved = reader.tensor(edge, None), reader.tensor(edge, places)
+            if recorded is None or saved is None or saved.shape != recorded.shape:
+                return False
+            same = 4 * torch.finfo(recorded.dtype).eps * recorded.norm()
+            if not (saved - recorded).norm() <= same:
+                return False
+        return True
 
     def _outputs(self, recording: Recording, function: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of the model used by the explained function, by node; empty if not all known."""
@@ -320,6 +373,16 @@ def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _saved(passed: Passed) -> Places | None:
+    """Places of the tensors of the streams in the graph of a pass."""
+    structure = passed.rules.structure
+    return None if structure is None else structure.notes.get("saved")
+
+
+def _positions(inputs: tuple[Tensor, ...]) -> int:
+    return sum(each.shape[:2].numel() for each in inputs)
 
 
 def _check(output: Tensor, batch: int) -> None:
