@@ -147,7 +147,7 @@ class Reader:
             weights,
             values,
             places,
-            order.rows,
+            order,
             weight.view(heads, size, -1),
             by_head,
             scaled,

@@ -15,6 +15,7 @@ import torch
 from captum_lrpx.alti import formulas
 from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.alti.directions import product_with
+from captum_lrpx.alti.together import Together, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Blocks", "Example"]
 
 _TEMPORARIES: Final = 3  # weights of some rows, their scores, and a reordered copy
+
+
+_Found = tuple["Tensor", "Tensor | None", "Tensor | None"]
 
 
 @dataclass(eq=False)
@@ -79,34 +83,93 @@ class Blocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield update ``[B, K (H), T]`` and ALTI matrix ``[B, T, T]`` by attention, last first."""
-        attentions = self.layout.attentions
         home = self.targets[0].value.device  # blocks may be spread over devices
-        for index in range(len(attentions) - 1, -1, -1):
-            attention = attentions[index]
-            carries = self.keep_alti or index < len(attentions) - 1
-            part = self.reader.part(
-                attention,
-                self.batch,
-                self.tokens[attention.stream],
-                self.tokens[attention.source],
-            )
-            found = [self._found(part, target) for target in self.targets]
-            matrices, updates, sinks = [], [], []
-            for example in range(self.batch):
-                one = Example(part, example, self.memory_budget, whole=carries)
-                update = self._update(one, found)
-                matrix = self._matrix(one) if carries else None
-                if matrix is not None:
-                    matrices.append(self._on_axis(matrix, attention))
-                updates.append(self._placed(update, attention))
-                self._extend_reach(example, attention, update, matrix)
-                if self.keep_alti:
-                    sinks.append(self._of_stream(one.sink(), attention))
-            stacked = torch.stack(matrices).to(home) if matrices else None
-            if self.keep_alti and stacked is not None:
-                self.alti.append(stacked)
-                self.sinks.append(torch.stack(sinks).to(home))
-            yield torch.stack(updates).to(home), stacked
+        for parts in self._groups():
+            found = self._at_once(parts) if self._at_a_time(parts[0]) else None
+            for update, matrix, sinks in found or map(self._one_by_one, parts):
+                if self.keep_alti and matrix is not None and sinks is not None:
+                    self.alti.append(matrix.to(home))
+                    self.sinks.append(sinks.to(home))
+                yield update.to(home), None if matrix is None else matrix.to(home)
+
+    def _carries(self, part: Part) -> bool:
+        """Whether the ALTI matrix of an attention is needed."""
+        return self.keep_alti or part.attention is not self.layout.attentions[-1]
+
+    def _one_by_one(self, part: Part) -> _Found:
+        """Update, ALTI matrix and sinks of an attention, example by example."""
+        attention, carries = part.attention, self._carries(part)
+        found = [self._found(part, target) for target in self.targets]
+        matrices, updates, sinks = [], [], []
+        for example in range(self.batch):
+            one = Example(part, example, self.memory_budget, whole=carries)
+            update = self._update(one, found)
+            matrix = self._matrix(one) if carries else None
+            if matrix is not None:
+                matrices.append(self._on_axis(matrix, attention))
+            updates.append(self._placed(update, attention))
+            self._extend_reach(example, attention, update, matrix)
+            if self.keep_alti:
+                sinks.append(self._of_stream(one.sink(), attention))
+        return (
+            torch.stack(updates),
+            torch.stack(matrices) if matrices else None,
+            torch.stack(sinks) if sinks else None,
+        )
+
+    # Several at once --------------------------------------------------------------------------
+
+    def _groups(self) -> Iterator[list[Part]]:
+        """The attentions, last first, by those that are computed at once."""
+        group: list[Part] = []
+        for attention in reversed(self.layout.attentions):
+            lengths = self.tokens[attention.stream], self.tokens[attention.source]
+            part = self.reader.part(attention, self.batch, *lengths)
+            room = max(1, self._at_a_time(part) // self.batch)
+            if group and (len(group) >= room or form_of(group[0]) != form_of(part)):
+                yield group
+                group = []
+            group.append(part)
+            if len(group) >= room:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _at_a_time(self, part: Part) -> int:
+        """Examples of attentions like this that are computed at once; 0 if one is too large."""
+        alone = len(self.tokens) == 1 and part.split is None
+        if not (alone and self.value_bias) or self.alti_by_head:
+            return 0
+        size = max(part.rows.shape[1:]) * part.values.shape[-2] * part.residual.shape[-1]
+        return chunk_of(part.values, self.memory_budget) // size
+
+    def _at_once(self, parts: list[Part]) -> list[_Found] | None:
+        """The same of several attentions like each other; None if a number is not finite."""
+        first = 0 if self._carries(parts[0]) else 1
+        gradients = [
+            torch.stack([self._gradient(part, target) for part in parts]) for target in self.targets
+        ]
+        pieces = []
+        step = self._at_a_time(parts[0])
+        for low in range(0, self.batch, step):
+            some = Together(parts, slice(low, min(low + step, self.batch)))
+            updates = [some.updates(each, per_head=self.per_head) for each in gradients]
+            pieces.append((torch.cat(updates, 2), some.matrices(first), some.sinks()))
+        joined = [torch.cat(each, 1) for each in zip(*pieces, strict=True)]
+        if not (joined[0].sum() + joined[1].sum()).isfinite():
+            return None
+        self._reached = [{0: (0, self.tokens[0])} for _ in range(self.batch)]
+        return list(zip(joined[0], [None] * first + list(joined[1]), joined[2], strict=True))
+
+    def _gradient(self, part: Part, target: Directions) -> Tensor:
+        """The gradient at the output of each head ``[B, H, T, z]``."""
+        found = self._found(part, target)
+        return (
+            part.values.new_zeros(*part.rows.shape, part.values.shape[-1])
+            if found is None
+            else found
+        )
 
     # Logit updates ----------------------------------------------------------------------------
 
@@ -315,7 +378,7 @@ class Example:
                 residual,
                 part.resultant[self.example, rows].to(values),
                 first_row=low,
-                chunk=self._chunk(),
+                chunk=chunk_of(values, self.memory_budget),
                 by_head=by_head,
             )
         return matrix
@@ -340,9 +403,9 @@ class Example:
             residual = residual if nothing else scaled
         return weights, output_weight, residual
 
-    def _chunk(self) -> int:
-        """Number of elements of transformed vectors that may be held at a time."""
-        share = max(1, self.memory_budget // (_TEMPORARIES * self.values.element_size()))
-        # A CPU needs what fits into its cache, an accelerator needs large chunks.
-        on_cpu = self.values.device.type == "cpu"
-        return min(share, formulas.CHUNK_ELEMENTS) if on_cpu else share
+
+def chunk_of(values: Tensor, memory_budget: int) -> int:
+    """Number of elements of transformed vectors that may be held at a time."""
+    share = max(1, memory_budget // (_TEMPORARIES * values.element_size()))
+    # A CPU needs what fits into its cache, an accelerator needs large chunks.
+    return min(share, formulas.CHUNK_ELEMENTS) if values.device.type == "cpu" else share

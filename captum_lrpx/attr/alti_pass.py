@@ -16,8 +16,8 @@ from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.known import Known
-from captum_lrpx.alti.layout import Layout, layout_of
-from captum_lrpx.alti.probe import probe
+from captum_lrpx.alti.layout import layout_of
+from captum_lrpx.alti.probe import is_saved, probe
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
@@ -35,11 +35,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from captum_lrpx._captum import TargetType
+    from captum_lrpx.alti.layout import Layout
     from captum_lrpx.attr.alti_logit import ALTILogit
     from captum_lrpx.attr.engine import Passed
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.fast.unrecorded import Places
     from captum_lrpx.forms import Structure
+    from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.trace.graph import Graph
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Explained", "explained_pass"]
@@ -139,12 +142,7 @@ class Explained:
         self._places, self._explained = structure.places, structure.explained
         for source in passed.sources:
             recording.know(source)
-        if "layout" not in structure.notes:
-            nodes = (node_of(source) for source in passed.sources)
-            sources = [None if node is None else graph.index.get(node) for node in nodes]
-            found = layout_of(graph, structure.roles, plan, sources, self._where)
-            structure.notes["layout"] = found
-        self.layout: Layout = structure.notes["layout"]
+        self.layout = self._layout(graph, structure, plan, passed.sources)
         if plan.problems:
             self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
@@ -168,6 +166,17 @@ class Explained:
             for each in values
         ]
 
+    def _layout(
+        self, graph: Graph, structure: Structure, plan: Plan, sources: Sequence[Tensor]
+    ) -> Layout:
+        if "layout" not in structure.notes:
+            nodes = (node_of(source) for source in sources)
+            places = [None if node is None else graph.index.get(node) for node in nodes]
+            found = layout_of(graph, structure.roles, plan, places, self._where)
+            structure.notes["layout"] = found
+        known: Layout = structure.notes["layout"]
+        return known
+
     @cached_property
     def coverage(self) -> Coverage:
         """The operations of streams, heads and the linear ends of attentions."""
@@ -181,27 +190,9 @@ class Explained:
         if min(self.tokens) > 1:  # one position cannot be mixed with others
             notes["widths"] = self._widths(batch)
             places = places_of(self.reader.graph)
-            notes["saved"] = self._is_saved(places)
+            notes["saved"] = is_saved(self.reader, self.layout, places)
             if notes["saved"]:
                 structure.notes["saved"] = places
-
-    def _is_saved(self, places: Places) -> bool:
-        """Whether nodes have saved the tensors of the streams as they were recorded."""
-        reader, layout = self.reader, self.layout
-        edges = [stream.start for stream in layout.streams.values()]
-        for each in layout.attentions:
-            end = reader.result(each)
-            if end is None:
-                return False
-            edges += [each.residual, end]
-        for edge in edges:
-            recorded, saved = reader.tensor(edge, None), reader.tensor(edge, places)
-            if recorded is None or saved is None or saved.shape != recorded.shape:
-                return False
-            same = 4 * torch.finfo(recorded.dtype).eps * recorded.norm()
-            if not (saved - recorded).norm() <= same:
-                return False
-        return True
 
     def _outputs(self, recording: Recording, function: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of the model used by the explained function, by node; empty if not all known."""
