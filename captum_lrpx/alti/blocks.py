@@ -32,6 +32,9 @@ __all__ = ["Blocks", "Example"]
 _TEMPORARIES: Final = 3  # weights of some rows, their scores, and a reordered copy
 
 
+_FEWEST: Final = 4
+"""Number of examples below which it takes longer not to skip what causal attention cannot read."""
+
 _Found = tuple["Tensor", "Tensor | None", "Tensor | None"]
 
 
@@ -137,12 +140,13 @@ class Blocks:
             yield group
 
     def _at_a_time(self, part: Part) -> int:
-        """Examples of attentions like this that are computed at once; 0 if one is too large."""
+        """Examples of attentions like this that are computed at once; 0 if they are too large."""
         alone = len(self.tokens) == 1 and part.split is None
         if not (alone and self.value_bias) or self.alti_by_head:
             return 0
         size = max(part.rows.shape[1:]) * part.values.shape[-2] * part.residual.shape[-1]
-        return chunk_of(part.values, self.memory_budget) // size
+        count = chunk_of(part.values, self.memory_budget) // size
+        return count if count >= _FEWEST else 0
 
     def _at_once(self, parts: list[Part]) -> list[_Found] | None:
         """The same of several attentions like each other; None if a number is not finite."""
