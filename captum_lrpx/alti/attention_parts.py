@@ -47,7 +47,9 @@ class Reader:
         path: Returns the path of the module of a node.
         dropout: Whether dropout may be active, which hides the scale of a stream.
         known: Cache shared by passes of the same structure.
-        saved: Places of the tensors of the streams, if they have not been recorded.
+
+    Attributes:
+        saved: Places of saved tensors of the streams, if these are read from the nodes.
     """
 
     def __init__(
@@ -60,10 +62,9 @@ class Reader:
         *,
         dropout: bool,
         known: Known,
-        saved: Places | None = None,
     ) -> None:
         self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
-        self.saved = saved
+        self.saved: Places | None = None
         self.where, self.path, self.dropout = where, path, dropout
         self._numbers: set[Edge] = set()  # tensors already checked for NaN
 

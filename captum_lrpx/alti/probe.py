@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from captum_lrpx.alti.attention_weights import wide
-from captum_lrpx.alti.blocks import Example
 from captum_lrpx.alti.directions import Biases
+from captum_lrpx.alti.example import Example
 from captum_lrpx.alti.pull import Pull, tolerance
 from captum_lrpx.graph_rules import Plan
 from captum_lrpx.trace.graph import Edge

@@ -153,6 +153,11 @@ class Recording:
         if self._width is not None:
             self._hooks.__exit__(*error)
 
+    @property
+    def frees(self) -> bool:
+        """Whether tensors that nodes have saved are freed."""
+        return self.used and self._width is not None
+
     def know(self, tensor: Tensor) -> None:
         """Record a tensor that is known from elsewhere."""
         if tensor.requires_grad:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from captum_lrpx.attr.alti_logit import ALTILogit
     from captum_lrpx.attr.engine import Passed
     from captum_lrpx.coverage import Coverage
-    from captum_lrpx.fast.unrecorded import Places
     from captum_lrpx.forms import Structure
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
@@ -76,9 +75,8 @@ def explained_pass(
     recordings: list[Recording] = []
     model = attribution.model
     weights = Weights(model)
-    everything = (
-        terms or attribution.value_bias != "tokens" or is_worth_it(None, _positions(inputs))
-    )
+    positions = sum(each.shape[:2].numel() for each in inputs)
+    lean = not terms and attribution.value_bias == "tokens" and not is_worth_it(None, positions)
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
@@ -86,7 +84,7 @@ def explained_pass(
         outside = terms and not notes.get("linear", False)
         recording = Recording(*notes.get("widths", (None,)), outside=outside)
         recordings.append(recording)
-        nothing = not everything and notes.get("saved", False)
+        nothing = lean and notes.get("saved", False)
         with _runs_once(model, recording), nullcontext() if nothing else recording:
             yield
 
@@ -101,15 +99,15 @@ def explained_pass(
             return values
 
         values = read()
-        if not recordings[-1].used and not _saved(passed):  # its graph is of another structure
+        structure = passed.rules.structure
+        if not recordings[-1].used and structure is not None and "saved" not in structure.notes:
             passed.rules.form.notes["saved"] = False
             passed.run()
             values = read()
         # The model has run in the precision that autocast chose; the decomposition need not.
         with torch.autocast(inputs[0].device.type, enabled=False), weights.released():
-            yield Explained(
-                attribution, passed, recordings[-1], values, inputs, weights, terms=terms
-            )
+            options = {"terms": terms, "lean": lean}
+            yield Explained(attribution, passed, recordings[-1], values, inputs, weights, **options)
 
 
 class Explained:
@@ -131,6 +129,7 @@ class Explained:
         weights: Weights,
         *,
         terms: bool,
+        lean: bool,
     ) -> None:
         batch = len(inputs[0])
         self.attribution = attribution
@@ -153,10 +152,11 @@ class Explained:
             self._path,
             dropout=attribution.model.training,
             known=structure.notes.setdefault("parts", Known()),
-            saved=None if recording.used else _saved(passed),
         )
         notes = rules.form.notes
         self._probe(notes, structure, batch)
+        if lean and not recording.frees:
+            self.reader.saved = structure.notes.get("saved")
         function = [each for each in self.layout.order if each in self._explained]
         notes["linear"] = all(structure.roles[each].role == "linear" for each in function)
         outputs = self._outputs(recording, function) if terms and not notes["linear"] else {}
@@ -364,16 +364,6 @@ def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _saved(passed: Passed) -> Places | None:
-    """Places of the tensors of the streams in the graph of a pass."""
-    structure = passed.rules.structure
-    return None if structure is None else structure.notes.get("saved")
-
-
-def _positions(inputs: tuple[Tensor, ...]) -> int:
-    return sum(each.shape[:2].numel() for each in inputs)
 
 
 def _check(output: Tensor, batch: int) -> None:
