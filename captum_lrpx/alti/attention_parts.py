@@ -231,11 +231,13 @@ class Reader:
 
     def seed(self, edge: Edge) -> Tensor:
         """Zeros of the shape of a tensor, in float32 or wider."""
-        metadata: Any = self.graph.nodes[edge.node]
-        metadata = metadata._input_metadata[edge.output]  # noqa: SLF001
-        return wide(
-            torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
-        )
+        form = self._metadata(edge)
+        return wide(torch.zeros(tuple(form.shape), dtype=form.dtype, device=form.device))
+
+    def _metadata(self, edge: Edge) -> Any:
+        """Shape, dtype and device of a tensor."""
+        node: Any = self.graph.nodes[edge.node]
+        return node._input_metadata[edge.output]  # noqa: SLF001
 
     def like(self, edge: Edge, numbers: Tensor) -> Tensor:
         """Values in the shape of a tensor of the graph."""
@@ -308,29 +310,26 @@ class Reader:
     def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
         """Matrix of the output projection ``[H z, D]``."""
         begin, end, between = at
-        width = self.seed(begin).shape[-1]
+        (*_, width), (*_, columns) = self._metadata(begin).shape, self._metadata(end).shape
         if not between:
-            return torch.eye(width, device=self.seed(begin).device)
+            return torch.eye(width, device=self._metadata(begin).device)
         kept = VIEWS | COLLECTIVES
         *others, first = [each for each in between if self.graph.names[each] not in kept] or [0]
         self.pull.need(first)
         node: Any = self.graph.nodes[first]
-        seed = self.seed(end)
-        columns = seed.shape[-1]
         if not others and self.graph.names[first] in ("Mm", "Addmm"):
             factor = getattr(node, "_saved_alpha", 1)
             found = local(node._saved_mat2.detach())  # noqa: SLF001
             if found.shape == (width, columns):  # otherwise it is not the heads' part alone
                 return wide(found if factor == 1 else found * factor)
+        seed = self.seed(end)
         result = seed.new_zeros(columns, width)
         for start in range(0, columns, rows):
             count = min(rows, columns - start)
             unit = torch.zeros_like(seed)
             each = torch.arange(count, device=seed.device)
             unit.view(rows, columns)[each, start + each] = 1.0
-            metadata: Any = self.graph.nodes[end.node]
-            metadata = metadata._input_metadata[end.output]  # noqa: SLF001
-            pulled = self._pulled(between, end, unit.to(metadata.dtype), begin)
+            pulled = self._pulled(between, end, unit.to(self._metadata(end).dtype), begin)
             result[start : start + count] = pulled.reshape(rows, width)[:count]
         return result.t().contiguous()
 
