@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from captum_lrpx.module_tree import modules_of
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -214,7 +212,7 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._owners: dict[str, Any] = {}
-        if any(hasattr(type(module), "unshard") for module in modules_of(model)):
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             modules = model.named_modules()
             self._owners = {path: each for path, each in modules if hasattr(each, "unshard")}
         self._there: Any = None
