@@ -26,7 +26,7 @@ from captum_lrpx.fast.saved import is_worth_it
 from captum_lrpx.fast.unrecorded import places_of
 from captum_lrpx.models import base_of
 from captum_lrpx.onlookers import looks_only
-from captum_lrpx.parallel import Weights
+from captum_lrpx.parallel import Weights, several_processes
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def explained_pass(
     model = attribution.model
     weights = Weights(model)
     positions = sum(each.shape[:2].numel() for each in inputs)
-    lean = not terms and attribution.value_bias == "tokens" and not is_worth_it(None, positions)
+    tokens_only = not terms and attribution.value_bias == "tokens"
+    # Other processes would wait for one that runs the model again.
+    lean = tokens_only and not is_worth_it(None, positions) and not several_processes()
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
