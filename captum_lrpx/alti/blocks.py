@@ -37,7 +37,7 @@ _Found = tuple["Tensor", "Tensor | None", "Tensor | None"]
 
 @dataclass(eq=False)
 class Blocks:
-    """Streams logit updates and ALTI matrices, one attention at a time.
+    """Streams logit updates and ALTI matrices, attention by attention.
 
     Attributes:
         reader: Reads the parts of the pass.

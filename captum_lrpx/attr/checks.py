@@ -203,14 +203,10 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
 
 def _check_positions(model: nn.Module, x: Tensor) -> None:
     """Refuse more tokens than a table of positions has; other position codes have no limit."""
-    config: Any = model.config
-    length = x.shape[-2 if x.is_floating_point() else -1]
-    declared = getattr(config, "max_position_embeddings", None) or 0
-    if length + (getattr(config, "pad_token_id", None) or 0) < declared:
-        return  # also if positions are counted from the padding id on
-    limit = context_length(model)
+    limit, length = context_length(model), x.shape[-2 if x.is_floating_point() else -1]
     if limit is None or length <= limit or position_table_of(model) is None:
         return
+    config: Any = model.config
     if not x.is_floating_point() and positions_after_padding(model):
         length = int((x != config.pad_token_id).sum(-1).max())
     if length > limit:

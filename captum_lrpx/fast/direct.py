@@ -63,8 +63,6 @@ def direct(graph: Graph, plan: Plan) -> Iterator[RemovableHandle]:
     """
     all_nodes = graph.nodes
     for number, name, rule, factors in plan.actions:
-        if name not in _ACTIVATIONS and name != _KERNEL:
-            continue
         node: Any = all_nodes[number]
         result = node._input_metadata[0]  # noqa: SLF001 - no public name
         if math.prod(result.shape) < _WORTH_IT.of(result.device.type):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from captum_lrpx.fast.sparse import is_large_enough, product_of_sparse
+from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
 from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules.answering import Answering
 
@@ -112,7 +112,7 @@ _ANSWERS: Final[Mapping[Any, Callable[..., Tensor]]] = {
 
 
 def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
-    """Register hooks on large linear nodes of a graph.
+    """Register hooks on linear nodes of a graph.
 
     Args:
         graph: The graph.
@@ -121,14 +121,11 @@ def narrow(graph: Graph, where: Collection[int]) -> Iterator[RemovableHandle]:
     Yields:
         A handle that removes each hook.
     """
-    nodes: list[Any] = graph.nodes
     for number in where:
-        result = nodes[number]._input_metadata[0]  # noqa: SLF001 - no public name
-        if is_large_enough(result.shape, result.device):
-            yield nodes[number].register_prehook(_mostly_zero)
+        yield graph.nodes[number].register_prehook(_mostly_zero)
 
 
 def _mostly_zero(taken: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    if taken[0] is None or is_spread(taken[0]):
+    if taken[0] is None or not is_worth_a_look(taken[0]) or is_spread(taken[0]):
         return None  # other processes may have other zeros
     return (Answering(taken[0], _ANSWERS), *taken[1:])

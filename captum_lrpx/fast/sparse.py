@@ -8,18 +8,14 @@ branch and gate in the features of the branch.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from captum_lrpx.fast.least import Least
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["is_large_enough", "is_worth_a_look", "product_of_sparse"]
+__all__ = ["is_worth_a_look", "product_of_sparse"]
 
 _WORTH_A_LOOK: Final = Least(1 << 13, 1 << 22)
 """Size of a gradient below which the search for zeros takes longer than the product."""
@@ -33,12 +29,7 @@ _SPARSE_RUN_UP_TO: Final = 0.5
 
 def is_worth_a_look(grad: Tensor) -> bool:
     """Whether a gradient is large enough for its zeros to matter."""
-    return is_large_enough(grad.shape, grad.device)
-
-
-def is_large_enough(shape: Sequence[int], device: torch.device) -> bool:
-    """The same for a gradient that has not been computed."""
-    return math.prod(shape) >= _WORTH_A_LOOK.of(device.type)
+    return grad.numel() >= _WORTH_A_LOOK.of(grad.device.type)
 
 
 def product_of_sparse(grad: Tensor, weight: Tensor, ends: Tensor | None = None) -> Tensor:
