@@ -169,7 +169,7 @@ class Blocks:
         return (
             part.values.new_zeros(*part.rows.shape, part.values.shape[-1])
             if found is None
-            else found
+            else found.to(part.values)
         )
 
     # Logit updates ----------------------------------------------------------------------------

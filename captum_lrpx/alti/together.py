@@ -65,31 +65,34 @@ class Together:
         if not parts:
             return self.values.new_zeros(0, *self.weights.shape[1:2], *self.weights.shape[3:])
         values, weights = self.values[first:], self.weights[first:]
-        output_weight = torch.stack([each.output_weight for each in parts])[:, None].to(values)
+        output_weight = self._joined([each.output_weight for each in parts])[:, None]
         residual, resultant = (
-            torch.stack([getattr(each, name)[self._examples] for each in parts]).to(values)
+            self._joined([getattr(each, name)[self._examples] for each in parts])
             for name in ("residual", "resultant")
         )
         if parts[0].by_head is not None:
             by_head = [each.by_head[self._examples] for each in parts if each.by_head is not None]
-            weights = weights * torch.stack(by_head).unsqueeze(-1).to(weights)
+            weights = weights * self._joined(by_head).unsqueeze(-1)
         for name in ("scaled", "norm"):
             scalings = [getattr(each, name) for each in parts]
             if scalings[0] is None:
                 continue
-            scale = torch.stack([each.scale[self._examples] for each in scalings]).to(weights)
             weights, output_weight, folded = formulas.fold_frozen_norm(
                 weights,
                 output_weight,
                 residual,
-                scale=scale,
-                weight=torch.stack([each.weight for each in scalings])[:, None].to(weights),
+                scale=self._joined([each.scale[self._examples] for each in scalings]),
+                weight=self._joined([each.weight for each in scalings])[:, None],
                 centered=scalings[0].centered,
             )
             residual = folded if name == "norm" else residual
         return formulas.normalize(
             contributions_at_once(weights, values, output_weight, residual, resultant)
         )
+
+    def _joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of the attentions as one, in the precision and on the device of the values."""
+        return torch.stack([each.to(self.values) for each in tensors])
 
     def sinks(self) -> Tensor:
         """Share of attention that went to no token, averaged over the heads ``[L, B, T]``."""

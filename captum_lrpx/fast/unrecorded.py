@@ -57,9 +57,10 @@ def places_of(graph: Graph) -> Places:
         if name == "NativeLayerNorm":
             found.setdefault(result, (number, _RESULT))
         elif name == "ToCopy" and operand is not None and result in found:
-            given = nodes[operand.node]._input_metadata[operand.output].dtype  # noqa: SLF001
-            copied = nodes[number]._input_metadata[0].dtype  # noqa: SLF001
-            if torch.promote_types(given, copied) == copied:  # in a wider precision
+            given = nodes[operand.node]._input_metadata[operand.output]  # noqa: SLF001
+            copied = nodes[number]._input_metadata[0]  # noqa: SLF001
+            wider = torch.promote_types(given.dtype, copied.dtype) == copied.dtype
+            if wider and given.device == copied.device:
                 found.setdefault(operand, found[result])
     return found
 
