@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from captum_lrpx.module_tree import modules_of
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -31,6 +29,7 @@ __all__ = [
     "is_spread",
     "local",
     "require_no_stages",
+    "several_processes",
     "sharing",
     "sharing_of",
     "split_of",
@@ -78,6 +77,11 @@ def require_no_stages(model: nn.Module) -> None:
             'blocks (tp_plan="auto"), the weights (fully_shard), or spread the blocks over devices '
             'of one process (device_map="auto").'
         )
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that may run a model together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def is_spread(tensor: Tensor) -> bool:
@@ -214,7 +218,7 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._owners: dict[str, Any] = {}
-        if any(hasattr(type(module), "unshard") for module in modules_of(model)):
+        if several_processes():
             modules = model.named_modules()
             self._owners = {path: each for path, each in modules if hasattr(each, "unshard")}
         self._there: Any = None

@@ -16,6 +16,7 @@ from captum_lrpx.alti.attention_weights import Mixed, Order, attention_of, wide
 from captum_lrpx.alti.part import Part
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.alti.scaling import Scaling, measured, of_layer_norm, rank_one
+from captum_lrpx.fast.unrecorded import tensor_of
 from captum_lrpx.parallel import COLLECTIVES, local, split_of
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.layout import Attention
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.alti.recording import Recording
+    from captum_lrpx.fast.unrecorded import Places
     from captum_lrpx.trace.graph import Graph
 
 __all__ = ["Reader"]
@@ -45,6 +47,9 @@ class Reader:
         path: Returns the path of the module of a node.
         dropout: Whether dropout may be active, which hides the scale of a stream.
         known: Cache shared by passes of the same structure.
+
+    Attributes:
+        saved: Places of saved tensors of the streams, if these are read from the nodes.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Reader:
         known: Known,
     ) -> None:
         self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
+        self.saved: Places | None = None
         self.where, self.path, self.dropout = where, path, dropout
         self._numbers: set[Edge] = set()  # tensors already checked for NaN
 
@@ -66,19 +72,16 @@ class Reader:
 
     def value(self, edge: Edge, batch: int, tokens: int) -> Tensor:
         """A tensor of a stream ``[B, T, D]``."""
-        place = edge
-        while (known := self.recording.value(self.graph.nodes[place.node], place.output)) is None:
-            edges = self.graph.operands[place.node]
-            if self.graph.names[place.node] not in VIEWS or not edges or edges[0] is None:
-                self.refuse(edge.node, "is part of a residual stream in a way that is not seen")
-            place = edges[0]
-        if place not in self._numbers and known.isnan().any():
+        known = self.tensor(edge, self.saved)
+        if known is None:
+            self.refuse(edge.node, "is part of a residual stream in a way that is not seen")
+        if edge not in self._numbers and known.sum().isnan() and known.isnan().any():
             raise ValueError(
                 f"The residual stream is not finite at {self.where(edge.node)}. (With padding on "
                 "the left, eager attention of some families gives NaN in float64: use sdpa, or "
                 "float32.)"
             )
-        self._numbers.add(place)
+        self._numbers.add(edge)
         shape = tuple(known.shape)
         if shape[:-1] not in ((batch, tokens), (batch * tokens,)):
             self.refuse(
@@ -87,6 +90,24 @@ class Reader:
                 f"{tokens} tokens are explained",
             )
         return known.reshape(batch, tokens, shape[-1])
+
+    def tensor(self, edge: Edge, saved: Places | None) -> Tensor | None:
+        """A tensor, or one that it is a view of; None if it is not known.
+
+        Args:
+            edge: The tensor.
+            saved: Places of saved tensors; None to look in the recording.
+        """
+        graph, place = self.graph, edge
+        while True:
+            if saved is None:
+                known = self.recording.value(graph.nodes[place.node], place.output)
+            else:
+                known = tensor_of(graph, saved, place, self.pull.need)
+            edges = graph.operands[place.node]
+            if known is not None or graph.names[place.node] not in VIEWS or not any(edges[:1]):
+                return known
+            place = edges[0]  # type: ignore[assignment]
 
     # Attentions -------------------------------------------------------------------------------
 
@@ -112,16 +133,10 @@ class Reader:
         heads, size = order.rows.shape[1], values.shape[-1]
         if weight.shape[0] != heads * size:
             self.refuse(mixing, "finds something of another width than it projects")
-        residual = self.value(attention.residual, batch, tokens)
-        added = self._added(attention, batch, tokens)
-        if self.graph.names[attention.addition] == "Sub":
-            second = self.graph.operands[attention.addition][1] == attention.operand
-            added, residual = (-added, residual) if second else (added, -residual)
-        resultant = residual + added
+        residual, resultant = self._ends(attention, batch, tokens)
         norm = scaled = None
         if attention.norms:
             end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
-            resultant = self.value(end, batch, tokens)
             norm = self._scaling(attention.norms, end, start, batch, tokens)
         behind = (attention.addition, *after)
         plain = self.graph.names[attention.addition] == "Add"
@@ -133,7 +148,7 @@ class Reader:
             weights,
             values,
             places,
-            order.rows,
+            order,
             weight.view(heads, size, -1),
             by_head,
             scaled,
@@ -144,6 +159,26 @@ class Reader:
         splits = (split_of(self.graph.nodes[each]) for each in at[2])
         split = next((each for each in splits if each is not None), None)
         return part if split is None else part.joined(split)
+
+    def result(self, attention: Attention) -> Edge | None:
+        """The stream after an attention and its norm; None if an MLP is added at the same time."""
+        if attention.norms:
+            return Edge(attention.norms[0], 0)
+        alone = attention.residual in self.graph.operands[attention.addition]
+        return (
+            Edge(attention.addition, 0) if alone and attention.leaf == attention.operand else None
+        )
+
+    def _ends(self, attention: Attention, batch: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """The stream before an attention, in the sign with which it is added to, and after it."""
+        residual, sign = self.value(attention.residual, batch, tokens), 1
+        if self.graph.names[attention.addition] == "Sub":
+            sign = -1 if self.graph.operands[attention.addition][1] == attention.operand else 1
+            residual = -residual if sign > 0 else residual
+        end = self.result(attention)
+        if end is not None:
+            return residual, self.value(end, batch, tokens)
+        return residual, residual + sign * self._added(attention, batch, tokens)
 
     def _added(self, attention: Attention, batch: int, tokens: int) -> Tensor:
         """Summand of an attention, without MLPs in parallel."""
@@ -196,11 +231,13 @@ class Reader:
 
     def seed(self, edge: Edge) -> Tensor:
         """Zeros of the shape of a tensor, in float32 or wider."""
-        metadata: Any = self.graph.nodes[edge.node]
-        metadata = metadata._input_metadata[edge.output]  # noqa: SLF001
-        return wide(
-            torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
-        )
+        form = self._metadata(edge)
+        return wide(torch.zeros(tuple(form.shape), dtype=form.dtype, device=form.device))
+
+    def _metadata(self, edge: Edge) -> Any:
+        """Shape, dtype and device of a tensor."""
+        node: Any = self.graph.nodes[edge.node]
+        return node._input_metadata[edge.output]  # noqa: SLF001
 
     def like(self, edge: Edge, numbers: Tensor) -> Tensor:
         """Values in the shape of a tensor of the graph."""
@@ -273,29 +310,26 @@ class Reader:
     def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
         """Matrix of the output projection ``[H z, D]``."""
         begin, end, between = at
-        width = self.seed(begin).shape[-1]
+        (*_, width), (*_, columns) = self._metadata(begin).shape, self._metadata(end).shape
         if not between:
-            return torch.eye(width, device=self.seed(begin).device)
+            return torch.eye(width, device=self._metadata(begin).device)
         kept = VIEWS | COLLECTIVES
         *others, first = [each for each in between if self.graph.names[each] not in kept] or [0]
         self.pull.need(first)
         node: Any = self.graph.nodes[first]
-        seed = self.seed(end)
-        columns = seed.shape[-1]
         if not others and self.graph.names[first] in ("Mm", "Addmm"):
             factor = getattr(node, "_saved_alpha", 1)
             found = local(node._saved_mat2.detach())  # noqa: SLF001
             if found.shape == (width, columns):  # otherwise it is not the heads' part alone
                 return wide(found if factor == 1 else found * factor)
+        seed = self.seed(end)
         result = seed.new_zeros(columns, width)
         for start in range(0, columns, rows):
             count = min(rows, columns - start)
             unit = torch.zeros_like(seed)
             each = torch.arange(count, device=seed.device)
             unit.view(rows, columns)[each, start + each] = 1.0
-            metadata: Any = self.graph.nodes[end.node]
-            metadata = metadata._input_metadata[end.output]  # noqa: SLF001
-            pulled = self._pulled(between, end, unit.to(metadata.dtype), begin)
+            pulled = self._pulled(between, end, unit.to(self._metadata(end).dtype), begin)
             result[start : start + count] = pulled.reshape(rows, width)[:count]
         return result.t().contiguous()
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from captum_lrpx.parallel import Split
@@ -34,16 +36,22 @@ __all__ = [
 class AttentionWeights(ABC):
     """Attention weights of one module for a batch, ``[B, H, T, T]``."""
 
+    @property
     @abstractmethod
-    def of(self, example: int, rows: slice | Tensor) -> Tensor:
-        """Weights of some query rows of one example.
+    def form(self) -> tuple[object, ...]:
+        """Key, equal for weights that :func:`stacked` joins."""
+
+    @abstractmethod
+    def of(self, example: int | slice, rows: slice | Tensor) -> Tensor:
+        """Weights of some query rows of one example, or of several.
 
         Args:
-            example: Index of the example.
+            example: Index of the example, or a slice.
             rows: A slice of positions, or their indices ``[R]``.
 
         Returns:
-            ``[H, R, T]``, in float32 or wider; rows that attend to nothing are 0.
+            ``[H, R, T]``, or for a slice ``[B, H, R, T]``, in float32 or wider; rows that attend to
+            nothing are 0.
         """
 
     @abstractmethod
@@ -61,9 +69,14 @@ class MaterializedWeights(AttentionWeights):
 
     weights: Tensor
 
-    def of(self, example: int, rows: slice | Tensor) -> Tensor:
+    @property
+    def form(self) -> tuple[object, ...]:
+        """The shape of the tensor."""
+        return (self.weights.shape,)
+
+    def of(self, example: int | slice, rows: slice | Tensor) -> Tensor:
         """Select the rows."""
-        return wide(self.weights[example][:, rows])
+        return wide(self.weights[example][..., rows, :])
 
     def joined(self, split: Split) -> MaterializedWeights:
         """The weights with the heads of all processes."""
@@ -89,9 +102,15 @@ class ScoredWeights(AttentionWeights):
     causal: bool
     scale: float
 
-    def of(self, example: int, rows: slice | Tensor) -> Tensor:
+    @property
+    def form(self) -> tuple[object, ...]:
+        """The shapes of the tensors, and the scale."""
+        mask = None if self.mask is None else (self.mask.shape, self.mask.dtype)
+        return self.query.shape, self.key.shape, mask, self.causal, self.scale
+
+    def of(self, example: int | slice, rows: slice | Tensor) -> Tensor:
         """Compute the rows."""
-        query, key = wide(self.query[example][:, rows]), wide(self.key[example])
+        query, key = wide(self.query[example][..., rows, :]), wide(self.key[example])
         return attention_weights(query, key, self._mask(example, rows), self.scale)
 
     def joined(self, split: Split) -> ScoredWeights:
@@ -104,14 +123,29 @@ class ScoredWeights(AttentionWeights):
             mask=split.joined(self.mask, 1) if by_head and self.mask is not None else self.mask,
         )
 
-    def _mask(self, example: int, rows: slice | Tensor) -> Tensor | None:
+    def _mask(self, example: int | slice, rows: slice | Tensor) -> Tensor | None:
         if self.mask is not None:
             mask = self.mask[example if self.mask.shape[0] > 1 else 0]
-            return mask[:, rows] if mask.shape[1] > 1 else mask
+            return mask[..., rows, :] if mask.shape[-2] > 1 else mask
         if not self.causal:
             return None
         position = torch.arange(self.key.shape[-2], device=self.key.device)
         return (position[rows].unsqueeze(1) >= position).unsqueeze(0)
+
+
+def stacked(weights: Sequence[AttentionWeights]) -> AttentionWeights:
+    """Weights of several attentions of the same form, as if of one with all of their examples."""
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    names = ("weights",) if isinstance(first, MaterializedWeights) else ("query", "key", "mask")
+    batch = len(getattr(first, names[0]))
+    joined = {
+        name: torch.cat([getattr(each, name).expand(batch, -1, -1, -1) for each in weights])
+        for name in names
+        if getattr(first, name) is not None
+    }
+    return replace(first, **joined)  # type: ignore[type-var]
 
 
 class Mixed(NamedTuple):

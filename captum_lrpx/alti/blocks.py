@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from captum_lrpx.alti import formulas
-from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.alti.directions import product_with
+from captum_lrpx.alti.example import Example, chunk_of
+from captum_lrpx.alti.together import Together, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.layout import Attention, Layout
     from captum_lrpx.alti.part import Part
 
-__all__ = ["Blocks", "Example"]
+__all__ = ["Blocks"]
 
-_TEMPORARIES: Final = 3  # weights of some rows, their scores, and a reordered copy
+
+_FEWEST: Final = 4
+"""Number of examples below which it takes longer not to skip what causal attention cannot read."""
+
+_Found = tuple["Tensor", "Tensor | None", "Tensor | None"]
 
 
 @dataclass(eq=False)
 class Blocks:
-    """Streams logit updates and ALTI matrices, one attention at a time.
+    """Streams logit updates and ALTI matrices, attention by attention.
 
     Attributes:
         reader: Reads the parts of the pass.
@@ -79,34 +83,94 @@ class Blocks:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield update ``[B, K (H), T]`` and ALTI matrix ``[B, T, T]`` by attention, last first."""
-        attentions = self.layout.attentions
         home = self.targets[0].value.device  # blocks may be spread over devices
-        for index in range(len(attentions) - 1, -1, -1):
-            attention = attentions[index]
-            carries = self.keep_alti or index < len(attentions) - 1
-            part = self.reader.part(
-                attention,
-                self.batch,
-                self.tokens[attention.stream],
-                self.tokens[attention.source],
-            )
-            found = [self._found(part, target) for target in self.targets]
-            matrices, updates, sinks = [], [], []
-            for example in range(self.batch):
-                one = Example(part, example, self.memory_budget, whole=carries)
-                update = self._update(one, found)
-                matrix = self._matrix(one) if carries else None
-                if matrix is not None:
-                    matrices.append(self._on_axis(matrix, attention))
-                updates.append(self._placed(update, attention))
-                self._extend_reach(example, attention, update, matrix)
-                if self.keep_alti:
-                    sinks.append(self._of_stream(one.sink(), attention))
-            stacked = torch.stack(matrices).to(home) if matrices else None
-            if self.keep_alti and stacked is not None:
-                self.alti.append(stacked)
-                self.sinks.append(torch.stack(sinks).to(home))
-            yield torch.stack(updates).to(home), stacked
+        for parts in self._groups():
+            found = self._at_once(parts) if self._at_a_time(parts[0]) else None
+            for update, matrix, sinks in found or map(self._one_by_one, parts):
+                if self.keep_alti and matrix is not None and sinks is not None:
+                    self.alti.append(matrix.to(home))
+                    self.sinks.append(sinks.to(home))
+                yield update.to(home), None if matrix is None else matrix.to(home)
+
+    def _carries(self, part: Part) -> bool:
+        """Whether the ALTI matrix of an attention is needed."""
+        return self.keep_alti or part.attention is not self.layout.attentions[-1]
+
+    def _one_by_one(self, part: Part) -> _Found:
+        """Update, ALTI matrix and sinks of an attention, example by example."""
+        attention, carries = part.attention, self._carries(part)
+        found = [self._found(part, target) for target in self.targets]
+        matrices, updates, sinks = [], [], []
+        for example in range(self.batch):
+            one = Example(part, example, self.memory_budget, whole=carries)
+            update = self._update(one, found)
+            matrix = self._matrix(one) if carries else None
+            if matrix is not None:
+                matrices.append(self._on_axis(matrix, attention))
+            updates.append(self._placed(update, attention))
+            self._extend_reach(example, attention, update, matrix)
+            if self.keep_alti:
+                sinks.append(self._of_stream(one.sink(), attention))
+        return (
+            torch.stack(updates),
+            torch.stack(matrices) if matrices else None,
+            torch.stack(sinks) if sinks else None,
+        )
+
+    # Several at once --------------------------------------------------------------------------
+
+    def _groups(self) -> Iterator[list[Part]]:
+        """The attentions, last first, by those that are computed at once."""
+        group: list[Part] = []
+        for attention in reversed(self.layout.attentions):
+            lengths = self.tokens[attention.stream], self.tokens[attention.source]
+            part = self.reader.part(attention, self.batch, *lengths)
+            room = max(1, self._at_a_time(part) // self.batch)
+            if group and (len(group) >= room or form_of(group[0]) != form_of(part)):
+                yield group
+                group = []
+            group.append(part)
+            if len(group) >= room:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _at_a_time(self, part: Part) -> int:
+        """Examples of attentions like this that are computed at once; 0 if they are too large."""
+        alone = len(self.tokens) == 1 and part.split is None
+        if not (alone and self.value_bias) or self.alti_by_head:
+            return 0
+        size = max(part.rows.shape[1:]) * part.values.shape[-2] * part.residual.shape[-1]
+        count = chunk_of(part.values, self.memory_budget) // size
+        return count if count >= _FEWEST else 0
+
+    def _at_once(self, parts: list[Part]) -> list[_Found] | None:
+        """The same of several attentions like each other; None if a number is not finite."""
+        first = 0 if self._carries(parts[0]) else 1
+        gradients = [
+            torch.stack([self._gradient(part, target) for part in parts]) for target in self.targets
+        ]
+        pieces = []
+        step = self._at_a_time(parts[0])
+        for low in range(0, self.batch, step):
+            some = Together(parts, slice(low, min(low + step, self.batch)))
+            updates = [some.updates(each, per_head=self.per_head) for each in gradients]
+            pieces.append((torch.cat(updates, 2), some.matrices(first), some.sinks()))
+        joined = [torch.cat(each, 1) for each in zip(*pieces, strict=True)]
+        if not (joined[0].sum() + joined[1].sum()).isfinite():
+            return None
+        self._reached = [{0: (0, self.tokens[0])} for _ in range(self.batch)]
+        return list(zip(joined[0], [None] * first + list(joined[1]), joined[2], strict=True))
+
+    def _gradient(self, part: Part, target: Directions) -> Tensor:
+        """The gradient at the output of each head ``[B, H, T, z]``."""
+        found = self._found(part, target)
+        return (
+            part.values.new_zeros(*part.rows.shape, part.values.shape[-1])
+            if found is None
+            else found.to(part.values)
+        )
 
     # Logit updates ----------------------------------------------------------------------------
 
@@ -226,123 +290,3 @@ class Blocks:
             if where:
                 first, stop = reached[place]
                 reached[place] = min(first, where[0]), max(stop, where[-1] + 1)
-
-
-class Example:
-    """One example of one attention."""
-
-    def __init__(self, part: Part, example: int, memory_budget: int, *, whole: bool) -> None:
-        self.part = part
-        self.example = example
-        self.memory_budget = memory_budget
-        self.values = part.values[example].contiguous()  # [G, S, z]
-        self.output_weight = part.output_weight.to(self.values)
-        self.tokens = part.rows.shape[-1]
-        # Number of rows whose attention weights fit the memory budget.
-        self.step = self._affordable_rows()
-        self._whole: Tensor | None = None
-        if whole and self.step >= self.tokens:
-            self._whole = part.weights.of(example, slice(0, self.tokens)).to(self.values)
-
-    def _affordable_rows(self) -> int:
-        sources = self.values.shape[-2]
-        row = self.part.heads * sources * self.values.element_size()
-        step = self.memory_budget // (_TEMPORARIES * row)
-        if step < 1:
-            raise ValueError(
-                f"The attention weights of one of {sources} positions take "
-                f"{_TEMPORARIES * row} bytes, more than memory_budget={self.memory_budget}: "
-                "pass a larger budget, or a shorter text."
-            )
-        return step
-
-    def weights(self, rows: slice | Tensor) -> Tensor:
-        """Attention weights of some rows ``[H, R, S]``."""
-        if self._whole is not None:
-            return self._whole[:, rows]
-        return self.part.weights.of(self.example, rows).to(self.values)
-
-    def sink(self) -> Tensor:
-        """Share of attention that went to no token, averaged over the heads ``[T]``."""
-        shares = [
-            1 - self.weights(slice(low, low + self.step)).sum(-1).mean(0)
-            for low in range(0, self.tokens, self.step)
-        ]
-        return torch.cat(shares)
-
-    def directions(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Explained rows ``[R]``, and directions of the output of each head there ``[H, R, z]``.
-
-        Args:
-            gradient: ``[B, H, T, z]``.
-        """
-        own = gradient[self.example]
-        rows = (own != 0).any(-1).any(0).nonzero().squeeze(1)
-        return rows, wide(own[:, rows]).to(self.values)
-
-    def logit_update(self, rows: Tensor, directions: Tensor, values: Tensor) -> Tensor:
-        """Logit update of the explained rows ``[R]`` with directions ``[H, R, z]``: ``[H, S]``."""
-        total = values.new_zeros(self.part.heads, values.shape[-2])
-        for start in range(0, rows.numel(), self.step):
-            taken = slice(start, start + self.step)
-            weights = self.weights(rows[taken].to(values.device))
-            total += formulas.head_update(weights, values, directions[:, taken])
-        return total
-
-    def alti_matrix(self, first: int, stop: int, *, by_head: bool) -> Tensor:
-        """ALTI matrix with the rows ``first`` to ``stop``; the others are 0.
-
-        Returns:
-            ``[T, T]``; ``[T, T + S]`` for an attention to another stream.
-        """
-        part, values = self.part, self.values
-        cross = part.attention.stream != part.attention.source
-        if cross:  # tokens of the own stream come first, and are not read
-            own = values.new_zeros(values.shape[0], self.tokens, values.shape[-1])
-            values = torch.cat([own, values], 1)
-        matrix = values.new_zeros(self.tokens, values.shape[-2])
-        for low in range(first, stop, self.step):
-            rows = slice(low, min(low + self.step, stop))
-            weights, output_weight, residual = self.folded(rows)
-            if cross:
-                weights = torch.cat(
-                    [weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2
-                )
-            matrix[rows] = formulas.alti_matrix(
-                weights,
-                values,
-                output_weight,
-                residual,
-                part.resultant[self.example, rows].to(values),
-                first_row=low,
-                chunk=self._chunk(),
-                by_head=by_head,
-            )
-        return matrix
-
-    def folded(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, output projection and residual of some rows; norms and factors are folded in."""
-        part, weights, output_weight = self.part, self.weights(rows), self.output_weight
-        residual = part.residual[self.example, rows].to(self.values)
-        if part.by_head is not None:
-            weights = weights * part.by_head[self.example, :, rows].unsqueeze(-1).to(weights)
-        for scaling, nothing in ((part.scaled, True), (part.norm, False)):
-            if scaling is None:
-                continue
-            weights, output_weight, scaled = formulas.fold_frozen_norm(
-                weights,
-                output_weight,
-                residual,
-                scale=scaling.scale[self.example, rows].to(weights),
-                weight=scaling.weight.to(weights),
-                centered=scaling.centered,
-            )
-            residual = residual if nothing else scaled
-        return weights, output_weight, residual
-
-    def _chunk(self) -> int:
-        """Number of elements of transformed vectors that may be held at a time."""
-        share = max(1, self.memory_budget // (_TEMPORARIES * self.values.element_size()))
-        # A CPU needs what fits into its cache, an accelerator needs large chunks.
-        on_cpu = self.values.device.type == "cpu"
-        return min(share, formulas.CHUNK_ELEMENTS) if on_cpu else share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -22,24 +22,32 @@ if TYPE_CHECKING:
 __all__ = ["Biases", "Directions", "directions_of"]
 
 
+_WORTH_A_LOOK: Final = 1 << 13
+"""Size of a gradient below which all of its rows are kept."""
+
+
 class Rows:
     """Non-zero rows of a gradient: few, if one position is explained."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.parts: list[tuple[Tensor | slice, Tensor]] = []
 
     def add(self, gradient: Tensor) -> None:
         """Add a part of the gradient ``[..., z]``."""
         flat = gradient.reshape(-1, gradient.shape[-1])
-        rows = (flat != 0).any(-1).nonzero().squeeze(1)
+        rows: Tensor | slice = slice(None)
+        if flat.numel() >= _WORTH_A_LOOK:
+            rows = (flat != 0).any(-1).nonzero().squeeze(1)
         self.parts.append((rows, flat[rows]))
 
     def whole(self, count: int) -> Tensor:
         """The gradient ``[N, z]``."""
-        first = self.parts[0][1]
+        rows, first = self.parts[0]
+        if len(self.parts) == 1 and isinstance(rows, slice):
+            return first
         total = first.new_zeros(count, first.shape[-1])
         for rows, values in self.parts:
-            total.index_add_(0, rows, values.to(total))
+            total[rows] += values.to(total)
         return total
 
 
@@ -52,8 +60,9 @@ class Directions:
         found: Gradient at the mixing node of each attention that the value depends on directly, by
             node.
         start: ``<u, x>`` at the start of each stream ``[B, T]``, by the place of its input.
-        mlps: ``<u, m>`` of each branch that treats positions separately ``[B, M]``.
-        biases: ``<u, b>`` of each constant added elsewhere ``[B]``, by its path.
+        mlps: ``<u, m>`` of each branch that treats positions separately ``[B, M]``; none if the
+            terms are not wanted.
+        biases: ``<u, b>`` of each constant added elsewhere ``[B]``, by its path; likewise.
         output: The explained value minus ``<u, o>`` of the outputs of the model ``[B]``;
             0 if these are unknown, as for a function that is linear in them.
     """
@@ -73,6 +82,8 @@ def directions_of(
     tokens: Sequence[int],
     name: Callable[[int, Any], str | None],
     outputs: Mapping[int, Tensor],
+    *,
+    terms: bool,
 ) -> Directions:
     """Pull an explained value back through head and streams.
 
@@ -84,6 +95,7 @@ def directions_of(
         name: Returns the name under which a constant of a node is reported, None if it is not.
         outputs: The outputs of the model that the explained function uses, by node; empty for a
             function that is linear in them.
+        terms: Whether the terms of MLPs and biases are wanted.
 
     Raises:
         ValueError: If the value does not depend on the residual stream.
@@ -108,29 +120,42 @@ def directions_of(
         layout.order,
         {Edge(reader.graph.index[node], output.output_nr): torch.ones_like(output)},
         {*starts.values(), *operands, *mixings},
-        seen,
+        seen if terms else None,
         {edge: rows.add for edge, rows in mixings.items()},
     )
     start = {
         place: _by_position(found.get(edge), reader, edge, batch, tokens[place]).to(home)
         for place, edge in starts.items()
     }
-    mlps = []
-    for branch in layout.positional:
-        gradient, count = found.get(branch.operand), tokens[branch.stream]
-        term = _by_position(gradient, reader, branch.operand, batch, count).sum(1).to(home)
-        if branch.constant:
-            biases.add(f"{reader.path(branch.operand.node)}.constant", term)
-        else:
-            mlps.append(term)
+    mlps = _of_branches(reader, layout, found, batch, tokens, biases) if terms else []
     return Directions(
         value=home,
         found={edge.node: rows for edge, rows in mixings.items() if rows.parts},
         start=start,
-        mlps=torch.stack(mlps, 1) if mlps else home.new_zeros(batch, 0),
+        mlps=torch.stack([each.to(home) for each in mlps], 1) if mlps else home.new_zeros(batch, 0),
         biases={each: biases.amounts[each].to(home) for each in reversed(biases.amounts)},
         output=beyond,
     )
+
+
+def _of_branches(
+    reader: Reader,
+    layout: Layout,
+    found: Mapping[Edge, Tensor],
+    batch: int,
+    tokens: Sequence[int],
+    biases: Biases,
+) -> list[Tensor]:
+    """``<u, m>`` of each branch that treats positions separately ``[B]``."""
+    mlps = []
+    for branch in layout.positional:
+        place = branch.operand, batch, tokens[branch.stream]
+        term = _by_position(found.get(branch.operand), reader, *place).sum(1)
+        if branch.constant:
+            biases.add(f"{reader.path(branch.operand.node)}.constant", term)
+        else:
+            mlps.append(term)
+    return mlps
 
 
 def _by_position(

@@ -128,16 +128,16 @@ def normalize(contribution: Tensor, *, first_row: int = 0) -> Tensor:
     matrix stays stochastic, so that values carried through it keep their sum.
 
     Args:
-        contribution: ``[R, T]``, see :func:`contributions`.
+        contribution: ``[..., R, T]``, see :func:`contributions`.
         first_row: Position of the first row.
 
     Returns:
-        ``[R, T]``, non-negative, each row sums to one.
+        ``[..., R, T]``, non-negative, each row sums to one.
     """
     mass = contribution.clamp(min=0)
     total = mass.sum(-1, keepdim=True)
     empty = total == 0
-    mass.diagonal(first_row).masked_fill_(empty.squeeze(-1), 1.0)
+    mass.diagonal(first_row, -2, -1).masked_fill_(empty.squeeze(-1), 1.0)
     return mass / torch.where(empty, 1.0, total)
 
 
@@ -300,11 +300,11 @@ def fold_frozen_norm(
     al. 2022, equation 5).
 
     Args:
-        weights: Attention weights ``[H, R, T]``.
-        output_weight: Output projection by heads ``[H, z, D]``.
-        residual: Residual stream at the rows ``[R, D]``.
-        scale: ``1 / std`` or ``1 / rms`` of the norm's input at the rows ``[R, 1]``.
-        weight: The norm's effective weight ``gamma`` ``[D]``, or None.
+        weights: Attention weights ``[..., H, R, T]``.
+        output_weight: Output projection by heads ``[..., H, z, D]``.
+        residual: Residual stream at the rows ``[..., R, D]``.
+        scale: ``1 / std`` or ``1 / rms`` of the norm's input at the rows ``[..., R, 1]``.
+        weight: The norm's effective weight ``gamma`` ``[..., D]``, or None.
         centered: Whether the norm subtracts the mean.
 
     Returns:
@@ -314,8 +314,9 @@ def fold_frozen_norm(
         output_weight = output_weight - output_weight.mean(-1, keepdim=True)
         residual = residual - residual.mean(-1, keepdim=True)
     if weight is not None:
-        output_weight, residual = output_weight * weight, residual * weight
-    return weights * scale, output_weight, residual * scale
+        output_weight = output_weight * weight[..., None, None, :]
+        residual = residual * weight[..., None, :]
+    return weights * scale.unsqueeze(-3), output_weight, residual * scale
 
 
 def rollout(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:

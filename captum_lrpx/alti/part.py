@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_weights import AttentionWeights
+    from captum_lrpx.alti.attention_weights import AttentionWeights, Order
     from captum_lrpx.alti.layout import Attention
     from captum_lrpx.alti.scaling import Scaling
     from captum_lrpx.parallel import Split
@@ -27,8 +27,8 @@ class Part:
         values: ``[B, G, S, z]``.
         places: Index of each among the mixing node's matrices of values ``[B, G]``; for the heads
             of this process, if they are sharded.
-        rows: Row of each example, head and position in the mixing node's rows
-            ``[B, H, T]``; for the heads of this process, if they are sharded.
+        order: Rows of the mixing node by example, head and position ``[B, H, T]``; for the heads of
+            this process, if they are sharded.
         output_weight: Maps the output of each head to the stream ``[H, z, D]``, before ``scaled``.
         by_head: Factor of the output of each head ``[B, H, T]``, or None.
         scaled: The norm or factor between output projection and stream.
@@ -43,7 +43,7 @@ class Part:
     weights: AttentionWeights
     values: Tensor
     places: Tensor
-    rows: Tensor
+    order: Order
     output_weight: Tensor
     by_head: Tensor | None
     scaled: Scaling | None
@@ -53,13 +53,18 @@ class Part:
     split: Split | None = None
 
     @property
+    def rows(self) -> Tensor:
+        """Row of each example, head and position in the mixing node's rows ``[B, H, T]``."""
+        return self.order.rows
+
+    @property
     def heads(self) -> int:
         """Number of heads."""
         return self.output_weight.shape[0]
 
     def found(self, gradient: Tensor) -> Tensor:
         """A gradient at the mixing node, by heads ``[B, H, T, z]``."""
-        of_rows = gradient.reshape(-1, gradient.shape[-1])[self.rows]
+        of_rows = self.order.of_rows(gradient)
         return of_rows if self.split is None else self.split.joined(of_rows, 1)
 
     def joined(self, split: Split) -> Part:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from captum_lrpx.alti.attention_weights import wide
-from captum_lrpx.alti.blocks import Example
 from captum_lrpx.alti.directions import Biases
+from captum_lrpx.alti.example import Example
 from captum_lrpx.alti.pull import Pull, tolerance
 from captum_lrpx.graph_rules import Plan
 from captum_lrpx.trace.graph import Edge
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.attention_parts import Reader
     from captum_lrpx.alti.layout import Attention, Layout
     from captum_lrpx.alti.part import Part
+    from captum_lrpx.fast.unrecorded import Places
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["probe"]
+__all__ = ["is_saved", "probe"]
 
 _CHECKED: Final = 8
 """Number of positions at which the parts of an attention are compared."""
@@ -63,6 +64,30 @@ def probe(reader: Reader, layout: Layout, batch: int, tokens: Sequence[int]) -> 
             )
         if not reader.dropout:
             _check(reader, attention, batch, tokens)
+
+
+def is_saved(reader: Reader, layout: Layout, places: Places) -> bool:
+    """Whether nodes have saved the tensors of the streams as they were recorded.
+
+    Args:
+        reader: Reads the pass, which has been recorded, and whose tensors must all still exist.
+        layout: Its parts.
+        places: Places of saved tensors.
+    """
+    edges = [stream.start for stream in layout.streams.values()]
+    for each in layout.attentions:
+        end = reader.result(each)
+        if end is None:
+            return False
+        edges += [each.residual, end]
+    for edge in edges:
+        recorded, saved = reader.tensor(edge, None), reader.tensor(edge, places)
+        if recorded is None or saved is None or saved.shape != recorded.shape:
+            return False
+        same = 4 * torch.finfo(recorded.dtype).eps * recorded.norm()
+        if not (saved - recorded).norm() <= same:
+            return False
+    return True
 
 
 def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[int]) -> None:

@@ -165,10 +165,12 @@ class Pull:
         """A gradient in the shape and on the device of an operand, in the wider of both dtypes."""
         node: Any = self.graph.nodes[edge.node]
         metadata = node._input_metadata[edge.output]  # noqa: SLF001
-        if gradient.shape != metadata.shape:
-            gradient = gradient.sum_to_size(tuple(metadata.shape))
-        dtype = torch.promote_types(metadata.dtype, gradient.dtype)
-        return gradient.to(metadata.device, dtype)
+        shape = tuple(metadata.shape)
+        if gradient.shape != shape:
+            gradient = gradient.sum_to_size(shape)
+        if (gradient.dtype, gradient.device) == (metadata.dtype, metadata.device):
+            return gradient
+        return gradient.to(metadata.device, torch.promote_types(metadata.dtype, gradient.dtype))
 
 
 def _required(gradient: Tensor | None) -> Tensor:

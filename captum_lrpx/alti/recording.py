@@ -118,6 +118,7 @@ class Recording:
         picked: Values selected from a parameter, by their address, and the parameter.
         given: Arguments of functions outside of the model, by node and index among its results.
         depth: Number of nested running modules: a model, and its base.
+        used: Whether a pass has been recorded.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Recording:
     ) -> None:
         self.given: dict[_Key, Tensor] = {}
         self.depth = 0
+        self.used = False
         self._outside = outside
         self._mode = FunctionMode(self._call)
         self.constants: dict[Node, list[tuple[Any, int]]] = {}
@@ -139,6 +141,7 @@ class Recording:
 
     def __enter__(self) -> Self:
         """Start recording."""
+        self.used = True
         if self._width is not None:
             self._hooks.__enter__()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -149,6 +152,11 @@ class Recording:
         self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
         if self._width is not None:
             self._hooks.__exit__(*error)
+
+    @property
+    def frees(self) -> bool:
+        """Whether tensors that nodes have saved are freed."""
+        return self.used and self._width is not None
 
     def know(self, tensor: Tensor) -> None:
         """Record a tensor that is known from elsewhere."""

@@ -283,7 +283,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
             >>> contrast = good.tokens() - bad.tokens()
         """
         targets = check_targets(targets)
-        with self._explained(inputs, targets, additional_forward_args) as found:
+        with self._explained(inputs, targets, additional_forward_args, terms=True) as found:
             blocks = found.blocks(keep_alti=return_alti, per_head=True)
             updates: list[Tensor] = []
 
@@ -351,6 +351,8 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         inputs: Tensor | tuple[Tensor, ...],
         targets: Sequence[TargetType],
         additional_forward_args: object | None,
+        *,
+        terms: bool = False,
     ) -> AbstractContextManager[Explained]:
         """Run one forward pass and compute the direction of each target."""
         require_gradients()
@@ -358,7 +360,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         reads_two = isinstance(self.forward_func, DecoderLogits)
         if model_given(self.forward_func, self.model) and not reads_two:
             only_input(inputs, "ALTI-Logit")  # its second argument is a mask
-        return explained_pass(self, tensors, targets, additional_forward_args)
+        return explained_pass(self, tensors, targets, additional_forward_args, terms=terms)
 
 
 def _in_shape_of(inputs: Tensor, tokens: Tensor) -> Tensor:

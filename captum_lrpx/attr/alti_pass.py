@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,17 @@ from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
 from captum_lrpx.alti.known import Known
-from captum_lrpx.alti.layout import Layout, layout_of
-from captum_lrpx.alti.probe import probe
+from captum_lrpx.alti.layout import layout_of
+from captum_lrpx.alti.probe import is_saved, probe
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
+from captum_lrpx.fast.saved import is_worth_it
+from captum_lrpx.fast.unrecorded import places_of
 from captum_lrpx.models import base_of
 from captum_lrpx.onlookers import looks_only
-from captum_lrpx.parallel import Weights
+from captum_lrpx.parallel import Weights, several_processes
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
@@ -33,8 +35,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from captum_lrpx._captum import TargetType
+    from captum_lrpx.alti.layout import Layout
     from captum_lrpx.attr.alti_logit import ALTILogit
     from captum_lrpx.attr.engine import Passed
+    from captum_lrpx.coverage import Coverage
+    from captum_lrpx.forms import Structure
+    from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.trace.graph import Graph
     from captum_lrpx.traced import TracedPass
 
 __all__ = ["Explained", "explained_pass"]
@@ -46,6 +53,8 @@ def explained_pass(
     inputs: tuple[Tensor, ...],
     targets: Sequence[TargetType],
     arguments: object | None,
+    *,
+    terms: bool = False,
 ) -> Iterator[Explained]:
     """Run a forward function once and compute the direction of each target.
 
@@ -54,6 +63,7 @@ def explained_pass(
         inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, one for each stream.
         targets: Targets to explain.
         arguments: Further arguments of the forward function, after the inputs.
+        terms: Whether the terms of MLPs and biases are wanted.
 
     Yields:
         The pass.
@@ -65,23 +75,41 @@ def explained_pass(
     recordings: list[Recording] = []
     model = attribution.model
     weights = Weights(model)
+    positions = sum(each.shape[:2].numel() for each in inputs)
+    tokens_only = not terms and attribution.value_bias == "tokens"
+    # Other processes would wait for one that runs the model again.
+    lean = tokens_only and not is_worth_it(None, positions) and not several_processes()
 
     @contextmanager
     def beside(rules: TracedPass) -> Iterator[None]:
         notes = rules.form.notes
-        outside = not notes.get("linear", False)
-        recordings.append(Recording(*notes.get("widths", (None,)), outside=outside))
-        with _runs_once(model, recordings[0]), recordings[0]:
+        outside = terms and not notes.get("linear", False)
+        recording = Recording(*notes.get("widths", (None,)), outside=outside)
+        recordings.append(recording)
+        nothing = lean and notes.get("saved", False)
+        with _runs_once(model, recording), nullcontext() if nothing else recording:
             yield
 
     with forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed:
-        values = [_captum.select_targets(passed.output, target) for target in targets]
         finite = Finite(model, attribution.forward_func, inputs, arguments)
-        for each in values:
-            finite.require(each)
+
+        def read() -> list[Tensor]:
+            values = [_captum.select_targets(passed.output, target) for target in targets]
+            for each in values:
+                _check(finite.require(each), len(inputs[0]))
+            passed.rules.read(values)
+            return values
+
+        values = read()
+        structure = passed.rules.structure
+        if not recordings[-1].used and structure is not None and "saved" not in structure.notes:
+            passed.rules.form.notes["saved"] = False
+            passed.run()
+            values = read()
         # The model has run in the precision that autocast chose; the decomposition need not.
         with torch.autocast(inputs[0].device.type, enabled=False), weights.released():
-            yield Explained(attribution, passed, recordings[0], values, inputs, weights)
+            options = {"terms": terms, "lean": lean}
+            yield Explained(attribution, passed, recordings[-1], values, inputs, weights, **options)
 
 
 class Explained:
@@ -91,7 +119,6 @@ class Explained:
         directions: One for each explained value.
         layout: The parts of the graph.
         tokens: Positions of each input.
-        coverage: The operations of streams, heads and the linear ends of attentions.
     """
 
     def __init__(
@@ -102,27 +129,23 @@ class Explained:
         values: list[Tensor],
         inputs: tuple[Tensor, ...],
         weights: Weights,
+        *,
+        terms: bool,
+        lean: bool,
     ) -> None:
         batch = len(inputs[0])
-        for each in values:
-            _check(each, batch)
         self.attribution = attribution
         self.tokens = [each.shape[1] for each in inputs]
-        rules = passed.rules
-        graph, plan = rules.read(values)
-        structure = rules.structure
-        assert structure is not None  # noqa: S101 - the graph has been read
+        self._rules = rules = passed.rules
+        graph, structure = rules.graph, rules.structure
+        assert graph is not None and structure is not None  # noqa: S101, PT018 - it has been read
+        plan = structure.plans[attribution.recipe]
         self._places, self._explained = structure.places, structure.explained
         for source in passed.sources:
             recording.know(source)
-        if "layout" not in structure.notes:
-            nodes = (node_of(source) for source in passed.sources)
-            sources = [None if node is None else graph.index.get(node) for node in nodes]
-            found = layout_of(graph, structure.roles, plan, sources, self._where)
-            structure.notes["layout"] = found
-        self.layout: Layout = structure.notes["layout"]
-        self.coverage = rules.coverage((), self.layout.order)
-        self.coverage.require(strict=attribution.strict)
+        self.layout = self._layout(graph, structure, plan, passed.sources)
+        if plan.problems:
+            self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
             graph,
             Pull(graph, plan, rules.inputs, lambda number: weights.need(self._path(number))),
@@ -133,22 +156,45 @@ class Explained:
             known=structure.notes.setdefault("parts", Known()),
         )
         notes = rules.form.notes
-        self._probe(notes, batch)
+        self._probe(notes, structure, batch)
+        if lean and not recording.frees:
+            self.reader.saved = structure.notes.get("saved")
         function = [each for each in self.layout.order if each in self._explained]
         notes["linear"] = all(structure.roles[each].role == "linear" for each in function)
-        outputs = {} if notes["linear"] else self._outputs(recording, function)
+        outputs = self._outputs(recording, function) if terms and not notes["linear"] else {}
+        place = self.reader, self.layout
         self.directions = [
-            directions_of(self.reader, self.layout, each, self.tokens, self._name, outputs)
+            directions_of(*place, each, self.tokens, self._name, outputs, terms=terms)
             for each in values
         ]
 
-    def _probe(self, notes: dict[str, Any], batch: int) -> None:
-        """Check the parts of a new form by gradients."""
+    def _layout(
+        self, graph: Graph, structure: Structure, plan: Plan, sources: Sequence[Tensor]
+    ) -> Layout:
+        if "layout" not in structure.notes:
+            nodes = (node_of(source) for source in sources)
+            places = [None if node is None else graph.index.get(node) for node in nodes]
+            found = layout_of(graph, structure.roles, plan, places, self._where)
+            structure.notes["layout"] = found
+        known: Layout = structure.notes["layout"]
+        return known
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """The operations of streams, heads and the linear ends of attentions."""
+        return self._rules.coverage((), self.layout.order)
+
+    def _probe(self, notes: dict[str, Any], structure: Structure, batch: int) -> None:
+        """Check the parts of a new form by gradients, and what its nodes have saved."""
         if "widths" in notes:
             return
         probe(self.reader, self.layout, batch, self.tokens)
         if min(self.tokens) > 1:  # one position cannot be mixed with others
             notes["widths"] = self._widths(batch)
+            places = places_of(self.reader.graph)
+            notes["saved"] = is_saved(self.reader, self.layout, places)
+            if notes["saved"]:
+                structure.notes["saved"] = places
 
     def _outputs(self, recording: Recording, function: Sequence[int]) -> dict[int, Tensor]:
         """Outputs of the model used by the explained function, by node; empty if not all known."""
