@@ -128,7 +128,6 @@ class Recording:
         self.depth = 0
         self.used = False
         self._outside = outside
-        self._mode = FunctionMode(self._call)
         self.constants: dict[Node, list[tuple[Any, int]]] = {}
         self.picked: dict[int, tuple[Tensor, Tensor]] = {}
         self._values: dict[_Key, tuple[Tensor, int]] = {}
@@ -144,12 +143,14 @@ class Recording:
         self.used = True
         if self._width is not None:
             self._hooks.__enter__()
+        self._mode = FunctionMode(self._call)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop recording."""
         self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+        del self._mode  # it refers back to this object, and would keep its tensors alive
         if self._width is not None:
             self._hooks.__exit__(*error)
 

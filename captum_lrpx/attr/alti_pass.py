@@ -30,7 +30,7 @@ from captum_lrpx.parallel import Weights, several_processes
 from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -112,8 +112,33 @@ def explained_pass(
             yield Explained(attribution, passed, recordings[-1], values, inputs, weights, **options)
 
 
+class _Places:
+    """Where the nodes of a graph are in a model.
+
+    Args:
+        model: The model.
+        places: For each node path and class of its module, and its function.
+    """
+
+    def __init__(self, model: nn.Module, places: Mapping[int, tuple[str, str, str]]) -> None:
+        self._model, self._places = model, places
+
+    def path(self, number: int) -> str:
+        """Path of the module of a node."""
+        return self._places.get(number, ("", "", ""))[0]
+
+    def where(self, number: int) -> str:
+        """The place of a node in words."""
+        path, kind, function = self._places.get(number, ("", "", ""))
+        kind = kind or type(self._model).__name__
+        inside = f" ({function.rpartition('.')[2]})" if function else ""
+        return f"{kind} {path!r}{inside}" if path else f"{kind}{inside}"
+
+
 class Explained:
     """A forward pass whose graph has been read.
+
+    Nothing that it holds refers to it, so that its tensors are freed as soon as it is let go.
 
     Attributes:
         directions: One for each explained value.
@@ -140,7 +165,8 @@ class Explained:
         graph, structure = rules.graph, rules.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018 - it has been read
         plan = structure.plans[attribution.recipe]
-        self._places, self._explained = structure.places, structure.explained
+        places = self._places = _Places(attribution.model, structure.places)
+        self._explained = structure.explained
         for source in passed.sources:
             recording.know(source)
         self.layout = self._layout(graph, structure, plan, passed.sources)
@@ -148,10 +174,10 @@ class Explained:
             self.coverage.require(strict=attribution.strict)
         self.reader = Reader(
             graph,
-            Pull(graph, plan, rules.inputs, lambda number: weights.need(self._path(number))),
+            Pull(graph, plan, rules.inputs, lambda number: weights.need(places.path(number))),
             recording,
-            self._where,
-            self._path,
+            places.where,
+            places.path,
             dropout=attribution.model.training,
             known=structure.notes.setdefault("parts", Known()),
         )
@@ -173,8 +199,8 @@ class Explained:
     ) -> Layout:
         if "layout" not in structure.notes:
             nodes = (node_of(source) for source in sources)
-            places = [None if node is None else graph.index.get(node) for node in nodes]
-            found = layout_of(graph, structure.roles, plan, places, self._where)
+            starts = [None if node is None else graph.index.get(node) for node in nodes]
+            found = layout_of(graph, structure.roles, plan, starts, self._places.where)
             structure.notes["layout"] = found
         known: Layout = structure.notes["layout"]
         return known
@@ -269,9 +295,11 @@ class Explained:
             "biases": {**directions.biases, **blocks.value_biases[index]},
             "alti": torch.stack(blocks.alti[::-1], 1) if blocks.keep_alti else None,
             "sinks": torch.stack(blocks.sinks[::-1], 1) if blocks.keep_alti else None,
-            "attention_paths": tuple(self._path(each.mixing) for each in self.layout.attentions),
+            "attention_paths": tuple(
+                self._places.path(each.mixing) for each in self.layout.attentions
+            ),
             "mlp_paths": tuple(
-                self._path(each.operand.node)
+                self._places.path(each.operand.node)
                 for each in self.layout.positional
                 if not each.constant
             ),
@@ -280,15 +308,6 @@ class Explained:
         return ALTILogitDecomposition(**parts, remainder=value - known.total())
 
     # Names ------------------------------------------------------------------------------------
-
-    def _path(self, number: int) -> str:
-        return self._places.get(number, ("", "", ""))[0]
-
-    def _where(self, number: int) -> str:
-        path, kind, function = self._places.get(number, ("", "", ""))
-        kind = kind or type(self.attribution.model).__name__
-        inside = f" ({function.rpartition('.')[2]})" if function else ""
-        return f"{kind} {path!r}{inside}" if path else f"{kind}{inside}"
 
     @cached_property
     def _parameters(self) -> dict[int, str]:
@@ -303,7 +322,7 @@ class Explained:
             address = constant.data_ptr() if isinstance(constant, Tensor) else None
             picked = self.reader.recording.picked.get(address or 0)
             return None if picked is None else self._parameters.get(picked[1].data_ptr())
-        path = self._path(number)
+        path = self._places.path(number)
         model: nn.Module = self.attribution.model
         if path and getattr(model.get_submodule(path), "bias", None) is not None:
             return f"{path}.bias"

@@ -53,10 +53,7 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     ]
     own = _token_weight(model)
 
-    def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple) and output:  # quantized embeddings: values and their factor
-            first = after(module, args, output[0])
-            return None if first is None else (first, *output[1:])
+    def embedded(module: Any, args: tuple[Any, ...], output: Any) -> Tensor | None:
         if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
             return None
         index = args[0]
@@ -78,12 +75,24 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     if embedding is not None and embedding not in tables:
         inside = set(embedding.modules())  # the table inside of an adapter
         tables = [*(table for table in tables if table not in inside), embedding]
-    handles = [table.register_forward_hook(after) for table in tables]
+    handles = [table.register_forward_hook(_of_values(embedded)) for table in tables]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _of_values(hook: Callable[[Any, Any, Any], Tensor | None]) -> Callable[[Any, Any, Any], Any]:
+    """A hook for the values of an output: the first of a quantized embedding's, with its factor."""
+
+    def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, tuple) or not output:
+            return hook(module, args, output)
+        first = hook(module, args, output[0])
+        return None if first is None else (first, *output[1:])
+
+    return after
 
 
 class _Way(NamedTuple):

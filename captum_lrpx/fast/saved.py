@@ -170,7 +170,12 @@ class Saved(saved_tensors_hooks):
         self.device = "cpu"
         self._sources: dict[int, _Kept] = {}
         self._zeros = zeros
+
+    def __enter__(self) -> None:
+        """Keep what is saved from here on."""
         super().__init__(self._pack, self._unpack)
+        super().__enter__()
+        del self.pack_hook, self.unpack_hook  # PyTorch has them; they would keep this alive
 
     def fits(self, key: Hashable) -> bool:
         """Whether the tensors kept suffice for the backward pass of a graph."""

@@ -97,7 +97,6 @@ class Watch:
         values: bool = False,
         names: bool = True,
     ) -> None:
-        self._mode = FunctionMode(self._call)
         self._names = names
         self._handles: list[RemovableHandle] = []
         self.values: dict[tuple[Node, int], Tensor] = {}
@@ -125,12 +124,14 @@ class Watch:
                 module_hooks.register_module_forward_pre_hook(self.enter),
                 module_hooks.register_module_forward_hook(self._leave, always_call=True),
             ]
+        self._mode = FunctionMode(self._call)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop watching."""
         self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+        del self._mode  # it refers back to this object, and would keep its tensors alive
         for handle in self._handles:
             handle.remove()
 
