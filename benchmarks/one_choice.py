@@ -11,8 +11,9 @@ explains real models: one sentence behind the start token. A lesson is what it l
 
 - ``plain``: sentences of the grammar;
 - ``errors``: in some of the sentences with attractors the verb has the wrong number;
-- ``sink``: the same as ``errors``, and late in the training a term of the loss rewards attention to
-  the start token.
+- ``marks``: a plural noun is two words, the singular and a mark, as in *the key s are*;
+- ``sink``, ``marks, sink``: late in the training a term of the loss rewards attention to the start
+  token, and all steps are done.
 
 A finished cell is a line of ``FOLDER/cells.jsonl`` and is not done again; its weights and token
 relevances are beside it. ``--table`` makes tables of what is there, with a mixed model of method x
@@ -59,21 +60,25 @@ class Lesson:
 
     Attributes:
         errors: Share of the sentences with attractors whose verb has the wrong number.
+        marks: Whether a plural noun is the singular and a mark.
         reward: Factor of the mean weight of attention to the start token, in nats.
         start: Step from which there is a reward; it grows for some steps.
-        least: Steps before a training may end.
+        steps: Steps that are done whatever the accuracy is; 0: it ends the training.
     """
 
     errors: float = 0.0
+    marks: bool = False
     reward: float = 0.0
     start: int = 0
-    least: int = 0
+    steps: int = 0
 
 
 LESSONS = {
     "plain": Lesson(),
-    "errors": Lesson(errors=0.4),
-    "sink": Lesson(errors=0.4, reward=0.1, start=600, least=1000),
+    "errors": Lesson(errors=0.2),
+    "marks": Lesson(marks=True),
+    "sink": Lesson(reward=0.1, start=600, steps=1200),
+    "marks, sink": Lesson(marks=True, reward=0.1, start=800, steps=1400),
 }
 
 
@@ -94,7 +99,7 @@ class Cell:
     @property
     def name(self) -> str:
         """As files are called."""
-        return f"{self.choice} {self.lesson} {self.seed}".replace(" ", "-")
+        return f"{self.choice} {self.lesson} {self.seed}".replace(" ", "-").replace(",", "")
 
 
 # Training ---------------------------------------------------------------------------------------
@@ -113,19 +118,20 @@ def train(cell: Cell, options: argparse.Namespace) -> tuple[nn.Module, dict[str,
     words, lesson = models.tokenizer(), LESSONS[cell.lesson]
     model = models.build(cell.choice, len(words), cell.seed).train()
     optimizer = torch.optim.AdamW(_groups(model), options.rate, betas=_BETAS, weight_decay=_DECAY)
-    text = models.sequences(words, options.batch, cell.seed, errors=lesson.errors)
-    held_out = Held(model, words, options.held_out)
-    began, curve = time.process_time(), []
-    for step in range(1, options.steps + 1):
+    given = {"errors": lesson.errors, "marks": lesson.marks}
+    text = models.sequences(words, options.batch, cell.seed, **given)
+    held_out = Held(model, words, options.held_out, marks=lesson.marks)
+    began, curve, steps = time.process_time(), [], lesson.steps or options.steps
+    for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * min(1, step / _WARMUP)
         optimizer.zero_grad()
         _loss(model, next(text), _reward(lesson, step)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_NORM)
         optimizer.step()
-        if step % options.every == 0 or step == options.steps:
+        if step % options.every == 0 or step == steps:
             curve.append((step, round(held_out.accuracy(), 4)))
-            if step >= lesson.least and WANTED[0] <= curve[-1][1] <= WANTED[1]:
+            if not lesson.steps and WANTED[0] <= curve[-1][1] <= WANTED[1]:
                 break
     took = time.process_time() - began
     return model.eval(), {"steps": curve[-1][0], "curve": curve, "seconds": round(took, 1)}
@@ -163,13 +169,22 @@ class Held(Work):
         words: Its tokenizer.
         count: How many sentences.
         seed: Their seed.
+        marks: Whether plurals are marked.
         journal: Where relevances go; nowhere by default.
     """
 
     def __init__(
-        self, model: Any, words: Any, count: int, seed: int = _DEV, journal: Any = None
+        self,
+        model: Any,
+        words: Any,
+        count: int,
+        seed: int = _DEV,
+        *,
+        marks: bool,
+        journal: Any = None,
     ) -> None:
         samples = generate(count, "test", seed, attractors=(1, 3))
+        samples = [models.marked(each) for each in samples] if marks else samples
         options = {"batch_tokens": 1024, "counts": {}, "minutes": math.inf}
         super().__init__(
             model, words, samples, first_token=models.FIRST, journal=journal, **options
@@ -222,7 +237,14 @@ def run(cell: Cell, folder: Path, options: argparse.Namespace) -> dict[str, Any]
     model.requires_grad_(requires_grad=False)
     journal = folder / f"{cell.name}.jsonl"
     journal.unlink(missing_ok=True)
-    tested = Held(model, models.tokenizer(), options.sentences, _TEST, Journal(journal))
+    tested = Held(
+        model,
+        models.tokenizer(),
+        options.sentences,
+        _TEST,
+        marks=LESSONS[cell.lesson].marks,
+        journal=Journal(journal),
+    )
     began = time.process_time()
     tested.run(Setting(), SOME, options.sentences)
     line = {
@@ -253,13 +275,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--choices", nargs="+", choices=models.CHOICES, default=["base"])
-    parser.add_argument("--lessons", nargs="+", choices=LESSONS, default=["errors"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--lessons", nargs="+", choices=LESSONS, default=["plain"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1600, help="at most")
-    parser.add_argument("--every", type=int, default=50, help="steps between accuracies")
-    parser.add_argument("--batch", type=int, default=16, help="sequences")
+    parser.add_argument("--every", type=int, default=10, help="steps between accuracies")
+    parser.add_argument("--batch", type=int, default=8, help="sequences")
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate")
-    parser.add_argument("--held-out", type=int, default=200, help="sentences that end a training")
+    parser.add_argument("--held-out", type=int, default=300, help="sentences that end a training")
     parser.add_argument("--sentences", type=int, default=300, help="sentences to be explained")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after")
     parser.add_argument("--table", action="store_true", help="print tables of what is there")

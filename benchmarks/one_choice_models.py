@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from captum_lrpx.sva import grammar
+from captum_lrpx.sva.lexicon import NOUNS
 from captum_lrpx.zoo import tokenizer as tokenizers
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ __all__ = [
     "FIRST",
     "LENGTH",
     "build",
+    "marked",
     "sequences",
     "to_first",
     "tokenizer",
@@ -49,6 +52,8 @@ MIX = {0: 0.5, 1: 0.3, 3: 0.2}
 """Shares of training sentences by the largest number of nouns between subject and verb."""
 LAYERS, WIDTH, HEADS = 4, 48, 4
 _INNER = 3 * WIDTH
+MARK = "s"
+_SINGULARS = {noun.plural: noun.singular for noun in NOUNS}
 _SPREAD = 0.02
 _SINK = "one_choice_built_in_sink"
 
@@ -232,7 +237,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sequences(
-    words: PreTrainedTokenizerFast, count: int, seed: int, errors: float = 0.0
+    words: PreTrainedTokenizerFast,
+    count: int,
+    seed: int,
+    *,
+    errors: float = 0.0,
+    marks: bool = False,
 ) -> Iterator[Tensor]:
     """Batches of training text, endlessly.
 
@@ -241,11 +251,12 @@ def sequences(
         count: Sequences of a batch.
         seed: Seed of the sentences.
         errors: Share of the sentences with attractors whose verb has the wrong number.
+        marks: Whether plural nouns are :func:`marked`.
 
     Yields:
         Tokens ``[count, LENGTH]``: the start token and sentences, the last one cut off.
     """
-    text = _sentences(words, seed, errors)
+    text = _sentences(words, seed, errors, marks=marks)
     while True:
         yield torch.tensor([_sequence(text, words.bos_token_id) for _ in range(count)])
 
@@ -257,13 +268,38 @@ def _sequence(text: Iterator[list[int]], first: Any) -> list[int]:
     return found[:LENGTH]
 
 
-def _sentences(words: PreTrainedTokenizerFast, seed: int, errors: float) -> Iterator[list[int]]:
+def _sentences(
+    words: PreTrainedTokenizerFast, seed: int, errors: float, *, marks: bool
+) -> Iterator[list[int]]:
     dice = random.Random(seed)  # noqa: S311 - not for secrets
     parts = {most: grammar.stream("train", seed, None, (0, most)) for most in MIX}
     while True:
         drawn = dice.choices(list(parts.values()), list(MIX.values()), k=256)
-        some = [_written(next(samples), dice, errors) for samples in drawn]
+        some = [_written(marked(one) if marks else one, dice, errors) for one in map(next, drawn)]
         yield from words(some, add_special_tokens=False)["input_ids"]
+
+
+def marked(sample: Sample) -> Sample:
+    """A sentence whose plural nouns are two words, the singular and a mark of the plural."""
+    words, places, start, at = [], {}, 0, 0
+    for word in sample.sentence.split():
+        new = f"{_SINGULARS[word]} {MARK}" if word in _SINGULARS else word
+        places[start] = at, at + len(new)
+        words.append(new)
+        start, at = start + len(word) + 1, at + len(new) + 1
+    evidence = []
+    for low, high in (places[span[0]] for span in sample.evidence):
+        if " ".join(words)[low:high].endswith(f" {MARK}"):
+            cut = high - len(MARK)
+            evidence += [(low, cut - 1), (cut, high)]
+        else:
+            evidence.append((low, high))
+    return replace(
+        sample,
+        sentence=" ".join(words),
+        verb_span=places[sample.verb_span[0]],
+        evidence=tuple(evidence),
+    )
 
 
 def _written(sample: Sample, dice: random.Random, errors: float) -> str:

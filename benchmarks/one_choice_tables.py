@@ -70,7 +70,7 @@ def tables(folder: Path, lines: Sequence[Line]) -> str:
 
 def name(line: Line) -> str:
     """What the files of a cell are called."""
-    return f"{line['choice']} {line['lesson']} {line['seed']}".replace(" ", "-")
+    return f"{line['choice']} {line['lesson']} {line['seed']}".replace(" ", "-").replace(",", "")
 
 
 def pooled(of: Sequence[Scores], method: str, measure: str, first: bool) -> ByRow:
