@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/one_choice.py FOLDER [--choices base "no gate" ...]
         [--lessons plain errors sink] [--seeds 0 1] [--minutes 45]
-    python benchmarks/one_choice.py FOLDER --table
+    python benchmarks/one_choice.py FOLDER --table --figure FILE.svg
 
 A cell is a small decoder (``benchmarks/one_choice_models.py``), which differs from the base in one
 choice, a lesson, and a seed of weights and text. It learns until it gets 0.90 to 0.97 of held-out
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import one_choice_models as models
 import torch
-from one_choice_tables import tables
+from one_choice_tables import figure, tables
 from torch.nn import functional as F  # noqa: N812
 from why import SOME, Journal, Setting, Work
 
@@ -285,9 +285,13 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=300, help="sentences to be explained")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after")
     parser.add_argument("--table", action="store_true", help="print tables of what is there")
+    parser.add_argument("--figure", type=Path, help="draw what is there (extra plot)")
     options = parser.parse_args()
-    if options.table:
-        print(tables(options.folder, finished(options.folder)))
+    if options.figure:
+        figure(options.figure, options.folder, finished(options.folder))
+    if options.table or options.figure:
+        if options.table:
+            print(tables(options.folder, finished(options.folder)))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes

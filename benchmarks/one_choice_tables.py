@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from why_scores import Scores, difference, mean
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     Line = dict[str, Any]
     ByRow = dict[int, float]
 
-__all__ = ["METHODS", "coefficients", "tables"]
+__all__ = ["METHODS", "coefficients", "figure", "tables"]
 
 METHODS = (
     "LRP",
@@ -58,6 +59,7 @@ def tables(folder: Path, lines: Sequence[Line]) -> str:
             for kind, of in groups.items()
         ]
         parts.append(_table(title, ["lesson", "model", *METHODS], rows))
+    parts.append(_seeds(lines, known))
     for first in (False, True):
         rows = [
             [*kind, *(_text(_gain(of, pair, first), sign=True) for pair in PAIRS.values())]
@@ -105,15 +107,50 @@ def _cells(lines: Sequence[Line], known: dict[str, Scores]) -> str:
     return _table("Trainings", [*head, *(f"share, {each}" for each in METHODS[:3])], rows)
 
 
+def _seeds(lines: Sequence[Line], known: dict[str, Scores]) -> str:
+    """The MRR in each training: what another seed does."""
+    rows = [
+        [line["lesson"], line["choice"], str(line["seed"])]
+        + [f"{mean(known[name(line)].measure(each, 'MRR')).mean:.3f}" for each in METHODS]
+        for line in sorted(lines, key=lambda line: (line["lesson"], line["choice"], line["seed"]))
+    ]
+    title = "MRR of each training, without the first token"
+    return _table(title, ["lesson", "model", "seed", *METHODS], rows)
+
+
 def _text(found: Estimate, *, sign: bool = False) -> str:
     form = "+.3f" if sign else ".3f"
     return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---"] * len(head)
+    numbers = ["---:" if each.lstrip("+-")[:1].isdigit() else "---" for each in rows[0]]
+    ruler = ["---" if place < 2 else each for place, each in enumerate(numbers)]
     body = "\n".join(f"| {' | '.join(row)} |" for row in [head, ruler, *rows])
     return f"**{title}**\n\n{body}"
+
+
+def figure(path: Path, folder: Path, lines: Sequence[Line], lesson: str = "plain") -> None:
+    """The MRR of each training, a panel for each of three methods.
+
+    Args:
+        path: The file.
+        folder: Where the journals are.
+        lines: The finished cells.
+        lesson: Of which lesson.
+    """
+    from why_figures import panels  # noqa: PLC0415 - needs matplotlib
+
+    of = [line for line in lines if line["lesson"] == lesson]
+    known = {name(line): Scores(folder / f"{name(line)}.jsonl") for line in of}
+    plots: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for method in ("LRP", "AttnLRP", "ALTI-Logit"):
+        plots[method] = {}
+        for line in sorted(of, key=lambda line: line["seed"]):
+            found = mean(known[name(line)].measure(method, "MRR"))
+            plots[method].setdefault(f"seed {line['seed']}", {})[line["choice"]] = found
+    rows = list(dict.fromkeys(line["choice"] for line in of))
+    panels(path, rows, plots, "MRR of the subject")
 
 
 # The mixed model --------------------------------------------------------------------------------
@@ -169,7 +206,10 @@ def coefficients(rows: Sequence[Line]) -> list[tuple[str, str, Estimate]]:
     model = MixedLM.from_formula(
         "mrr ~ C(method, Treatment('LRP')) * C(choice, Treatment('base'))", data, groups="cell"
     )
-    fitted = model.fit(reml=True)
+    with warnings.catch_warnings():
+        # The variance of the intercepts may be nearly zero: methods differ more than models do.
+        warnings.filterwarnings("ignore", message="The MLE may be on the boundary")
+        fitted = model.fit(reml=True)
     bounds = fitted.conf_int()
     found = []
     for choice in choices:

@@ -151,6 +151,11 @@ def test_a_finished_cell_is_not_done_again(scripts, tmp_path, capsys):
     assert "**Share of the first position**" in text
     assert "| plain | no gate |" in text
     assert "Mixed model of MRR, plain, all tokens" in text
+    pytest.importorskip("matplotlib")
+    run(scripts, tmp_path, "--figure", str(tmp_path / "choices.svg"))
+    assert not capsys.readouterr().out
+    drawn = (tmp_path / "choices.svg").read_text()
+    assert all(word in drawn for word in ("AttnLRP", "no gate", "seed 1"))
 
 
 def test_the_reward_makes_models_attend_to_the_start_token(scripts):
