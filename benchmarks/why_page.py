@@ -1,7 +1,7 @@
 """Tables and figures of ``benchmarks/why.py``, put into the documentation.
 
     python benchmarks/why_page.py SmolLM2-135M=smollm2.jsonl Gemma-3-270M=gemma3.jsonl \
-        --short SmolLM2-135M=ud.jsonl
+        [--short SmolLM2-135M=ud.jsonl]
 
 Each table replaces what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in
 ``docs/benchmark-tables.md``; the figures are ``docs/images/benchmark-*.svg`` (extra ``plot``).
@@ -280,7 +280,7 @@ def sections(models: dict[str, Scores], short: dict[str, Scores]) -> dict[str, s
         for section, of in TABLES.items()
     }
     texts = (text for name, scores in short.items() for text in methods(name, scores))
-    return found | {"why-short": "\n\n".join(texts)}
+    return found | ({"why-short": "\n\n".join(texts)} if short else {})
 
 
 def put(page: str, section: str, body: str) -> str:
