@@ -16,6 +16,7 @@ of the sentences that the model gets right. A part is a list of settings and met
 - ``effects``: what the explained value loses without each token, for ``--some`` of the sentences;
 - ``area``: the area between the perturbation curves, for ``--few`` of the sentences;
 - ``ledger``: the account of the explained value by kind, for ``--few`` of the sentences;
+- ``bypass``: AttnLRP without the softmax from a layer on;
 - ``flow``: information flow routes, for ``--some`` of the sentences;
 - ``short``, not by default: the methods that matter with the right first token, for other samples.
 
@@ -94,6 +95,7 @@ PARTS: dict[str, tuple[str, list[tuple[Setting, tuple[str, ...]]]]] = {
     "effects": ("some", [(Setting(), ("leave one out",))]),
     "area": ("few", [(Setting(), ("area",))]),
     "ledger": ("few", [(Setting(), ("ledger",))]),
+    "bypass": ("some", [(Setting(), ("bypass",))]),
     "flow": ("some", [(Setting(), ("IFR",))]),
     "short": ("all", [(Setting(), SOME)]),
 }

@@ -14,6 +14,7 @@ import torch
 from captum_lrpx import ATTN_LRP, LRP, LRP_UNIFORM_GATE, ALTILogit, LRPx, ledger
 from captum_lrpx.methods import attribute
 from captum_lrpx.metrics import abpc, leave_one_out
+from captum_lrpx.recipes import Override
 from captum_lrpx.rules import ConstantWeights, SignalTakeAll, Uniform, UniformAttention
 
 if TYPE_CHECKING:
@@ -49,6 +50,20 @@ NAMES = {
 def by_rules(recipe: Recipe, name: str) -> Callable[[Query], Found]:
     """A method that is a recipe."""
     return lambda query: {name: attribute("lrpx", query, recipe, {}).relevances.tolist()}
+
+
+def bypassed(query: Query) -> Found:
+    """AttnLRP that holds the attention weights constant from a layer on, for six such layers.
+
+    From the first layer on it is LRP with a uniform gate.
+    """
+    layers: int = query.model.config.num_hidden_layers
+    found: Found = {}
+    for start in dict.fromkeys(layers * sixth // 6 for sixth in range(6)):
+        later = [Override(f"*.layers.{each}.*", ConstantWeights()) for each in range(start, layers)]
+        recipe = replace(ATTN_LRP, overrides=tuple(later))
+        found |= by_rules(recipe, f"AttnLRP, weights constant from layer {start}")(query)
+    return found
 
 
 def gradients(query: Query) -> Found:
@@ -140,6 +155,7 @@ GROUPS: dict[str, Callable[[Query], Found]] = {
     "ALTI-Logit": alti_logit,
     "IFR": flow,
     "sink rule": sink_rule,
+    "bypass": bypassed,
     "leave one out": left_out,
     "ledger": account,
 }

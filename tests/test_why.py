@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -118,6 +119,14 @@ def test_measures_are_those_of_the_package(scripts, journal):
         )
     ]
     assert totals == pytest.approx([1] * 3, abs=1e-3)
+
+
+def test_without_the_softmax_in_all_layers_attnlrp_is_lrp_with_a_uniform_gate(scripts, journal):
+    scores = scripts["why_scores"].Scores(journal)
+    names = [name for name in scores.methods() if "constant from" in name]
+    found = [scores.relevance("right", name) for name in names]
+    assert found[0] == scores.relevance("right", "LRP, uniform gate")
+    assert all(one != other for one, other in itertools.pairwise(found) if one.keys())
 
 
 def test_the_first_token_gives_nothing_to_others(scripts, llama):
