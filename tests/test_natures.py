@@ -306,6 +306,8 @@ OVERWRITTEN: dict[str, Callable[[Tensor], object]] = {
     "part of data": lambda y: y.data[:1].fill_(0),
     "assigned data": _assigned,
     "detached": lambda y: y.detach().exp_(),
+    "part of detached": lambda y: y.detach()[:1].zero_(),
+    "out": lambda y: torch.mul(y.detach(), 2, out=y.detach()),
 }
 
 
@@ -325,6 +327,21 @@ def test_a_value_that_changes_behind_the_graph_is_refused(case: str, recipe: Rec
         _explained(_overwritten(OVERWRITTEN[case]), X, recipe=recipe)
 
 
+@BOTH
+@pytest.mark.parametrize("case", OVERWRITTEN)
+def test_a_view_that_changes_behind_the_graph_is_refused(case: str, recipe: Recipe) -> None:
+    """PyTorch makes a new node for a view whose base has changed; biased layers return views."""
+
+    def function(x: Tensor) -> Tensor:
+        y = F.linear(x[None], A, B[0])
+        assert y._is_view()
+        OVERWRITTEN[case](y)
+        return y @ B
+
+    with pytest.raises(ValueError, match="its result is overwritten later without a gradient"):
+        _explained(function, X, recipe=recipe)
+
+
 def _looked_at(y: Tensor) -> None:
     with torch.no_grad():
         y.clone().mul_(2)
@@ -332,6 +349,7 @@ def _looked_at(y: Tensor) -> None:
         torch.zeros_like(y).copy_(y)
     y.detach().clone().exp_()
     y.data.square()
+    y.detach().t_().unsqueeze_(0).squeeze_(0)
 
 
 @BOTH
