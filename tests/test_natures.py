@@ -358,6 +358,25 @@ def test_a_value_that_is_looked_at_and_copied_is_not_overwritten(recipe: Recipe)
     assert found.sum() == pytest.approx(value, rel=1e-10)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_ablation_that_is_switched_off_is_explained_again(fast: bool) -> None:
+    model, ids, switched_on = tiny("llama"), token_ids(), False
+
+    def ablate(_module: nn.Module, _args: object, output: Tensor) -> None:
+        if switched_on:
+            output.data[:, 2] = 0
+
+    expected = LRPx(model).attribute(ids, (-1, 7))
+    with model.model.layers[1].mlp.register_forward_hook(ablate):
+        for switched_on in (True, False, True, False):
+            method = LRPx(model, fast=fast)
+            if switched_on:
+                with pytest.raises(ValueError, match="its result is overwritten later"):
+                    method.attribute(ids, (-1, 7))
+            else:
+                torch.testing.assert_close(method.attribute(ids, (-1, 7)), expected)
+
+
 @pytest.mark.parametrize("hooked", ["model.layers.0", "model.layers.1.mlp.down_proj"])
 def test_an_ablation_behind_the_graph_is_refused(hooked: str) -> None:
     model, ids = tiny("llama"), token_ids()
