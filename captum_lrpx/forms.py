@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lrpx.fast.narrow import narrowing_of
 from captum_lrpx.rules.node_rules import is_of_python
-from captum_lrpx.trace.operations import is_linear_write, kind_of
+from captum_lrpx.trace.operations import is_linear_write, is_product_write, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable
@@ -84,10 +84,15 @@ def written_in_part(graph: Graph, structure: Structure) -> set[int]:
     found = set()
     for number, name in enumerate(graph.names):
         if name == "CopySlices" and number not in structure.linear:
-            function = structure.places.get(number, ("", "", ""))[2].rpartition(".")[2]
+            function = _function_of(structure, number)
             if not is_linear_write(function, factors=any(graph.operands[number][1:])):
                 found.add(number)
     return found
+
+
+def _function_of(structure: Structure, number: int) -> str:
+    """Name in Python of the function that made a node, without its module."""
+    return structure.places.get(number, ("", "", ""))[2].rpartition(".")[2]
 
 
 def outside_of(graph: Graph, outputs: Iterable[Node]) -> frozenset[int]:
@@ -140,6 +145,10 @@ def linear_in_numbers(
         or number in structure.overwritten
         or is_of_python(graph.nodes[number])
         or kind_of(graph.names[number], graph.detail(number)) == "unknown"
+        or (
+            graph.names[number] == "CopySlices"
+            and is_product_write(_function_of(structure, number))
+        )
     }
     return frozenset(number for number, path in inside.items() if path in hiding)
 

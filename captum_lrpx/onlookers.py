@@ -45,8 +45,9 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
-    """Key that changes with the behavior of modules: classes, forwards, hooks, attention."""
+    """Key that changes with the behavior of modules: classes, forwards, hooks, attention, dtype."""
     parts: list[object] = [getattr(getattr(model, "config", None), "_attn_implementation", None)]
+    parts.append(next((parameter.dtype for parameter in model.parameters()), None))
     for module in modules:
         own = vars(module)
         parts += (id(type(module)), module.training)

@@ -277,12 +277,23 @@ class TracedPass:
         if structure is None and unwatched and self._speaks_of_modules():
             self.form.seen = False
             raise NewWayError
-        if structure is None or (self.watch is not None and not structure.places):
+        unnamed = structure is not None and self.watch is not None and not structure.places
+        if structure is None or unnamed or self._writes_differ(graph, structure):
             structure = self.form.structures[key] = self._new(graph)
         graph.is_like(structure.form)
+        # No graph shows whether the next pass will do so too.
+        self.form.watched |= bool(structure.overwritten)
         self.form.seen = bool(structure.places)  # if not watched, the next pass will be
         self.structure = structure
         return structure
+
+    def _writes_differ(self, graph: Graph, structure: Structure) -> bool:
+        """Whether a watched pass writes something else behind its graph than is known."""
+        behind = () if self.watch is None else self.watch.behind.nodes
+        if self.watch is None or not (behind or structure.overwritten):
+            return False
+        graph.is_like(structure.form)
+        return overwritten(graph, behind) != structure.overwritten
 
     def _speaks_of_modules(self) -> bool:
         """Whether hints or measured layers depend on modules, which only a watched pass knows."""

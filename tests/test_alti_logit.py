@@ -284,3 +284,21 @@ def test_weights_of_an_adapted_output_projection():
     adapted, expected = (ALTILogit(m).decompose(ids, target=TARGET) for m in (model, merged))
     close(adapted.tokens(), expected.tokens(), 1e-6)
     assert_identity(adapted, 1e-6)
+
+
+def test_an_adapter_may_add_in_place():
+    """What it adds to is a view, which has another node afterwards; the bias is still known."""
+    model, ids = tiny("llama"), token_ids()
+    found = []
+    for add in (torch.Tensor.add, torch.Tensor.add_):
+        hooks = [
+            layer.register_forward_hook(lambda _, args, output, add=add: add(output, args[0] / 2))
+            for name, layer in model.named_modules()
+            if name.endswith(("o_proj", "v_proj"))
+        ]
+        parts = ALTILogit(model).decompose(ids, TARGET)
+        found.append((parts.tokens(), parts.updates, parts.biases))
+        assert_identity(parts, IDENTITY["llama"])
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(*found)

@@ -210,6 +210,24 @@ def test_a_layer_without_secrets_has_its_rules_after_a_small_input(function, sma
     torch.testing.assert_close(LRPx(second).attribute(x, 1), expected)
 
 
+class SlicedLinear(nn.Linear):
+    """Adds its products to slices of its bias, group by group."""
+
+    def forward(self, x):
+        y = self.bias.expand(len(x), -1).clone()
+        for low in (0, 2):
+            y[:, low : low + 2].addmm_(x, self.weight[low : low + 2].t())
+        return y
+
+
+def test_a_layer_that_writes_products_into_slices_is_measured():
+    plain, sliced = nn.Linear(4, 4), SlicedLinear(4, 4)
+    sliced.load_state_dict(plain.state_dict())
+    x = torch.linspace(-1, 1.5, 8).view(2, 4)
+    expected = LRPx(nn.Sequential(plain).eval()).attribute(x, 1)
+    torch.testing.assert_close(LRPx(nn.Sequential(sliced).eval()).attribute(x, 1), expected)
+
+
 @pytest.mark.parametrize("wrong", [torch.relu, torch.square])
 def test_a_layer_is_not_measured_at_zero(wrong):
     model = nn.Sequential(OwnLinear(nn.Linear(4, 3, bias=False), function=wrong)).eval()

@@ -162,6 +162,7 @@ NOT_RANDOM = {
     "training": lambda x: F.dropout(x, 0.5, training=False),
     "zero": lambda x: F.dropout(x, 0.0),
     "torch": lambda x: torch.dropout(x, 0.2, False),
+    "train": lambda x: torch.dropout(x, p=0.2, train=False),
     "alpha": lambda x: F.alpha_dropout(x, 0.5),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.0),
     "module": nn.Dropout(0.5).eval(),

@@ -3,6 +3,7 @@
 The slow twins are the recording of a pass, and one example of one attention after another.
 """
 
+import copy
 import math
 
 import pytest
@@ -89,6 +90,18 @@ def test_another_path_is_recorded(recorded):
     scale = 2.0
     close(method.attribute(ids, TARGET), 2 * plain)
     assert len(recorded) == 2
+
+
+def test_another_precision_is_measured_anew(recorded):
+    """Its norms save a wider copy of a stream in bfloat16, and a rounded one in float64."""
+    model, ids = tiny("llama", dtype=torch.bfloat16, layers=3), token_ids(2, 5)
+    method = ALTILogit(model)
+    method.attribute(ids, TARGET)
+    method.attribute(ids, TARGET)
+    assert len(recorded) == 1
+    model.double()
+    found = method.attribute(ids, TARGET)
+    assert torch.equal(found, ALTILogit(copy.deepcopy(model)).attribute(ids, TARGET))
 
 
 def test_streams_that_nodes_do_not_save_are_recorded(recorded):

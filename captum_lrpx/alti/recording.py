@@ -209,7 +209,8 @@ class Recording:
         if place is not None:
             bias = args[place] if len(args) > place else kwargs.get("bias")
             if isinstance(bias, Tensor) and not bias.requires_grad:
-                self._add_constant(result, bias, 1)
+                whole = result._base  # noqa: SLF001 - a view gets a new node when it is written
+                self._add_constant(result if whole is None else whole, bias, 1)
         if len(self._open) > before or func in _SOFTMAX:  # over one position it saves nothing wide
             self._keep(func, name, before, result)
         return result

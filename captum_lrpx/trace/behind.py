@@ -73,7 +73,8 @@ class Behind:
             found: What :meth:`before` found.
         """
         for tensor, node, version in found:
-            if tensor._version != version:  # noqa: SLF001 - requires_grad_ changes no value
+            # requires_grad_ changes no version, and others change the form alone.
+            if tensor._version != version and func not in _OF_FORM:  # noqa: SLF001 - no public name
                 self.nodes.add(node)
         if isinstance(result, Tensor) and func in _WITHOUT_GRAPH:
             shared = self._node_of(args[0])
@@ -82,12 +83,18 @@ class Behind:
 
     def _node_of(self, tensor: Tensor) -> Node | None:
         if tensor.requires_grad:
-            return node_of(tensor)
+            whole = tensor._base  # noqa: SLF001 - a view gets a new node when its base changes
+            return node_of(tensor if whole is None or not whole.requires_grad else whole)
         alias: Node | None = self._aliases.get(tensor)  # type: ignore[no-untyped-call]
         return alias
 
 
 _DATA: Any = Tensor.data
 _GET_DATA, _SET_DATA = _DATA.__get__, _DATA.__set__
+_OF_FORM = frozenset(
+    getattr(Tensor, name)
+    for name in ("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_")
+)
+"""Functions that write a tensor's form, and none of its values."""
 _WITHOUT_GRAPH = (Tensor.detach, torch.detach, _GET_DATA)
 """Functions that return their operand without its graph."""

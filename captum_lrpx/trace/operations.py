@@ -23,6 +23,7 @@ __all__ = [
     "is_length",
     "is_linear_write",
     "is_mean",
+    "is_product_write",
     "kind_of",
     "summand_of",
 ]
@@ -117,6 +118,7 @@ _LINEAR_WRITES: Final = _names(
     "relu relu_ leaky_relu leaky_relu_"
 )
 _SCALING_WRITES: Final = _names("mul_ __imul__ div_ __itruediv__")
+_PRODUCT_WRITES: Final = _names("addmm_ addmv_ addbmm_ baddbmm_ addr_ addcmul_")
 _RULES: Final = _names("_Relay _RelayGenerated")
 """Function of this package, and its name under ``torch.func``."""
 _WITH_MEAN: Final = _names("VarMean StdMean")
@@ -213,6 +215,15 @@ def is_linear_write(function: str, *, factors: bool) -> bool:
         factors: Whether another operand than the overwritten one depends on the input.
     """
     return function in _LINEAR_WRITES or (function in _SCALING_WRITES and not factors)
+
+
+def is_product_write(function: str) -> bool:
+    """Whether a function adds a product to a view, which is linear if one factor is constant.
+
+    Args:
+        function: Its name in Python. The graph does not show which operand is which.
+    """
+    return function in _PRODUCT_WRITES
 
 
 def kind_of(name: str, detail: Any = None) -> Kind:

@@ -324,10 +324,13 @@ def _writes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensor that a function writes into, and its base if it is a view."""
-    if not args or not isinstance(args[0], Tensor) or not _writes(name, args, kwargs):
+    into = kwargs.get("out")
+    if into is None and args and _writes(name, args, kwargs):
+        into = args[0]
+    if not isinstance(into, Tensor):
         return []
-    whole = args[0]._base  # noqa: SLF001 - no public name
-    return [args[0]] if whole is None else [whole, args[0]]
+    whole = into._base  # noqa: SLF001 - no public name
+    return [into] if whole is None else [whole, into]
 
 
 def _is_in(tensor: Tensor, tensors: list[Tensor]) -> bool:
@@ -354,7 +357,8 @@ def _drops(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if name == "scaled_dot_product_attention":
         return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
     given = {**dict(zip(("p", "training"), args[1:], strict=False)), **kwargs}
-    return bool(given.get("p", 0.5)) and bool(given.get("training", True))
+    training = given.get("training", given.get("train", True))  # `train` of torch.dropout
+    return bool(given.get("p", 0.5)) and bool(training)
 
 
 _MAY_WRITE: Final = _names(
