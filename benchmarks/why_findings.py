@@ -30,6 +30,7 @@ def findings(of: Scores) -> list[tuple[str, list[object]]]:
         change = _shown(difference(of.accuracy(at), of.accuracy()), "+.2f")
         return f"{at} {_shown(mean(of.accuracy(at)))}, {change}"
 
+    late = [each for each in of.methods() if "weights constant from layer" in each]
     rules = [(UNIFORM, LRP), (ATTN, UNIFORM), ("LRP, mirrored gate", LRP)]
     return [
         ("words", [level(each) for each in (ALTI, ATTN, UNIFORM, LRP, "IFR")]),
@@ -64,6 +65,12 @@ def findings(of: Scores) -> list[tuple[str, list[object]]]:
         ),
         ("leaving out", [level(each, "LOO-r") for each in (ATTN, ALTI, UNIFORM, LRP)]),
         ("AttnLRP", [gain(ATTN, UNIFORM, each, first=False) for each in ("LOO-r", "ABPC")]),
+        (
+            "without the softmax, leaving out",
+            [gain(each, ATTN, "LOO-r", first=False) for each in late],
+        ),
+        ("without the softmax, words", [gain(each, ATTN, first=False) for each in late]),
+        ("without the softmax, all tokens", [gain(each, ATTN, first=True) for each in late]),
         (
             "ledger of AttnLRP",
             [

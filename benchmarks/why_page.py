@@ -91,6 +91,11 @@ def table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str
     return "\n".join(lines)
 
 
+def bypassed(scores: Scores) -> list[str]:
+    """AttnLRP without the softmax from a layer on, by that layer."""
+    return [method for method in scores.methods() if "weights constant from layer" in method]
+
+
 def known(scores: Scores, setting: str = "right") -> list[str]:
     """The methods of a setting, in the order of the tables."""
     there = scores.methods(setting)
@@ -243,6 +248,7 @@ def faithful(name: str, scores: Scores) -> Iterator[str]:
                 "method",
                 "Pearson",
                 "Pearson, less LRP's",
+                "Pearson, less AttnLRP's",
                 "Spearman",
                 "Pearson with the first token",
                 "ABPC, in logits",
@@ -255,11 +261,17 @@ def faithful(name: str, scores: Scores) -> Iterator[str]:
                         difference(scores.measure(method, "LOO-r"), scores.measure("LRP", "LOO-r")),
                         signed=True,
                     ),
+                    cell(
+                        difference(
+                            scores.measure(method, "LOO-r"), scores.measure("AttnLRP", "LOO-r")
+                        ),
+                        signed=True,
+                    ),
                     cell(mean(scores.measure(method, "LOO-rho"))),
                     cell(mean(scores.measure(method, "LOO-r", first=True))),
                     cell(mean(area)) if (area := scores.measure(method, "ABPC")) else "-",
                 )
-                for method in known(scores)
+                for method in [*known(scores), *bypassed(scores)]
             ),
         )
 

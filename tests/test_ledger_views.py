@@ -65,6 +65,8 @@ def test_relevances_that_cancel_are_numbers_of_the_account(several):
     assert book.largest.item() == 1.75
     assert book.closes(1e-6)
     assert not book.closes(to="value")
+    patches = (torch.tensor([[0.0], [-2.0], [1.0]]), relevances, torch.zeros(1, 0))
+    assert replace(book, attributions=patches).largest.item() == 2, "rows need not be examples"
 
 
 @pytest.mark.parametrize("by", ["kind", "layer", "entry"])

@@ -125,7 +125,9 @@ class Ledger:
         """
         of_inputs = self.attributions
         relevances = of_inputs if isinstance(of_inputs, tuple) else (of_inputs,)
-        single = [each.flatten(1).abs().amax(1).to(self.value) for each in relevances]
+        single = [
+            _largest_of(each, len(self.value)).to(self.value) for each in relevances if each.numel()
+        ]
         amounts = [entry.amount.abs() for entry in self.entries]
         return torch.stack([self.value.abs(), *amounts, *single]).amax(0)
 
@@ -247,3 +249,13 @@ class Ledger:
         if not -len(self.value) <= example < len(self.value):
             raise IndexError(f"example {example} is out of range for a batch of {len(self.value)}.")
         return int(example) % len(self.value)
+
+
+def _largest_of(relevances: Tensor, examples: int) -> Tensor:
+    """The largest absolute relevance of each example ``[B]``.
+
+    Rows that are not examples, as the patches of all images in one tensor, count for each.
+    """
+    if len(relevances) != examples:
+        return relevances.abs().amax().expand(examples)
+    return relevances.abs().flatten(1).amax(1)
