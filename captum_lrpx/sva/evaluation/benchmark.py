@@ -75,7 +75,7 @@ def evaluate(
     Raises:
         ValueError: If there are no models or samples, names are not different, several processes
             have no ``output``, a model has another precision than the settings say, or the folder
-            has another run or one that cannot be read.
+            has another run, one that cannot be read, or one of other tokens for the same samples.
 
     Examples:
         >>> from captum_lrpx import zoo
