@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from why_scores import SHORT as METHODS
 from why_scores import Scores, difference, mean
 
 if TYPE_CHECKING:
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "coefficients", "figure", "tables"]
 
-METHODS = (
-    "LRP",
-    "LRP, uniform gate",
-    "AttnLRP",
-    "ALTI-Logit",
-    "Gradient, L1",
-    "Gradient x Input",
-)
 PAIRS = {
     "gate: uniform for signal": ("LRP, uniform gate", "LRP"),
     "attention: uniform for constant": ("AttnLRP", "LRP, uniform gate"),

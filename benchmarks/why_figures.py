@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from why_scores import Scores, difference, mean
+from why_scores import SHORT, Scores, difference, mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,14 +32,6 @@ STYLE = {
     "axes.titleweight": "bold",
 }
 WITHOUT, WITH = "without the first token", "all tokens"
-SHORT = (
-    "LRP",
-    "LRP, uniform gate",
-    "AttnLRP",
-    "ALTI-Logit",
-    "Gradient, L1",
-    "Gradient x Input",
-)
 
 Series = "Mapping[str, Mapping[str, Estimate]]"
 

@@ -20,13 +20,22 @@ if TYPE_CHECKING:
 
     ByRow = dict[int, float]
 
-__all__ = ["MEASURES", "Scores", "difference", "mean"]
+__all__ = ["MEASURES", "SHORT", "Scores", "difference", "mean"]
 
 MEASURES = {name: measure for name, measure in scores.MEASURES.items() if name != "PTA-K"}
 _CORRELATIONS = {"LOO-r": pearson, "LOO-rho": spearman}
 _MAGNITUDES = ("Gradient, L1", "Gradient, L2 squared", "IFR")
 _APART = ("samples", "ledger", "area", "leave one out")
 RIGHT = "right"
+SHORT = (
+    "LRP",
+    "LRP, uniform gate",
+    "AttnLRP",
+    "ALTI-Logit",
+    "Gradient, L1",
+    "Gradient x Input",
+)
+"""The methods of tables and figures that show no variants."""
 
 
 class Scores:
