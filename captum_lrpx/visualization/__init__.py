@@ -17,7 +17,7 @@ from captum_lrpx.visualization.page import (
     token_spans,
 )
 from captum_lrpx.visualization.pictures import picture_blocks, picture_png, regions
-from captum_lrpx.visualization.pieces import Drawable, Piece, character_runs, pieces, unit
+from captum_lrpx.visualization.pieces import Piece, character_runs, pieces, unit
 from captum_lrpx.visualization.terminal import (
     closing_lines,
     heat_map,
@@ -33,7 +33,6 @@ from captum_lrpx.visualization.terminal import (
 
 __all__ = [
     "LONG",
-    "Drawable",
     "Matrix",
     "Piece",
     "character_runs",

@@ -10,7 +10,7 @@ from captum_lrpx.visualization.pieces import pieces
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.visualization.pieces import Drawable
+    from captum_lrpx.explanation import Explanation
 
 __all__ = ["colors", "ink", "paint", "rgb", "scale_of", "strengths", "translucent"]
 
@@ -72,7 +72,7 @@ def paint(relevances: Sequence[float]) -> list[str]:
     return [_opaque(strength) for strength in strengths(relevances)]
 
 
-def colors(explanation: Drawable) -> list[str]:
+def colors(explanation: Explanation) -> list[str]:
     """Map each piece of an explanation to a color.
 
     Args:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation import Explanation
+    from captum_lrpx.visualization.pieces import Piece
 
 __all__ = ["heat_map_figure", "latex", "matrix_figure", "settings"]
 
@@ -72,7 +73,7 @@ def settings() -> AbstractContextManager[None]:
     return mpl.rc_context(_SETTINGS)
 
 
-def latex(explanation: Drawable) -> str:
+def latex(explanation: Explanation) -> str:
     r"""Draw a heat map as LaTeX, with ``xcolor`` and, for other scripts, XeLaTeX or LuaLaTeX.
 
     Args:
@@ -106,7 +107,7 @@ def latex(explanation: Drawable) -> str:
     return "\n".join([*parts, line.rstrip(), r"\par}", ""])
 
 
-def heat_map_figure(explanation: Drawable, width: float) -> Figure:
+def heat_map_figure(explanation: Explanation, width: float) -> Figure:
     """Draw the text in color, with its legend.
 
     Args:

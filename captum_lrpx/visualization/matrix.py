@@ -18,7 +18,8 @@ from captum_lrpx.visualization.terminal import styles
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation import Explanation
+    from captum_lrpx.visualization.pieces import Piece
 
 __all__ = ["Matrix", "matrix_of"]
 
@@ -121,7 +122,7 @@ class Matrix:
         )
 
 
-def matrix_of(explanations: Sequence[Drawable], names: Sequence[str]) -> Matrix:
+def matrix_of(explanations: Sequence[Explanation], names: Sequence[str]) -> Matrix:
     """Make the matrix of explanations of the same tokens.
 
     Args:

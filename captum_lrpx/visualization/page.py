@@ -14,7 +14,8 @@ from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, s
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation import Explanation
+    from captum_lrpx.visualization.pieces import Piece
 
 __all__ = [
     "color_legend",
@@ -79,7 +80,7 @@ def escaped(text: str) -> str:
     return html.escape(readable(text))
 
 
-def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
+def token_spans(explanation: Explanation, bold_from: int | None = None) -> str:
     """Draw the tokens in color, as HTML.
 
     Args:
@@ -103,7 +104,7 @@ def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
     return "".join(spans)
 
 
-def _tooltip(explanation: Drawable, piece: Piece) -> str:
+def _tooltip(explanation: Explanation, piece: Piece) -> str:
     total = f"{piece.relevance:+.6g}"
     if piece.stop - piece.first == 1:
         return total
@@ -114,7 +115,7 @@ def _tooltip(explanation: Drawable, piece: Piece) -> str:
     return f"{total} = {', '.join(parts)}"
 
 
-def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
+def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
     """Draw the heat map as one paragraph, with the writing direction of the text.
 
     Args:
@@ -125,7 +126,7 @@ def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
     return f'<p dir="auto" style="{_PARAGRAPH}">{spans}</p>'
 
 
-def color_legend(explanation: Drawable) -> str:
+def color_legend(explanation: Explanation) -> str:
     """Describe the scale of the colors, as HTML; empty if there is none.
 
     Args:
@@ -152,7 +153,7 @@ def color_legend(explanation: Drawable) -> str:
     )
 
 
-def origin(explanation: Drawable) -> str:
+def origin(explanation: Explanation) -> str:
     """Method, model, versions and checks, in one line."""
     rules = f" (rules: {explanation.recipe})" if explanation.recipe else ""
     options = "".join(f", {name} {value}" for name, value in explanation.options.items())
@@ -165,7 +166,7 @@ def origin(explanation: Drawable) -> str:
     )
 
 
-def fragment(explanation: Drawable) -> str:
+def fragment(explanation: Explanation) -> str:
     """Draw the heat map as a piece of HTML, for a notebook; all text is escaped.
 
     Args:
@@ -180,7 +181,7 @@ def fragment(explanation: Drawable) -> str:
     )
 
 
-def pictures(explanation: Drawable) -> str:
+def pictures(explanation: Explanation) -> str:
     """Images among the inputs with their heat maps, as HTML; empty without any."""
     return "".join(picture_html(explanation, region) for region in regions(explanation))
 
@@ -216,7 +217,7 @@ def folded(title: str, content: str, *, is_open: bool) -> str:
     return f"<details{state}><summary>{escaped(title)}</summary>{content}</details>"
 
 
-def to_html(explanation: Drawable) -> str:
+def to_html(explanation: Explanation) -> str:
     """Draw the explanation as one HTML page without scripts or links; all text is escaped.
 
     Args:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import ink, scale_of, strengths, translucent
+from captum_lrpx.visualization.colors import ink, rgb, scale_of, strengths, translucent
 
 if TYPE_CHECKING:
-    from captum_lrpx.visualization.pieces import Drawable, Region
+    from captum_lrpx.explanation import Explanation
+    from captum_lrpx.targets import Part
 
 __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
@@ -27,12 +28,12 @@ _SMALLEST = 448
 """Smallest number of pixels on the longer side of a PNG."""
 
 
-def regions(explanation: Drawable) -> list[Region]:
+def regions(explanation: Explanation) -> list[Part]:
     """Images and audio among the inputs."""
     return [part for part in explanation.parts or () if part.grid is not None]
 
 
-def picture_html(explanation: Drawable, region: Region) -> str:
+def picture_html(explanation: Explanation, region: Part) -> str:
     """Draw an image below its heat map, and the heat map alone, side by side.
 
     Args:
@@ -81,13 +82,13 @@ def picture_html(explanation: Drawable, region: Region) -> str:
     return f'<p>{drawn}</p><p style="font-size:0.85em">{name}: full color at {scale:.4g}</p>'
 
 
-def picture_blocks(explanation: Drawable, region: Region) -> Text:
+def picture_blocks(explanation: Explanation, region: Part) -> Text:
     """Draw the patches of an image as colored blocks with signs, for a terminal."""
     _, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
     text = Text()
     for at, strength in enumerate(strengths(relevances)):
-        red, green, blue = _mixed((255, 255, 255), strength)
+        red, green, blue = rgb(strength)
         mark = "+" if strength >= 0.5 else "-" if strength <= -0.5 else " "
         text.append(f"{mark} ", f"black on rgb({red},{green},{blue})")
         if (at + 1) % columns == 0 and at + 1 < len(relevances):
@@ -95,7 +96,7 @@ def picture_blocks(explanation: Drawable, region: Region) -> Text:
     return text
 
 
-def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) -> bytes:
+def picture_png(explanation: Explanation, region: Part, *, overlay: bool = True) -> bytes:
     """Draw a heat map of an image as PNG.
 
     Args:
@@ -130,8 +131,3 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     found = io.BytesIO()
     Image.alpha_composite(below.convert("RGBA"), above).convert("RGB").save(found, "PNG")
     return found.getvalue()
-
-
-def _mixed(paper: tuple[int, int, int], strength: float) -> tuple[int, ...]:
-    mix = min(abs(strength), 1.0)
-    return tuple(round(a + mix * (b - a)) for a, b in zip(paper, ink(strength), strict=True))

@@ -3,130 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from captum_lrpx.visualization.characters import BLANK, NEWLINE, joined, readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Drawable", "Piece", "Region", "character_runs", "pieces", "unit"]
+    from captum_lrpx.explanation import Explanation
 
-
-class Region(Protocol):
-    """Entries of one of several inputs; :class:`captum_lrpx.targets.scene.Part` describes them."""
-
-    @property
-    def name(self) -> str:
-        """Name of the input."""
-
-    @property
-    def first(self) -> int:
-        """Its first entry."""
-
-    @property
-    def stop(self) -> int:
-        """The entry after its last one."""
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of an image's patches."""
-
-    @property
-    def picture(self) -> str | None:
-        """The image as PNG, in base64."""
-
-
-class Drawable(Protocol):
-    """Interface of an explanation for the views, see :class:`captum_lrpx.Explanation`."""
-
-    @property
-    def text(self) -> str:
-        """The text."""
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """The tokens as the tokenizer writes them."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The tokens as in the text."""
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """Token ids; empty for words."""
-
-    @property
-    def offsets(self) -> tuple[tuple[int, int], ...]:
-        """Place of each token in the text."""
-
-    @property
-    def special(self) -> tuple[bool, ...]:
-        """Whether each token is a special one."""
-
-    @property
-    def relevances(self) -> tuple[float, ...]:
-        """Relevance of each token."""
-
-    @property
-    def value(self) -> float:
-        """The explained value."""
-
-    @property
-    def sum(self) -> float:
-        """Sum of the relevances."""
-
-    @property
-    def sums(self) -> dict[str, float]:
-        """Sum of the relevances of each of several inputs."""
-
-    @property
-    def parts(self) -> tuple[Region, ...] | None:
-        """Assignment of entries to several inputs."""
-
-    @property
-    def delta(self) -> float:
-        """Explained value minus the sum of the relevances."""
-
-    @property
-    def target(self) -> str:
-        """The target in words."""
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-
-    @property
-    def recipe(self) -> str | None:
-        """Name of the rules."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the method."""
-
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-
-    @property
-    def revision(self) -> str | None:
-        """Commit of the model."""
-
-    @property
-    def dtype(self) -> str:
-        """Precision."""
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages."""
-
-    @property
-    def standing(self) -> str:
-        """Ranks and probabilities of the explained outputs, in one line; empty without them."""
-
-    @property
-    def certification(self) -> str:
-        """The checks in one line; empty if nothing was checked."""
+__all__ = ["Piece", "character_runs", "pieces", "unit"]
 
 
 class Piece(NamedTuple):
@@ -159,7 +45,7 @@ class Piece(NamedTuple):
         return str(self.first) if self.stop - self.first == 1 else f"{self.first}-{self.stop - 1}"
 
 
-def pieces(explanation: Drawable) -> list[Piece]:
+def pieces(explanation: Explanation) -> list[Piece]:
     """Divide an explanation into drawn pieces.
 
     A character may take several tokens (an emoji, a Chinese character, a letter and its accent);
@@ -225,7 +111,7 @@ def character_runs(
     return runs
 
 
-def unit(explanation: Drawable) -> str:
+def unit(explanation: Explanation) -> str:
     """Unit of the entries: ``"token"`` or ``"word"``."""
     return "token" if explanation.ids else "word"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from captum_lrpx.visualization.pieces import Drawable
+    from captum_lrpx.explanation import Explanation
 
 __all__ = [
     "closing_lines",
@@ -56,7 +56,7 @@ def styles(relevances: Sequence[float]) -> list[str]:
     ]
 
 
-def heat_map(explanation: Drawable) -> Text:
+def heat_map(explanation: Explanation) -> Text:
     """Draw the tokens in color, for a terminal.
 
     Args:
@@ -73,7 +73,7 @@ def heat_map(explanation: Drawable) -> Text:
     return text
 
 
-def legend(explanation: Drawable) -> str:
+def legend(explanation: Explanation) -> str:
     """Explain the colors, in one line; empty if there are none.
 
     Args:
@@ -90,7 +90,7 @@ def legend(explanation: Drawable) -> str:
     return f"full color at {scale:.4g}; red: for the target; blue, underlined: against{beyond}"
 
 
-def relevance_table(explanation: Drawable) -> Table:
+def relevance_table(explanation: Explanation) -> Table:
     """List the relevances as numbers, for a terminal.
 
     Args:
@@ -106,7 +106,7 @@ def relevance_table(explanation: Drawable) -> Table:
     return table
 
 
-def summary(explanation: Drawable) -> str:
+def summary(explanation: Explanation) -> str:
     """The explained value and the tokens' share of it, in one line."""
     return (
         f"{readable(explanation.target)} = {explanation.value:+.4f}   "
@@ -114,17 +114,17 @@ def summary(explanation: Drawable) -> str:
     )
 
 
-def inputs(explanation: Drawable) -> str:
+def inputs(explanation: Explanation) -> str:
     """The sum of the relevances of each of several inputs, in one line; empty for one text."""
     return "   ".join(f"{readable(name)} {sum_:+.4f}" for name, sum_ in explanation.sums.items())
 
 
-def source(explanation: Drawable) -> str:
+def source(explanation: Explanation) -> str:
     """Method and model, in one line."""
     return readable(f"{explanation.method} on {explanation.model}")
 
 
-def closing_lines(explanation: Drawable) -> tuple[str, ...]:
+def closing_lines(explanation: Explanation) -> tuple[str, ...]:
     """Lines below the relevances: summary, ranks, source, and checks."""
     lines = (
         summary(explanation),
@@ -136,7 +136,7 @@ def closing_lines(explanation: Drawable) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def terminal(explanation: Drawable) -> Group:
+def terminal(explanation: Explanation) -> Group:
     """Combine heat map, legend and closing lines, for a terminal.
 
     Args:
@@ -150,7 +150,7 @@ def terminal(explanation: Drawable) -> Group:
     return Group(*pictures, heat_map(explanation), *map(Text, lines))
 
 
-def plain(explanation: Drawable) -> str:
+def plain(explanation: Explanation) -> str:
     """List the relevances as plain text, without color.
 
     Args:
