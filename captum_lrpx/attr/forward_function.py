@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.models import model_in, not_a_model
-from captum_lrpx.targets.head import ModelForward
-from captum_lrpx.targets.outputs import (
+from captum_lrpx.targets.forward import (
     LogProbabilities,
     OutputFunction,
     OutputSum,
     Probabilities,
 )
+from captum_lrpx.targets.head import ModelForward
 from captum_lrpx.wrappers import called_module
 
 if TYPE_CHECKING:

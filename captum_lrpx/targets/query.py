@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.models import device_of, find_model
 from captum_lrpx.structure import token_embedding_of
-from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
-from captum_lrpx.targets.forward import LogitDifference, TokenSum
-from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
+from captum_lrpx.targets.forward import (
+    AnswerLogits,
+    ClassDifference,
+    ClassLogits,
+    LogitDifference,
+    LogProbabilities,
+    OutputFunction,
+    OutputSum,
+    Probabilities,
+    TokenSum,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

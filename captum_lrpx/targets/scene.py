@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from captum_lrpx.models import device_of
 from captum_lrpx.targets.decoder import DecoderLogits, written_ids
 from captum_lrpx.targets.encoding import Encoding, check_length, encode_for, encoding_of_ids
+from captum_lrpx.targets.forward import OutputFunction
 from captum_lrpx.targets.inputs import check_known
-from captum_lrpx.targets.outputs import OutputFunction
 from captum_lrpx.targets.place import token_names
 from captum_lrpx.targets.quantity import in_quantity
 from captum_lrpx.targets.query import Query, Terms

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
-from captum_lrpx.targets.forward import TokenLogits
+from captum_lrpx.targets.forward import AnswerLogits, ClassLogits, TokenLogits
 from captum_lrpx.targets.quantity import in_quantity
 from captum_lrpx.targets.query import inputs_of
 

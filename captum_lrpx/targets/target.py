@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
 from captum_lrpx.targets.encoding import vocabulary_size
-from captum_lrpx.targets.forward import TokenLogits
+from captum_lrpx.targets.forward import AnswerLogits, ClassLogits, TokenLogits
 from captum_lrpx.targets.parts import places_of, span_of
 from captum_lrpx.targets.place import Token, token_id, token_names, word_id
 from captum_lrpx.targets.quantity import NAMES, Quantity, check_quantity
