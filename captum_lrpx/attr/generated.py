@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.quantity import Quantity
     from captum_lrpx.words import Span
 
-__all__ = ["Generated", "result_of"]
-
 
 class Generated(NamedTuple):
     """An explained continuation.

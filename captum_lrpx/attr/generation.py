@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.place import Token
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = ["LLMRelevance"]
-
 
 class LLMRelevance(Attribution):
     r"""Explains each token of a continuation, or spans of it, with a single forward pass.

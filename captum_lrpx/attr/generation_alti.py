@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.attr.alti_logit import ALTILogit
 
-__all__ = ["rows_of_alti"]
 
 _AT_ONCE = 16
 """Targets per decomposition; its temporary tensors grow with their number."""

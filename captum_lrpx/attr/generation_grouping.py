@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.words import Span
 
-__all__ = ["grouped_columns", "grouped_rows", "rows_of", "text_of"]
-
 
 def text_of(record: Explanation, span: Span) -> str:
     """Text of a range of entries; their names if they are not in the text."""

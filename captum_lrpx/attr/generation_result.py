@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.words import Span
 
-__all__ = ["LLMRelevanceResult"]
-
 
 class LLMRelevanceResult(LLMAttributionResult):
     """Relevances of a prompt, and of the continuation itself, for a continuation of a model.

@@ -12,7 +12,6 @@ from captum_lrpx.explanation import Explanation, storage
 if TYPE_CHECKING:
     from captum_lrpx.attr.generation_result import LLMRelevanceResult
 
-__all__ = ["content_of", "fields_of"]
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype

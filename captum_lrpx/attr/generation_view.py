@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from captum_lrpx.attr.generation_result import LLMRelevanceResult
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["body", "page", "plain", "terminal"]
 
 _WIDTH = 100
 """Line width of plain text, in characters."""
@@ -41,7 +40,7 @@ _FEW = 8
 """Up to this many rows have their heat maps open at first."""
 
 
-def by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
+def _by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
     """Merge the rows of tokens that form one character, for the views."""
     record, length = result.record, len(result.shown)
     runs = character_runs(record.text, record.offsets[length:], record.special[length:])
@@ -51,7 +50,7 @@ def by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
 
 def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]:
     """Tables of the relevances, with one column per row, as many as fit the width."""
-    whole = by_character(result)
+    whole = _by_character(result)
     for part in _matrix(whole).split(width):
         yield part.terminal()
         yield Text()
@@ -65,7 +64,7 @@ def plain(result: LLMRelevanceResult) -> str:
 
 def body(result: LLMRelevanceResult) -> str:
     """Heat maps and the table, as HTML with its own style."""
-    whole = by_character(result)
+    whole = _by_character(result)
     record, start = whole.record, len(whole.shown)
     shown = [*_closing_lines(whole), "The explained tokens are in bold."]
     lines = "<br>".join(map(html.escape, shown))

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["check_hops", "followed"]
-
 
 def check_hops(hops: int) -> None:
     """Refuse a negative number of hops.

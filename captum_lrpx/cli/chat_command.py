@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "explain an answer in a chat by its documents and sentences"
 DESCRIPTION = (
@@ -90,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.view import view  # noqa: PLC0415
 
     check_writable(options.html, options.json, options.view)
-    chat = read_chat(options.file)
+    chat = _read_chat(options.file)
     by = options.by or ["turn", *(["document"] if chat.get("documents") else []), "sentence"]
     check_by(by)
     (chosen,) = options_by_method([options.method], options.option).values()
@@ -142,7 +141,7 @@ def _answer_ids(explanation: Explanation) -> list[int]:
     return [number for number, place in places if place[0] >= written.start]
 
 
-def read_chat(path: str) -> dict[str, Any]:
+def _read_chat(path: str) -> dict[str, Any]:
     """Read messages, and optional further entries.
 
     Args:

@@ -10,7 +10,6 @@ from captum_lrpx.cli.output import print_all, silence_transformers
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "list the operations of a model and their rules"
 DESCRIPTION = (

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation import Contender, Evaluation, Reference
     from captum_lrpx.sva.samples import Sample
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "measure methods on subject-verb agreement, where the evidence is known"
 DESCRIPTION = (

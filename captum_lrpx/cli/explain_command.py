@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.target import Choice
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "explain one prediction for a text"
 DESCRIPTION = "Show how much each token of a text contributes to a logit of a model."

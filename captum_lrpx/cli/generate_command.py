@@ -12,7 +12,6 @@ from captum_lrpx.files import check_writable
 if TYPE_CHECKING:
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "explain every token of a generated text"
 DESCRIPTION = (

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.components.localise import Localisation
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "measure which recipe finds the heads and layers that decide a prediction"
 DESCRIPTION = (

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import argparse
 
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
-
 HELP = "list the methods and their options"
 DESCRIPTION = None
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["print_all", "silence_transformers"]
 
 _WIDEST = 10_000
 """Width of a file in characters, up to which tables do not wrap."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.sources import Collected
 
-__all__ = ["DESCRIPTION", "HELP", "add_options", "run"]
 
 HELP = "turn agreement data into samples with their evidence"
 DESCRIPTION = "Read subject-verb agreement data and write samples, one JSON object per line."

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["combined", "require_same_tokens", "scaled", "total"]
-
 
 def total(values: Iterable[float]) -> float:
     """Sum, rounded once; infinite or NaN where the values or their sum are."""

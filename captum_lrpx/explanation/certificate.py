@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["LEDGER_TOLERANCES", "Certificate", "certificate_of", "sealed", "verified"]
 
 LEDGER_TOLERANCES: Final[dict[str, float]] = {
     "float64": 1e-5,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.scene import Part
     from captum_lrpx.words import Span
 
-__all__ = ["extent", "folded", "grouped", "patches"]
 
 FOLDED = "(special tokens)"
 """Name of the entry for all special tokens."""

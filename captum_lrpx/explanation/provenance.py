@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.targets.encoding import Encoding
 
-__all__ = ["provenance"]
-
 
 def provenance(encoding: Encoding, model: nn.Module, model_name: str | None) -> dict[str, Any]:
     """Fields of an :class:`~captum_lrpx.Explanation` that text and model determine.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["TokenRelevance", "largest"]
 
 _RANKINGS: dict[str, Callable[[float], float]] = {
     "absolute": abs,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By, Part
     from captum_lrpx.words import Span
 
-__all__ = ["Segment", "Segments", "segments_of"]
 
 _SHOWN = 60
 """Number of characters of a segment shown in a table."""

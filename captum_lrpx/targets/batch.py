@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.query import Query
 
-__all__ = ["ask_batch"]
-
 
 def ask_batch(
     model: nn.Module,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["chain_to_logits", "head_of"]
 
 Chain = tuple[nn.Module, ...]
 

@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
 
-__all__ = [
-    "Prompt",
-    "Spans",
-    "check_predicts_text",
-    "continuation_ids",
-    "continued",
-    "foil_ids",
-    "generated_ids",
-    "prompt_of",
-    "span_rows",
-    "token_texts",
-]
 
 Spans = Sequence[tuple[int, int | None]]
 """``(first, stop)`` indices; None for the end."""

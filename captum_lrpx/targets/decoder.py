@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.targets.inputs import TokenIds
 
-__all__ = ["DecoderLogits", "is_encoder_decoder", "written_ids"]
-
 
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model, or one inside of a module, predicts the tokens of a decoder."""

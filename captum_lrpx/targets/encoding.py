@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.task import Task
     from captum_lrpx.words import Span
 
-__all__ = [
-    "Encoding",
-    "check_length",
-    "context_length",
-    "encode",
-    "encode_for",
-    "encoding_of_ids",
-    "vocabulary_size",
-]
-
 
 @dataclass(frozen=True)
 class Encoding:

@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = [
-    "AnswerLogits",
-    "ClassDifference",
-    "ClassLogits",
-    "LogProbabilities",
-    "LogitDifference",
-    "OutputFunction",
-    "OutputSum",
-    "Probabilities",
-    "TokenLogits",
-    "TokenSum",
-]
-
 
 class TokenLogits(HeadForward):
     """Logits of all tokens at one position of each row: ``target`` is a token id.

@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = [
-    "HeadForward",
-    "LanguageModelHead",
-    "ModelForward",
-    "ReadOnce",
-    "last_token",
-    "output_of",
-    "read_whole",
-    "run_model",
-]
-
 
 def last_token(attention_mask: Tensor) -> Tensor:
     """Position of the last real token of each row, for padding on either side.

@@ -13,7 +13,6 @@ from captum_lrpx.segments import Region
 if TYPE_CHECKING:
     from captum_lrpx.words import Span
 
-__all__ = ["Given", "Messages", "Rendered", "TokenIds", "check_known", "of_row", "render"]
 
 TokenIds: TypeAlias = Sequence[int] | Tensor
 """Token ids ``[T]`` or ``[1, T]``."""

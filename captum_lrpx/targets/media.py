@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     Written = str | TokenIds | int | None
 
-__all__ = ["Layout", "Medium", "media_scene"]
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -10,8 +10,6 @@ from captum_lrpx.targets.place import without_blanks
 if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
 
-__all__ = ["places_of", "span_of"]
-
 
 def span_of(encoding: Encoding, span: str | tuple[int, int]) -> tuple[int, int]:
     """Find the tokens of a part of a text.

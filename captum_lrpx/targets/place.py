@@ -28,15 +28,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.task import Task
 
-__all__ = [
-    "Token",
-    "continuation",
-    "token_id",
-    "token_names",
-    "without_blanks",
-    "word_id",
-    "word_ids",
-]
 
 _CLOSING = frozenset(".,;:!?%>\N{HORIZONTAL ELLIPSIS}")
 _WITHOUT_BLANKS = (

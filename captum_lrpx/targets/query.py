@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.target import Target
 
-__all__ = ["Query", "Terms", "inputs_of", "query_of", "table"]
 
 _BASELINES = ("zero", "mask", "pad", "unk")
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.target import Choice, Target
     from captum_lrpx.targets.task import Task
 
-__all__ = ["Part", "Scene", "of_tokens", "part_of", "sequence_scene"]
-
 
 @dataclass(frozen=True)
 class Part:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.query import Terms
 
-__all__ = ["Standing", "all_outputs", "in_words", "standings"]
 
 _NAMED = 4
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.query import Query
 
-__all__ = ["Choice", "Function", "Target"]
 
 Choice = str | int | Token
 """A word, class or position, by name or index; a token by its exact string."""
@@ -218,6 +217,7 @@ class Target:
 
 
 def several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
+    """One choice or several, as a sequence; none for a function."""
     if choices is None or callable(choices):
         return ()
     return (choices,) if isinstance(choices, (str, int, Token)) else choices

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.task import Task
 
-__all__ = ["truncated", "without_tokens"]
-
 
 def truncated(task: Task, tokenizer: Any, encoding: Encoding, limit: int | None) -> Encoding:
     """Cut an encoding to a number of tokens.

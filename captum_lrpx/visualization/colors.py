@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["colors", "ink", "paint", "rgb", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)

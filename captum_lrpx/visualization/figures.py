@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.visualization.pieces import Piece
 
-__all__ = ["heat_map_figure", "latex", "matrix_figure", "settings"]
 
 _SETTINGS: Any = {
     "font.family": "monospace",

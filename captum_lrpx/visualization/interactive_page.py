@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.visualization.pieces import Piece
 
-__all__ = ["ViewedMethod", "view_page"]
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 

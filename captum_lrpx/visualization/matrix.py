@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.visualization.pieces import Piece
 
-__all__ = ["Matrix", "matrix_of"]
 
 _DIGITS = 4
 _GAP = 2

@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.visualization.pieces import Piece
 
-__all__ = [
-    "color_legend",
-    "document",
-    "folded",
-    "fragment",
-    "heat_paragraph",
-    "origin",
-    "pictures",
-    "table",
-    "to_html",
-    "token_spans",
-]
 
 # Only the style of `body` and `footer` is restricted to pages: a notebook shares one page
 # with its outputs, so that elements for notebooks bring their own style.

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["Piece", "character_runs", "pieces", "unit"]
-
 
 class Piece(NamedTuple):
     """One or more tokens that are drawn as one.

@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation import Explanation
 
-__all__ = [
-    "closing_lines",
-    "heat_map",
-    "inputs",
-    "legend",
-    "plain",
-    "plain_text",
-    "relevance_table",
-    "source",
-    "styles",
-    "summary",
-    "terminal",
-]
 
 _WIDE = 10_000
 
