@@ -14,7 +14,6 @@ from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.query import query_of
 from captum_lrpx.targets.task import task_of
-from captum_lrpx.targets.truncation import without_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,7 +168,8 @@ def _values(
     values: list[float] = []
     for start in range(0, len(gone), batch_size):
         part = gone[start : start + batch_size]
-        encodings = [without_tokens(encoding, tokens) for tokens in part]
+        everything = {*range(len(encoding.ids))}
+        encodings = [encoding.take(sorted(everything.difference(tokens))) for tokens in part]
         shifted = [_shifted(model, terms, tokens) for tokens in part]
         query = query_of(model, tokenizer, [target] * len(part), encodings, shifted)
         with torch.no_grad():

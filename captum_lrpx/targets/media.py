@@ -17,7 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.models import device_of
 from captum_lrpx.targets.decoder import DecoderLogits, is_encoder_decoder, written_ids
-from captum_lrpx.targets.encoding import Encoding, check_length, encoding_of_ids
+from captum_lrpx.targets.encoding import (
+    Encoding,
+    check_length,
+    encoding_of_ids,
+    vocabulary_size,
+)
 from captum_lrpx.targets.head import output_of
 from captum_lrpx.targets.inputs import check_known
 from captum_lrpx.targets.scene import Part, Scene, of_tokens
@@ -261,8 +266,7 @@ def _decoder_scene(
     """Scene of an encoder-decoder that reads no text but writes one."""
     so_far = written_ids(model, tokenizer, numbers, "" if written is None else written)
     text = encoding_of_ids(tokenizer, list(so_far))
-    embeddings = model.get_output_embeddings()
-    check_known(int(embeddings.weight.shape[0]), type(model).__name__, text.ids)
+    check_known(model, text.ids, size=vocabulary_size(model))
     check_length(model, len(text.ids))
     first, size = len(cells.entries.ids), len(cells.entries.ids) + len(text.ids)
     return Scene(

@@ -16,8 +16,8 @@ from captum_lrpx.targets.forward import OutputFunction
 from captum_lrpx.targets.inputs import check_known
 from captum_lrpx.targets.place import token_names
 from captum_lrpx.targets.quantity import in_quantity
-from captum_lrpx.targets.query import Query, Terms
-from captum_lrpx.targets.standing import Standing
+from captum_lrpx.targets.query import Query, difference
+from captum_lrpx.targets.standing import ranked
 from captum_lrpx.targets.target import chosen_token, several
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.quantity import Quantity
+    from captum_lrpx.targets.query import Terms
+    from captum_lrpx.targets.standing import Standing
     from captum_lrpx.targets.target import Choice, Target
     from captum_lrpx.targets.task import Task
 
@@ -111,11 +113,9 @@ class Scene:
             )
         if callable(target.token):
             return self._query(OutputFunction(self.outputs, target.token), target, None)
-        good = [self.number(each) for each in several(target.token)] or [int(self.row().argmax())]
+        good = [self.number(each) for each in several(target.token)] or [int(self.rows().argmax())]
         bad = [self.number(each) for each in several(target.contrast)]
-        choices = (*good, *bad)
-        weights = (1.0,) * len(good) + (-1.0,) * len(bad)
-        terms = Terms(choices, weights, self.names(choices))
+        terms = difference(good, bad, self.names)
         return self._query(_Chosen(self.outputs, terms, target.quantity), target, terms)
 
     def _query(self, forward: nn.Module, target: Target, terms: Terms | None) -> Query:
@@ -129,22 +129,16 @@ class Scene:
             gather=self.gather,
         )
 
-    def row(self) -> Tensor:
-        """All outputs ``[C]``."""
+    def rows(self) -> Tensor:
+        """All outputs ``[1, C]``."""
         with torch.no_grad():
-            row: Tensor = self.outputs(*self.inputs)[0]
-        return row
+            rows: Tensor = self.outputs(*self.inputs)
+        return rows
 
     def standings(self, terms: Terms) -> tuple[Standing, ...]:
         """Rank and probability of each term; none for a model with a single output."""
-        row = self.row()
-        if len(row) == 1:
-            return ()
-        shares = in_quantity(row, "prob")
-        return tuple(
-            Standing(name, index, 1 + int((row > row[index]).sum()), float(shares[index]))
-            for name, index in zip(terms.names, terms.choices, strict=True)
-        )
+        rows = self.rows()
+        return ranked(terms, rows, in_quantity(rows, "prob")) if rows.shape[1] > 1 else ()
 
 
 class _Chosen(nn.Module):
@@ -183,14 +177,12 @@ def sequence_scene(
         TypeError: If the source is none of these.
     """
     text: Given = "" if given is None else given
-    embeddings = model.get_input_embeddings()
-    check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
-    source = encode_for("sequence-classification", tokenizer, text, None, check)
+    source = encode_for("sequence-classification", tokenizer, text, None, model)
     check_length(model, len(source.ids))
     device = device_of(model)
     ids = torch.tensor([source.ids], device=device)
     target = encoding_of_ids(tokenizer, list(written_ids(model, tokenizer, ids, written)))
-    check(target.ids)
+    check_known(model, target.ids)
     check_length(model, len(target.ids))
     length, size = len(source.ids), len(source.ids) + len(target.ids)
     return Scene(

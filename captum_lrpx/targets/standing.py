@@ -63,6 +63,17 @@ def standings(
     several = getattr(config, "problem_type", None) == "multi_label_classification"
     classes = isinstance(outputs, ClassLogits)
     shares = rows.float().sigmoid() if several and classes else in_quantity(rows, "prob")
+    return ranked(terms, rows, shares)
+
+
+def ranked(terms: Terms, rows: Tensor, shares: Tensor) -> tuple[Standing, ...]:
+    """Rank and probability of each term.
+
+    Args:
+        terms: The explained outputs.
+        rows: All outputs ``[P, C]``, in one row or a row for each term.
+        shares: Their probabilities ``[P, C]``.
+    """
     found = []
     for number, (name, index) in enumerate(zip(terms.names, terms.choices, strict=True)):
         row = number if len(rows) > 1 else 0
