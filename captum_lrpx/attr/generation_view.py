@@ -45,7 +45,7 @@ def _by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
     record, length = result.record, len(result.shown)
     runs = character_runs(record.text, record.offsets[length:], record.special[length:])
     groups = [range(first + length, stop + length) for first, stop in runs]
-    return type(result)(**grouped_rows(result, rows_of(result, groups)))
+    return grouped_rows(result, rows_of(result, groups))
 
 
 def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]:
