@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = ["Certify", "certified", "with_gradients"]
 
 _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps

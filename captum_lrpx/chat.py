@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Messages, TokenIds
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = ["Document", "ask_chat", "explain_chat", "leave_one_out_of_chat"]
 
 Document: TypeAlias = "str | Mapping[str, str]"
 """A text, or ``{"title": ..., "text": ...}``."""

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["Comparison", "compare", "spearman"]
-
 
 def compare(explanations: Iterable[Explanation], names: Iterable[str] | None = None) -> Comparison:
     """Put explanations of the same tokens side by side.

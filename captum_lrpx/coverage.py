@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["FORWARD_FUNCTION", "Coverage", "Kind", "Operation", "Row", "without_a_trace"]
 
 Kind = Literal["linear", "ruled", "explained function", "unruled"]
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["draw"]
 
 _FORMATS = (".svg", ".pdf", ".png", ".tex")
 

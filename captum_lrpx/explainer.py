@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.standing import Standing
     from captum_lrpx.targets.target import Choice
 
-__all__ = ["explain", "explain_encoding"]
-
 
 def explain(
     model: nn.Module,

@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = [
-    "MOST_SURPRISES",
-    "Form",
-    "NewWayError",
-    "Structure",
-    "argument_kind",
-    "forms_of",
-    "linear_in_numbers",
-    "outside_of",
-    "overwritten",
-    "written_in_part",
-]
-
 
 @dataclass
 class Structure:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["FrozenParameters", "frozen"]
 
 _frozen: dict[int, tuple[nn.Parameter, int]] = {}
 """By id: each frozen parameter, and how many times it is frozen. Guarded by its users' lock."""

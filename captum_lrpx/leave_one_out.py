@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.query import Terms
     from captum_lrpx.targets.target import Choice
 
-__all__ = ["leave_one_out", "left_out"]
-
 
 def leave_one_out(
     model: nn.Module,

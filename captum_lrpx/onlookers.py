@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["HOOKS", "fingerprint", "is_hooked", "is_plain", "looks_only"]
 
 HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 """Attributes of a module with its hooks; there are no public names."""

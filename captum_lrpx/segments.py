@@ -18,8 +18,6 @@ from captum_lrpx.names import suggestion
 from captum_lrpx.visualization import character_runs
 from captum_lrpx.words import Span, check_spans, token_runs, word_spans
 
-__all__ = ["By", "Part", "Region", "Tokens", "check_by", "sentence_spans", "split"]
-
 By: TypeAlias = "str | re.Pattern[str] | Sequence[Span]"
 """One level: the name of a kind, a regular expression, or ``(start, end)`` characters."""
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.segments import By
 
-__all__ = ["view"]
 
 Viewed = Explanation | LLMRelevanceResult
 

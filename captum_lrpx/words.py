@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Span", "check_spans", "token_runs", "word_spans"]
 
 Span = tuple[int, int]
 """``(start, end)``: characters of a text, or tokens; the end is not included."""

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.traced import TracedPass
 
-__all__ = ["Explained", "explained_pass"]
-
 
 @contextmanager
 def explained_pass(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Captured", "captured", "embedding_with_gradients", "map_tensors", "uncaptured"]
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
 """Maps a layer to its captured inputs or outputs.

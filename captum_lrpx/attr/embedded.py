@@ -14,8 +14,6 @@ from captum_lrpx.module_tree import modules_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["apart", "embedded_ids"]
-
 
 def apart(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs, with a copy of ids that share the memory of others, to tell them apart."""

@@ -19,8 +19,6 @@ from captum_lrpx.training import already_warned
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Finite", "own_copy"]
-
 
 class Finite:
     """Check that explained values, and their relevances, are finite.

@@ -23,8 +23,6 @@ from captum_lrpx.wrappers import called_module
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RecordedForward", "aliases_with_gradients", "model_given", "model_of"]
-
 
 _OF_TENSORS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["First", "changed"]
-
 
 class First:
     """Applies a function to the first floating-point tensor, and leaves the others."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["Concept", "ConceptRelevance", "steer"]
-
 
 class Concept(NamedTuple):
     """A neuron or direction of a layer in an explanation.

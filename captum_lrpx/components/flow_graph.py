@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["RelevanceFlow", "RelevanceGraph"]
-
 
 _VIEW = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
 """What a viewer of the schema shows at first: nothing pinned, grouped or clicked."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["MetaAttributions", "meta_attributions"]
 
 Approximator = Literal["kernel", "permutation"]
 """Estimator of Shapley values."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.attr.engine import Passed
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["LayerRules"]
-
 
 class LayerRules(LRPRules):
     """Attribution to layers of a model, by the rules of a recipe on its graph.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.components.pairs import TokenPair
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["KINDS", "RECIPES", "Kind", "Localisation", "layers_of", "localise"]
-
 
 class Kind(NamedTuple):
     """A kind of node, and its usual place in models.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Ablation", "NodeKind", "Nodes", "by_row", "checked", "nodes_of"]
 
 NodeKind = Literal["head", "token", "neuron", "output", "expert"]
 """Kind of a node of a layer."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Pair", "TokenPair", "read_pairs", "tokenized"]
-
 
 @dataclass(frozen=True)
 class Pair:

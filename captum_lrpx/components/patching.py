@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
     from captum_lrpx.components.nodes import Ablation, NodeKind, Nodes
 
-__all__ = ["ActivationPatching", "RelevancePatching"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 

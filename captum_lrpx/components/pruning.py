@@ -19,7 +19,6 @@ from captum_lrpx.names import suggestion
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["prune"]
 
 Part = Literal["head", "neuron", "expert"]
 """Kind of the parts that can be switched off."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.components.concepts import ConceptRelevance
 
-__all__ = ["ReferenceIndex", "ReferenceSample", "build_references"]
 
 Measure = Literal["relevance", "activation"]
 """Score that makes a text a reference of a neuron."""

@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Replay"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout)
 _MISSING = object()

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
 
-__all__ = ["ExpertRelevance", "Routing"]
 
 _LIKE_A_MIXTURE: Final = re.compile(r"(moe|moeblock|experts)$", re.IGNORECASE)
 """Class names of modules that are listed in an error."""

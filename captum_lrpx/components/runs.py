@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
 
-__all__ = ["Patch", "Runs"]
-
 
 class Patch(NamedTuple):
     """The patch of one layer.

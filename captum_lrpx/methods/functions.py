@@ -36,24 +36,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = [
-    "Attributed",
-    "altilogit",
-    "attention_rollout",
-    "attnlrpx",
-    "deep_lift",
-    "feature_ablation",
-    "gradient_shap",
-    "information_flow",
-    "input_x_gradient",
-    "integrated_gradients",
-    "lrpx",
-    "occlusion",
-    "random",
-    "saliency_l1",
-    "saliency_l2_squared",
-]
-
 
 @dataclass(frozen=True)
 class Attributed:

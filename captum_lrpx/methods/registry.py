@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = [
-    "METHODS",
-    "Option",
-    "attribute",
-    "check_options",
-    "check_several_inputs",
-    "description",
-    "options_of",
-]
 
 Option = int | float | str | bool | None
 """Type of an option of a method; explanations store options."""

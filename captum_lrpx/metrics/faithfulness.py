@@ -34,15 +34,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = [
-    "Alignment",
-    "Order",
-    "PerturbationCurve",
-    "abpc",
-    "leave_one_out",
-    "leave_one_out_alignment",
-    "perturbation_curve",
-]
 
 Order = Literal["morf", "lerf"]
 """Most relevant tokens first, or least relevant first."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["Replacement", "check_count", "check_input", "relevances_of"]
-
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
