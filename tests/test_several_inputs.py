@@ -211,6 +211,15 @@ def test_a_batch_with_padding_on_both_sides_is_its_rows(t5, method):
             assert not each[row, ~real].any()
 
 
+def test_a_row_of_nothing_but_padding_is_refused(t5):
+    source, written = torch.tensor([[5, 6], [7, 8]]), torch.tensor([[0, 8], [0, 9]])
+    arguments = (None, torch.tensor([[1, 1], [0, 0]]))
+    with pytest.raises(ValueError, match="no real token"):
+        LRPx(DecoderLogits(t5)).attribute(
+            (source, written), target=4, additional_forward_args=arguments
+        )
+
+
 def test_one_input_of_several_is_the_same_as_both(t5):
     source, written = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 8]])
     forward = DecoderLogits(t5)

@@ -8,7 +8,7 @@ import torch
 
 from captum_lrpx.decoding import check_characters
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.head import ModelForward, output_of
+from captum_lrpx.targets.head import ModelForward, last_token, output_of
 from captum_lrpx.targets.inputs import of_row
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class DecoderLogits(ModelForward):
 
         Raises:
             AssertionError: If the numbers of rows differ.
+            ValueError: If ``written_mask`` has a row without a real token.
             IndexError: If a position is out of range.
         """
         rows, length = written.shape[:2]
@@ -100,8 +101,7 @@ class DecoderLogits(ModelForward):
 def _places(position: int | Tensor | None, mask: Tensor | None, rows: int, length: int) -> Tensor:
     """One position per row ``[B]``."""
     if position is None and mask is not None:
-        counted = torch.arange(1, length + 1, device=mask.device) * (mask != 0)
-        return counted.argmax(1)
+        return last_token(mask)
     at = torch.as_tensor(-1 if position is None else position).reshape(-1).expand(rows)
     if bool(((at < -length) | (at >= length)).any()):
         raise IndexError(
