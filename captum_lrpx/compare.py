@@ -199,8 +199,7 @@ class Comparison:
             self._html_tables(),
             f"<footer>{'<br>'.join(origins)}</footer>",
         )
-        if path is not None:
-            write_text(path, page)
+        write_text(path, page)
         return page
 
     def _repr_html_(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
@@ -197,15 +197,7 @@ def _at(place: str, members: list[Operation]) -> Operation:
     first = members[0]
     if all(member.module == first.module for member in members):
         return first
-    return Operation(
-        place,
-        first.module_type,
-        first.function,
-        first.kind,
-        first.rule,
-        first.reason,
-        first.remedy,
-    )
+    return replace(first, module=place)
 
 
 def _sentence(row: Row) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.files import write_text
-from captum_lrpx.segments import Part, Tokens, split
+from captum_lrpx.segments import SPECIAL
 from captum_lrpx.visualization import origin, pieces, readable
 from captum_lrpx.visualization.interactive_page import ViewedMethod, view_page
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from captum_lrpx.segments import By
 
@@ -88,8 +88,7 @@ def view(
         [_method(each, name) for each, name in zip(shown, names, strict=True)],
         list(dict.fromkeys(origin(record) for record in records)),
     )
-    if path is not None:
-        write_text(path, page)
+    write_text(path, page)
     return page
 
 
@@ -127,18 +126,13 @@ def _name(level: By) -> str:
 
 
 def _groups(record: Explanation, level: By, language: str) -> list[tuple[int, ...]]:
-    tokens = Tokens(
-        record.text, record.offsets, record.special, record.template, record.regions or ()
-    )
-    return list(_pieces_of(split(tokens, level, language=language, fold_special=False)))
-
-
-def _pieces_of(parts: Sequence[Part]) -> Iterator[tuple[int, ...]]:
-    for part in parts:
-        if part.kind == "special":  # each token at its place
-            yield from ((token,) for token in part.tokens)
+    groups: list[tuple[int, ...]] = []
+    for part in record.segments(level, language=language, fold_special=False).parts:
+        if part.kind == SPECIAL:  # each token at its place
+            groups += [(token,) for token in part.tokens]
         else:
-            yield part.tokens
+            groups.append(part.tokens)
+    return groups
 
 
 def _method(viewed: Viewed, name: str) -> ViewedMethod:

@@ -9,7 +9,7 @@ import torch
 from explanations import explanation
 
 from captum_lrpx import AttnLRPx, LayerLRPx, LLMRelevance, TokenLogits, draw, explain, zoo
-from captum_lrpx.visualization import colors
+from captum_lrpx.visualization import paint, pieces
 
 PROMPT = "the keys to the cabinet"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -39,7 +39,7 @@ def test_a_text_has_every_token_in_its_color(tmp_path):
     assert "full color at 1" in texts[-1]
     expected = [
         "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", color))
-        for color in colors(shown)
+        for color in paint([each.relevance for each in pieces(shown)])
     ]
     assert [fill for fill in fills(root) if fill != "#000000"][-4:] == expected
 

@@ -243,8 +243,7 @@ class LLMRelevanceResult(LLMAttributionResult):
             table of all relevances.
         """
         page = generation_view.page(self)
-        if path is not None:
-            write_text(path, page)
+        write_text(path, page)
         return page
 
     def to_pandas(self) -> pd.DataFrame:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import html
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from captum.attr import visualization as captum_visualization
@@ -13,7 +14,6 @@ from captum.attr import visualization as captum_visualization
 from captum_lrpx import visualization
 from captum_lrpx.explanation import arithmetic, grouping, storage
 from captum_lrpx.explanation.certificate import Certificate, verified
-from captum_lrpx.explanation.ranking import TokenRelevance, largest
 from captum_lrpx.explanation.segment_sums import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
@@ -21,13 +21,34 @@ from captum_lrpx.words import Span, token_runs, word_spans
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from rich.console import Group
 
     from captum_lrpx.segments import By, Region
     from captum_lrpx.targets.scene import Part
+
+
+_RANKINGS: dict[str, Callable[[float], float]] = {
+    "absolute": abs,
+    "positive": float,
+    "negative": lambda relevance: -relevance,
+}
+
+
+class TokenRelevance(NamedTuple):
+    """One token (or word) of an explanation.
+
+    Attributes:
+        position: Its index among the entries.
+        label: The token as in the text; a special one by its name.
+        relevance: Its relevance.
+    """
+
+    position: int
+    label: str
+    relevance: float
 
 
 @dataclass(frozen=True)
@@ -239,7 +260,13 @@ class Explanation:
         Raises:
             ValueError: If ``k`` is negative or ``by`` is unknown.
         """
-        return largest(self.labels, self.relevances, k, by)
+        if k < 0:
+            raise ValueError(f"k is a number of tokens, not {k}.")
+        if by not in _RANKINGS:
+            raise ValueError(f"`by` must be one of {', '.join(_RANKINGS)}, not {by!r}.")
+        rank = _RANKINGS[by]
+        entries = map(TokenRelevance, range(len(self.relevances)), self.labels, self.relevances)
+        return tuple(heapq.nlargest(k, entries, key=lambda entry: rank(entry.relevance)))
 
     # Arithmetic -------------------------------------------------------------------------------
 
@@ -316,8 +343,7 @@ class Explanation:
             A complete document.
         """
         page = visualization.to_html(self)
-        if path is not None:
-            write_text(path, page)
+        write_text(path, page)
         return page
 
     def to_png(self, path: str | os.PathLike[str], *, overlay: bool = True) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from captum_lrpx.explanation.certificate import certificate_of
 from captum_lrpx.files import write_text
 from captum_lrpx.segments import Region
-from captum_lrpx.targets import Standing
-from captum_lrpx.targets.scene import part_of
+from captum_lrpx.targets import Part, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +74,7 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("standings") is not None:
         record["standings"] = tuple(_standing_of(item) for item in record["standings"])
     if record.get("parts") is not None:
-        record["parts"] = tuple(part_of(item) for item in record["parts"])
+        record["parts"] = tuple(_part_of(item) for item in record["parts"])
     if record.get("regions") is not None:
         record["regions"] = tuple(_region_of(*item) for item in record["regions"])
     record["value"] = float(record["value"])
@@ -85,10 +84,23 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def _standing_of(record: dict[str, Any]) -> Standing:
     standing = Standing(**record)
-    for name, kind in (("name", str), ("index", int), ("rank", int), ("probability", float)):
-        if type(getattr(standing, name)) is not kind:
-            raise TypeError(f"a standing has {name!r} as {type(getattr(standing, name)).__name__}")
+    _require(standing, "a standing", name=str, index=int, rank=int, probability=float)
     return standing
+
+
+def _part_of(record: dict[str, Any]) -> Part:
+    grid = record["grid"]
+    part = Part(**{**record, "grid": None if grid is None else (int(grid[0]), int(grid[1]))})
+    _require(part, "a part", name=str, first=int, stop=int, picture=(str, _NONE))
+    return part
+
+
+def _require(made: Any, what: str, **kinds: type | tuple[type, ...]) -> None:
+    """Refuse an object with a field of another type; a truth value is no number."""
+    for name, kind in kinds.items():
+        found = type(getattr(made, name))
+        if found not in (kind if isinstance(kind, tuple) else (kind,)):
+            raise TypeError(f"{what} has {name!r} as {found.__name__}")
 
 
 def _region_of(kind: Any, name: Any, start: Any, end: Any) -> Region:
@@ -123,8 +135,7 @@ def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None
     """
     record = {"format": f"captum_lrpx.{kind}/{VERSION}", **content}
     text = json.dumps(record, ensure_ascii=False, indent=1)
-    if path is not None:
-        write_text(path, text + "\n")
+    write_text(path, text + "\n")
     return text
 
 

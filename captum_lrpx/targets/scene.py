@@ -57,22 +57,6 @@ class Part:
             raise ValueError(f"the part {self.name!r} has {size} entries, and the grid {self.grid}")
 
 
-def part_of(record: dict[str, Any]) -> Part:
-    """Restore a part from a record.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    grid = record["grid"]
-    part = Part(**{**record, "grid": None if grid is None else (int(grid[0]), int(grid[1]))})
-    for name, kind in (("name", str), ("first", int), ("stop", int)):
-        if type(getattr(part, name)) is not kind:
-            raise TypeError(f"a part has {name!r} as {type(getattr(part, name)).__name__}")
-    if not isinstance(part.picture, (str, type(None))):
-        raise TypeError(f"a part has a picture as {type(part.picture).__name__}")
-    return part
-
-
 @dataclass(frozen=True)
 class Scene:
     """Several inputs of a model, and their entries in a record.

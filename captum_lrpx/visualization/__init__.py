@@ -1,7 +1,7 @@
 """Heat maps of explanations: for the terminal, for notebooks, and as one HTML file."""
 
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import colors, paint
+from captum_lrpx.visualization.colors import paint
 from captum_lrpx.visualization.matrix import Matrix, matrix_of
 from captum_lrpx.visualization.page import (
     LONG,
@@ -14,7 +14,6 @@ from captum_lrpx.visualization.page import (
     pictures,
     table,
     to_html,
-    token_spans,
 )
 from captum_lrpx.visualization.pictures import picture_blocks, picture_png, regions
 from captum_lrpx.visualization.pieces import Piece, character_runs, pieces, unit
@@ -38,7 +37,6 @@ __all__ = [
     "character_runs",
     "closing_lines",
     "color_legend",
-    "colors",
     "document",
     "folded",
     "fragment",
@@ -63,6 +61,5 @@ __all__ = [
     "table",
     "terminal",
     "to_html",
-    "token_spans",
     "unit",
 ]

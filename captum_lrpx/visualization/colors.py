@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from captum_lrpx.visualization.pieces import pieces
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from captum_lrpx.explanation import Explanation
 
 
 _POSITIVE = (214, 39, 40)
@@ -68,19 +64,8 @@ def paint(relevances: Sequence[float]) -> list[str]:
         Colors in the notation of CSS and ``rich``: red for positive relevance, blue for negative;
         all white without a scale.
     """
-    return [_opaque(strength) for strength in strengths(relevances)]
-
-
-def colors(explanation: Explanation) -> list[str]:
-    """Map each piece of an explanation to a color.
-
-    Args:
-        explanation: The explanation.
-
-    Returns:
-        Colors, see :func:`paint`.
-    """
-    return paint([piece.relevance for piece in pieces(explanation)])
+    mixed = map(rgb, strengths(relevances))
+    return [f"rgb({red},{green},{blue})" for red, green, blue in mixed]
 
 
 def translucent(strength: float) -> str:
@@ -96,11 +81,6 @@ def rgb(strength: float) -> tuple[int, int, int]:
         round(paper + mix * (ink - paper)) for paper, ink in zip(_PAPER, ink(strength), strict=True)
     )
     return red, green, blue
-
-
-def _opaque(strength: float) -> str:
-    red, green, blue = rgb(strength)
-    return f"rgb({red},{green},{blue})"
 
 
 def ink(strength: float) -> tuple[int, int, int]:

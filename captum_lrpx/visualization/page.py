@@ -68,8 +68,8 @@ def escaped(text: str) -> str:
     return html.escape(readable(text))
 
 
-def token_spans(explanation: Explanation, bold_from: int | None = None) -> str:
-    """Draw the tokens in color, as HTML.
+def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
+    """Draw the heat map as one paragraph, with the writing direction of the text.
 
     Args:
         explanation: The explanation.
@@ -89,7 +89,7 @@ def token_spans(explanation: Explanation, bold_from: int | None = None) -> str:
         title = html.escape(_tooltip(explanation, piece))
         drawn = html.escape(piece.drawn)
         spans.append(f'{piece.gap}<span style="{style}" title="{title}">{drawn}</span>')
-    return "".join(spans)
+    return f'<p dir="auto" style="{_PARAGRAPH}">{"".join(spans)}</p>'
 
 
 def _tooltip(explanation: Explanation, piece: Piece) -> str:
@@ -101,17 +101,6 @@ def _tooltip(explanation: Explanation, piece: Piece) -> str:
         for index in range(piece.first, piece.stop)
     ]
     return f"{total} = {', '.join(parts)}"
-
-
-def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
-    """Draw the heat map as one paragraph, with the writing direction of the text.
-
-    Args:
-        explanation: The explanation.
-        bold_from: As in :func:`token_spans`.
-    """
-    spans = token_spans(explanation, bold_from)
-    return f'<p dir="auto" style="{_PARAGRAPH}">{spans}</p>'
 
 
 def color_legend(explanation: Explanation) -> str:
