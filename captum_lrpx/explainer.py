@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.media import Medium
+    from captum_lrpx.targets.outputs import Choice
     from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
-    from captum_lrpx.targets.target import Choice
 
 
 def explain(

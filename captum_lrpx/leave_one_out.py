@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.outputs import Choice
     from captum_lrpx.targets.query import Terms
-    from captum_lrpx.targets.target import Choice
 
 
 def leave_one_out(

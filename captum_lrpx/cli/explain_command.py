@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from captum_lrpx.compare import Comparison
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.targets.inputs import Given
-    from captum_lrpx.targets.target import Choice
+    from captum_lrpx.targets.outputs import Choice
 
 
 HELP = "explain one prediction for a text"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +24,8 @@ from captum_lrpx.targets.encoding import (
 )
 from captum_lrpx.targets.head import output_of
 from captum_lrpx.targets.inputs import check_known
-from captum_lrpx.targets.scene import Part, Scene, of_tokens
-from captum_lrpx.targets.target import chosen_class
+from captum_lrpx.targets.outputs import classes_of, tokens_of
+from captum_lrpx.targets.scene import Part, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -166,9 +165,7 @@ def media_scene(
         cells.entries,
         cells.parts,
         lambda found: cells.sums(found[0]),
-        "sequence-classification",
-        partial(chosen_class, model),
-        lambda numbers: tuple(str(model.config.id2label.get(each, each)) for each in numbers),
+        classes_of(model),
     )
 
 
@@ -255,7 +252,7 @@ def _text_scene(
         _with_text(cells.entries, text),
         (*cells.parts, Part("text", first, first + len(kept))),
         lambda found: torch.cat([cells.sums(found[1]), found[0][:, kept]], dim=1),
-        *of_tokens(model, processor.tokenizer, text),
+        tokens_of(model, processor.tokenizer, text),
         position=first + len(kept) - 1,
     )
 
@@ -275,7 +272,7 @@ def _decoder_scene(
         _with_text(cells.entries, text),
         (*cells.parts, Part("written", first, size)),
         lambda found: torch.cat([cells.sums(found[0]), found[1]], dim=1),
-        *of_tokens(model, tokenizer, text),
+        tokens_of(model, tokenizer, text),
         position=size - 1,
     )
 

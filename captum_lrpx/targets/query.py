@@ -68,29 +68,6 @@ class Terms:
         return self.weights == (1.0, -1.0) and len(set(self.positions or (0,))) == 1
 
 
-def difference(
-    good: Sequence[int],
-    bad: Sequence[int],
-    names: Callable[[Sequence[int]], tuple[str, ...]],
-    place: int | None = None,
-) -> Terms:
-    """The sum of some outputs minus the sum of others.
-
-    Args:
-        good: Indices of outputs.
-        bad: Indices of outputs to subtract.
-        names: Names of outputs, by index.
-        place: Position at which they are read, for models with outputs per position.
-    """
-    choices = (*good, *bad)
-    return Terms(
-        choices,
-        (1.0,) * len(good) + (-1.0,) * len(bad),
-        names(choices),
-        None if place is None else (place,) * len(choices),
-    )
-
-
 @dataclass(frozen=True)
 class Query:
     """Arguments that Captum needs to explain one value for each text of a batch.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,21 +13,20 @@ from captum_lrpx.targets.decoder import DecoderLogits, written_ids
 from captum_lrpx.targets.encoding import Encoding, check_length, encode_for, encoding_of_ids
 from captum_lrpx.targets.forward import OutputFunction
 from captum_lrpx.targets.inputs import check_known
-from captum_lrpx.targets.place import token_names
+from captum_lrpx.targets.outputs import tokens_of
 from captum_lrpx.targets.quantity import in_quantity
-from captum_lrpx.targets.query import Query, difference
+from captum_lrpx.targets.query import Query
 from captum_lrpx.targets.standing import ranked
-from captum_lrpx.targets.target import chosen_token, several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from captum_lrpx.targets.inputs import Given, TokenIds
+    from captum_lrpx.targets.outputs import Outputs
     from captum_lrpx.targets.quantity import Quantity
     from captum_lrpx.targets.query import Terms
     from captum_lrpx.targets.standing import Standing
-    from captum_lrpx.targets.target import Choice, Target
-    from captum_lrpx.targets.task import Task
+    from captum_lrpx.targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Scene:
         entries: All entries, as one text.
         parts: The input that entries belong to.
         gather: Maps relevances of the inputs to relevances of the entries ``[1, N]``.
-        task: ``"causal-lm"`` if outputs are tokens, ``"sequence-classification"`` if classes.
-        number: Maps a word, token or class to the index of an output.
-        names: Names of outputs, by index.
+        known: Its outputs, by name.
         position: The entry whose logits are read, if there is one.
     """
 
@@ -78,9 +74,7 @@ class Scene:
     entries: Encoding
     parts: tuple[Part, ...]
     gather: Callable[[Sequence[Tensor]], Tensor]
-    task: Task
-    number: Callable[[Choice], int]
-    names: Callable[[Sequence[int]], tuple[str, ...]]
+    known: Outputs
     position: int | None = None
 
     def ask(self, target: Target) -> Query:
@@ -97,9 +91,7 @@ class Scene:
             )
         if callable(target.token):
             return self._query(OutputFunction(self.outputs, target.token), target, None)
-        good = [self.number(each) for each in several(target.token)] or [int(self.rows().argmax())]
-        bad = [self.number(each) for each in several(target.contrast)]
-        terms = difference(good, bad, self.names)
+        terms = target.chosen(self.known, lambda: int(self.rows().argmax()))
         return self._query(_Chosen(self.outputs, terms, target.quantity), target, terms)
 
     def _query(self, forward: nn.Module, target: Target, terms: Terms | None) -> Query:
@@ -109,7 +101,7 @@ class Scene:
             encodings=(self.entries,),
             terms=(terms,),
             positions=(self.position,),
-            descriptions=(target.in_words(self.task, terms),),
+            descriptions=(target.in_words(self.known.task, terms),),
             gather=self.gather,
         )
 
@@ -175,7 +167,7 @@ def sequence_scene(
         _joined(source, target),
         (Part("source", 0, length), Part("written", length, size)),
         lambda relevances: torch.cat(tuple(relevances), dim=1),
-        *of_tokens(model, tokenizer, target),
+        tokens_of(model, tokenizer, target),
         position=size - 1,
     )
 
@@ -196,15 +188,4 @@ def _joined(first: Encoding, second: Encoding) -> Encoding:
         template=None,
         token_types=None,
         second=shift,
-    )
-
-
-def of_tokens(
-    model: Any, tokenizer: Any, text: Encoding
-) -> tuple[Task, Callable[[Choice], int], Callable[[Sequence[int]], tuple[str, ...]]]:
-    """Task, choice and names of outputs of a language model, after a text."""
-    return (
-        "causal-lm",
-        partial(chosen_token, "causal-lm", model, tokenizer, text),
-        partial(token_names, tokenizer),
     )

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.encoding import encode, vocabulary_size
+from captum_lrpx.targets.encoding import encode
 from captum_lrpx.targets.forward import AnswerLogits, ClassLogits, TokenLogits
-from captum_lrpx.targets.place import (
-    Token,
-    places_of,
-    span_of,
-    token_id,
-    token_names,
-    word_id,
-)
+from captum_lrpx.targets.outputs import Choice, Outputs, index_of, outputs_of
+from captum_lrpx.targets.place import Token, span_of, token_names
 from captum_lrpx.targets.quantity import NAMES, Quantity, check_quantity
-from captum_lrpx.targets.query import Terms, difference, query_of
+from captum_lrpx.targets.query import Terms, query_of
 from captum_lrpx.targets.standing import all_outputs
 from captum_lrpx.targets.task import Task, task_of
 
@@ -30,9 +23,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.query import Query
 
-
-Choice = str | int | Token
-"""A word, class or position, by name or index; a token by its exact string."""
 
 Function = Callable[[Tensor], Tensor]
 """Maps the outputs ``[B, C]`` at the explained place to one value per row ``[B]``."""
@@ -141,7 +131,7 @@ class Target:
         if task not in _PER_POSITION:
             return None
         if self.position is not None:
-            return _index(self.position, length)
+            return index_of(self.position, length)
         if task != "masked-lm":
             return length - 1
         count = encoding.ids.count(tokenizer.mask_token_id)
@@ -167,12 +157,32 @@ class Target:
         if self.span is not None:
             return self._of_span(model, tokenizer, encoding)
         place = self.place(model, tokenizer, encoding)
-        find = _finder(model, tokenizer, encoding, place, self.end)
-        good = [find(choice) for choice in several(self.token)]
-        bad = [find(choice) for choice in several(self.contrast)]
-        if self.token is None:
-            good = [self._predicted(model, encoding, place)]
-        return difference(good, bad, partial(_names, model, tokenizer, encoding), place)
+        known = outputs_of(model, tokenizer, encoding, place, self.end)
+        return self.chosen(known, lambda: self._predicted(model, encoding, place), place)
+
+    def chosen(
+        self, known: Outputs, predicted: Callable[[], int], place: int | None = None
+    ) -> Terms:
+        """The summed outputs, without a span.
+
+        Args:
+            known: Outputs to choose from.
+            predicted: Finds the largest output.
+            place: Position at which they are read, for models with outputs per position.
+
+        Raises:
+            ValueError: If a word is unknown or of several tokens, or a class does not exist.
+            IndexError: If a position or token id is out of range.
+        """
+        good = [known.index(each) for each in _several(self.token)] or [predicted()]
+        bad = [known.index(each) for each in _several(self.contrast)]
+        choices = (*good, *bad)
+        return Terms(
+            choices,
+            (1.0,) * len(good) + (-1.0,) * len(bad),
+            known.names(choices),
+            None if place is None else (place,) * len(choices),
+        )
 
     def describe(self, model: nn.Module, terms: Terms | None) -> str:
         """Describe the question in words, with actual tokens instead of the given words.
@@ -281,107 +291,14 @@ def _kind(target: Target) -> tuple[Any, ...]:
     return target.quantity, target.end, target.token if callable(target.token) else None
 
 
-def several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
+def _several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
     """One choice or several, as a sequence; none for a function."""
     if choices is None or callable(choices):
         return ()
     return (choices,) if isinstance(choices, (str, int, Token)) else choices
 
 
-def _finder(
-    model: nn.Module,
-    tokenizer: Any,
-    encoding: Encoding,
-    place: int | None,
-    end: Literal["start", "end"],
-) -> Callable[[Choice], int]:
-    """Return a function that maps a word, class or position to its index."""
-    model = find_model(model)
-    task = task_of(model)
-    if task in ("sequence-classification", "token-classification"):
-        return lambda choice: chosen_class(model, choice)
-    if task == "question-answering":
-        return lambda choice: _answer(encoding, choice, end)
-    return lambda choice: chosen_token(task, model, tokenizer, encoding, choice, place)
-
-
-def _index(position: int, length: int) -> int:
-    if not -length <= position < length:
-        raise IndexError(f"position {position} is out of range for a text of {length} tokens.")
-    return position % length
-
-
-def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) -> int:
-    """A position, or the position where a part of the context starts or ends."""
-    if isinstance(choice, int):
-        return _index(choice, len(encoding.ids))
-    if isinstance(choice, Token):
-        places = [index for index, token in enumerate(encoding.tokens) if token == choice.text]
-    else:
-        places = places_of(encoding, choice, end)
-    shown = repr(choice.text if isinstance(choice, Token) else choice)
-    if not places:
-        raise ValueError(
-            f"{shown} does not occur in the context: give a part of it exactly, or a "
-            "position, a number."
-        )
-    if len(places) > 1:
-        raise ValueError(
-            f"{shown} occurs {len(places)} times in the context, at the positions "
-            f"{', '.join(map(str, places))}: give one of these numbers."
-        )
-    return places[0]
-
-
-def chosen_token(
-    task: Task,
-    model: nn.Module,
-    tokenizer: Any,
-    encoding: Encoding,
-    token: Choice,
-    place: int | None = None,
-) -> int:
-    """Id of a token that a language model predicts; arguments as of :func:`word_id`."""
-    if isinstance(token, str):
-        token = word_id(task, tokenizer, encoding, token, place)
-    elif isinstance(token, Token):
-        token = token_id(tokenizer, token)
-    size = vocabulary_size(model)
-    if not 0 <= token < size:
-        raise IndexError(f"token id {token} is out of range for a vocabulary of {size}.")
-    return token
-
-
-def chosen_class(model: nn.Module, label: Choice) -> int:
-    """Index of a class of a classifier."""
-    config: Any = model.config
-    if isinstance(label, Token):
-        raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target
-            f"{type(model).__name__} has classes and predicts no {label}: give a class."
-        )
-    if isinstance(label, str):
-        names = {str(name): int(index) for name, index in config.label2id.items()}
-        if label not in names:
-            raise ValueError(f"There is no class {label!r}; the classes are {', '.join(names)}.")
-        return names[label]
-    if not 0 <= label < config.num_labels:
-        raise IndexError(f"class {label} is out of range for {config.num_labels} classes.")
-    return label
-
-
 # In words -----------------------------------------------------------------------------------------
-
-
-def _names(
-    model: nn.Module, tokenizer: Any, encoding: Encoding, choices: Sequence[int]
-) -> tuple[str, ...]:
-    task = task_of(model)
-    if task == "question-answering":
-        return tuple(encoding.tokens[choice] for choice in choices)
-    if task in ("sequence-classification", "token-classification"):
-        config: Any = find_model(model).config
-        return tuple(str(config.id2label.get(choice, choice)) for choice in choices)
-    return token_names(tokenizer, choices)
 
 
 def _shown(task: Task, terms: Terms, at: int) -> str:
