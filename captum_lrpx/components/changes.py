@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from captum_lrpx.onlookers import hooked
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -27,8 +28,9 @@ class First:
         return self.function(tensor)
 
 
-@contextmanager
-def changed(layer: nn.Module, change: Callable[[Any], Any], *, at_input: bool) -> Iterator[None]:
+def changed(
+    layer: nn.Module, change: Callable[[Any], Any], *, at_input: bool
+) -> AbstractContextManager[None]:
     """Change the input or output of a layer, in calls of this thread within the ``with`` block.
 
     Args:
@@ -36,19 +38,6 @@ def changed(layer: nn.Module, change: Callable[[Any], Any], *, at_input: bool) -
         change: Maps the input ``(args, kwargs)``, or the output, to its replacement.
         at_input: Whether the input is changed.
     """
-    thread = threading.get_ident()
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return change((args, kwargs)) if threading.get_ident() == thread else None
-
-    def after(_: nn.Module, _args: Any, output: Any) -> Any:
-        return change(output) if threading.get_ident() == thread else None
-
     if at_input:
-        handle = layer.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = layer.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return hooked([layer], before=lambda _, args, kwargs: change((args, kwargs)))
+    return hooked([layer], after=lambda _, _args, output: change(output))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.attr.capture import map_tensors
+from captum_lrpx.onlookers import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,12 +28,8 @@ def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     def keep(layer: nn.Module, args: Any, kwargs: Any) -> None:
         found[layer] = map_tensors((args, kwargs), lambda each: each.detach().clone())
 
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
+    with hooked(layers, before=keep):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -50,12 +47,8 @@ def mixtures_of(model: nn.Module) -> Iterator[list[nn.Module]]:
             found.append(layer)
 
     layers = [each for each in model.modules() if isinstance(_count(each), int)]
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    try:
+    with hooked(layers, before=note):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from captum_lrpx.onlookers import hooked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -63,22 +65,14 @@ class Replay:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep outputs of modules, within the ``with`` block."""
-        handles = []
 
         def started(layer: nn.Module, *_: Any) -> None:
             self._starts[layer] = self._ended
 
-        try:
-            for layer in self._layers:
-                if self._at_input:
-                    handles.append(layer.register_forward_pre_hook(started))
-                else:
-                    handles.append(layer.register_forward_hook(started))
-            with _instead({module: self._recorder(module) for module in self._modules}):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        at_start = {"before" if self._at_input else "after": started}
+        recorders = {module: self._recorder(module) for module in self._modules}
+        with hooked(self._layers, **at_start), _instead(recorders):
+            yield
 
     def start(self, layer: nn.Module) -> int:
         """Number of calls of modules that had ended before a layer, in the first run."""

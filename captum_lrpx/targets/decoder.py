@@ -8,6 +8,7 @@ import torch
 
 from captum_lrpx.decoding import check_characters
 from captum_lrpx.models import find_model
+from captum_lrpx.onlookers import hooked
 from captum_lrpx.targets.head import ModelForward, last_token, output_of
 from captum_lrpx.targets.inputs import of_row
 
@@ -162,19 +163,15 @@ def _generated(model: Any, source: Tensor, count: int) -> tuple[int, ...]:
     def keep(_module: nn.Module, args: Any, keywords: Any) -> None:
         given.append(keywords["input_ids"] if "input_ids" in keywords else args[0])
 
-    hook = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            made = model.generate(
-                source,
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                num_beams=1,
-                use_cache=False,
-            )
-    finally:
-        hook.remove()
+    with hooked([model.get_decoder()], before=keep), torch.no_grad():
+        made = model.generate(
+            source,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            use_cache=False,
+        )
     return (*given[-1][0].tolist(), int(made[0, -1]))
 
 
