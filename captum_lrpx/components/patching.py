@@ -41,6 +41,26 @@ class _Patching(LayerRules, PerturbationAttribution):
         recipe: Recipe | None = None,
         strict: bool = True,
     ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layers (torch.nn.Module or list of torch.nn.Module): Layers whose nodes are patched. For
+                ``by="head"`` the output projections of attention, whose *inputs* hold the heads
+                side by side.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            heads (int, optional): Number of heads. Default: read from the attention around the
+                layer, or from the model's config
+            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_UNIFORM_GATE`
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
+                rule on the way from the layers to the output. Default: True
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
         PerturbationAttribution.__init__(self, forward_func)
         self.set_layers(forward_func, layers, model, recipe, strict=strict)
         self.heads = heads
@@ -117,40 +137,6 @@ class RelevancePatching(_Patching):
     """
 
     default_recipe: ClassVar[Recipe] = LRP_UNIFORM_GATE
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layers: ModuleOrModuleList,
-        *,
-        model: nn.Module | None = None,
-        heads: int | None = None,
-        recipe: Recipe | None = None,
-        strict: bool = True,
-    ) -> None:
-        r"""Find the model.
-
-        Args:
-            forward_func (Callable): The forward function of the model or any modification of it,
-                as for :class:`LRPx`.
-            layers (torch.nn.Module or list of torch.nn.Module): Layers whose nodes are patched. For
-                ``by="head"`` the output projections of attention, whose *inputs* hold the heads
-                side by side.
-            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
-                Default: found in ``forward_func``.
-            heads (int, optional): Number of heads. Default: read from the attention around the
-                layer, or from the model's config
-            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_UNIFORM_GATE`
-            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
-                rule on the way from the layers to the output. Default: True
-
-        Raises:
-            ValueError: If no model is found.
-            TypeError: If a layer is no module.
-        """
-        super().__init__(
-            forward_func, layers, model=model, heads=heads, recipe=recipe, strict=strict
-        )
 
     @entry_point
     def attribute(
