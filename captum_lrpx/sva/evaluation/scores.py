@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from captum_lrpx.sva.evaluation.statistics import Estimate, estimates, resamplin
 from captum_lrpx.sva.samples import NUMBERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -117,12 +117,13 @@ class Scores:
             )
         return {name: rows for name, rows in found.items() if bool(rows.any())}
 
-    def cells(self) -> Iterator[Cell]:
-        """All means."""
-        if not self.values:
-            return
+    @cached_property
+    def means(self) -> dict[tuple[str, str, str, str], Estimate]:
+        """Means by contender, view, group and measure."""
+        found = {}
         for group, rows in self.groups().items():
             resampled = resampling(int(rows.sum()))
             for (method, view, measure), values in self.values.items():
                 (estimate,) = estimates(values[None, :, rows], resampled)
-                yield Cell(self.results.model, method, view, group, measure, estimate)
+                found[method, view, group, measure] = estimate
+        return found
