@@ -11,6 +11,7 @@ from captum_lrpx._version import versions
 from captum_lrpx.sva.evaluation.contenders import Contender, contenders
 from captum_lrpx.sva.evaluation.journal import Journal
 from captum_lrpx.sva.evaluation.processes import Processes
+from captum_lrpx.sva.evaluation.results import ModelResults
 from captum_lrpx.sva.evaluation.run import Runner, Settings
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from captum_lrpx.sva.evaluation.results import ModelResults
     from captum_lrpx.sva.samples import Sample
 
 __all__ = ["Evaluation", "evaluate"]
@@ -91,23 +91,12 @@ def evaluate(
     if processes.count > 1 and output is None:
         raise ValueError("Several processes need a common folder for their work: give an output.")
     manifest = _manifest(tuple(models), samples, methods, settings)
-    with Journal(
-        output,
-        manifest,
-        resume=resume,
-        rank=processes.share,
-        writes=processes.writes,
-        wait=processes.wait,
-    ) as journal:
-        runners = [
-            Runner(name, load, samples, methods, settings, journal, processes)
-            for name, load in models.items()
-        ]
-        for runner in runners:
-            runner.run()
+    with Journal(output, manifest, resume=resume, processes=processes) as journal:
+        for name, load in models.items():
+            Runner(name, load, samples, methods, settings, journal, processes).run()
         processes.wait()
         journal.refresh()
-        found = tuple(runner.results() for runner in runners)
+        found = tuple(ModelResults.of(name, journal.records, samples) for name in models)
     return Evaluation(found, tuple(methods), settings)
 
 
