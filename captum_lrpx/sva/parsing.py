@@ -47,8 +47,7 @@ NO_SUBJECT: dict[str, str] = {
 """Reasons why a parse yields no subject, in the order of the checks; the first one counts. The
 filters of the paper use the first three; the strict ones do not use "relation not nsubj"."""
 
-_TAG_OF_VERB: dict[Number, str] = {"singular": "VBZ", "plural": "VBP"}
-_NUMBER_OF_VERB: dict[str, Number] = {tag: number for number, tag in _TAG_OF_VERB.items()}
+_NUMBER_OF_VERB: dict[str, Number] = {"VBZ": "singular", "VBP": "plural"}
 _NUMBER_OF_TAG: dict[str, Number] = {
     "NN": "singular",
     "NNP": "singular",
@@ -131,7 +130,7 @@ def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> 
         DroppedError: If there is none, with one of the reasons in :data:`NO_SUBJECT`.
     """
     verb = _word_at(words, verb_span)
-    drop_if(words[verb].tag != _TAG_OF_VERB[number], "verb not VBZ or VBP")
+    drop_if(_NUMBER_OF_VERB.get(words[verb].tag) != number, "verb not VBZ or VBP")
     found = _subjects_of(words, verb, _NOMINAL_OR_PASSIVE)
     drop_if(not found, "no subject")
     drop_if(len(found) > 1, "several subjects")

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from captum_lrpx.sva.counting import drop_if, keep
-from captum_lrpx.sva.sample_report import Lengths, Report
+from captum_lrpx.sva.counting import Lengths, Report, drop_if, keep
 from captum_lrpx.targets.encoding import encode_for
 from captum_lrpx.targets.place import word_ids
 

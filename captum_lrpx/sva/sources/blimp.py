@@ -30,14 +30,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_lrpx.sva.counting import DroppedError, drop_if, keep
+from captum_lrpx.sva.counting import Collected, DroppedError, drop_if, keep
 from captum_lrpx.sva.english import number_of_verb
-from captum_lrpx.sva.samples import Sample
-from captum_lrpx.sva.sources.collected import Collected
-from captum_lrpx.sva.sources.lines import broken, numbered_lines
+from captum_lrpx.sva.lines import read_each
+from captum_lrpx.sva.samples import Sample, word_span
 
 if TYPE_CHECKING:
     import os
@@ -125,15 +123,7 @@ def read_blimp(
         ValueError: If a line is broken, or belongs to an unsupported set; the message names the
             file and the line.
     """
-    name = Path(path).name
-    pairs = []
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        try:
-            pairs.append(_pair(json.loads(line), f"{name}, line {number}"))
-        except (ValueError, RecursionError) as error:
-            raise broken(path, number, str(error)) from error
+    pairs = read_each(path, lambda line, source: _pair(json.loads(line), source))
     usual = _usual_numbers(pairs)
 
     def sample(pair: _Pair) -> Sample:
@@ -165,7 +155,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
     words = prefix.split()
     lower = [word.lower() for word in words]
     if uid in _PLAIN:
-        return _span(words, len(words) - 1), 0
+        return (word_span(words, len(words) - 1) if words else None), 0
     first = len(_QUANTIFIER) if tuple(lower[: len(_QUANTIFIER)]) == _QUANTIFIER else 0
     ends = _AFTER_SUBJECT.get(uid)
     if ends is None:
@@ -175,14 +165,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
             "distractor_agreement_relative_clause"
         )
     end = next((at for at in range(first + 1, len(words)) if lower[at] in ends), 0)
-    return _span(words, end - 1), 1
-
-
-def _span(words: Sequence[str], index: int) -> Span | None:
-    if index < 0:
-        return None
-    start = sum(len(word) + 1 for word in words[:index])
-    return start, start + len(words[index])
+    return (word_span(words, end - 1) if end else None), 1
 
 
 def _begins(text: str, words: str) -> bool:

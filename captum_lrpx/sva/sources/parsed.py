@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from captum_lrpx.sva.counting import DroppedError, drop_if, keep
+from captum_lrpx.sva.counting import Collected, DroppedError, drop_if, keep
 from captum_lrpx.sva.english import number_of_verb
 from captum_lrpx.sva.parsing import (
     NO_SUBJECT,
     attractors_between,
-    check_filters,
     nominal_subject,
     subject_of,
 )
 from captum_lrpx.sva.samples import Sample, covers_whole_words
-from captum_lrpx.sva.sources.collected import Collected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +60,7 @@ def parse_subjects(
         sentences: The sentences.
         parser: Parses each sentence into words, see :class:`~captum_lrpx.sva.parsing.ParsedWord`.
         licence: The licence of the sentences.
-        filters: Kept subjects, see :data:`captum_lrpx.sva.parsing.Filters`.
+        filters: Kept subjects, see :data:`captum_lrpx.sva.parsing.Filters`; checked before.
         check_attractors: Drop sentences where the parser counts other attractors than the source:
             it has probably found another subject.
 
@@ -70,10 +68,8 @@ def parse_subjects(
         The samples, and the number of sentences dropped by each of :data:`REASONS`.
 
     Raises:
-        ValueError: If there are no such filters, or the numbers of parses and sentences
-            differ.
+        ValueError: If the numbers of parses and sentences differ.
     """
-    check_filters(filters)
 
     def sample(pair: tuple[Unparsed, Sequence[ParsedWord]]) -> Sample:
         return _sample(*pair, licence, filters, check_attractors)
@@ -96,17 +92,7 @@ def _sample(
     if check_attractors:
         found = attractors_between(words, subject, given.verb_span, number)
         drop_if(found != given.n_attractors, "other attractors")
-    return Sample(
-        sentence=given.sentence,
-        verb_span=given.verb_span,
-        verb=given.verb,
-        foil=given.foil,
-        evidence=(span,),
-        number=number,
-        n_attractors=given.n_attractors,
-        source=given.source,
-        licence=licence,
-    )
+    return Sample(**vars(given), evidence=(span,), number=number, licence=licence)
 
 
 def _subject(given: Unparsed, words: Sequence[ParsedWord], filters: Filters) -> tuple[int, Number]:
