@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.sva.counting import Collected, DroppedError, drop_if
 from captum_lrpx.sva.lines import byte_lines, decoded, named
-from captum_lrpx.sva.parsing import check_filters
+from captum_lrpx.sva.parsing import Unparsed, check_filters, parse_subjects
 from captum_lrpx.sva.samples import covers_whole_words
-from captum_lrpx.sva.sources.parsed import Unparsed, parse_subjects
 
 if TYPE_CHECKING:
     import os
@@ -65,7 +64,7 @@ def read_goldberg(
 
     Returns:
         The samples, and the number of lines dropped by each of :data:`ODD_LINES` (with the first
-        line of each kind) and of :data:`captum_lrpx.sva.sources.parsed.REASONS`.
+        line of each kind) and of :data:`captum_lrpx.sva.parsing.REASONS`.
 
     Raises:
         ValueError: If there are no such filters, or no line of the file is well-formed.

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.sva.english import in_case_of
 from captum_lrpx.sva.lines import named, numbered_lines
-from captum_lrpx.sva.parsing import check_filters
+from captum_lrpx.sva.parsing import Unparsed, check_filters, parse_subjects
 from captum_lrpx.sva.samples import word_span
-from captum_lrpx.sva.sources.parsed import Unparsed, parse_subjects
 
 if TYPE_CHECKING:
     from captum_lrpx.sva.counting import Collected
@@ -54,7 +53,7 @@ def read_linzen(
 
     Returns:
         The samples, and the number of sentences dropped by each of
-        :data:`captum_lrpx.sva.sources.parsed.REASONS`.
+        :data:`captum_lrpx.sva.parsing.REASONS`.
 
     Raises:
         ValueError: If there are no such filters, a line is broken, or one file is longer than the
