@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.files import write_text
 from captum_lrpx.sva.evaluation import parquet, plot
-from captum_lrpx.sva.evaluation.contributions import contributions
+from captum_lrpx.sva.evaluation.ablation import contributions
 from captum_lrpx.sva.evaluation.grids import Grid, Tables, csv_text, latex_table, tex
 from captum_lrpx.sva.evaluation.notes import EXTENSION, is_extension, notes
 from captum_lrpx.sva.evaluation.paper import PaperLayout, has_rows
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
+    from captum_lrpx.sva.evaluation.ablation import Contribution
     from captum_lrpx.sva.evaluation.benchmark import Evaluation
-    from captum_lrpx.sva.evaluation.contributions import Contribution
     from captum_lrpx.sva.evaluation.reference import Reference
     from captum_lrpx.sva.evaluation.statistics import Estimate
 
@@ -155,8 +155,8 @@ class Report(Tables):
 
     def to_latex(self) -> str:
         """One table: methods x (models x measures), all tokens."""
-        measures = self.scores[0].measures
         shown = [scores for scores in self.scores if scores.values]
+        measures = shown[0].measures if shown else ()
         rows = {
             tex(method): [
                 _tex_cell(scores.means[method, VIEWS[0], ALL, name])
@@ -239,7 +239,7 @@ class Report(Tables):
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        plot.draw(path, self.methods, [cell for cell in self.cells if cell.group == ALL])
+        plot.draw(path, self.methods, [scores for scores in self.scores if scores.values])
 
 
 def _json_line(record: dict[str, Any]) -> str:

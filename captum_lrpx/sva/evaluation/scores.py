@@ -104,17 +104,12 @@ class Scores:
     def groups(self) -> dict[str, Tensor]:
         """The non-empty groups of samples: whether each sample is in them, ``[N]``."""
         samples = self.results.samples
-        attractors = sorted({sample.n_attractors for sample in samples})
-        found = {ALL: torch.ones(len(samples), dtype=torch.bool, device="cpu")}
-        for count in attractors:
-            name = f"{count} attractor{'' if count == 1 else 's'}"
-            found[name] = torch.tensor(
-                [sample.n_attractors == count for sample in samples], device="cpu"
-            )
-        for number in NUMBERS:
-            found[number] = torch.tensor(
-                [sample.number == number for sample in samples], device="cpu"
-            )
+        groups_of = [{ALL, _attractors(each.n_attractors), each.number} for each in samples]
+        counts = sorted({each.n_attractors for each in samples})
+        found = {
+            name: torch.tensor([name in groups for groups in groups_of], device="cpu")
+            for name in (ALL, *map(_attractors, counts), *NUMBERS)
+        }
         return {name: rows for name, rows in found.items() if bool(rows.any())}
 
     @cached_property
@@ -127,3 +122,7 @@ class Scores:
                 (estimate,) = estimates(values[None, :, rows], resampled)
                 found[method, view, group, measure] = estimate
         return found
+
+
+def _attractors(count: int) -> str:
+    return f"{count} attractor{'' if count == 1 else 's'}"
