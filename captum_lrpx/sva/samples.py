@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from captum_lrpx.files import write_text
 from captum_lrpx.sva.lines import read_each
@@ -182,13 +182,8 @@ def _from_json(record: object) -> Sample:
     unknown = sorted(set(record) - set(wanted))
     if missing or unknown:
         raise ValueError(f"fields missing: {missing}, unknown: {unknown}")
-    values = cast("dict[str, Any]", dict(record))
-    values["verb_span"] = _to_tuple(values["verb_span"])
-    values["evidence"] = _to_tuple(values["evidence"])
-    if isinstance(values["evidence"], tuple):
-        values["evidence"] = tuple(_to_tuple(span) for span in values["evidence"])
-    return Sample(**values)
+    return Sample(**{name: _with_tuples(value) for name, value in record.items()})
 
 
-def _to_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

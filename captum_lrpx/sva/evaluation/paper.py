@@ -102,7 +102,13 @@ class PaperLayout(Tables):
     ) -> None:
         self.evaluation = evaluation
         self.reference = paper_reference() if reference is None else reference
-        if not has_rows(evaluation.contenders):
+        compared = _compared(evaluation.contenders)
+        self._rows = {
+            row: [method for method in methods if method in compared]
+            for row, methods in PAPER_ROWS.items()
+            if not compared.isdisjoint(methods)
+        }
+        if not self._rows:
             raise ValueError(
                 "The layout of the paper has rows for its methods only, and none of them was "
                 f"compared: {', '.join(PAPER_METHODS)}."
@@ -114,21 +120,22 @@ class PaperLayout(Tables):
     @cached_property
     def cells(self) -> list[PaperCell]:
         """All numbers, of both views."""
-        return [
-            cell
+        return list(self._found.values())
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, str, str, str], PaperCell]:
+        """The numbers by model, view, row and measure."""
+        return {
+            (cell.model, cell.view, cell.row, cell.measure): cell
             for scores in self._scores
             for view in VIEWS
             for cell in _ranked(list(self._cells_of(scores, view)))
-        ]
+        }
 
     def _cells_of(self, scores: Scores, view: str) -> Iterator[PaperCell]:
         model = scores.results.model
-        compared = _compared(self.evaluation.contenders)
-        for row, methods in PAPER_ROWS.items():
-            candidates = [method for method in methods if method in compared]
-            if not candidates:
-                continue
-            method = max(candidates, key=partial(_mean_of_columns, scores))
+        for row, methods in self._rows.items():
+            method = max(methods, key=partial(_mean_of_columns, scores))
             extension = is_extension(scores.results, method)
             for name, measure in COLUMNS.items():
                 published = self.reference.get(model, method, measure)
@@ -151,18 +158,16 @@ class PaperLayout(Tables):
             model = scores.results.model
             for view in VIEWS:
                 found = {
-                    (cell.row, cell.measure): cell
-                    for cell in self.cells
-                    if (cell.model, cell.view) == (model, view)
+                    row: [self._found[model, view, row, name] for name in COLUMNS]
+                    for row in self._rows
                 }
-                names = list(dict.fromkeys(row for row, _ in found))
                 styles = {
-                    (place, column): _STYLES[found[row, name].rank]
-                    for place, row in enumerate(names)
-                    for column, name in enumerate(COLUMNS, start=1)
-                    if found[row, name].rank
+                    (place, column): _STYLES[cell.rank]
+                    for place, cells in enumerate(found.values())
+                    for column, cell in enumerate(cells, start=1)
+                    if cell.rank
                 }
-                rows = tuple((row, *(str(found[row, name]) for name in COLUMNS)) for row in names)
+                rows = tuple((row, *map(str, cells)) for row, cells in found.items())
                 title = f"{model} ({len(scores.results.samples)} samples), {view}"
                 yield Grid(title, ("method", *COLUMNS), rows, styles)
 
@@ -183,15 +188,14 @@ class PaperLayout(Tables):
         return "\n".join(f"% {view}\n{self._latex(view)}" for view in VIEWS)
 
     def _latex(self, view: str) -> str:
-        found = {
-            (cell.model, cell.row, cell.measure): cell for cell in self.cells if cell.view == view
-        }
-        models = list(dict.fromkeys(model for model, _, _ in found))
+        models = [scores.results.model for scores in self._scores]
         rows = {
             row.replace(" x ", r" $\times$ "): [
-                _tex_cell(found[model, row, name]) for model in models for name in COLUMNS
+                _tex_cell(self._found[model, view, row, name])
+                for model in models
+                for name in COLUMNS
             ]
-            for row in dict.fromkeys(row for _, row, _ in found)
+            for row in self._rows
         }
         return latex_table(models, [*COLUMNS], rows)
 

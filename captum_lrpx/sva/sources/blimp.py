@@ -94,6 +94,10 @@ class _Pair:
     attractors: int
 
     @property
+    def number(self) -> Number | None:
+        return number_of_verb(self.good[0], self.bad[0])
+
+    @property
     def noun(self) -> str:
         start, end = self.subject or (0, 0)
         return self.prefix[start:end].lower()
@@ -177,20 +181,18 @@ def _usual_numbers(pairs: Sequence[_Pair]) -> dict[str, Number]:
     """The most frequent number of each noun, unless tied."""
     counts: dict[str, Counter[Number]] = defaultdict(Counter)
     for pair in pairs:
-        number = number_of_verb(pair.good[0], pair.bad[0])
-        if number is not None:
-            counts[pair.noun][number] += 1
-    usual: dict[str, Number] = {}
-    for noun, numbers in counts.items():
-        (most, n), *rest = numbers.most_common()
-        if not rest or n > rest[0][1]:
-            usual[noun] = most
-    return usual
+        if pair.number is not None:
+            counts[pair.noun][pair.number] += 1
+    return {
+        noun: numbers.most_common(1)[0][0]
+        for noun, numbers in counts.items()
+        if numbers["singular"] != numbers["plural"]
+    }
 
 
 def _sample(pair: _Pair, usual: Mapping[str, Number], licence: str, determiners: bool) -> Sample:
     drop_if(pair.good[1:] != pair.bad[1:], "several words differ")
-    number = number_of_verb(pair.good[0], pair.bad[0])
+    number = pair.number
     if number is None:
         raise DroppedError("invalid pair")
     if pair.subject is None:

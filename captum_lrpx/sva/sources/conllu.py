@@ -6,6 +6,7 @@ dependencies are ignored: the basic tree has every word of the text.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,6 @@ class Tree:
     nodes: tuple[Node, ...]
     source: str
 
-    def children(self, index: int) -> list[int]:
-        """Indices of the words with this head."""
-        return [at for at, node in enumerate(self.nodes) if node.head == index]
-
 
 Row = tuple[int, list[str]]
 """A line number and the columns of the line."""
@@ -88,17 +85,10 @@ def read_trees(path: str | os.PathLike[str]) -> Iterator[Tree]:
     Raises:
         ValueError: If a line is broken; the message names the file and the line.
     """
-    rows: list[Row] = []
-    for number, line in numbered_lines(path):
-        if line.startswith("#"):
-            continue
-        if line.strip():
-            rows.append((number, line.split("\t")))
-        elif rows:
-            yield _tree(path, rows)
-            rows = []
-    if rows:
-        yield _tree(path, rows)
+    lines = ((at, line) for at, line in numbered_lines(path) if not line.startswith("#"))
+    for is_tree, rows in itertools.groupby(lines, lambda each: bool(each[1].strip())):
+        if is_tree:
+            yield _tree(path, [(at, line.split("\t")) for at, line in rows])
 
 
 def _tree(path: str | os.PathLike[str], rows: Sequence[Row]) -> Tree:

@@ -92,11 +92,8 @@ def read_goldberg(
     found = parse_subjects(
         sentences, parser, licence, filters=filters, check_attractors=check_attractors
     )
-    counts = {
-        "given": found.counts["given"] + odd.total(),
-        **{reason: odd[reason] for reason in ODD_LINES},
-        **{reason: count for reason, count in found.counts.items() if reason != "given"},
-    }
+    counts = {"given": 0, **{reason: odd[reason] for reason in ODD_LINES}, **found.counts}
+    counts["given"] += odd.total()
     return Collected(found.samples, counts, first_lines)
 
 

@@ -93,9 +93,7 @@ def read_conllu(
     """
     check_filters(filters)
     trees = [tree for path in paths for tree in read_trees(path)]
-    lexicon = _Lexicon()
-    for tree in itertools.chain(trees, *map(read_trees, forms)):
-        lexicon.add(tree)
+    lexicon = _Lexicon(itertools.chain(trees, *map(read_trees, forms)))
 
     def sample(found: tuple[Tree, int]) -> Sample:
         return _sample(*found, lexicon, filters, licence)
@@ -113,15 +111,12 @@ class _Form(NamedTuple):
 
 
 class _Lexicon:
-    """Forms of verbs, by lemma and by the features shared by both numbers."""
+    """Forms of the verbs of trees, by lemma and by the features shared by both numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, trees: Iterable[Tree]) -> None:
         self._cells: dict[tuple[str, ...], Counter[_Form]] = defaultdict(Counter)
         self._tagged: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-
-    def add(self, tree: Tree) -> None:
-        """Add the verbs of a tree."""
-        for node in tree.nodes:
+        for node in itertools.chain.from_iterable(tree.nodes for tree in trees):
             if node.upos in _VERBS and not _is_odd(node):
                 get = node.features.get
                 form = _Form(
@@ -231,7 +226,9 @@ def _agreeing(tree: Tree, head: int) -> int:
     """The word of a clause that agrees with its subject: finite if there is such a verb."""
     nodes = tree.nodes
     auxiliaries = [
-        at for at in tree.children(head) if nodes[at].relation.split(":")[0] in _AUXILIARIES
+        at
+        for at, node in enumerate(nodes)
+        if node.head == head and node.relation.split(":")[0] in _AUXILIARIES
     ]
     verbs = [
         at for at in [*auxiliaries, head] if nodes[at].upos in _VERBS and not _is_odd(nodes[at])
