@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.results import ModelResults
+    from captum_lrpx.sva.evaluation.run import Evaluation
 
 __all__ = ["EXTENSION", "is_extension", "notes"]
 

@@ -21,9 +21,9 @@ from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Scores
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.reference import Reference
+    from captum_lrpx.sva.evaluation.run import Evaluation
     from captum_lrpx.sva.evaluation.statistics import Estimate
 
 __all__ = ["PaperCell", "PaperLayout", "has_rows"]

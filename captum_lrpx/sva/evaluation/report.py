@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import astuple, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,34 +16,20 @@ from captum_lrpx.sva.evaluation.grids import Grid, Tables, csv_text, latex_table
 from captum_lrpx.sva.evaluation.notes import EXTENSION, is_extension, notes
 from captum_lrpx.sva.evaluation.paper import PaperLayout, has_rows
 from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Cell, Scores
+from captum_lrpx.sva.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from captum_lrpx.sva.evaluation.ablation import Contribution
-    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.reference import Reference
-    from captum_lrpx.sva.evaluation.statistics import Estimate
+    from captum_lrpx.sva.evaluation.run import Evaluation
 
 __all__ = ["Report"]
 
 _BREAKDOWN = "PG-1"
 """The measure shown for each group of samples."""
-
-_COLUMNS = (
-    "model",
-    "method",
-    "view",
-    "group",
-    "measure",
-    "mean",
-    "low",
-    "high",
-    "count",
-    "spread",
-    "published",
-)
 
 
 class Report(Tables):
@@ -142,16 +129,16 @@ class Report(Tables):
     # Forms --------------------------------------------------------------------------------------
 
     def to_csv(self) -> str:
-        """Write every mean on a separate line."""
-        return csv_text(_COLUMNS, map(self._line, self.cells))
+        """Write every mean on a separate line, with the fields of a cell and its estimate."""
+        heads = [each.name for each in (*fields(Cell)[:-1], *fields(Estimate))]
+        return csv_text((*heads, "published"), map(self._line, self.cells))
 
     def _line(self, cell: Cell) -> Sequence[object]:
-        each = cell.estimate
         published = None
         if self.reference is not None and (cell.group, cell.view) == (ALL, VIEWS[0]):
             published = self.reference.get(cell.model, cell.method, cell.measure)
-        names = (cell.model, cell.method, cell.view, cell.group, cell.measure)
-        return (*names, each.mean, each.low, each.high, each.count, each.spread, published)
+        *names, estimate = astuple(cell)
+        return (*names, *estimate, published)
 
     def to_latex(self) -> str:
         """One table: methods x (models x measures), all tokens."""
@@ -251,24 +238,20 @@ def _json_line(record: dict[str, Any]) -> str:
     return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cell(estimate: Estimate) -> str:
+def _cell(estimate: Estimate, form: str = ".3f") -> str:
     spread = "" if estimate.spread is None else f" +-{estimate.spread:.3f}"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{spread}"
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]{spread}"
 
 
 def _effects(model: str, view: str, effects: Sequence[Contribution]) -> Grid:
     measures = list(dict.fromkeys(each.measure for each in effects))
     found = {(each.change, each.kind, each.measure): each.estimate for each in effects}
     rows = tuple(
-        (change, kind, *(_signed(found[change, kind, name]) for name in measures))
+        (change, kind, *(_cell(found[change, kind, name], "+.3f") for name in measures))
         for change, kind in dict.fromkeys((each.change, each.kind) for each in effects)
     )
     title = f"{model}: what a rule contributes, {view}"
     return Grid(title, ("rule instead of LRP's", "others", *measures), rows)
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def _tex_cell(estimate: Estimate) -> str:
