@@ -141,7 +141,11 @@ def _pair(record: object, source: str) -> _Pair:
         raise ValueError(  # noqa: TRY004 - the text of the file is wrong
             f"expected a JSON object, got {type(record).__name__}"
         )
-    missing = [field for field in _FIELDS if not isinstance(record.get(field), str)]
+    missing = [
+        field
+        for field in _FIELDS
+        if not isinstance(record.get(field), str) or not record[field].strip()
+    ]
     if missing:
         raise ValueError(f"no text in the fields {missing}")
     uid, sentence, other, prefix, good, bad = (" ".join(record[field].split()) for field in _FIELDS)
@@ -159,7 +163,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
     words = prefix.split()
     lower = [word.lower() for word in words]
     if uid in _PLAIN:
-        return (word_span(words, len(words) - 1) if words else None), 0
+        return word_span(words, len(words) - 1), 0
     first = len(_QUANTIFIER) if tuple(lower[: len(_QUANTIFIER)]) == _QUANTIFIER else 0
     ends = _AFTER_SUBJECT.get(uid)
     if ends is None:

@@ -155,9 +155,11 @@ def _written(form: str) -> str:
 
 
 def _node(columns: Sequence[str], n_words: int, span: Span | None) -> Node:
-    _, form, lemma, upos, tag, features, head, relation, _, _ = columns
-    if not head.isdecimal() or int(head) > n_words:
-        raise ValueError(f"the HEAD is {head!r} in a sentence of {n_words} words")
+    name, form, lemma, upos, tag, features, head, relation, _, _ = columns
+    if not head.isdecimal() or int(head) > n_words or head == name:
+        raise ValueError(
+            f"the HEAD of the word {name!r} is {head!r} in a sentence of {n_words} words"
+        )
     if not form.strip() or not relation.strip():
         raise ValueError("the FORM or the DEPREL is empty")
     pairs = [] if features == "_" else [pair.partition("=") for pair in features.split("|")]
