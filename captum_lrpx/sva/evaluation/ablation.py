@@ -140,11 +140,8 @@ def contributions(scores: Scores, contenders: Iterable[Contender]) -> Iterator[C
         return
     resampled = resampling(len(scores.results.samples))
     for view in VIEWS:
-        measures = [
-            name for name in MEASURES if (next(iter(names.values())), view, name) in scores.values
-        ]
         for change, kind, pairs in _comparisons({key: name for key, name in names.items() if key}):
-            for measure in measures:
+            for measure in MEASURES:
                 difference = _mean_difference(scores, view, measure, pairs)
                 (estimate,) = estimates(difference[None, None], resampled)
                 yield Contribution(scores.results.model, change, kind, view, measure, estimate)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from tqdm import tqdm
@@ -157,6 +157,10 @@ def _manifest(
     }
 
 
+_Rows: TypeAlias = tuple[tuple[int, bool], ...]
+"""Samples of a batch, and whether the model prefers the other form, which is then explained."""
+
+
 class _Ready(NamedTuple):
     """A loaded model, and the samples as it sees them."""
 
@@ -189,9 +193,7 @@ class _Runner:
     settings: Settings
     journal: Journal
     processes: Processes
-    _batches: dict[tuple[tuple[int, ...], tuple[bool, ...]], tuple[Query, Effects]] = field(
-        default_factory=dict
-    )
+    _batches: dict[_Rows, tuple[Query, Effects]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Do the remaining work of this process's share."""
@@ -204,13 +206,13 @@ class _Runner:
         with tqdm(
             total=len(share) * len(draws), desc=self.name, disable=not self.processes.is_main
         ) as bar:
-            wanted = [(index, *self._wanted(index, rows)) for index, rows in share]
+            wanted = [(index, self._wanted(index, rows)) for index, rows in share]
             for contender, draw in draws:
                 bar.set_postfix_str(contender.name)
-                for index, rows, wrong in wanted:
+                for index, rows in wanted:
                     key = ("relevances", self.name, contender.name, draw, index)
                     if rows and key not in self.journal.records:
-                        self.journal.append(key, self._unit(rows, wrong, contender, draw))
+                        self.journal.append(key, self._unit(rows, contender, draw))
                     bar.update()
 
     # Steps --------------------------------------------------------------------------------------
@@ -242,55 +244,47 @@ class _Runner:
             for each in tokenized
         ]
 
-    def _wanted(
-        self, index: int, rows: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """Rows of a batch to explain, and whether the model gets each of them wrong.
+    def _wanted(self, index: int, rows: Sequence[int]) -> _Rows:
+        """Rows of a batch to explain.
 
         A value is the logit of the correct form minus the other's: positive where it is right.
         """
         key = ("values", self.name, index)
         if key not in self.journal.records:
-            query, _ = self._batch(rows, (False,) * len(rows))
+            query, _ = self._batch(tuple((row, False) for row in rows))
             values = query.values.double().tolist()
             self.journal.append(key, {"rows": list(rows), "values": values})
-        found = [
+        return tuple(
             (row, value <= 0)
             for row, value in zip(rows, self.journal.records[key]["values"], strict=True)
             if value > 0 or self.settings.include_wrong
-        ]
-        return tuple(row for row, _ in found), tuple(wrong for _, wrong in found)
+        )
 
-    def _unit(
-        self, rows: tuple[int, ...], wrong: tuple[bool, ...], contender: Contender, draw: int
-    ) -> dict[str, Any]:
+    def _unit(self, rows: _Rows, contender: Contender, draw: int) -> dict[str, Any]:
         """Explain a batch by one method."""
-        query, effects = self._batch(rows, wrong)
+        query, effects = self._batch(rows)
         found = contender.attribute(query, draw, self.settings.token_budget)
-        lengths = query.mask.sum(-1).tolist() if query.mask is not None else []
-        relevances = [
-            row[:length]
-            for row, length in zip(found.relevances.double().tolist(), lengths, strict=True)
-        ]
-        content: dict[str, Any] = {"rows": list(rows), "relevances": relevances}
+        kept = self._tokens()["kept"]
+        content: dict[str, Any] = {
+            "rows": [row for row, _ in rows],
+            "relevances": [
+                values[: kept[row]["length"]]
+                for (row, _), values in zip(rows, found.relevances.double().tolist(), strict=True)
+            ],
+        }
         if self.settings.faithfulness:
             content["faithfulness"] = effects.measure(found.relevances, contender)
         return content
 
     # The model ----------------------------------------------------------------------------------
 
-    def _batch(self, rows: tuple[int, ...], wrong: tuple[bool, ...]) -> tuple[Query, Effects]:
-        """A batch, and the effects of its tokens; both keep what several methods need.
-
-        Args:
-            rows: The samples.
-            wrong: Whether the model prefers the other form, which is then explained.
-        """
-        if (rows, wrong) not in self._batches:
+    def _batch(self, rows: _Rows) -> tuple[Query, Effects]:
+        """A batch, and the effects of its tokens; both keep what several methods need."""
+        if rows not in self._batches:
             model, tokenizer, tokenized = self._ready
             chosen = [
-                tokenized[row].with_forms_exchanged() if other else tokenized[row]
-                for row, other in zip(rows, wrong, strict=True)
+                tokenized[row].with_forms_exchanged() if wrong else tokenized[row]
+                for row, wrong in rows
             ]
             query = _asked(model, tokenizer, chosen)
             masked = task_of(model) == "masked-lm"
@@ -301,8 +295,8 @@ class _Runner:
                 ]
                 for each in chosen
             ]
-            self._batches[rows, wrong] = query, Effects(query, replaceable)
-        return self._batches[rows, wrong]
+            self._batches[rows] = query, Effects(query, replaceable)
+        return self._batches[rows]
 
     @cached_property
     def _ready(self) -> _Ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,14 +85,11 @@ class Scores:
         self.values: dict[tuple[str, str, str], Tensor] = {}
         for contender in contenders if results.samples else ():
             draws = [(contender.name, draw) for draw in range(contender.draws)]
-            for view, mask in masks.items():
-                for name, measure in MEASURES.items():
-                    self.values[contender.name, view, name] = torch.stack(
-                        [
-                            measure(results.relevances[each], results.evidence, mask=mask)
-                            for each in draws
-                        ]
-                    )
+            for (view, mask), (name, measure) in product(masks.items(), MEASURES.items()):
+                columns = [
+                    measure(results.relevances[each], results.evidence, mask=mask) for each in draws
+                ]
+                self.values[contender.name, view, name] = torch.stack(columns)
             for name in results.faithfulness.get(draws[0], {}):
                 columns = [results.faithfulness[each][name] for each in draws]
                 self.values[contender.name, VIEWS[0], name] = torch.stack(columns)
