@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["byte_lines", "decoded", "named", "numbered_lines", "read_each"]
+__all__ = ["byte_lines", "decoded", "json_object", "named", "numbered_lines", "read_each"]
 
 T = TypeVar("T")
 
@@ -80,6 +81,20 @@ def decoded(number: int, line: bytes) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error}") from error
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: If the text is not JSON, or another value than an object.
+        RecursionError: If it is nested too deeply.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        # A ValueError, since the text is wrong.
+        raise ValueError(f"expected a JSON object, got {type(found).__name__}")  # noqa: TRY004
+    return found
 
 
 @contextmanager

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from captum_lrpx.files import write_text
-from captum_lrpx.sva.lines import read_each
+from captum_lrpx.sva.lines import json_object, read_each
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Mapping, Sequence
 
 Number: TypeAlias = Literal["singular", "plural"]
 Span: TypeAlias = tuple[int, int]
@@ -152,7 +152,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     Raises:
         ValueError: If a line is broken; the message names the file and the line.
     """
-    return read_each(path, lambda line, _: _from_json(json.loads(line)))
+    return read_each(path, lambda line, _: _from_json(json_object(line)))
 
 
 def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
@@ -170,13 +170,8 @@ def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None
     )
 
 
-def _from_json(record: object) -> Sample:
+def _from_json(record: Mapping[str, Any]) -> Sample:
     """Build a sample from a decoded line; lists become tuples."""
-    if not isinstance(record, Mapping):
-        # A ValueError, since the text of the file is wrong.
-        raise ValueError(  # noqa: TRY004
-            f"expected a JSON object, got {type(record).__name__}"
-        )
     wanted = [field.name for field in fields(Sample)]
     missing = [name for name in wanted if name not in record]
     unknown = sorted(set(record) - set(wanted))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from captum_lrpx.files import write_text
 from captum_lrpx.sva.evaluation.processes import Processes
+from captum_lrpx.sva.lines import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -133,14 +134,11 @@ def _check(folder: Path, manifest: dict[str, Any], *, resume: bool) -> None:
 
 def _manifest_of(path: Path) -> dict[str, Any]:
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(there, dict):
-            raise ValueError(f"it is {type(there).__name__}, not an object")  # noqa: TRY004, TRY301
+        return json_object(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} does not identify the run in the folder: {error}. Choose another folder."
         ) from error
-    return there
 
 
 def _shown(value: object, limit: int = 300) -> str:
@@ -150,11 +148,8 @@ def _shown(value: object, limit: int = 300) -> str:
 
 def _drop_torn_line(path: Path) -> None:
     """Cut a log after its last complete line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if not content.endswith(b"\n") and content:
-        os.truncate(path, content.rfind(b"\n") + 1)
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -163,10 +158,10 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):  # torn, or being written by another process
                 return
             try:
-                record: dict[str, Any] = {**json.loads(line)}
+                record = json_object(line)
                 if record.pop("crc32", None) != _checksum(record):
                     raise ValueError("it was edited or damaged, and does not fit its checksum")  # noqa: TRY301
-            except (ValueError, TypeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not a record as a run writes it: {error}. Remove "
                     "the line, and its work is done again."

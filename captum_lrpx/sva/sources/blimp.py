@@ -26,19 +26,18 @@ do verbs in a relative clause about the subject; determiners can be counted as e
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.sva.counting import Collected, DroppedError, drop_if, keep
 from captum_lrpx.sva.english import number_of_verb
-from captum_lrpx.sva.lines import read_each
+from captum_lrpx.sva.lines import json_object, read_each
 from captum_lrpx.sva.samples import Sample, word_span
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
     from captum_lrpx.sva.samples import Number, Span
 
@@ -103,11 +102,10 @@ class _Pair:
         return self.prefix[start:end].lower()
 
     @property
-    def determiner(self) -> Span | None:
-        """The words before the subject that have a number, if any."""
+    def determiner(self) -> str:
+        """The words with a number that open the prefix and precede the subject; may be empty."""
         before = self.prefix[: self.subject[0] if self.subject else 0].lower().strip()
-        found = max((each for each in _DETERMINERS if _begins(before, each)), key=len, default=None)
-        return None if found is None else (0, len(found))
+        return max((each for each in _DETERMINERS if _begins(before, each)), key=len, default="")
 
 
 def read_blimp(
@@ -127,7 +125,7 @@ def read_blimp(
         ValueError: If a line is broken, or belongs to an unsupported set; the message names the
             file and the line.
     """
-    pairs = read_each(path, lambda line, source: _pair(json.loads(line), source))
+    pairs = read_each(path, lambda line, source: _pair(json_object(line), source))
     usual = _usual_numbers(pairs)
 
     def sample(pair: _Pair) -> Sample:
@@ -136,11 +134,7 @@ def read_blimp(
     return Collected(*keep(sample, pairs, REASONS))
 
 
-def _pair(record: object, source: str) -> _Pair:
-    if not isinstance(record, Mapping):
-        raise ValueError(  # noqa: TRY004 - the text of the file is wrong
-            f"expected a JSON object, got {type(record).__name__}"
-        )
+def _pair(record: Mapping[str, Any], source: str) -> _Pair:
     missing = [
         field
         for field in _FIELDS
@@ -204,12 +198,10 @@ def _sample(pair: _Pair, usual: Mapping[str, Number], licence: str, determiners:
     drop_if(pair.noun in _ONE_FORM, "subject has no number")
     drop_if(usual.get(pair.noun) != number, "subject disagrees")
     evidence = [pair.subject]
-    determiner = pair.determiner
-    if determiner is not None:
-        said = _DETERMINERS[pair.prefix[slice(*determiner)].lower()]
-        drop_if(said != number, "subject disagrees")
+    if pair.determiner:
+        drop_if(_DETERMINERS[pair.determiner] != number, "subject disagrees")
         if determiners:
-            evidence.insert(0, determiner)
+            evidence.insert(0, (0, len(pair.determiner)))
     start = len(pair.prefix) + 1
     return Sample(
         sentence=pair.sentence,

@@ -138,18 +138,15 @@ class _Lexicon:
         """
         person = verb.features.get("Person", _NOUNS_PERSON)
         gender = verb.features.get("Gender", "")
-        forms = {
-            form: count
-            for form, count in self._cells[_cell(verb)].items()
-            if form.person in (person, "")
-        }
         # A form without a number stands for the number that the treebank does not mark.
-        for wanted in [_OTHER[number], ""][: 2 if "Number" in verb.features else 1]:
-            found = [form for form in forms if form.number == wanted]
-            if found:
-                best = min(found, key=lambda form: (form.gender != gender, -forms[form], form.text))
-                return best.text
-        return None
+        numbers = (_OTHER[number], "") if "Number" in verb.features else (_OTHER[number],)
+        forms = self._cells[_cell(verb)]
+
+        def rank(form: _Form) -> tuple[object, ...]:
+            return not form.number, form.gender != gender, -forms[form], form.text
+
+        found = [form for form in forms if form.number in numbers and form.person in (person, "")]
+        return min(found, key=rank).text if found else None
 
     def other_tagged(self, verb: Node) -> str | None:
         """The most frequent whole word with the verb's lemma and the other present tense tag."""
