@@ -70,23 +70,21 @@ def held_out(first: str, second: str) -> bool:
 @functools.cache
 def nouns_for(subject: Noun, split: Split) -> tuple[Noun, ...]:
     """Return the nouns that may share a sentence of ``split`` with ``subject``."""
-    wanted = split == "test"
     return tuple(
         noun
         for noun in NOUNS
-        if noun != subject and held_out(subject.singular, noun.singular) == wanted
+        if noun != subject and held_out(subject.singular, noun.singular) == (split == "test")
     )
 
 
 @functools.cache
 def verbs_for(subject: Noun, split: Split) -> tuple[Verb, ...]:
     """Return the verbs that may have ``subject`` as subject in a sentence of ``split``."""
-    wanted = split == "test"
     return tuple(
         verb
         for verb in VERBS
         if (subject.animate or not verb.animate)
-        and held_out(subject.singular, verb.plural) == wanted
+        and held_out(subject.singular, verb.plural) == (split == "test")
     )
 
 
