@@ -59,10 +59,13 @@ def draw(path: str | os.PathLike[str], methods: Sequence[str], models: Sequence[
 
     Raises:
         ImportError: If matplotlib is not installed.
+        ValueError: If there is no model.
     """
     require()
     from matplotlib.figure import Figure  # noqa: PLC0415
 
+    if not models:
+        raise ValueError("There is nothing to draw: no sample of any model was explained.")
     height = (_MARGIN + _HEIGHT_PER_METHOD * len(methods)) * len(models)
     figure = Figure(figsize=(_WIDTH * len(MEASURES), height), layout="constrained")
     grid = figure.subplots(len(models), len(MEASURES), sharex=True, sharey=True, squeeze=False)

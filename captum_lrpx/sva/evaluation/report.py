@@ -225,6 +225,7 @@ class Report(Tables):
 
         Raises:
             ImportError: If matplotlib is not installed.
+            ValueError: If no sample was explained.
         """
         plot.draw(path, self.methods, [scores for scores in self.scores if scores.values])
 
