@@ -39,9 +39,12 @@ def without_graph(modules: Iterable[nn.Module]) -> Iterator[None]:
     thread = threading.get_ident()
 
     @looks_only
-    def detach(_module: nn.Module, _args: object, output: object) -> Tensor | None:
-        here = threading.get_ident() == thread
-        return output.detach() if here and isinstance(output, Tensor) else None
+    def detach(_module: nn.Module, _args: object, output: object) -> object:
+        if threading.get_ident() != thread:
+            return None
+        if type(output) is tuple:
+            return tuple(map(_detached, output))
+        return _detached(output)
 
     handles = [module.register_forward_hook(detach) for module in modules]
     try:
@@ -49,6 +52,10 @@ def without_graph(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _detached(value: object) -> object:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def constant_modules(graph: Graph, plan: Plan, calls: Mapping[Node, Call]) -> set[nn.Module]:
