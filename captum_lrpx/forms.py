@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch import Tensor
 
+from captum_lrpx.fast.constant import constant_modules, graph_without
 from captum_lrpx.fast.narrow import narrowing_of
 from captum_lrpx.rules.node_rules import is_of_python
 from captum_lrpx.trace.operations import is_linear_write, is_product_write, kind_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Form as GraphForm
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
+    from captum_lrpx.trace.watch import Call
 
 
 @dataclass
@@ -64,6 +66,34 @@ class Structure:
         if found is None:
             found = self.narrowings[recipe] = narrowing_of(graph, self.roles, plan)
         return found
+
+    def of_part(self, graph: Graph, part: Graph, recipe: Recipe) -> Structure:
+        """Knowledge about a graph that lacks nodes without relevance.
+
+        Args:
+            graph: A graph of this structure.
+            part: The graph that lacks them.
+            recipe: The rules, with a plan.
+        """
+        old = [graph.index[node] for node in part.nodes]
+        new = {number: place for place, number in enumerate(old)}
+
+        def kept(numbers: Iterable[int]) -> frozenset[int]:
+            return frozenset(new[number] for number in numbers if number in new)
+
+        return replace(
+            self,
+            form=part.form,
+            roles=[self.roles[number] for number in old],
+            explained=kept(self.explained),
+            plans={recipe: self.plans[recipe].renumbered(new, part)},
+            places={new[number]: self.places[number] for number in old if number in self.places},
+            detached=kept(self.detached),
+            overwritten=kept(self.overwritten),
+            linear=kept(self.linear),
+            notes={},
+            narrowings={},
+        )
 
 
 def written_in_part(graph: Graph, structure: Structure) -> set[int]:
@@ -152,7 +182,8 @@ class Form:
         seen: Whether a pass has been watched.
         notes: Results that other parts of the package keep for such calls.
         economy: Tensors that need not be kept in such passes, once known.
-        surprises: How many passes did not match the economy.
+        surprises: How many passes did not match the economy, or the shorter form.
+        shorter: The form of such calls without what the rules hold constant, once known.
     """
 
     structures: dict[Hashable, Structure] = field(default_factory=dict)
@@ -163,10 +194,52 @@ class Form:
     notes: dict[str, Any] = field(default_factory=dict)
     economy: Economy | None = None
     surprises: int = 0
+    shorter: Shorter | None = None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether such passes match earlier ones: the operations do not depend on the values."""
+        return self.surprises <= _MOST_SURPRISES
+
+    def surprise(self) -> None:
+        """Forget what did not match a pass: tensors, or parts of the graph, that it can spare."""
+        self.economy = self.shorter = None
+        self.surprises += 1
+
+    def learn_shorter(
+        self, graph: Graph, outputs: Iterable[Tensor], recipe: Recipe, calls: Mapping[Node, Call]
+    ) -> None:
+        """Find out which modules need no graph.
+
+        Args:
+            graph: A whole graph of a watched pass, with a plan.
+            outputs: Its tensors.
+            recipe: The rules.
+            calls: The call that made each node.
+        """
+        structure = self.structures[graph.key]
+        plan = structure.plans[recipe]
+        modules = constant_modules(graph, plan, calls)
+        shorter = graph_without(modules, graph, outputs, plan, calls) if modules else None
+        if shorter is not None:
+            form = Form({shorter.key: structure.of_part(graph, shorter, recipe)}, seen=True)
+            form.needs_inputs = self.needs_inputs
+            self.shorter = Shorter(form, tuple(map(weakref.ref, modules)))
 
 
-MOST_SURPRISES: Final = 3
-"""After this many surprises everything is kept: the operations depend on the values."""
+class Shorter(NamedTuple):
+    """A form of call in which the results of some modules are detached.
+
+    Attributes:
+        form: Knowledge about such calls.
+        modules: The modules.
+    """
+
+    form: Form
+    modules: tuple[weakref.ref[nn.Module], ...]
+
+
+_MOST_SURPRISES: Final = 3
 
 
 _MOST_FORMS: Final = 256

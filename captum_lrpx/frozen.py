@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_frozen: dict[int, tuple[nn.Parameter, int]] = {}
-"""By id: each frozen parameter, and how many times it is frozen. Guarded by its users' lock."""
+_frozen: dict[int, int] = {}
+"""How many times a parameter is frozen, by id; guarded by the lock of its users, who keep it."""
 
 
 class FrozenParameters:
@@ -33,8 +33,10 @@ class FrozenParameters:
             RuntimeError: If they were created under ``torch.inference_mode``.
         """
         for module in modules:
-            parameters = module._parameters.items()  # noqa: SLF001 - parameters() is slow
-            for name, parameter in parameters:
+            parameters = module._parameters  # noqa: SLF001 - parameters() is slow
+            if not parameters:
+                continue
+            for name, parameter in parameters.items():
                 if parameter is None:
                     continue
                 if parameter.is_inference():
@@ -43,21 +45,28 @@ class FrozenParameters:
                         "torch.inference_mode and cannot take part in a backward pass: load the "
                         "model outside of it, or explain copy.deepcopy(model), made outside."
                     )
-                _, count = _frozen.get(id(parameter), (parameter, 0))
+                count = _frozen.get(id(parameter), 0)
                 if count or parameter.requires_grad:
                     self._slots.append((module, name, parameter))
-                    _frozen[id(parameter)] = (parameter, count + 1)
-                    parameter.requires_grad_(False)
+                    _frozen[id(parameter)] = count + 1
+                    parameter.requires_grad = False
 
     def thaw(self) -> None:
         """Restore the flags, except of parameters that another propagation has frozen too."""
-        for _, _, parameter in self._slots:
-            _thaw(parameter)
+        replaced: list[tuple[nn.Parameter, nn.Parameter]] = []
         for module, name, parameter in self._slots:
+            count = _frozen.pop(id(parameter), 1)
+            if count > 1:
+                _frozen[id(parameter)] = count - 1
+            else:
+                parameter.requires_grad = True
             # Offloading replaces parameters whenever their module runs.
             current = module._parameters.get(name)  # noqa: SLF001
-            if current is not None and current is not parameter and parameter.requires_grad:
-                current.requires_grad_(True)
+            if current is not parameter and current is not None:
+                replaced.append((current, parameter))
+        for current, parameter in replaced:
+            if parameter.requires_grad:
+                current.requires_grad = True
         self._slots.clear()
 
 
@@ -70,11 +79,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         parameters.thaw()
-
-
-def _thaw(parameter: nn.Parameter) -> None:
-    _, count = _frozen.pop(id(parameter), (parameter, 1))
-    if count > 1:
-        _frozen[id(parameter)] = (parameter, count - 1)
-    else:
-        parameter.requires_grad_(True)

@@ -47,6 +47,14 @@ class Action(NamedTuple):
     rule: Literal["factors", "secant", "norm", "gated", "contiguous"]
     factors: tuple[float | None, ...] = ()
 
+    def is_idle(self, operands: Collection[Edge | None]) -> bool:
+        """Whether no gradient changes, as operands held constant have none by themselves.
+
+        An attention kernel computes their gradients nevertheless, which can be skipped.
+        """
+        live = [factor for factor, edge in zip(self.factors, operands, strict=False) if edge]
+        return bool(live) and set(live) == {1.0} and "Attention" not in self.operator
+
 
 Why = Literal[
     "undecided",
@@ -118,6 +126,25 @@ class Plan:
         return any(
             action.rule == "secant" and action.operator in node_rules.NEED_INPUT
             for action in self.actions
+        )
+
+    def renumbered(self, numbers: Mapping[int, int], part: Graph) -> Plan:
+        """This plan for a graph that lacks nodes without relevance.
+
+        Args:
+            numbers: New numbers of the nodes that it has.
+            part: The graph.
+        """
+        return Plan(
+            actions=[
+                action._replace(number=new)
+                for action in self.actions
+                if not action.is_idle(part.operands[new := numbers[action.number]])
+            ],
+            problems=[each._replace(number=numbers[each.number]) for each in self.problems],
+            factors={numbers[number]: factors for number, factors in self.factors.items()},
+            in_norms={numbers[number] for number in self.in_norms if number in numbers},
+            unasked=[numbers[number] for number in self.unasked if number in numbers],
         )
 
 

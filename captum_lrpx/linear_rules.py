@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -77,7 +78,7 @@ def with_own_gradients(model: nn.Module, modules: Sequence[nn.Module]) -> list[A
     return [
         Attachment(module, _RequireGradient(module, model))
         for module in modules
-        if _has_own_class(module)
+        if _is_foreign(type(module).__module__, type(module).__name__) and _is_whole(module)
     ]
 
 
@@ -87,13 +88,15 @@ def _is_linear_by_name(module: nn.Module) -> bool:
     return "Linear" in name or name == "Conv1D"
 
 
-def _has_own_class(module: nn.Module) -> bool:
-    """Whether a layer is of a foreign linear class, such as a quantized layer."""
-    kind = type(module)
-    known = kind.__module__.startswith(("torch.nn.", "transformers."))
-    # PyTorch's quantized layers keep their weights in an inner module.
-    is_whole = not module._modules or kind.__module__.startswith("torch.ao.")  # noqa: SLF001
-    return not known and "Linear" in kind.__name__ and is_whole
+@cache
+def _is_foreign(module: str, name: str) -> bool:
+    """Whether a class is a foreign linear layer, such as a quantized one."""
+    return not module.startswith(("torch.nn.", "transformers.")) and "Linear" in name
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether no other module computes for it; PyTorch's quantized layers have inner weights."""
+    return not module._modules or type(module).__module__.startswith("torch.ao.")  # noqa: SLF001
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx.coverage import FORWARD_FUNCTION, Coverage, Operation
 from captum_lrpx.fast.checkpointing import Checkpoints, WatchOfBlocks
+from captum_lrpx.fast.constant import without_graph
 from captum_lrpx.fast.direct import direct
 from captum_lrpx.fast.narrow import narrow
 from captum_lrpx.fast.saved import Saved, economy_of, is_worth_it
 from captum_lrpx.forms import (
-    MOST_SURPRISES,
     Form,
     NewWayError,
     Structure,
@@ -89,6 +89,7 @@ class TracedPass:
         watched: Whether to watch it although the form is known, for the names of functions.
         values: Whether to keep the result of each function, for a ledger.
         fast: Whether to skip multiplications of zeros.
+        whole: Whether the graph must have the operations that the rules hold constant, too.
         positions: Number of input positions. Where there are many, tensors that no rule reads are
             not stored either.
         checkpointing: Whether blocks are recomputed in the backward pass.
@@ -105,6 +106,7 @@ class TracedPass:
         watched: bool = False,
         values: bool = False,
         fast: bool = False,
+        whole: bool = True,
         positions: int = 1,
         checkpointing: bool = False,
         freeze: bool = True,
@@ -118,23 +120,24 @@ class TracedPass:
         self._watched = watched or values
         self._values = values
         self.recipe = recipe
-        known = forms_of(model)
-        self.form = (
-            Form()
-            if form is None
-            else known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
-        )
+        known = {} if form is None else forms_of(model)
+        self.form = known.setdefault((form, recipe, fingerprint(model, self._modules)), Form())
         # Overrides name modules, which only a watched pass knows.
         self.form.watched |= bool(recipe.overrides) or (not fast and self._speaks_of_modules())
-        lean = checkpointing or is_worth_it(self.form.economy, positions)
-        self._economical = self._fast and lean and self.form.surprises <= MOST_SURPRISES
-        self._positions = positions
-        economy = self.form.economy if self._economical else None
-        self._zeros = Zeros()
-        self._saved = Saved(economy, self._zeros) if self._economical else None
-        self._blocks: Checkpoints | None = None
         self._checkpointed = checkpointed(self._modules)
-        if (checkpointing or (self._checkpointed and blocks_of(model))) and not values:
+        blocks = (checkpointing or (self._checkpointed and blocks_of(model))) and not values
+        lean = checkpointing or is_worth_it(self.form.economy, positions)
+        self._economical = self._fast and lean and self.form.is_steady
+        self._whole = whole or blocks or self._watched or not (self._fast and self.form.is_steady)
+        self._longer = self.form
+        self._constant: Sequence[weakref.ref[nn.Module]] = ()
+        if self.form.shorter is not None and not (self._whole or lean):
+            self.form, self._constant = self.form.shorter
+        self._positions = positions
+        self._zeros, self._blocks = Zeros(), None
+        economy = self.form.economy if self._economical else None
+        self._saved = Saved(economy, self._zeros) if self._economical else None
+        if blocks:
             self._saved = self._blocks = Checkpoints(economy, self._zeros, _FUNCTIONS_WITH_INPUT)
         self.graph: Graph | None = None
         self.structure: Structure | None = None
@@ -169,9 +172,9 @@ class TracedPass:
             running: The module that has been called already.
         """
         with ExitStack() as stack:
+            stack.enter_context(without_graph(_living(self._constant)))
             if self.form.seen and not self.form.watched and not self._watched:
-                entries = [module for each in self.form.entries if (module := each()) is not None]
-                stack.enter_context(results_of(entries, self._outputs))
+                stack.enter_context(results_of(_living(self.form.entries), self._outputs))
                 if self.form.needs_inputs:
                     self._inputs = stack.enter_context(self._watch((), names=False)).inputs
             else:
@@ -232,10 +235,10 @@ class TracedPass:
             NewWayError: If this pass needs more tensors than were kept.
             ValueError: If parts of the graph are made in the backward pass only.
         """
-        graph = self.graph = Graph(outputs, () if self._freeze else self._parameters())
+        parameters = () if self._freeze else map(node_of, self.model.parameters())
+        graph = self.graph = Graph(outputs, filter(None, parameters))
         if self._saved is not None and not self._saved.fits(graph.key):
-            self.form.economy = None
-            self.form.surprises += 1
+            self.form.surprise()
             raise NewWayError
         structure = self._structure(graph)
         warn_if_dropping(self._modules, structure.dropping)
@@ -246,12 +249,9 @@ class TracedPass:
             self.form.needs_inputs |= plan.needs_inputs()
             # Only a watched pass knows of writes into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
+        if self.watch is not None and not (self._whole or self.form.watched or plan.problems):
+            self.form.learn_shorter(graph, outputs, self.recipe, self.watch.calls)
         return graph, plan
-
-    def _parameters(self) -> list[Node]:
-        """Nodes of the parameters that need a gradient."""
-        nodes = (node_of(parameter) for parameter in self.model.parameters())
-        return [node for node in nodes if node is not None]
 
     @property
     def inputs(self) -> Mapping[Node, Tensor]:
@@ -273,6 +273,9 @@ class TracedPass:
     def _structure(self, graph: Graph) -> Structure:
         key = graph.key
         structure = self.form.structures.get(key)
+        if structure is None and self._constant:
+            self._longer.surprise()
+            raise NewWayError
         unwatched = self._fast and self.watch is None
         if structure is None and unwatched and self._speaks_of_modules():
             self.form.seen = False
@@ -300,14 +303,12 @@ class TracedPass:
         return has_hints(self.model) or any(map(is_linear_in_numbers, self._modules))
 
     def _new(self, graph: Graph) -> Structure:
-        watch = self.watch
-        outputs = self._outputs
-        if watch is not None:
-            outputs = watch.outputs
-            self.form.entries = [weakref.ref(module) for module in watch.entered]
+        watch, outputs = self.watch, self._outputs
         structure = Structure(graph.form, [])
         hints: dict[Edge, Nature] = {}
         if watch is not None:
+            outputs = watch.outputs
+            self.form.entries = [weakref.ref(module) for module in watch.entered]
             self._name(graph, structure)
             hints = natures_of(graph, structure.places, dict(self.model.named_modules()))
         structure.roles = roles_of(graph, hints, structure.linear)
@@ -358,7 +359,7 @@ class TracedPass:
         graph, structure = self.graph, self.structure
         assert graph is not None and structure is not None  # noqa: S101, PT018
         plan = structure.plans[self.recipe]
-        wanted = _between(graph, plan, sources)
+        wanted = graph.leading_to(sources).intersection(plan.alive)
         problems = {problem.number: reason_and_remedy(problem.why) for problem in plan.problems}
         operations = []
         for number in sorted(wanted):
@@ -393,14 +394,5 @@ class TracedPass:
         )
 
 
-def _between(graph: Graph, plan: Plan, sources: Sequence[Tensor]) -> set[int]:
-    """Indices of the nodes through which relevance passes from the output to the sources."""
-    starts = {graph.index[node] for node in map(node_of, sources) if node in graph.index}
-    leads = [False] * len(graph.nodes)
-    for number, edges in enumerate(graph.operands):
-        leads[number] = (
-            number in starts
-            or (not starts and not any(edges))
-            or any(edge is not None and leads[edge.node] for edge in edges)
-        )
-    return {number for number in plan.alive if leads[number]} - starts
+def _living(modules: Iterable[weakref.ref[nn.Module]]) -> list[nn.Module]:
+    return [module for each in modules if (module := each()) is not None]

@@ -11,8 +11,13 @@ from captum_lrpx import ATTN_LRP, LRP, LRPx, TokenLogits, zoo
 from captum_lrpx.cli import main
 from captum_lrpx.sva import generate
 from captum_lrpx.sva.evaluation import Evaluation, ModelResults, Report, Settings, ablation
-from captum_lrpx.sva.evaluation.ablation import RULES
-from captum_lrpx.sva.evaluation.contributions import ALONE, IN_ATTNLRP, ON_AVERAGE, contributions
+from captum_lrpx.sva.evaluation.ablation import (
+    ALONE,
+    IN_ATTNLRP,
+    ON_AVERAGE,
+    RULES,
+    contributions,
+)
 from captum_lrpx.sva.evaluation.scores import VIEWS, Scores
 
 SAMPLES = tuple(generate(6, "test", 0, attractors=(1, 2)))

@@ -155,6 +155,18 @@ def test_markdown_and_latex(report):
     assert [row.count("&") for row in rows] == [6, 6, 6]
 
 
+def test_a_model_without_explained_samples_leaves_the_others_their_columns(report):
+    nothing = replace(results({}, "nothing"), samples=())
+    shown = replace(report.evaluation, models=(nothing, *report.evaluation.models))
+    assert Report(shown).to_latex() == report.to_latex()
+    none = Report(replace(report.evaluation, models=(nothing,)))
+    assert r"a\_b \\" in none.to_latex()
+    assert none.cells == list(none.grids()) == list(none.records()) == []
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="no sample of any model was explained"):
+        none.plot("plot.svg")
+
+
 def test_both_views_are_shown_of_all_samples_and_of_groups(report):
     titles = [grid.title for grid in report.grids()]
     assert titles == [

@@ -114,6 +114,7 @@ def test_a_noun_with_the_number_of_few_of_its_sentences(tmp_path):
         ("[]", "expected a JSON object, got list"),
         ({"UID": REGULAR}, "no text in the fields .*'sentence_good'"),
         ({**pair(REGULAR, "Ann", "is", "are"), "one_prefix_prefix": 3}, "'one_prefix_prefix'"),
+        (pair(REGULAR, "Ann", " ", "are"), "no text in the fields .*'one_prefix_word_good'"),
         ({**pair(REGULAR, "Ann", "is", "are"), "sentence_good": "Ann isn"}, "does not begin with"),
         ({**pair(REGULAR, "Ann", "is", "are"), "sentence_bad": "Ann is."}, "does not begin with"),
         (pair("regular_plural_subject_verb_agreement_2", "Ann", "is", "are"), "is not supported"),

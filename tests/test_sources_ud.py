@@ -213,8 +213,7 @@ def test_text_of_a_tree(tmp_path):
     assert tree.text == "du toitisn't10 000 x"
     written = [None if node.span is None else tree.text[slice(*node.span)] for node in tree.nodes]
     assert written == [None, None, "toit", "is", "n't", "10 000", "x"]
-    assert tree.nodes[0].head == 2
-    assert tree.children(2) == [0, 1, 3, 4, 5, 6]
+    assert [node.head for node in tree.nodes] == [2, 2, -1, 2, 2, 2, 2]
 
 
 def test_blanks_of_other_kinds_become_plain_ones(tmp_path):
@@ -253,8 +252,9 @@ def test_file_without_a_blank_line_at_its_end(tmp_path):
         (row("1-9", "x"), "the range '1-9' does not fit"),
         (row("1-2", " ") + "\n" + row(1, "x") + "\n" + row(2, "x"), "the FORM is empty"),
         (row("1-1", "x"), "the range '1-1' does not fit"),
-        (row(1, "x", head=9), "the HEAD is '9' in a sentence of 1 words"),
-        (row(1, "x", head="_"), "the HEAD is '_'"),
+        (row(1, "x", head=9), "the HEAD of the word '1' is '9' in a sentence of 1 words"),
+        (row(1, "x", head="_"), "the HEAD of the word '1' is '_'"),
+        (row(1, "x", head=1), "the HEAD of the word '1' is '1' in a sentence of 1 words"),
         (row(1, "x", feats="Sing"), "the FEATS are 'Sing'"),
         (row(1, "x", feats="Number="), "the FEATS are 'Number='"),
         (row(1, " "), "the FORM or the DEPREL is empty"),

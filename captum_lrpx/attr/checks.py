@@ -77,17 +77,20 @@ def check_values(model: nn.Module) -> None:
         return
     for module in modules_of(model):
         own = vars(module)
-        if "_hf_hook" in own:
-            continue
-        for name, tensor in (*own["_parameters"].items(), *own["_buffers"].items()):
-            if tensor is not None and tensor.is_meta:
-                path = next(path for path, each in model.named_modules() if each is module)
-                raise ValueError(
-                    f'{type(model).__name__} is on the device "meta", at least its '
-                    f"{path}.{name}: it has a shape and no values. Load the model with "
-                    '`from_pretrained`, outside of `torch.device("meta")` and '
-                    "`init_empty_weights()`."
-                )
+        for tensors in (own["_parameters"], own["_buffers"]):
+            if tensors and "_hf_hook" not in own:
+                for name, tensor in tensors.items():
+                    if tensor is not None and tensor.is_meta:
+                        raise _without_values(model, module, name)
+
+
+def _without_values(model: nn.Module, module: nn.Module, name: str) -> ValueError:
+    path = next(path for path, each in model.named_modules() if each is module)
+    return ValueError(
+        f'{type(model).__name__} is on the device "meta", at least its {path}.{name}: it has a '
+        "shape and no values. Load the model with `from_pretrained`, outside of "
+        '`torch.device("meta")` and `init_empty_weights()`.'
+    )
 
 
 def _named(value: Any) -> str:

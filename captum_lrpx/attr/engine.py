@@ -155,6 +155,7 @@ class _Run:
             watched=self.watched,
             values=self.values,
             fast=attribution.economical and not self.watched,
+            whole=bool(self.layers) or self.beside is not None,
             positions=sum(map(_positions, self.inputs)),
             checkpointing=attribution.checkpointing,
         )

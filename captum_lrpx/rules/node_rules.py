@@ -291,9 +291,14 @@ def gated(node: Any) -> Hook:
 
 def is_checkpointed(node: Any) -> bool:
     """Whether PyTorch recomputes the saved tensors of a node, which can be read only once."""
-    names = (name for name in dir(node) if name.startswith("_raw_saved_"))
-    kept = (getattr(getattr(node, name), "data", None) for name in names)
+    kept = (getattr(getattr(node, name), "data", None) for name in _raw_names_of(node.__class__))
     return any(type(each).__module__ == "torch.utils.checkpoint" for each in kept)
+
+
+@cache
+def _raw_names_of(kind: type) -> tuple[str, ...]:
+    """Names under which a class of nodes gives access to its saved tensors without unpacking."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 def frozen_norm(node: Any, name: str, zeros: Zeros) -> Hook:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from captum_lrpx.sva.counting import Lengths, Report
 from captum_lrpx.sva.grammar import generate
-from captum_lrpx.sva.sample_report import Lengths, Report
 from captum_lrpx.sva.samples import Number, Sample, Span, read_jsonl, write_jsonl
 from captum_lrpx.sva.tokenized import TokenizedSample, TokenizedSamples, tokenize
 

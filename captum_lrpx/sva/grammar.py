@@ -32,10 +32,12 @@ from captum_lrpx.sva.lexicon import (
     Noun,
     Verb,
 )
-from captum_lrpx.sva.samples import NUMBERS, Number, Sample, Span
+from captum_lrpx.sva.samples import NUMBERS, Number, Sample, word_span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from captum_lrpx.sva.samples import Span
 
 Split: TypeAlias = Literal["train", "test"]
 T = TypeVar("T")
@@ -68,23 +70,21 @@ def held_out(first: str, second: str) -> bool:
 @functools.cache
 def nouns_for(subject: Noun, split: Split) -> tuple[Noun, ...]:
     """Return the nouns that may share a sentence of ``split`` with ``subject``."""
-    wanted = split == "test"
     return tuple(
         noun
         for noun in NOUNS
-        if noun != subject and held_out(subject.singular, noun.singular) == wanted
+        if noun != subject and held_out(subject.singular, noun.singular) == (split == "test")
     )
 
 
 @functools.cache
 def verbs_for(subject: Noun, split: Split) -> tuple[Verb, ...]:
     """Return the verbs that may have ``subject`` as subject in a sentence of ``split``."""
-    wanted = split == "test"
     return tuple(
         verb
         for verb in VERBS
         if (subject.animate or not verb.animate)
-        and held_out(subject.singular, verb.plural) == wanted
+        and held_out(subject.singular, verb.plural) == (split == "test")
     )
 
 
@@ -164,11 +164,8 @@ class _Sentence:
         verb_at = len(self._words)
         self._words.append(verb.form(subject.number))
         self._ending(verb, others[1])
-        return " ".join(self._words), self._span(subject_at), self._span(verb_at)
-
-    def _span(self, index: int) -> Span:
-        start = sum(len(word) + 1 for word in self._words[:index])
-        return start, start + len(self._words[index])
+        spans = word_span(self._words, subject_at), word_span(self._words, verb_at)
+        return " ".join(self._words), *spans
 
     def _opening(self, head: _Head) -> None:
         if self._dice.chance(0.1):

@@ -13,12 +13,11 @@ Frame: TypeAlias = Literal["link", "object", "bare"]
 
 
 @dataclass(frozen=True)
-class Noun:
-    """A noun in both numbers."""
+class Word:
+    """A word in both numbers."""
 
     singular: str
     plural: str
-    animate: bool
 
     def form(self, number: Number) -> str:
         """Return the form for ``number``."""
@@ -26,7 +25,14 @@ class Noun:
 
 
 @dataclass(frozen=True)
-class Verb:
+class Noun(Word):
+    """A noun, which may be animate."""
+
+    animate: bool
+
+
+@dataclass(frozen=True)
+class Verb(Word):
     """A verb in both forms of the third person.
 
     Attributes:
@@ -36,14 +42,8 @@ class Verb:
         animate: Whether the verb takes animate subjects only.
     """
 
-    singular: str
-    plural: str
     frame: Frame
     animate: bool
-
-    def form(self, number: Number) -> str:
-        """Return the form for ``number``."""
-        return self.singular if number == "singular" else self.plural
 
 
 def _nouns(text: str, animate: bool) -> tuple[Noun, ...]:

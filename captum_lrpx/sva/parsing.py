@@ -1,4 +1,4 @@
-"""The subject of a verb, found by a parser (Arras et al., 2025, appendix B).
+"""Sentences with a known verb, whose subject a parser finds (Arras et al., 2025, appendix B).
 
 Labels are as in spaCy's English pipelines: Penn Treebank tags and CLEAR dependencies.
 """
@@ -9,20 +9,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from captum_lrpx.sva.counting import DroppedError, drop_if
+from captum_lrpx.sva.counting import Collected, DroppedError, drop_if, keep
+from captum_lrpx.sva.english import number_of_verb
+from captum_lrpx.sva.samples import Sample, covers_whole_words
 
 if TYPE_CHECKING:
     from captum_lrpx.sva.samples import Number, Span
 
 __all__ = [
-    "NO_SUBJECT",
+    "REASONS",
     "Filters",
     "ParsedWord",
     "Parser",
-    "attractors_between",
+    "Unparsed",
     "check_filters",
-    "nominal_subject",
-    "subject_of",
+    "parse_subjects",
 ]
 
 Filters: TypeAlias = Literal["paper", "strict"]
@@ -30,7 +31,10 @@ Filters: TypeAlias = Literal["paper", "strict"]
 VBP, without further conditions (Arras et al., 2025, appendix B). ``"strict"``: the subject is a
 noun that agrees with the verb in number; a passive subject (``nsubjpass``) is kept."""
 
-NO_SUBJECT: dict[str, str] = {
+REASONS: dict[str, str] = {
+    "identical forms": "the verb has one form for both numbers",
+    "invalid pair": "the two forms are not the singular and the plural of one verb (strict "
+    "filters)",
     "verb not found": "the parser has no word at the verb's place",
     "relation not nsubj": "neither the verb nor its main verb (of an auxiliary) has an nsubj "
     "(filters of the paper)",
@@ -43,20 +47,20 @@ NO_SUBJECT: dict[str, str] = {
     "subject not a noun": "it is a pronoun, a number, an adjective, ...",
     "subject disagrees": "its number differs from the verb's: two nouns joined by 'and', or a "
     "wrong parse",
+    "subject not a whole word": "the parser splits the word that contains the subject",
+    "other attractors": "the parser counts other attractors than the source (on request only)",
 }
-"""Reasons why a parse yields no subject, in the order of the checks; the first one counts. The
-filters of the paper use the first three; the strict ones do not use "relation not nsubj"."""
+"""Reasons for dropping sentences, in the order of the checks; the first reason counts. The filters
+of the paper do not use those from "no subject" to "subject disagrees"; the strict ones do not use
+"relation not nsubj"."""
 
-_TAG_OF_VERB: dict[Number, str] = {"singular": "VBZ", "plural": "VBP"}
-_NUMBER_OF_VERB: dict[str, Number] = {tag: number for number, tag in _TAG_OF_VERB.items()}
+_NUMBER_OF_VERB: dict[str, Number] = {"VBZ": "singular", "VBP": "plural"}
 _NUMBER_OF_TAG: dict[str, Number] = {
     "NN": "singular",
     "NNP": "singular",
     "NNS": "plural",
     "NNPS": "plural",
 }
-_NOMINAL = ("nsubj",)
-_NOMINAL_OR_PASSIVE = ("nsubj", "nsubjpass")
 _AUXILIARY = ("aux", "auxpass")
 
 
@@ -93,71 +97,101 @@ def check_filters(filters: str) -> None:
         raise ValueError(f"`filters` is {' or '.join(get_args(Filters))}, not {filters!r}.")
 
 
-def nominal_subject(words: Sequence[ParsedWord], verb_span: Span) -> tuple[int, Number]:
-    """Find the subject of a verb by the paper's filters, whatever its part of speech.
+@dataclass(frozen=True)
+class Unparsed:
+    """A sample without its subject; its fields are as in a sample."""
+
+    sentence: str
+    verb_span: Span
+    verb: str
+    foil: str
+    n_attractors: int
+    source: str
+
+
+def parse_subjects(
+    sentences: Sequence[Unparsed],
+    parser: Parser,
+    licence: str,
+    *,
+    filters: Filters,
+    check_attractors: bool,
+) -> Collected:
+    """Make samples of sentences with a known verb.
 
     Args:
-        words: The parse of the sentence.
-        verb_span: Place of the verb.
+        sentences: The sentences.
+        parser: Parses each sentence into words, see :class:`ParsedWord`.
+        licence: The licence of the sentences.
+        filters: Kept subjects, see :data:`Filters`; checked before.
+        check_attractors: Drop sentences where the parser counts other attractors than the source:
+            it has probably found another subject.
+
+    Returns:
+        The samples, and the number of sentences dropped by each of :data:`REASONS`.
+
+    Raises:
+        ValueError: If the numbers of parses and sentences differ.
+    """
+
+    def sample(pair: tuple[Unparsed, Sequence[ParsedWord]]) -> Sample:
+        return _sample(*pair, licence, filters, check_attractors)
+
+    parses = parser([each.sentence for each in sentences])
+    return Collected(*keep(sample, zip(sentences, parses, strict=True), REASONS))
+
+
+def _sample(
+    given: Unparsed,
+    words: Sequence[ParsedWord],
+    licence: str,
+    filters: Filters,
+    check_attractors: bool,
+) -> Sample:
+    drop_if(given.verb.lower() == given.foil.lower(), "identical forms")
+    find = _nominal_subject if filters == "paper" else _agreeing_subject
+    subject, number = find(given, words)
+    span = (words[subject].start, words[subject].end)
+    drop_if(not covers_whole_words(given.sentence, span), "subject not a whole word")
+    if check_attractors:
+        between = [word for word in words[subject + 1 :] if word.end <= given.verb_span[0]]
+        found = sum(_NUMBER_OF_TAG.get(word.tag, number) != number for word in between)
+        drop_if(found != given.n_attractors, "other attractors")
+    return Sample(**vars(given), evidence=(span,), number=number, licence=licence)
+
+
+def _nominal_subject(given: Unparsed, words: Sequence[ParsedWord]) -> tuple[int, Number]:
+    """Find the subject of a verb by the paper's filters, whatever its part of speech.
 
     Returns:
         The index of the head of the subject (if there are several, the nearest one, preferably
-        before the verb), and the number of the verb by its tag.
-
-    Raises:
-        DroppedError: If there is none, with one of the reasons in :data:`NO_SUBJECT`.
+        before the verb), and the number of the verb by its two forms, or by its tag.
     """
-    verb = _word_at(words, verb_span)
-    found = _subjects_of(words, verb, _NOMINAL)
+    verb = _word_at(words, given.verb_span)
+    found = _subjects_of(words, verb, ("nsubj",))
     drop_if(not found, "relation not nsubj")
-    number = _NUMBER_OF_VERB.get(words[verb].tag)
-    if number is None:
+    tagged = _NUMBER_OF_VERB.get(words[verb].tag)
+    if tagged is None:
         raise DroppedError("verb not VBZ or VBP")
-    return min(found, key=lambda index: (index > verb, abs(index - verb))), number
+    nearest = min(found, key=lambda index: (index > verb, abs(index - verb)))
+    return nearest, number_of_verb(given.verb.lower(), given.foil.lower()) or tagged
 
 
-def subject_of(words: Sequence[ParsedWord], verb_span: Span, number: Number) -> int:
-    """Find the subject of a verb by the strict filters.
-
-    Args:
-        words: The parse of the sentence.
-        verb_span: Place of the verb.
-        number: The number of the verb.
-
-    Returns:
-        The index of the head of the subject.
-
-    Raises:
-        DroppedError: If there is none, with one of the reasons in :data:`NO_SUBJECT`.
-    """
-    verb = _word_at(words, verb_span)
-    drop_if(words[verb].tag != _TAG_OF_VERB[number], "verb not VBZ or VBP")
-    found = _subjects_of(words, verb, _NOMINAL_OR_PASSIVE)
+def _agreeing_subject(given: Unparsed, words: Sequence[ParsedWord]) -> tuple[int, Number]:
+    """Find the subject of a verb by the strict filters: its index, and the number of both."""
+    number = number_of_verb(given.verb.lower(), given.foil.lower())
+    if number is None:
+        raise DroppedError("invalid pair")
+    verb = _word_at(words, given.verb_span)
+    drop_if(_NUMBER_OF_VERB.get(words[verb].tag) != number, "verb not VBZ or VBP")
+    found = _subjects_of(words, verb, ("nsubj", "nsubjpass"))
     drop_if(not found, "no subject")
     drop_if(len(found) > 1, "several subjects")
     drop_if(found[0] > verb, "subject after verb")
     subject_number = _NUMBER_OF_TAG.get(words[found[0]].tag)
     drop_if(subject_number is None, "subject not a noun")
     drop_if(subject_number != number, "subject disagrees")
-    return found[0]
-
-
-def attractors_between(
-    words: Sequence[ParsedWord], subject: int, verb_span: Span, number: Number
-) -> int:
-    """Count the nouns between a subject and its verb that have the other number.
-
-    Args:
-        words: The parse of the sentence.
-        subject: The index of the subject.
-        verb_span: Place of the verb.
-        number: The number of the subject.
-    """
-    return sum(
-        _NUMBER_OF_TAG.get(word.tag, number) != number
-        for word in words[subject + 1 :]
-        if word.end <= verb_span[0]
-    )
+    return found[0], number
 
 
 def _word_at(words: Sequence[ParsedWord], span: Span) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from captum_lrpx.files import write_text
+from captum_lrpx.sva.lines import json_object, read_each
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
 
 Number: TypeAlias = Literal["singular", "plural"]
 Span: TypeAlias = tuple[int, int]
@@ -130,6 +132,12 @@ def covers_whole_words(sentence: str, span: Span) -> bool:
     return not (before.isalnum() or after.isalnum() or " " in inside)
 
 
+def word_span(words: Sequence[str], index: int) -> Span:
+    """Place of one of the words of a sentence, which are separated by single blanks."""
+    start = sum(len(word) + 1 for word in words[:index])
+    return start, start + len(words[index])
+
+
 def read_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     """Read samples from a file with one JSON object per line.
 
@@ -144,18 +152,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     Raises:
         ValueError: If a line is broken; the message names the file and the line.
     """
-    samples = []
-    with Path(path).open("rb") as file:
-        # Bytes are decoded line by line, so that a bad byte is reported with its line too.
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                encoding = "utf-8-sig" if number == 1 else "utf-8"  # some editors write a mark
-                samples.append(_from_json(json.loads(line.decode(encoding))))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
-    return samples
+    return read_each(path, lambda line, _: _from_json(json_object(line)))
 
 
 def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
@@ -173,25 +170,15 @@ def write_jsonl(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None
     )
 
 
-def _from_json(record: object) -> Sample:
+def _from_json(record: Mapping[str, Any]) -> Sample:
     """Build a sample from a decoded line; lists become tuples."""
-    if not isinstance(record, Mapping):
-        # A ValueError, since the text of the file is wrong.
-        raise ValueError(  # noqa: TRY004
-            f"expected a JSON object, got {type(record).__name__}"
-        )
     wanted = [field.name for field in fields(Sample)]
     missing = [name for name in wanted if name not in record]
     unknown = sorted(set(record) - set(wanted))
     if missing or unknown:
         raise ValueError(f"fields missing: {missing}, unknown: {unknown}")
-    values = cast("dict[str, Any]", dict(record))
-    values["verb_span"] = _to_tuple(values["verb_span"])
-    values["evidence"] = _to_tuple(values["evidence"])
-    if isinstance(values["evidence"], tuple):
-        values["evidence"] = tuple(_to_tuple(span) for span in values["evidence"])
-    return Sample(**values)
+    return Sample(**{name: _with_tuples(value) for name, value in record.items()})
 
 
-def _to_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

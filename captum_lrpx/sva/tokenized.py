@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from captum_lrpx.sva.counting import drop_if, keep
-from captum_lrpx.sva.sample_report import Lengths, Report
+from captum_lrpx.sva.counting import Lengths, Report, drop_if, keep
 from captum_lrpx.targets.encoding import encode_for
 from captum_lrpx.targets.place import word_ids
 
@@ -175,18 +174,15 @@ def _tokenized(
     encoding = encode_for(task, tokenizer, text, first_token)
     drop_if(max_length is not None and len(encoding.ids) > max_length, "too long")
     verb_id, foil_id = _forms(sample, tokenizer, task, encoding)
-    position = len(encoding.ids) - 1
-    if task == "masked-lm":
-        position = encoding.ids.index(tokenizer.mask_token_id)
     marked = _evidence(encoding, evidence, tokenizer.unk_token_id)
-    masked_at = position if task == "masked-lm" else None
+    masked_at = encoding.ids.index(tokenizer.mask_token_id) if task == "masked-lm" else None
     _require_a_choice(encoding, marked, masked_at)
     return TokenizedSample(
         sample=sample,
         ids=encoding.ids,
         evidence=marked,
         special=encoding.special,
-        position=position,
+        position=len(encoding.ids) - 1 if masked_at is None else masked_at,
         verb_id=verb_id,
         foil_id=foil_id,
     )
@@ -251,12 +247,12 @@ def _require_a_choice(encoding: Encoding, evidence: Sequence[bool], masked_at: i
         evidence: Whether each token is evidence.
         masked_at: Position of the mask token, which is not text; None for causal models.
     """
-    of_text = [
-        not special and place != masked_at and bool(encoding.text[start:end].strip())
-        for place, (special, (start, end)) in enumerate(
-            zip(encoding.special, encoding.offsets, strict=True)
+    text = [
+        is_evidence
+        for place, (is_evidence, special, (start, end)) in enumerate(
+            zip(evidence, encoding.special, encoding.offsets, strict=True)
         )
+        if not special and place != masked_at and encoding.text[start:end].strip()
     ]
-    text = [is_evidence for is_evidence, counts in zip(evidence, of_text, strict=True) if counts]
     drop_if(len(text) <= 1, "text of one token")
     drop_if(all(text), "evidence is the whole text")

@@ -198,6 +198,21 @@ class Graph:
             return None
         return Edge(self.index[operand], output)
 
+    def leading_to(self, sources: Iterable[Tensor]) -> set[int]:
+        """Indices of the nodes that depend on some tensors, or on any leaf if none is in the graph.
+
+        Nodes of these tensors do not count.
+        """
+        starts = {self.index[node] for node in map(node_of, sources) if node in self.index}
+        leads = [False] * len(self.nodes)
+        for number, edges in enumerate(self.operands):
+            leads[number] = (
+                number in starts
+                or (not starts and not any(edges))
+                or any(edge is not None and leads[edge.node] for edge in edges)
+            )
+        return {number for number, each in enumerate(leads) if each} - starts
+
     def detail(self, number: int) -> Any:
         """The argument that decides about the kind of a node's operation; None if there is none."""
         value = self._details.get(self.nodes[number])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from captum_lrpx.sva.evaluation.ablation import ablation
-from captum_lrpx.sva.evaluation.benchmark import Evaluation, evaluate
 from captum_lrpx.sva.evaluation.contenders import (
     DEFAULT_METHODS,
     PAPER_METHODS,
@@ -16,7 +15,7 @@ from captum_lrpx.sva.evaluation.processes import Processes, processes
 from captum_lrpx.sva.evaluation.reference import Reference, paper_reference, read_reference
 from captum_lrpx.sva.evaluation.report import Report
 from captum_lrpx.sva.evaluation.results import ModelResults
-from captum_lrpx.sva.evaluation.run import Settings
+from captum_lrpx.sva.evaluation.run import Evaluation, Settings, evaluate
 
 __all__ = [
     "DEFAULT_METHODS",

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = ["DEFAULT_METHODS", "PAPER_METHODS", "RANDOM_DRAWS", "Contender", "contenders"]
+__all__ = [
+    "DEFAULT_METHODS",
+    "PAPER_METHODS",
+    "PAPER_ROWS",
+    "RANDOM_DRAWS",
+    "Contender",
+    "contenders",
+]
 
 DEFAULT_METHODS = (
     "lrpx",
@@ -30,16 +37,18 @@ DEFAULT_METHODS = (
 )
 """The paper's methods, and baselines of Captum and of the literature."""
 
-PAPER_METHODS = (
-    "altilogit",
-    "lrpx",
-    "attnlrpx",
-    "saliency_l1",
-    "saliency_l2_squared",
-    "input_x_gradient",
-    "random",
-)
-"""The rows of the paper's Table 2; two norms of the gradient share one."""
+PAPER_ROWS = {
+    "ALTI-Logit": ("altilogit",),
+    "LRP": ("lrpx",),
+    "AttnLRP": ("attnlrpx",),
+    "Gradient": ("saliency_l1", "saliency_l2_squared"),
+    "Gradient x Input": ("input_x_gradient",),
+    "Random": ("random",),
+}
+"""Rows of the paper's Table 2, and our methods; the gradient's is the better one of two norms."""
+
+PAPER_METHODS = tuple(method for methods in PAPER_ROWS.values() for method in methods)
+"""Methods of the paper's Table 2."""
 
 RANDOM_DRAWS = 10
 """Number of draws of random attributions, as in the paper."""

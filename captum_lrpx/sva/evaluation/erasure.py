@@ -11,18 +11,14 @@ from torch.nn.utils.rnn import pad_sequence
 from captum_lrpx.metrics import abpc, leave_one_out, pearson, spearman
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.targets import Query
 
-__all__ = ["FAITHFULNESS", "Effects"]
-
-FAITHFULNESS = ("LOO-r", "LOO-rho", "ABPC")
-"""Correlation with leaving one token out (Pearson, Spearman), and the area between the perturbation
-curves as a share of the explained value."""
+__all__ = ["Effects"]
 
 _POINTS_AT_ONCE = 8
 
@@ -45,13 +41,7 @@ class Effects:
     @cached_property
     def _left_out(self) -> Tensor:
         """Drop of the explained value without each token, ``[B, T]``."""
-        return leave_one_out(
-            self.query.forward,
-            self.query.embeddings().detach(),
-            mask=self.mask,
-            perturbations_per_eval=_POINTS_AT_ONCE,
-            **self.query.arguments,
-        )
+        return self._erased(leave_one_out)
 
     def measure(self, relevances: Tensor, contender: Contender) -> dict[str, list[float]]:
         """Measure attributions.
@@ -61,23 +51,24 @@ class Effects:
             contender: Their method: magnitudes are compared with the size of effects.
 
         Returns:
-            The measures of :data:`FAITHFULNESS`, a number for each row.
+            The correlation with leaving one token out (Pearson, Spearman), and the area between
+            the perturbation curves as a share of the explained value; a number for each row.
         """
         effects = self._left_out.abs() if contender.is_magnitude else self._left_out
-        area = abpc(
+        columns = {
+            "LOO-r": pearson(relevances, effects, mask=self.mask),
+            "LOO-rho": spearman(relevances, effects, mask=self.mask),
+            "ABPC": self._erased(abpc, relevances) / self.query.values,
+        }
+        return {name: column.double().tolist() for name, column in columns.items()}
+
+    def _erased(self, measure: Callable[..., Tensor], *relevances: Tensor) -> Tensor:
+        """Call a metric that erases tokens of the batch."""
+        return measure(
             self.query.forward,
             self.query.embeddings().detach(),
-            relevances,
+            *relevances,
             mask=self.mask,
             perturbations_per_eval=_POINTS_AT_ONCE,
             **self.query.arguments,
         )
-        columns = (
-            pearson(relevances, effects, mask=self.mask),
-            spearman(relevances, effects, mask=self.mask),
-            area / self.query.values,
-        )
-        return {
-            name: column.double().tolist()
-            for name, column in zip(FAITHFULNESS, columns, strict=True)
-        }

@@ -1,7 +1,10 @@
-"""Tables of text: as Markdown and for a terminal."""
+"""Tables of results: for a terminal, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Grid"]
+    from rich.console import RenderableType
+
+__all__ = ["Grid", "Tables", "csv_text", "latex_table", "tex"]
 
 _MARKS = {"bold": ("**", "**"), "underline": ("<u>", "</u>")}
 
@@ -36,7 +41,7 @@ class Grid:
     def markdown(self) -> str:
         """A table of Markdown under its title."""
         rows = [
-            tuple(self._marked(place, column, cell) for column, cell in enumerate(row))
+            [self._marked(place, column, cell) for column, cell in enumerate(row)]
             for place, row in enumerate(self.rows)
         ]
         lines = [self.heads, ("---", *("---:",) * (len(self.heads) - 1)), *rows]
@@ -70,3 +75,65 @@ class Grid:
 
 def _escaped(cell: str) -> str:
     return cell.replace("|", r"\|")
+
+
+class Tables(ABC):
+    """Tables of results with notes on their numbers."""
+
+    @abstractmethod
+    def grids(self) -> Iterator[Grid]:
+        """The tables as text."""
+
+    @abstractmethod
+    def notes(self) -> str:
+        """Explain the numbers."""
+
+    def tables(self) -> list[RenderableType]:
+        """The tables for a terminal."""
+        shown: list[RenderableType] = []
+        for grid in self.grids():
+            shown += [grid.rich(), Text()]
+        return [*shown, Text(self.notes())]
+
+    def to_markdown(self) -> str:
+        """The tables as Markdown."""
+        return "\n".join([*(grid.markdown() for grid in self.grids()), self.notes() + "\n"])
+
+
+def csv_text(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def latex_table(
+    models: Sequence[str], measures: Sequence[str], rows: Mapping[str, Sequence[str]]
+) -> str:
+    """A LaTeX table: methods x (models x measures).
+
+    Args:
+        models: Names of the models.
+        measures: Names of the columns of each model.
+        rows: By name of the method, the cells, of all models; both are LaTeX.
+    """
+    heads = [rf"\multicolumn{{{len(measures)}}}{{c}}{{{tex(model)}}}" for model in models]
+    columns = [*measures] * len(models)
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        " & ".join(["", *heads]) + r" \\",
+        " & ".join(["method", *columns]) + r" \\",
+        r"\midrule",
+        *(" & ".join([name, *cells]) + r" \\" for name, cells in rows.items()),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tex(text: str) -> str:
+    """Escape a text for LaTeX."""
+    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")

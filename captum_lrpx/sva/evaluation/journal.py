@@ -12,12 +12,14 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from captum_lrpx.files import write_text
+from captum_lrpx.sva.evaluation.processes import Processes
+from captum_lrpx.sva.lines import json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -27,7 +29,6 @@ Key = tuple[str | int, ...]
 """Key of a unit of work: its kind, and further parts."""
 
 _MANIFEST = "manifest.json"
-_BINARY: int = getattr(os, "O_BINARY", 0)  # Windows alone writes other newlines without it
 
 
 class Journal:
@@ -37,9 +38,7 @@ class Journal:
         folder: Folder of the records. Default: memory only.
         manifest: Identifies the run: JSON that is the same for the same run.
         resume: Whether to continue a run in the folder.
-        rank: Index of this process's share of the work; each share has its own log.
-        writes: Whether this process keeps the log of its share.
-        wait: Waits until all processes have reached this point.
+        processes: The processes of the run; each share of the work has its own log.
 
     Raises:
         ValueError: If there is a run in the folder that is another one, may not be resumed, or
@@ -53,28 +52,26 @@ class Journal:
         manifest: Mapping[str, Any],
         *,
         resume: bool = False,
-        rank: int = 0,
-        writes: bool = True,
-        wait: Callable[[], None] = lambda: None,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
         self.records: dict[Key, dict[str, Any]] = {}
         self.folder = None if folder is None else Path(folder)
-        self._log: int | None = None
+        self._log: BinaryIO | None = None
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         _check(self.folder, json.loads(json.dumps(manifest)), resume=resume)
-        wait()  # all have checked the folder before one writes
-        if rank == 0 and writes:
+        processes.wait()  # all have checked the folder before one writes
+        if processes.is_main:
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
             write_text(self.folder / _MANIFEST, text)
-        path = self.folder / f"log-{rank:05d}.jsonl"
-        if writes:
+        path = self.folder / f"log-{processes.share:05d}.jsonl"
+        if processes.writes:
             _drop_torn_line(path)
         self.refresh()
-        wait()  # processes that share work have read the same
-        if writes:
-            self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
+        processes.wait()  # processes that share work have read the same
+        if processes.writes:
+            self._log = path.open("ab")
 
     def refresh(self) -> None:
         """Read the logs of all processes.
@@ -96,13 +93,15 @@ class Journal:
         record = {"key": list(key), **content}
         if self._log is not None:
             line = _text({**record, "crc32": _checksum(record)}) + "\n"
-            _write(self._log, line.encode())
+            self._log.write(line.encode())
+            self._log.flush()
+            os.fsync(self._log.fileno())
         self.records[key] = record
 
     def close(self) -> None:
         """Close the log."""
         if self._log is not None:
-            os.close(self._log)
+            self._log.close()
             self._log = None
 
     def __enter__(self) -> Self:
@@ -135,14 +134,11 @@ def _check(folder: Path, manifest: dict[str, Any], *, resume: bool) -> None:
 
 def _manifest_of(path: Path) -> dict[str, Any]:
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(there, dict):
-            raise ValueError(f"it is {type(there).__name__}, not an object")  # noqa: TRY004, TRY301
+        return json_object(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} does not identify the run in the folder: {error}. Choose another folder."
         ) from error
-    return there
 
 
 def _shown(value: object, limit: int = 300) -> str:
@@ -152,11 +148,8 @@ def _shown(value: object, limit: int = 300) -> str:
 
 def _drop_torn_line(path: Path) -> None:
     """Cut a log after its last complete line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if not content.endswith(b"\n") and content:
-        os.truncate(path, content.rfind(b"\n") + 1)
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -165,10 +158,10 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):  # torn, or being written by another process
                 return
             try:
-                record: dict[str, Any] = {**json.loads(line)}
+                record = json_object(line)
                 if record.pop("crc32", None) != _checksum(record):
                     raise ValueError("it was edited or damaged, and does not fit its checksum")  # noqa: TRY301
-            except (ValueError, TypeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not a record as a run writes it: {error}. Remove "
                     "the line, and its work is done again."
@@ -182,10 +175,3 @@ def _checksum(record: Mapping[str, Any]) -> int:
 
 def _text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-
-
-def _write(log: int, data: bytes) -> None:
-    """Append all of the data, and flush it to the disk."""
-    while data:
-        data = data[os.write(log, data) :]
-    os.fsync(log)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from captum_lrpx.sva.evaluation.benchmark import Evaluation
-    from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.results import ModelResults
+    from captum_lrpx.sva.evaluation.run import Evaluation
 
 __all__ = ["EXTENSION", "is_extension", "notes"]
 
@@ -39,23 +38,24 @@ _GATED = (
 )
 
 
-def is_extension(results: ModelResults, contender: Contender) -> bool:
-    """Whether the paper lacks the method of a result for this kind of model."""
-    return contender.method == "altilogit" and results.task == "masked-lm"
+def is_extension(results: ModelResults, method: str) -> bool:
+    """Whether the paper lacks a method for this kind of model."""
+    return method == "altilogit" and results.task == "masked-lm"
 
 
 def notes(evaluation: Evaluation) -> Iterator[str]:
     """Lines that explain the numbers of an evaluation."""
-    models, contenders = evaluation.models, evaluation.contenders
+    models = evaluation.models
+    methods = {contender.method for contender in evaluation.contenders}
     yield _INTERVALS
     yield _VIEWS
     yield from map(_counts, models)
     if evaluation.settings.include_wrong:
         yield _PREDICTED
-    if any(is_extension(model, each) for model in models for each in contenders):
+    if any(is_extension(model, method) for model in models for method in methods):
         yield _EXTENDED
     gated = [model.model for model in models if model.gated]
-    if gated and any(each.method == "lrpx" for each in contenders):
+    if gated and "lrpx" in methods:
         yield f"{', '.join(gated)}: {_GATED}"
 
 

@@ -8,45 +8,30 @@ ranked.
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from captum_lrpx.sva.evaluation.contenders import PAPER_METHODS
-from captum_lrpx.sva.evaluation.grids import Grid
+from captum_lrpx.sva.evaluation.contenders import PAPER_METHODS, PAPER_ROWS
+from captum_lrpx.sva.evaluation.grids import Grid, Tables, csv_text, latex_table
 from captum_lrpx.sva.evaluation.notes import EXTENSION, is_extension, notes
 from captum_lrpx.sva.evaluation.reference import paper_reference
-from captum_lrpx.sva.evaluation.scores import VIEWS, Scores
-from captum_lrpx.sva.evaluation.statistics import Estimate, estimates, resampling
+from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from rich.console import RenderableType
-
-    from captum_lrpx.sva.evaluation.benchmark import Evaluation
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.reference import Reference
+    from captum_lrpx.sva.evaluation.run import Evaluation
+    from captum_lrpx.sva.evaluation.statistics import Estimate
 
-__all__ = ["PaperCell", "PaperLayout", "has_rows", "tex"]
+__all__ = ["PaperCell", "PaperLayout", "has_rows"]
 
 COLUMNS = {"PG2": "PG-2", "MRR": "MRR", "RMA": "RMA", "PTA": "PTA"}
 """The paper's names of the measures, and ours."""
 
-_GRADIENT = "Gradient"
-_RANDOM = "Random"
-_ROWS = {
-    "ALTI-Logit": ("altilogit",),
-    "LRP": ("lrpx",),
-    "AttnLRP": ("attnlrpx",),
-    _GRADIENT: ("saliency_l1", "saliency_l2_squared"),
-    "Gradient x Input": ("input_x_gradient",),
-    _RANDOM: ("random",),
-}
+_GRADIENT, _RANDOM = "Gradient", "Random"
 _HEADS = ("model", "view", "method", "measure", "mean", "std", "published", "difference", "rank")
 _TEX = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
 _STYLES = {"best": "bold", "second": "underline"}
@@ -96,7 +81,7 @@ class PaperCell:
         return f"{self.number}{mark}{spread} ({self.published:.3f}, {self.difference:+.3f})"
 
 
-class PaperLayout:
+class PaperLayout(Tables):
     """The paper's Table 2, of an evaluation.
 
     Args:
@@ -117,62 +102,53 @@ class PaperLayout:
     ) -> None:
         self.evaluation = evaluation
         self.reference = paper_reference() if reference is None else reference
-        self._contenders = {
-            each.name: each for each in evaluation.contenders if each.name == each.method
+        compared = _compared(evaluation.contenders)
+        self._rows = {
+            row: [method for method in methods if method in compared]
+            for row, methods in PAPER_ROWS.items()
+            if not compared.isdisjoint(methods)
         }
-        if scores is None:
-            scores = [Scores(results, evaluation.contenders) for results in evaluation.models]
-        self._scores = [each for each in scores if each.values]
-        if not has_rows(evaluation.contenders):
+        if not self._rows:
             raise ValueError(
                 "The layout of the paper has rows for its methods only, and none of them was "
                 f"compared: {', '.join(PAPER_METHODS)}."
             )
+        if scores is None:
+            scores = [Scores(results, evaluation.contenders) for results in evaluation.models]
+        self._scores = [each for each in scores if each.values]
 
     @cached_property
     def cells(self) -> list[PaperCell]:
         """All numbers, of both views."""
-        return [
-            cell
+        return list(self._found.values())
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, str, str, str], PaperCell]:
+        """The numbers by model, view, row and measure."""
+        return {
+            (cell.model, cell.view, cell.row, cell.measure): cell
             for scores in self._scores
             for view in VIEWS
             for cell in _ranked(list(self._cells_of(scores, view)))
-        ]
+        }
 
     def _cells_of(self, scores: Scores, view: str) -> Iterator[PaperCell]:
-        resampled = resampling(len(scores.results.samples))
-        for row, methods in _ROWS.items():
-            chosen = self._better(scores, methods)
-            if chosen is None:
-                continue
+        model = scores.results.model
+        for row, methods in self._rows.items():
+            method = max(methods, key=partial(_mean_of_columns, scores))
+            extension = is_extension(scores.results, method)
             for name, measure in COLUMNS.items():
-                (estimate,) = estimates(scores.values[chosen.name, view, measure][None], resampled)
-                published = self.reference.get(scores.results.model, chosen.name, measure)
-                extension = is_extension(scores.results, chosen)
+                published = self.reference.get(model, method, measure)
                 yield PaperCell(
-                    scores.results.model,
+                    model,
                     view,
                     row,
-                    chosen.name,
+                    method,
                     name,
-                    estimate,
+                    scores.means[method, view, ALL, measure],
                     None if view != VIEWS[0] or extension else published,
                     extension,
                 )
-
-    def _better(self, scores: Scores, methods: tuple[str, ...]) -> Contender | None:
-        """Method of a row: if there are several, the one with the highest mean over the columns."""
-        compared = [self._contenders[name] for name in methods if name in self._contenders]
-        if len(compared) < 2:
-            return compared[0] if compared else None
-
-        def mean(contender: Contender) -> float:
-            return sum(
-                float(scores.values[contender.name, VIEWS[0], measure].nanmean())
-                for measure in COLUMNS.values()
-            )
-
-        return max(compared, key=mean)
 
     # Forms --------------------------------------------------------------------------------------
 
@@ -182,66 +158,46 @@ class PaperLayout:
             model = scores.results.model
             for view in VIEWS:
                 found = {
-                    (cell.row, cell.measure): cell
-                    for cell in self.cells
-                    if (cell.model, cell.view) == (model, view)
+                    row: [self._found[model, view, row, name] for name in COLUMNS]
+                    for row in self._rows
                 }
-                names = list(dict.fromkeys(row for row, _ in found))
                 styles = {
-                    (place, column): _STYLES[found[row, name].rank]
-                    for place, row in enumerate(names)
-                    for column, name in enumerate(COLUMNS, start=1)
-                    if found[row, name].rank
+                    (place, column): _STYLES[cell.rank]
+                    for place, cells in enumerate(found.values())
+                    for column, cell in enumerate(cells, start=1)
+                    if cell.rank
                 }
-                rows = tuple((row, *(str(found[row, name]) for name in COLUMNS)) for row in names)
+                rows = tuple((row, *map(str, cells)) for row, cells in found.items())
                 title = f"{model} ({len(scores.results.samples)} samples), {view}"
                 yield Grid(title, ("method", *COLUMNS), rows, styles)
 
-    def tables(self) -> list[RenderableType]:
-        """The tables for a terminal."""
-        shown: list[RenderableType] = []
-        for grid in self.grids():
-            shown += [grid.rich(), Text()]
-        return [*shown, Text(self.notes())]
-
-    def to_markdown(self) -> str:
-        """The tables as Markdown."""
-        return "\n".join([*(grid.markdown() for grid in self.grids()), self.notes() + "\n"])
-
     def to_csv(self) -> str:
         """Write every number on a separate line."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_HEADS)
-        for cell in self.cells:
-            names = (cell.model, cell.view, cell.method, cell.measure)
-            ours = (cell.estimate.mean, cell.estimate.spread)
-            writer.writerow((*names, *ours, cell.published, cell.difference, cell.rank))
-        return text.getvalue()
+        rows = (
+            (
+                *(cell.model, cell.view, cell.method, cell.measure),
+                *(cell.estimate.mean, cell.estimate.spread),
+                *(cell.published, cell.difference, cell.rank),
+            )
+            for cell in self.cells
+        )
+        return csv_text(_HEADS, rows)
 
     def to_latex(self) -> str:
         """One table for each view: methods x (models x measures)."""
-        return "\n".join(self._latex(view) for view in VIEWS)
+        return "\n".join(f"% {view}\n{self._latex(view)}" for view in VIEWS)
 
     def _latex(self, view: str) -> str:
-        found = {
-            (cell.model, cell.row, cell.measure): cell for cell in self.cells if cell.view == view
+        models = [scores.results.model for scores in self._scores]
+        rows = {
+            row.replace(" x ", r" $\times$ "): [
+                _tex_cell(self._found[model, view, row, name])
+                for model in models
+                for name in COLUMNS
+            ]
+            for row in self._rows
         }
-        models = list(dict.fromkeys(model for model, _, _ in found))
-        span = len(COLUMNS)
-        heads = [rf"\multicolumn{{{span}}}{{c}}{{{tex(model)}}}" for model in models]
-        lines = [
-            f"% {view}",
-            rf"\begin{{tabular}}{{l{'r' * span * len(models)}}}",
-            r"\toprule",
-            " & ".join(["", *heads]) + r" \\",
-            " & ".join(["method", *list(COLUMNS) * len(models)]) + r" \\",
-            r"\midrule",
-        ]
-        for row in dict.fromkeys(row for _, row, _ in found):
-            cells = [_tex_cell(found[model, row, name]) for model in models for name in COLUMNS]
-            lines.append(" & ".join([row.replace(" x ", r" $\times$ "), *cells]) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        return latex_table(models, [*COLUMNS], rows)
 
     def notes(self) -> str:
         """Explain the numbers."""
@@ -263,7 +219,16 @@ class PaperLayout:
 
 def has_rows(contenders: Iterable[Contender]) -> bool:
     """Whether a method of the paper was compared, under its own name."""
-    return any(each.method in PAPER_METHODS and each.name == each.method for each in contenders)
+    return bool(_compared(contenders))
+
+
+def _compared(contenders: Iterable[Contender]) -> set[str]:
+    """The paper's methods that were compared under their own names."""
+    return {each.name for each in contenders if each.name == each.method} & {*PAPER_METHODS}
+
+
+def _mean_of_columns(scores: Scores, method: str) -> float:
+    return sum(scores.means[method, VIEWS[0], ALL, measure].mean for measure in COLUMNS.values())
 
 
 def _ranked(cells: list[PaperCell]) -> Iterator[PaperCell]:
@@ -278,11 +243,6 @@ def _ranked(cells: list[PaperCell]) -> Iterator[PaperCell]:
         takes_part = cell.row != _RANDOM and not cell.extension and cell.number in order[:2]
         rank = ("best", "second")[order.index(cell.number)] if takes_part else ""
         yield replace(cell, rank=rank)
-
-
-def tex(text: str) -> str:
-    """Escape a text for LaTeX."""
-    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
 
 
 def _tex_cell(cell: PaperCell) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from captum_lrpx.sva.evaluation.scores import MEASURES, VIEWS
+from captum_lrpx.sva.evaluation.scores import ALL, MEASURES, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.sva.evaluation.scores import Cell
+    from captum_lrpx.sva.evaluation.scores import Scores
 
 __all__ = ["check_format", "draw", "require"]
 
@@ -49,42 +49,38 @@ def check_format(path: str | os.PathLike[str]) -> None:
         )
 
 
-def draw(path: str | os.PathLike[str], methods: Sequence[str], cells: Sequence[Cell]) -> None:
+def draw(path: str | os.PathLike[str], methods: Sequence[str], models: Sequence[Scores]) -> None:
     """Draw means with their intervals.
 
     Args:
         path: The file; its ending sets the format.
         methods: The methods, from top to bottom.
-        cells: Means over all samples.
+        models: The measures of each model.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        ValueError: If there is no model.
     """
     require()
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    models = list(dict.fromkeys(cell.model for cell in cells))
+    if not models:
+        raise ValueError("There is nothing to draw: no sample of any model was explained.")
     height = (_MARGIN + _HEIGHT_PER_METHOD * len(methods)) * len(models)
     figure = Figure(figsize=(_WIDTH * len(MEASURES), height), layout="constrained")
     grid = figure.subplots(len(models), len(MEASURES), sharex=True, sharey=True, squeeze=False)
     places = range(len(methods))
-    for model, row in zip(models, grid, strict=True):
+    for scores, row in zip(models, grid, strict=True):
         for measure, axes in zip(MEASURES, row, strict=True):
             for shift, view in zip((-0.2, 0.2), VIEWS, strict=True):
-                found = {
-                    cell.method: cell.estimate
-                    for cell in cells
-                    if (cell.model, cell.measure, cell.view) == (model, measure, view)
-                }
-                chosen = [found[method] for method in methods]
-                means = [each.mean for each in chosen]
+                found = [scores.means[method, view, ALL, measure] for method in methods]
                 errors = [
-                    [each.mean - each.low for each in chosen],
-                    [each.high - each.mean for each in chosen],
+                    [each.mean - each.low for each in found],
+                    [each.high - each.mean for each in found],
                 ]
                 heights = [place + shift for place in places]
-                axes.barh(heights, means, 0.4, xerr=errors, label=view)
-            axes.set_title(f"{model}\n{measure}", fontsize="small")
+                axes.barh(heights, [each.mean for each in found], 0.4, xerr=errors, label=view)
+            axes.set_title(f"{scores.results.model}\n{measure}", fontsize="small")
             axes.set_yticks(list(places), methods, fontsize="small")
             axes.set_xlim(0, 1)
     grid[0][0].invert_yaxis()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 __all__ = ["Reference", "paper_reference", "read_reference"]
@@ -14,29 +12,8 @@ __all__ = ["Reference", "paper_reference", "read_reference"]
 _TOO_MUCH = (RecursionError, OverflowError)
 """Errors of deeply nested brackets, and of numbers with too many digits."""
 
-_TABLE = "table2.csv"
-_SOURCE = "Arras et al. 2025, arXiv 2502.15886, Table 2"
-_METHODS = {
-    "ALTI-Logit": ("altilogit",),
-    "LRP": ("lrpx",),
-    "AttnLRP": ("attnlrpx",),
-    "Gradient": ("saliency_l1", "saliency_l2_squared"),
-    "GradientxInput": ("input_x_gradient",),
-    "Random": ("random",),
-}
-"""The paper's methods, and ours; the paper has the better one of two norms as "Gradient"."""
-_MEASURES = {"PG2": "PG-2", "MRR": "MRR", "RMA": "RMA", "PTA": "PTA"}
-_MODELS = {
-    "bert-base-uncased": "bert",
-    "bert-large-uncased": "bert",
-    "gpt2": "gpt2",
-    "gpt2-xl": "gpt2",
-    "llama-3.2-1b": "llama3",
-    "llama-3.2-3b": "llama3",
-}
-"""Names of the hub without their owners, in lower case; random values are of a whole family."""
-_NAMES = {"gpt2": "gpt2-small"}
-"""The paper's name of a model, if it differs from the name of the hub."""
+_TABLE_2 = Path(__file__).with_name("table2.json")
+"""Table 2 of Arras et al. (2025), under our names and the names of the hub without their owners."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +74,4 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
 
 def paper_reference() -> Reference:
     """The paper's Table 2, for the models that it has, under the names of the hub."""
-    text = resources.files(__package__).joinpath(_TABLE).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    published = {
-        (row["model"], row["method"], row["metric"]): float(row["value"])
-        for row in csv.DictReader(lines)
-    }
-    values: dict[str, dict[str, dict[str, float]]] = {}
-    for model, family in _MODELS.items():
-        for (name, theirs, metric), value in published.items():
-            if name in (_NAMES.get(model, model), family) and theirs in _METHODS:
-                for method in _METHODS[theirs]:
-                    columns = values.setdefault(model, {}).setdefault(method, {})
-                    columns[_MEASURES[metric]] = value
-    return Reference(_SOURCE, values)
+    return read_reference(_TABLE_2)

@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
+from dataclasses import astuple, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from captum_lrpx.files import write_text
 from captum_lrpx.sva.evaluation import parquet, plot
-from captum_lrpx.sva.evaluation.contributions import contributions
-from captum_lrpx.sva.evaluation.grids import Grid
+from captum_lrpx.sva.evaluation.ablation import contributions
+from captum_lrpx.sva.evaluation.grids import Grid, Tables, csv_text, latex_table, tex
 from captum_lrpx.sva.evaluation.notes import EXTENSION, is_extension, notes
-from captum_lrpx.sva.evaluation.paper import PaperLayout, has_rows, tex
-from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Scores
+from captum_lrpx.sva.evaluation.paper import PaperLayout, has_rows
+from captum_lrpx.sva.evaluation.scores import ALL, VIEWS, Cell, Scores
+from captum_lrpx.sva.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from rich.console import RenderableType
-
-    from captum_lrpx.sva.evaluation.benchmark import Evaluation
-    from captum_lrpx.sva.evaluation.contributions import Contribution
+    from captum_lrpx.sva.evaluation.ablation import Contribution
     from captum_lrpx.sva.evaluation.reference import Reference
-    from captum_lrpx.sva.evaluation.scores import Cell
-    from captum_lrpx.sva.evaluation.statistics import Estimate
+    from captum_lrpx.sva.evaluation.run import Evaluation
 
 __all__ = ["Report"]
 
 _BREAKDOWN = "PG-1"
 """The measure shown for each group of samples."""
 
-_COLUMNS = (
-    "model",
-    "method",
-    "view",
-    "group",
-    "measure",
-    "mean",
-    "low",
-    "high",
-    "count",
-    "spread",
-    "published",
-)
 
-
-class Report:
+class Report(Tables):
     """All tables of an evaluation.
 
     Args:
@@ -68,7 +48,11 @@ class Report:
     @cached_property
     def cells(self) -> list[Cell]:
         """All means, of all models, views and groups."""
-        return [cell for scores in self.scores for cell in scores.cells()]
+        return [
+            Cell(scores.results.model, method, view, group, measure, estimate)
+            for scores in self.scores
+            for (method, view, group, measure), estimate in scores.means.items()
+        ]
 
     @cached_property
     def contributions(self) -> list[Contribution]:
@@ -102,104 +86,73 @@ class Report:
         measures = [
             name for name in scores.measures if (self.methods[0], view, name) in scores.values
         ]
-        found = self._found(scores.results.model, view, ALL)
-        rows = tuple(
-            (
-                self._label(scores, method),
-                *(
-                    _cell(found[method, name]) + self._published(scores, view, method, name, found)
-                    for name in measures
-                ),
-            )
+        cells = {
+            method: [
+                _cell(scores.means[method, view, ALL, name])
+                + self._published(scores, view, method, name)
+                for name in measures
+            ]
             for method in self.methods
-        )
-        return Grid(f"{_heading(scores)}, {view}", ("method", *measures), rows)
+        }
+        title = f"{scores.results.model} ({len(scores.results.samples)} samples), {view}"
+        return Grid(title, ("method", *measures), self._rows(scores, cells))
 
-    def _published(
-        self,
-        scores: Scores,
-        view: str,
-        method: str,
-        measure: str,
-        found: dict[tuple[str, str], Estimate],
-    ) -> str:
+    def _published(self, scores: Scores, view: str, method: str, measure: str) -> str:
         if self.reference is None or view != VIEWS[0]:
             return ""
         value = self.reference.get(scores.results.model, method, measure)
         if value is None:
             return ""
-        return f" (published {value:.3f}, {found[method, measure].mean - value:+.3f})"
+        ours = scores.means[method, view, ALL, measure].mean
+        return f" (published {value:.3f}, {ours - value:+.3f})"
 
     def _breakdown(self, scores: Scores, view: str) -> Grid:
-        groups = list(scores.groups())
-        by_group = {group: self._found(scores.results.model, view, group) for group in groups}
         counts = {group: int(rows.sum()) for group, rows in scores.groups().items()}
-        rows = tuple(
-            (
-                self._label(scores, method),
-                *(_cell(by_group[group][method, _BREAKDOWN]) for group in groups),
-            )
+        cells = {
+            method: [_cell(scores.means[method, view, group, _BREAKDOWN]) for group in counts]
             for method in self.methods
-        )
-        heads = ("method", *(f"{group} ({counts[group]})" for group in groups))
-        return Grid(f"{scores.results.model}: {_BREAKDOWN} by group, {view}", heads, rows)
-
-    def _label(self, scores: Scores, method: str) -> str:
-        """Name of a row, marked if the paper lacks the method for this kind of model."""
-        contender = next(each for each in self.evaluation.contenders if each.name == method)
-        return f"{method} {EXTENSION}" if is_extension(scores.results, contender) else method
-
-    def _found(self, model: str, view: str, group: str) -> dict[tuple[str, str], Estimate]:
-        return {
-            (cell.method, cell.measure): cell.estimate
-            for cell in self.cells
-            if (cell.model, cell.view, cell.group) == (model, view, group)
         }
+        heads = ("method", *(f"{group} ({count})" for group, count in counts.items()))
+        title = f"{scores.results.model}: {_BREAKDOWN} by group, {view}"
+        return Grid(title, heads, self._rows(scores, cells))
+
+    def _rows(
+        self, scores: Scores, cells: Mapping[str, Sequence[str]]
+    ) -> tuple[tuple[str, ...], ...]:
+        """A row for each method; marked if the paper lacks the method for this kind of model."""
+        rows = []
+        for each in self.evaluation.contenders:
+            mark = f" {EXTENSION}" if is_extension(scores.results, each.method) else ""
+            rows.append((each.name + mark, *cells[each.name]))
+        return tuple(rows)
 
     # Forms --------------------------------------------------------------------------------------
 
-    def tables(self) -> list[RenderableType]:
-        """The tables for a terminal."""
-        shown: list[RenderableType] = []
-        for grid in self.grids():
-            shown += [grid.rich(), Text()]
-        return [*shown, Text(self.notes())]
-
-    def to_markdown(self) -> str:
-        """The tables as Markdown."""
-        return "\n".join([*(grid.markdown() for grid in self.grids()), self.notes() + "\n"])
-
     def to_csv(self) -> str:
-        """Write every mean on a separate line."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for cell in self.cells:
-            each = cell.estimate
-            published = self.reference and self.reference.get(cell.model, cell.method, cell.measure)
-            of_all = cell.group == ALL and cell.view == VIEWS[0]
-            row = (each.mean, each.low, each.high, each.count, each.spread)
-            names = (cell.model, cell.method, cell.view, cell.group, cell.measure)
-            writer.writerow((*names, *row, published if of_all else None))
-        return text.getvalue()
+        """Write every mean on a separate line, with the fields of a cell and its estimate."""
+        heads = [each.name for each in (*fields(Cell)[:-1], *fields(Estimate))]
+        return csv_text((*heads, "published"), map(self._line, self.cells))
+
+    def _line(self, cell: Cell) -> Sequence[object]:
+        published = None
+        if self.reference is not None and (cell.group, cell.view) == (ALL, VIEWS[0]):
+            published = self.reference.get(cell.model, cell.method, cell.measure)
+        *names, estimate = astuple(cell)
+        return (*names, *estimate, published)
 
     def to_latex(self) -> str:
         """One table: methods x (models x measures), all tokens."""
-        measures = self.scores[0].measures
         shown = [scores for scores in self.scores if scores.values]
-        columns = "l" + "r" * len(measures) * len(shown)
-        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-        span = len(measures)
-        names = [rf"\multicolumn{{{span}}}{{c}}{{{tex(s.results.model)}}}" for s in shown]
-        lines.append(" & ".join(["", *names]) + r" \\")
-        lines += [" & ".join(["method", *measures * len(shown)]) + r" \\", r"\midrule"]
-        for method in self.methods:
-            cells = []
-            for scores in shown:
-                found = self._found(scores.results.model, VIEWS[0], ALL)
-                cells += [_tex_cell(found[method, name]) for name in measures]
-            lines.append(" & ".join([tex(method), *cells]) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        measures = shown[0].measures if shown else ()
+        rows = {
+            tex(method): [
+                _tex_cell(scores.means[method, VIEWS[0], ALL, name])
+                for scores in shown
+                for name in measures
+            ]
+            for method in self.methods
+        }
+        return latex_table([scores.results.model for scores in shown], measures, rows)
 
     def notes(self) -> str:
         """Explain the numbers, with the numbers of samples."""
@@ -216,7 +169,7 @@ class Report:
             results = scores.results
             for contender in self.evaluation.contenders:
                 columns = {
-                    (view, measure): values
+                    f"{measure} ({view})": values
                     for (name, view, measure), values in scores.values.items()
                     if name == contender.name
                 }
@@ -230,10 +183,7 @@ class Report:
                             "number": sample.number,
                             "n_attractors": sample.n_attractors,
                             "value": float(results.values[row]),
-                            **{
-                                f"{measure} ({view})": float(values[draw, row])
-                                for (view, measure), values in columns.items()
-                            },
+                            **{name: float(values[draw, row]) for name, values in columns.items()},
                         }
 
     def write(self, folder: str | os.PathLike[str]) -> None:
@@ -246,14 +196,13 @@ class Report:
             OSError: If it cannot be written.
         """
         place = Path(folder)
-        write_text(place / "table.md", self.to_markdown())
-        write_text(place / "table.csv", self.to_csv())
-        write_text(place / "table.tex", self.to_latex())
+        layouts: dict[str, Report | PaperLayout] = {"table": self}
         if has_rows(self.evaluation.contenders):
-            paper = PaperLayout(self.evaluation, self.scores)
-            write_text(place / "paper.md", paper.to_markdown())
-            write_text(place / "paper.csv", paper.to_csv())
-            write_text(place / "paper.tex", paper.to_latex())
+            layouts["paper"] = PaperLayout(self.evaluation, self.scores)
+        for name, layout in layouts.items():
+            write_text(place / f"{name}.md", layout.to_markdown())
+            write_text(place / f"{name}.csv", layout.to_csv())
+            write_text(place / f"{name}.tex", layout.to_latex())
         write_text(place / "samples.jsonl", "".join(map(_json_line, self.records())))
 
     def write_parquet(self, path: str | os.PathLike[str]) -> None:
@@ -276,8 +225,9 @@ class Report:
 
         Raises:
             ImportError: If matplotlib is not installed.
+            ValueError: If no sample was explained.
         """
-        plot.draw(path, self.methods, [cell for cell in self.cells if cell.group == ALL])
+        plot.draw(path, self.methods, [scores for scores in self.scores if scores.values])
 
 
 def _json_line(record: dict[str, Any]) -> str:
@@ -289,28 +239,20 @@ def _json_line(record: dict[str, Any]) -> str:
     return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _heading(scores: Scores) -> str:
-    return f"{scores.results.model} ({len(scores.results.samples)} samples)"
-
-
-def _cell(estimate: Estimate) -> str:
+def _cell(estimate: Estimate, form: str = ".3f") -> str:
     spread = "" if estimate.spread is None else f" +-{estimate.spread:.3f}"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]{spread}"
+    return f"{estimate.mean:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]{spread}"
 
 
 def _effects(model: str, view: str, effects: Sequence[Contribution]) -> Grid:
     measures = list(dict.fromkeys(each.measure for each in effects))
     found = {(each.change, each.kind, each.measure): each.estimate for each in effects}
     rows = tuple(
-        (change, kind, *(_signed(found[change, kind, name]) for name in measures))
+        (change, kind, *(_cell(found[change, kind, name], "+.3f") for name in measures))
         for change, kind in dict.fromkeys((each.change, each.kind) for each in effects)
     )
     title = f"{model}: what a rule contributes, {view}"
     return Grid(title, ("rule instead of LRP's", "others", *measures), rows)
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def _tex_cell(estimate: Estimate) -> str:

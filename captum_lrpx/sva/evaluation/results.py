@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.samples import Sample
 
 __all__ = ["ModelResults"]
+
+_Draw = tuple[str, int]
+"""A contender, and the index of a draw."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,19 @@ class ModelResults:
         tokens = records["tokens", model]
         kept = tokens["kept"]
         values: dict[int, float] = {}
-        units: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+        relevances: dict[_Draw, dict[int, list[float]]] = defaultdict(dict)
+        faithfulness: dict[_Draw, dict[str, dict[int, float]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
         for key, record in records.items():
             if key[:2] == ("values", model):
                 values.update(zip(record["rows"], record["values"], strict=True))
             elif key[:2] == ("relevances", model):
-                units.setdefault((str(key[2]), int(key[3])), []).append(record)
-        explained = sorted(
-            {row for parts in units.values() for each in parts for row in each["rows"]}
-        )
+                draw = (str(key[2]), int(key[3]))
+                relevances[draw].update(zip(record["rows"], record["relevances"], strict=True))
+                for measure, column in record.get("faithfulness", {}).items():
+                    faithfulness[draw][measure].update(zip(record["rows"], column, strict=True))
+        explained = sorted({row for rows in relevances.values() for row in rows})
         lengths = [kept[row]["length"] for row in explained]
         right = sum(value > 0 for value in values.values())
         return cls(
@@ -85,25 +93,24 @@ class ModelResults:
             accuracy=right / len(values) if values else float("nan"),
             indices=tuple(kept[row]["sample"] for row in explained),
             samples=tuple(samples[kept[row]["sample"]] for row in explained),
-            values=torch.tensor(
-                [values[row] for row in explained], dtype=torch.float64, device="cpu"
-            ),
+            values=_double([values[row] for row in explained]),
             mask=_marked([range(length) for length in lengths], lengths),
             evidence=_marked([kept[row]["evidence"] for row in explained], lengths),
             special=_marked([kept[row]["special"] for row in explained], lengths),
-            relevances={name: _relevances(parts, explained) for name, parts in units.items()},
+            relevances={
+                draw: pad_sequence([_double(rows[row]) for row in explained], batch_first=True)
+                for draw, rows in relevances.items()
+            },
             faithfulness={
-                name: _faithfulness(parts, explained)
-                for name, parts in units.items()
-                if all("faithfulness" in each for each in parts)
+                draw: {
+                    measure: _double([column[row] for row in explained])
+                    for measure, column in columns.items()
+                }
+                for draw, columns in faithfulness.items()
             },
             task=tokens["task"],
             gated=tokens["gated"],
         )
-
-
-def _by_row(unit: Mapping[str, Any]) -> Iterator[tuple[int, list[float]]]:
-    return zip(unit["rows"], unit["relevances"], strict=True)
 
 
 def _marked(places: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
@@ -113,23 +120,5 @@ def _marked(places: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
     return marked
 
 
-def _relevances(parts: Sequence[Mapping[str, Any]], explained: Sequence[int]) -> Tensor:
-    found = {
-        row: torch.tensor(values, dtype=torch.float64, device="cpu")
-        for each in parts
-        for row, values in _by_row(each)
-    }
-    return pad_sequence([found[row] for row in explained], batch_first=True)
-
-
-def _faithfulness(
-    parts: Sequence[Mapping[str, Any]], explained: Sequence[int]
-) -> dict[str, Tensor]:
-    columns: dict[str, dict[int, float]] = {}
-    for each in parts:
-        for measure, values in each["faithfulness"].items():
-            columns.setdefault(measure, {}).update(zip(each["rows"], values, strict=True))
-    return {
-        measure: torch.tensor([column[row] for row in explained], dtype=torch.float64, device="cpu")
-        for measure, column in columns.items()
-    }
+def _double(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from captum_lrpx.sva.evaluation.statistics import Estimate, estimates, resamplin
 from captum_lrpx.sva.samples import NUMBERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -84,14 +85,11 @@ class Scores:
         self.values: dict[tuple[str, str, str], Tensor] = {}
         for contender in contenders if results.samples else ():
             draws = [(contender.name, draw) for draw in range(contender.draws)]
-            for view, mask in masks.items():
-                for name, measure in MEASURES.items():
-                    self.values[contender.name, view, name] = torch.stack(
-                        [
-                            measure(results.relevances[each], results.evidence, mask=mask)
-                            for each in draws
-                        ]
-                    )
+            for (view, mask), (name, measure) in product(masks.items(), MEASURES.items()):
+                columns = [
+                    measure(results.relevances[each], results.evidence, mask=mask) for each in draws
+                ]
+                self.values[contender.name, view, name] = torch.stack(columns)
             for name in results.faithfulness.get(draws[0], {}):
                 columns = [results.faithfulness[each][name] for each in draws]
                 self.values[contender.name, VIEWS[0], name] = torch.stack(columns)
@@ -104,25 +102,25 @@ class Scores:
     def groups(self) -> dict[str, Tensor]:
         """The non-empty groups of samples: whether each sample is in them, ``[N]``."""
         samples = self.results.samples
-        attractors = sorted({sample.n_attractors for sample in samples})
-        found = {ALL: torch.ones(len(samples), dtype=torch.bool, device="cpu")}
-        for count in attractors:
-            name = f"{count} attractor{'' if count == 1 else 's'}"
-            found[name] = torch.tensor(
-                [sample.n_attractors == count for sample in samples], device="cpu"
-            )
-        for number in NUMBERS:
-            found[number] = torch.tensor(
-                [sample.number == number for sample in samples], device="cpu"
-            )
+        groups_of = [{ALL, _attractors(each.n_attractors), each.number} for each in samples]
+        counts = sorted({each.n_attractors for each in samples})
+        found = {
+            name: torch.tensor([name in groups for groups in groups_of], device="cpu")
+            for name in (ALL, *map(_attractors, counts), *NUMBERS)
+        }
         return {name: rows for name, rows in found.items() if bool(rows.any())}
 
-    def cells(self) -> Iterator[Cell]:
-        """All means."""
-        if not self.values:
-            return
+    @cached_property
+    def means(self) -> dict[tuple[str, str, str, str], Estimate]:
+        """Means by contender, view, group and measure."""
+        found = {}
         for group, rows in self.groups().items():
             resampled = resampling(int(rows.sum()))
             for (method, view, measure), values in self.values.items():
                 (estimate,) = estimates(values[None, :, rows], resampled)
-                yield Cell(self.results.model, method, view, group, measure, estimate)
+                found[method, view, group, measure] = estimate
+        return found
+
+
+def _attractors(count: int) -> str:
+    return f"{count} attractor{'' if count == 1 else 's'}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from captum_lrpx.sva.counting import Collected
 from captum_lrpx.sva.sources.blimp import read_blimp
-from captum_lrpx.sva.sources.collected import Collected
 from captum_lrpx.sva.sources.goldberg import read_goldberg
 from captum_lrpx.sva.sources.linzen import read_linzen
 from captum_lrpx.sva.sources.spacy_pipeline import spacy_parser

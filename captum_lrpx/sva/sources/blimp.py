@@ -26,21 +26,18 @@ do verbs in a relative clause about the subject; determiners can be counted as e
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from captum_lrpx.sva.counting import DroppedError, drop_if, keep
+from captum_lrpx.sva.counting import Collected, DroppedError, drop_if, keep
 from captum_lrpx.sva.english import number_of_verb
-from captum_lrpx.sva.samples import Sample
-from captum_lrpx.sva.sources.collected import Collected
-from captum_lrpx.sva.sources.lines import broken, numbered_lines
+from captum_lrpx.sva.lines import json_object, read_each
+from captum_lrpx.sva.samples import Sample, word_span
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
     from captum_lrpx.sva.samples import Number, Span
 
@@ -96,16 +93,19 @@ class _Pair:
     attractors: int
 
     @property
+    def number(self) -> Number | None:
+        return number_of_verb(self.good[0], self.bad[0])
+
+    @property
     def noun(self) -> str:
         start, end = self.subject or (0, 0)
         return self.prefix[start:end].lower()
 
     @property
-    def determiner(self) -> Span | None:
-        """The words before the subject that have a number, if any."""
+    def determiner(self) -> str:
+        """The words with a number that open the prefix and precede the subject; may be empty."""
         before = self.prefix[: self.subject[0] if self.subject else 0].lower().strip()
-        found = max((each for each in _DETERMINERS if _begins(before, each)), key=len, default=None)
-        return None if found is None else (0, len(found))
+        return max((each for each in _DETERMINERS if _begins(before, each)), key=len, default="")
 
 
 def read_blimp(
@@ -125,15 +125,7 @@ def read_blimp(
         ValueError: If a line is broken, or belongs to an unsupported set; the message names the
             file and the line.
     """
-    name = Path(path).name
-    pairs = []
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        try:
-            pairs.append(_pair(json.loads(line), f"{name}, line {number}"))
-        except (ValueError, RecursionError) as error:
-            raise broken(path, number, str(error)) from error
+    pairs = read_each(path, lambda line, source: _pair(json_object(line), source))
     usual = _usual_numbers(pairs)
 
     def sample(pair: _Pair) -> Sample:
@@ -142,12 +134,12 @@ def read_blimp(
     return Collected(*keep(sample, pairs, REASONS))
 
 
-def _pair(record: object, source: str) -> _Pair:
-    if not isinstance(record, Mapping):
-        raise ValueError(  # noqa: TRY004 - the text of the file is wrong
-            f"expected a JSON object, got {type(record).__name__}"
-        )
-    missing = [field for field in _FIELDS if not isinstance(record.get(field), str)]
+def _pair(record: Mapping[str, Any], source: str) -> _Pair:
+    missing = [
+        field
+        for field in _FIELDS
+        if not isinstance(record.get(field), str) or not record[field].strip()
+    ]
     if missing:
         raise ValueError(f"no text in the fields {missing}")
     uid, sentence, other, prefix, good, bad = (" ".join(record[field].split()) for field in _FIELDS)
@@ -165,7 +157,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
     words = prefix.split()
     lower = [word.lower() for word in words]
     if uid in _PLAIN:
-        return _span(words, len(words) - 1), 0
+        return word_span(words, len(words) - 1), 0
     first = len(_QUANTIFIER) if tuple(lower[: len(_QUANTIFIER)]) == _QUANTIFIER else 0
     ends = _AFTER_SUBJECT.get(uid)
     if ends is None:
@@ -175,14 +167,7 @@ def _subject(uid: str, prefix: str) -> tuple[Span | None, int]:
             "distractor_agreement_relative_clause"
         )
     end = next((at for at in range(first + 1, len(words)) if lower[at] in ends), 0)
-    return _span(words, end - 1), 1
-
-
-def _span(words: Sequence[str], index: int) -> Span | None:
-    if index < 0:
-        return None
-    start = sum(len(word) + 1 for word in words[:index])
-    return start, start + len(words[index])
+    return (word_span(words, end - 1) if end else None), 1
 
 
 def _begins(text: str, words: str) -> bool:
@@ -194,20 +179,18 @@ def _usual_numbers(pairs: Sequence[_Pair]) -> dict[str, Number]:
     """The most frequent number of each noun, unless tied."""
     counts: dict[str, Counter[Number]] = defaultdict(Counter)
     for pair in pairs:
-        number = number_of_verb(pair.good[0], pair.bad[0])
-        if number is not None:
-            counts[pair.noun][number] += 1
-    usual: dict[str, Number] = {}
-    for noun, numbers in counts.items():
-        (most, n), *rest = numbers.most_common()
-        if not rest or n > rest[0][1]:
-            usual[noun] = most
-    return usual
+        if pair.number is not None:
+            counts[pair.noun][pair.number] += 1
+    return {
+        noun: numbers.most_common(1)[0][0]
+        for noun, numbers in counts.items()
+        if numbers["singular"] != numbers["plural"]
+    }
 
 
 def _sample(pair: _Pair, usual: Mapping[str, Number], licence: str, determiners: bool) -> Sample:
     drop_if(pair.good[1:] != pair.bad[1:], "several words differ")
-    number = number_of_verb(pair.good[0], pair.bad[0])
+    number = pair.number
     if number is None:
         raise DroppedError("invalid pair")
     if pair.subject is None:
@@ -215,12 +198,10 @@ def _sample(pair: _Pair, usual: Mapping[str, Number], licence: str, determiners:
     drop_if(pair.noun in _ONE_FORM, "subject has no number")
     drop_if(usual.get(pair.noun) != number, "subject disagrees")
     evidence = [pair.subject]
-    determiner = pair.determiner
-    if determiner is not None:
-        said = _DETERMINERS[pair.prefix[slice(*determiner)].lower()]
-        drop_if(said != number, "subject disagrees")
+    if pair.determiner:
+        drop_if(_DETERMINERS[pair.determiner] != number, "subject disagrees")
         if determiners:
-            evidence.insert(0, determiner)
+            evidence.insert(0, (0, len(pair.determiner)))
     start = len(pair.prefix) + 1
     return Sample(
         sentence=pair.sentence,

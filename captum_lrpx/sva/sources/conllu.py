@@ -6,11 +6,13 @@ dependencies are ignored: the basic tree has every word of the text.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_lrpx.sva.sources.lines import broken, numbered_lines
+from captum_lrpx.sva.lines import named, numbered_lines
 
 if TYPE_CHECKING:
     import os
@@ -59,16 +61,12 @@ class Tree:
     Attributes:
         text: The text; words that the treebank separates have one blank between them.
         nodes: Its words, in order.
-        line: The number of its first line in the file.
+        source: Its file and first line, in words.
     """
 
     text: str
     nodes: tuple[Node, ...]
-    line: int
-
-    def children(self, index: int) -> list[int]:
-        """Indices of the words with this head."""
-        return [at for at, node in enumerate(self.nodes) if node.head == index]
+    source: str
 
 
 Row = tuple[int, list[str]]
@@ -87,50 +85,45 @@ def read_trees(path: str | os.PathLike[str]) -> Iterator[Tree]:
     Raises:
         ValueError: If a line is broken; the message names the file and the line.
     """
-    rows: list[Row] = []
-    for number, line in numbered_lines(path):
-        if line.startswith("#"):
-            continue
-        if line.strip():
-            columns = line.split("\t")
-            if len(columns) != _COLUMNS:
-                raise broken(
-                    path,
-                    number,
-                    f"expected {_COLUMNS} columns separated by tabs, got {len(columns)}",
-                )
-            rows.append((number, columns))
-        elif rows:
-            yield _tree(path, rows)
-            rows = []
-    if rows:
-        yield _tree(path, rows)
+    lines = ((at, line) for at, line in numbered_lines(path) if not line.startswith("#"))
+    for is_tree, rows in itertools.groupby(lines, lambda each: bool(each[1].strip())):
+        if is_tree:
+            yield _tree(path, [(at, line.split("\t")) for at, line in rows])
 
 
 def _tree(path: str | os.PathLike[str], rows: Sequence[Row]) -> Tree:
     words: list[Row] = []
     joined: list[tuple[int, int, Row]] = []  # first and last word of each multiword token
     for number, columns in rows:
-        name = columns[0]
-        span = _RANGE.fullmatch(name)
-        if span:
-            joined.append((int(span[1]) - 1, int(span[2]) - 1, (number, columns)))
-        elif _NUMBER.fullmatch(name) and int(name) == len(words) + 1:
-            words.append((number, columns))
-        elif not _EMPTY_NODE.fullmatch(name):
-            raise broken(
-                path, number, f"the ID is {name!r}, expected {len(words) + 1}, a range or a decimal"
-            )
+        with named(path, number):
+            if len(columns) != _COLUMNS:
+                raise ValueError(
+                    f"expected {_COLUMNS} columns separated by tabs, got {len(columns)}"
+                )
+            name = columns[0]
+            span = _RANGE.fullmatch(name)
+            if span:
+                joined.append((int(span[1]) - 1, int(span[2]) - 1, (number, columns)))
+            elif _NUMBER.fullmatch(name) and int(name) == len(words) + 1:
+                words.append((number, columns))
+            elif not _EMPTY_NODE.fullmatch(name):
+                raise ValueError(
+                    f"the ID is {name!r}, expected {len(words) + 1}, a range or a decimal"
+                )
     last = -1
     for first, final, (number, columns) in joined:
-        if not last < first < final < len(words):
-            raise broken(path, number, f"the range {columns[0]!r} does not fit the words around it")
-        if not columns[1].strip():
-            raise broken(path, number, "the FORM is empty")
+        with named(path, number):
+            if not last < first < final < len(words):
+                raise ValueError(f"the range {columns[0]!r} does not fit the words around it")
+            if not columns[1].strip():
+                raise ValueError("the FORM is empty")
         last = final
     text, spans = _text(words, joined)
-    nodes = [_node(path, row, len(words), span) for row, span in zip(words, spans, strict=True)]
-    return Tree(text, tuple(nodes), rows[0][0])
+    nodes = []
+    for (number, columns), place in zip(words, spans, strict=True):
+        with named(path, number):
+            nodes.append(_node(columns, len(words), place))
+    return Tree(text, tuple(nodes), f"{Path(path).name}, line {rows[0][0]}")
 
 
 def _text(
@@ -161,14 +154,16 @@ def _written(form: str) -> str:
     return " ".join(form.split())
 
 
-def _node(path: str | os.PathLike[str], row: Row, n_words: int, span: Span | None) -> Node:
-    number, (_, form, lemma, upos, tag, features, head, relation, _, _) = row
-    if not head.isdecimal() or int(head) > n_words:
-        raise broken(path, number, f"the HEAD is {head!r} in a sentence of {n_words} words")
+def _node(columns: Sequence[str], n_words: int, span: Span | None) -> Node:
+    name, form, lemma, upos, tag, features, head, relation, _, _ = columns
+    if not head.isdecimal() or int(head) > n_words or head == name:
+        raise ValueError(
+            f"the HEAD of the word {name!r} is {head!r} in a sentence of {n_words} words"
+        )
     if not form.strip() or not relation.strip():
-        raise broken(path, number, "the FORM or the DEPREL is empty")
+        raise ValueError("the FORM or the DEPREL is empty")
     pairs = [] if features == "_" else [pair.partition("=") for pair in features.split("|")]
     if not all(equals and value for _, equals, value in pairs):
-        raise broken(path, number, f"the FEATS are {features!r}, expected Name=Value|...")
+        raise ValueError(f"the FEATS are {features!r}, expected Name=Value|...")
     found = {name: value for name, _, value in pairs}
     return Node(_written(form), lemma, upos, tag.strip("_"), found, int(head) - 1, relation, span)

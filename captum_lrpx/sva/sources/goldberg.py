@@ -14,12 +14,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captum_lrpx.sva.counting import DroppedError, drop_if
-from captum_lrpx.sva.parsing import check_filters
+from captum_lrpx.sva.counting import Collected, DroppedError, drop_if
+from captum_lrpx.sva.lines import byte_lines, decoded, named
+from captum_lrpx.sva.parsing import Unparsed, check_filters, parse_subjects
 from captum_lrpx.sva.samples import covers_whole_words
-from captum_lrpx.sva.sources.collected import Collected
-from captum_lrpx.sva.sources.lines import broken, byte_lines, decoded
-from captum_lrpx.sva.sources.parsed import Unparsed, parse_subjects
 
 if TYPE_CHECKING:
     import os
@@ -66,7 +64,7 @@ def read_goldberg(
 
     Returns:
         The samples, and the number of lines dropped by each of :data:`ODD_LINES` (with the first
-        line of each kind) and of :data:`captum_lrpx.sva.sources.parsed.REASONS`.
+        line of each kind) and of :data:`captum_lrpx.sva.parsing.REASONS`.
 
     Raises:
         ValueError: If there are no such filters, or no line of the file is well-formed.
@@ -86,27 +84,23 @@ def read_goldberg(
             first_lines.setdefault(str(dropped), number)
     if odd and not sentences:
         reason, number = next(iter(first_lines.items()))
-        raise broken(
-            path,
-            number,
-            f"{reason}, and no other line is better: {len(FIELDS)} fields separated by tabs are "
-            f"expected ({', '.join(FIELDS)}). Is it another file?",
-        )
+        with named(path, number):
+            raise ValueError(
+                f"{reason}, and no other line is better: {len(FIELDS)} fields separated by tabs "
+                f"are expected ({', '.join(FIELDS)}). Is it another file?"
+            )
     found = parse_subjects(
         sentences, parser, licence, filters=filters, check_attractors=check_attractors
     )
-    counts = {
-        "given": found.counts["given"] + odd.total(),
-        **{reason: odd[reason] for reason in ODD_LINES},
-        **{reason: count for reason, count in found.counts.items() if reason != "given"},
-    }
+    counts = {"given": 0, **{reason: odd[reason] for reason in ODD_LINES}, **found.counts}
+    counts["given"] += odd.total()
     return Collected(found.samples, counts, first_lines)
 
 
 def _sentence(number: int, line: bytes, source: str) -> Unparsed:
     try:
         text = decoded(number, line)
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise DroppedError("not UTF-8") from error
     fields = [" ".join(field.split()) for field in text.split("\t")]
     drop_if(len(fields) != len(FIELDS) or not all(fields), "not five fields")

@@ -8,19 +8,18 @@ subject is not marked; a parser finds it.
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_lrpx.sva.english import in_case_of
-from captum_lrpx.sva.parsing import check_filters
-from captum_lrpx.sva.sources.lines import broken, numbered_lines
-from captum_lrpx.sva.sources.parsed import Unparsed, parse_subjects
+from captum_lrpx.sva.lines import named, numbered_lines
+from captum_lrpx.sva.parsing import Unparsed, check_filters, parse_subjects
+from captum_lrpx.sva.samples import word_span
 
 if TYPE_CHECKING:
+    from captum_lrpx.sva.counting import Collected
     from captum_lrpx.sva.parsing import Filters, Parser
-    from captum_lrpx.sva.sources.collected import Collected
 
 __all__ = ["LICENCE", "read_linzen"]
 
@@ -54,7 +53,7 @@ def read_linzen(
 
     Returns:
         The samples, and the number of sentences dropped by each of
-        :data:`captum_lrpx.sva.sources.parsed.REASONS`.
+        :data:`captum_lrpx.sva.parsing.REASONS`.
 
     Raises:
         ValueError: If there are no such filters, a line is broken, or one file is longer than the
@@ -62,17 +61,16 @@ def read_linzen(
     """
     check_filters(filters)
     name = Path(text).name
+    lines, annotations = _lines(text), _lines(gold)
     sentences = []
-    for line, known in itertools.zip_longest(_lines(text), _lines(gold)):
-        if line is None or known is None:
-            longer, shorter = (gold, text) if line is None else (text, gold)
-            number = (line or known or (0,))[0]
-            raise broken(longer, number, f"{os.fspath(shorter)} has no line for this one")
-        number = known[0]
-        try:
-            sentences.append(_sentence(line[1], known[1], f"{name}, line {line[0]}"))
-        except ValueError as error:
-            raise broken(gold, number, str(error)) from error
+    for (number, line), (known_at, known) in zip(lines, annotations, strict=False):
+        with named(gold, known_at):
+            sentences.append(_sentence(line, known, f"{name}, line {number}"))
+    n = len(sentences)
+    for longer, rest, shorter in ((text, lines[n:], gold), (gold, annotations[n:], text)):
+        if rest:
+            with named(longer, rest[0][0]):
+                raise ValueError(f"{os.fspath(shorter)} has no line for this one")
     return parse_subjects(
         sentences, parser, licence, filters=filters, check_attractors=check_attractors
     )
@@ -104,7 +102,6 @@ def _sentence(text: str, known: str, source: str) -> Unparsed:
         raise ValueError(f"the word with index {index} is {verb!r}, not {correct!r}")
     if len(wrong.split()) != 1:
         raise ValueError(f"the wrong form is {wrong!r}")
-    start = sum(len(word) + 1 for word in words[: int(index)])
     foil = wrong if verb == correct else in_case_of(wrong.lower(), verb)
-    span = (start, start + len(verb))
+    span = word_span(words, int(index))
     return Unparsed(" ".join(words), span, verb, foil, int(attractors), source)

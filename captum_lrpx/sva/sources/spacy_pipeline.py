@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -53,26 +53,13 @@ def spacy_parser(name: str = DEFAULT_PIPELINE) -> Parser:
     missing = [part for part in _NEEDED if part not in pipeline.pipe_names]
     if missing:
         raise ValueError(f"The spaCy pipeline {name!r} has no {' and no '.join(missing)}.")
-    return _SpacyParser(pipeline)
 
-
-class _SpacyParser:
-    """Calls a pipeline and extracts the words of its documents."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
-
-    def __call__(self, sentences: Sequence[str]) -> Iterator[Sequence[ParsedWord]]:
-        documents = self._pipeline.pipe(sentences)
-        shown = tqdm(documents, "parsing", len(sentences), unit="sentence", disable=None)
-        for document in shown:
+    def parse(sentences: Sequence[str]) -> Iterator[Sequence[ParsedWord]]:
+        documents = pipeline.pipe(sentences)
+        for document in tqdm(documents, "parsing", len(sentences), unit="sentence", disable=None):
             yield [
-                ParsedWord(
-                    start=word.idx,
-                    end=word.idx + len(word),
-                    tag=word.tag_,
-                    dep=word.dep_,
-                    head=word.head.i,
-                )
+                ParsedWord(word.idx, word.idx + len(word), word.tag_, word.dep_, word.head.i)
                 for word in document
             ]
+
+    return parse

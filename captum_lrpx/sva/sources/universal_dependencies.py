@@ -13,15 +13,14 @@ a form with the other number.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from captum_lrpx.sva.counting import DroppedError, drop_if, keep
+from captum_lrpx.sva.counting import Collected, DroppedError, drop_if, keep
 from captum_lrpx.sva.english import in_case_of
 from captum_lrpx.sva.parsing import check_filters
 from captum_lrpx.sva.samples import Sample, covers_whole_words
-from captum_lrpx.sva.sources.collected import Collected
 from captum_lrpx.sva.sources.conllu import read_trees
 
 if TYPE_CHECKING:
@@ -93,15 +92,10 @@ def read_conllu(
             and the line.
     """
     check_filters(filters)
-    trees = [(Path(path).name, tree) for path in paths for tree in read_trees(path)]
-    lexicon = _Lexicon()
-    for _, tree in trees:
-        lexicon.add(tree)
-    for path in forms:
-        for tree in read_trees(path):
-            lexicon.add(tree)
+    trees = [tree for path in paths for tree in read_trees(path)]
+    lexicon = _Lexicon(itertools.chain(trees, *map(read_trees, forms)))
 
-    def sample(found: tuple[str, Tree, int]) -> Sample:
+    def sample(found: tuple[Tree, int]) -> Sample:
         return _sample(*found, lexicon, filters, licence)
 
     return Collected(*keep(sample, _subjects(trees), REASONS))
@@ -117,15 +111,12 @@ class _Form(NamedTuple):
 
 
 class _Lexicon:
-    """Forms of verbs, by lemma and by the features shared by both numbers."""
+    """Forms of the verbs of trees, by lemma and by the features shared by both numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, trees: Iterable[Tree]) -> None:
         self._cells: dict[tuple[str, ...], Counter[_Form]] = defaultdict(Counter)
         self._tagged: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-
-    def add(self, tree: Tree) -> None:
-        """Add the verbs of a tree."""
-        for node in tree.nodes:
+        for node in itertools.chain.from_iterable(tree.nodes for tree in trees):
             if node.upos in _VERBS and not _is_odd(node):
                 get = node.features.get
                 form = _Form(
@@ -147,18 +138,15 @@ class _Lexicon:
         """
         person = verb.features.get("Person", _NOUNS_PERSON)
         gender = verb.features.get("Gender", "")
-        forms = {
-            form: count
-            for form, count in self._cells[_cell(verb)].items()
-            if form.person in (person, "")
-        }
         # A form without a number stands for the number that the treebank does not mark.
-        for wanted in [_OTHER[number], ""][: 2 if "Number" in verb.features else 1]:
-            found = [form for form in forms if form.number == wanted]
-            if found:
-                best = min(found, key=lambda form: (form.gender != gender, -forms[form], form.text))
-                return best.text
-        return None
+        numbers = (_OTHER[number], "") if "Number" in verb.features else (_OTHER[number],)
+        forms = self._cells[_cell(verb)]
+
+        def rank(form: _Form) -> tuple[object, ...]:
+            return not form.number, form.gender != gender, -forms[form], form.text
+
+        found = [form for form in forms if form.number in numbers and form.person in (person, "")]
+        return min(found, key=rank).text if found else None
 
     def other_tagged(self, verb: Node) -> str | None:
         """The most frequent whole word with the verb's lemma and the other present tense tag."""
@@ -176,18 +164,16 @@ def _is_odd(node: Node) -> bool:
     return "Yes" in (node.features.get("Typo"), node.features.get("Abbr"))
 
 
-def _subjects(trees: Iterable[tuple[str, Tree]]) -> Iterator[tuple[str, Tree, int]]:
-    for name, tree in trees:
+def _subjects(trees: Iterable[Tree]) -> Iterator[tuple[Tree, int]]:
+    for tree in trees:
         for index, node in enumerate(tree.nodes):
             # A subject of a clause that contains another one as its predicate ("nsubj:outer") is
             # annotated at that clause's predicate, not at the verb that it agrees with.
             if node.relation.split(":")[0] == "nsubj" and node.relation != "nsubj:outer":
-                yield name, tree, index
+                yield tree, index
 
 
-def _sample(
-    name: str, tree: Tree, index: int, lexicon: _Lexicon, filters: Filters, licence: str
-) -> Sample:
+def _sample(tree: Tree, index: int, lexicon: _Lexicon, filters: Filters, licence: str) -> Sample:
     subject = tree.nodes[index]
     find = _present_verb if filters == "paper" else _verb_of_noun
     at, number = find(tree, subject)
@@ -206,7 +192,7 @@ def _sample(
         evidence=(_written_at(tree, subject),),
         number=_NUMBERS[number],
         n_attractors=_attractors(tree, index, at, number),
-        source=f"{name}, line {tree.line}",
+        source=tree.source,
         licence=licence,
     )
 
@@ -217,8 +203,6 @@ def _verb_of_noun(tree: Tree, subject: Node) -> tuple[int, str]:
     number = subject.features.get("Number", "")
     drop_if(number not in _NUMBERS, "subject has no number")
     at = _agreeing(tree, subject.head)
-    if at is None:
-        raise DroppedError("no agreeing verb")
     features = tree.nodes[at].features
     agrees = (features.get("Number", number), features.get("Person", _NOUNS_PERSON))
     drop_if(agrees != (number, _NOUNS_PERSON), "verb disagrees")
@@ -229,33 +213,28 @@ def _present_verb(tree: Tree, subject: Node) -> tuple[int, str]:
     """The verb of any subject in the present tense, and its number (filters of the paper)."""
     drop_if(subject.relation != "nsubj", "relation not nsubj")
     at = _agreeing(tree, subject.head)
-    if at is None:
-        raise DroppedError("no agreeing verb")
     number = _PRESENT.get(tree.nodes[at].tag)
     if number is None:
         raise DroppedError("verb not VBZ or VBP")
     return at, number
 
 
-def _agreeing(tree: Tree, head: int) -> int | None:
-    """The word of a clause that agrees with its subject."""
-    chain = [
+def _agreeing(tree: Tree, head: int) -> int:
+    """The word of a clause that agrees with its subject: finite if there is such a verb."""
+    nodes = tree.nodes
+    auxiliaries = [
         at
-        for at in [
-            *(
-                child
-                for child in tree.children(head)
-                if tree.nodes[child].relation.split(":")[0] in _AUXILIARIES
-            ),
-            head,
-        ]
-        if tree.nodes[at].upos in _VERBS and not _is_odd(tree.nodes[at])
+        for at, node in enumerate(nodes)
+        if node.head == head and node.relation.split(":")[0] in _AUXILIARIES
     ]
-    finite = [at for at in chain if tree.nodes[at].features.get("VerbForm") == "Fin"]
-    with_number = [at for at in chain if "Number" in tree.nodes[at].features]
-    if finite:
-        return next((at for at in finite if at in with_number), finite[0])
-    return next(iter(with_number), None)
+    verbs = [
+        at for at in [*auxiliaries, head] if nodes[at].upos in _VERBS and not _is_odd(nodes[at])
+    ]
+    finite = [at for at in verbs if nodes[at].features.get("VerbForm") == "Fin"]
+    with_number = [at for at in verbs if "Number" in nodes[at].features]
+    found = [*(at for at in finite if at in with_number), *finite, *with_number]
+    drop_if(not found, "no agreeing verb")
+    return found[0]
 
 
 def _written_at(tree: Tree, node: Node) -> Span:

@@ -1,0 +1,111 @@
+"""Leaves out of the graph what the rules hold constant.
+
+Queries and keys under LRP, and gates, get no gradient. PyTorch nevertheless makes a node for each
+of their operations, and visits it in the backward pass. Once a pass has shown that nothing a module
+computes gets any relevance, its results are detached in later passes, so that these operations and
+all that only depend on them have no node. Values stay the same. A shorter graph is only accepted if
+it is the known one without exactly these nodes.
+
+Measured on 16 blocks of Llama of width 32 with 8 tokens, on one core: 12 % of LRPx.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from captum_lrpx.onlookers import is_plain, looks_only
+from captum_lrpx.rules.node_rules import is_checkpointed
+from captum_lrpx.trace.graph import Graph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import nn
+    from torch.autograd.graph import Node
+
+    from captum_lrpx.graph_rules import Plan
+    from captum_lrpx.trace.watch import Call
+
+__all__ = ["constant_modules", "graph_without", "without_graph"]
+
+
+@contextmanager
+def without_graph(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Detach the results of modules in this thread, for a forward pass inside a ``with`` block."""
+    thread = threading.get_ident()
+
+    @looks_only
+    def detach(_module: nn.Module, _args: object, output: object) -> object:
+        if threading.get_ident() != thread:
+            return None
+        if type(output) is tuple:
+            return tuple(map(_detached, output))
+        return _detached(output)
+
+    handles = [module.register_forward_hook(detach) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _detached(value: object) -> object:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def constant_modules(graph: Graph, plan: Plan, calls: Mapping[Node, Call]) -> set[nn.Module]:
+    """The first module on each path into a part of a graph that gets no relevance.
+
+    Args:
+        graph: The graph.
+        plan: The actions of the rules.
+        calls: The call that made each node.
+    """
+    alive = {call.module for number in plan.alive if (call := calls.get(graph.nodes[number]))}
+    found: set[nn.Module] = set()
+    constant = [False] * len(graph.nodes)
+    for number, edges in enumerate(graph.operands):
+        operands = [edge.node for edge in edges if edge is not None]
+        call = calls.get(graph.nodes[number])
+        if number in plan.alive or call is None or not operands:
+            continue
+        module = call.module
+        if all(constant[operand] for operand in operands):
+            constant[number] = True
+        elif module is not None and is_plain(module) and alive.isdisjoint(module.modules()):
+            constant[number] = True
+            found.add(module)
+    return found
+
+
+def graph_without(
+    modules: set[nn.Module],
+    graph: Graph,
+    outputs: Iterable[Tensor],
+    plan: Plan,
+    calls: Mapping[Node, Call],
+) -> Graph | None:
+    """The graph of a pass in which the results of some modules are detached.
+
+    Args:
+        modules: The modules.
+        graph: The whole graph.
+        outputs: Its tensors.
+        plan: The actions of the rules.
+        calls: The call that made each node.
+
+    Returns:
+        The graph; None if it would lack a node that gets relevance, or if PyTorch will run a part
+        of the model again, in a checkpoint of the user's own, and then expects the whole graph.
+    """
+    shorter = Graph(outputs, {node for node, call in calls.items() if call.module in modules})
+    gone = [number for number, node in enumerate(graph.nodes) if node not in shorter.index]
+    if not plan.alive.isdisjoint(gone):
+        return None
+    again = any(is_checkpointed(graph.nodes[number]) for number in gone)
+    return None if again else shorter
