@@ -22,6 +22,7 @@ ORDER = [
         "batching",
         "compilation",
         "decoding",
+        "extras",
         "files",
         "gguf_header",
         "module_tree",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from captum.attr import LayerAttribution
@@ -17,20 +16,38 @@ from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.components.layers import LayerRules
+from captum_lrpx.extras import imported
 from captum_lrpx.files import write_text
-from captum_lrpx.recipes import ATTN_LRP, Recipe
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
     from captum_lrpx._captum import TargetType
+    from captum_lrpx.recipes import Recipe
 
 __all__ = ["RelevanceFlow", "RelevanceGraph"]
 
 
 _VIEW = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
 """What a viewer of the schema shows at first: nothing pinned, grouped or clicked."""
+
+_NODE = {
+    "node_id": "",
+    "feature": 0,
+    "layer": "",
+    "ctx_idx": 0,
+    "feature_type": "",
+    "token_prob": 0.0,
+    "is_target_logit": False,
+    "run_idx": 0,
+    "reverse_ctx_idx": 0,
+    "jsNodeId": "",
+    "clerp": "",
+    "influence": None,
+    "activation": None,
+}
+"""The fields of a node in the schema."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +104,17 @@ class RelevanceGraph:
             [f"{layer}_0_{place}" for place in range(count)] for layer in range(len(self.edges))
         ]
         goal = f"{len(self.edges) + 1}_{target}_{count - 1}"
-        output = _node(
-            goal,
-            layer=str(len(self.edges) + 1),
-            feature=target,
-            place=count - 1,
-            kind="logit",
-            clerp=f'Output "{target_text}" (p={probability:.3f})',
-            token_prob=probability,
-            is_target_logit=True,
-        )
+        output = _NODE | {
+            "node_id": goal,
+            "jsNodeId": goal,
+            "layer": str(len(self.edges) + 1),
+            "feature": target,
+            "ctx_idx": count - 1,
+            "feature_type": "logit",
+            "clerp": f'Output "{target_text}" (p={probability:.3f})',
+            "token_prob": probability,
+            "is_target_logit": True,
+        }
         return {
             "metadata": {
                 "slug": name,
@@ -115,18 +133,20 @@ class RelevanceGraph:
     def _nodes(self, names: list[list[str]], tokens: Sequence[str]) -> list[dict[str, Any]]:
         shares = self.nodes.abs() / self.nodes.abs().sum(1, keepdim=True).clamp(min=1e-30)
         return [
-            _node(
-                names[layer][place],
-                layer="E" if layer == 0 else str(layer - 1),
-                feature=place if layer == 0 else (layer - 1) * layer // 2,
-                place=place,
-                kind="embedding" if layer == 0 else "cross layer transcoder",
-                clerp=tokens[place] if layer == 0 else f"layer {layer}, {tokens[place]}",
-                influence=float(shares[layer, place]),
-                activation=float(self.nodes[layer, place]),
-            )
+            _NODE
+            | {
+                "node_id": names[layer][place],
+                "jsNodeId": names[layer][place],
+                "layer": "E" if layer == 0 else str(layer - 1),
+                "feature": place if layer == 0 else (layer - 1) * layer // 2,
+                "ctx_idx": place,
+                "feature_type": "embedding" if layer == 0 else "cross layer transcoder",
+                "clerp": token if layer == 0 else f"layer {layer}, {token}",
+                "influence": float(shares[layer, place]),
+                "activation": float(self.nodes[layer, place]),
+            }
             for layer in range(len(names))
-            for place in range(len(tokens))
+            for place, token in enumerate(tokens)
         ]
 
     def _links(self, names: list[list[str]], goal: str, least: float) -> list[dict[str, Any]]:
@@ -173,12 +193,10 @@ class RelevanceGraph:
         """
         if len(tokens) != self.nodes.shape[1]:
             raise ValueError(f"{len(tokens)} tokens do not name {self.nodes.shape[1]} positions.")
-        try:
-            plt = importlib.import_module("matplotlib.pyplot")
-        except ImportError as error:
-            raise ImportError(
-                "A picture of a graph needs matplotlib: `pip install captum-lrpx[plot]`."
-            ) from error
+        plt = imported(
+            "matplotlib.pyplot",
+            "A picture of a graph needs matplotlib: `pip install captum-lrpx[plot]`.",
+        )
         layers, count = self.nodes.shape
         figure, axis = plt.subplots(
             figsize=(1.5 + 0.8 * count, 1 + 0.6 * layers), layout="constrained"
@@ -222,8 +240,6 @@ class RelevanceFlow(LayerRules, LayerAttribution):
     between two layers for each position. If all paths lead through the layers (the residual stream
     after each block), and the rules conserve, a position passes on all of its relevance.
     """
-
-    default_recipe: ClassVar[Recipe] = ATTN_LRP
 
     def __init__(
         self,
@@ -354,34 +370,3 @@ def _flow(low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
         )
         rows.append((low.detach() * found).flatten(2).sum(-1)[0])
     return torch.stack(rows)
-
-
-def _node(
-    name: str,
-    *,
-    layer: str,
-    feature: int,
-    place: int,
-    kind: str,
-    clerp: str,
-    influence: float | None = None,
-    activation: float | None = None,
-    token_prob: float = 0.0,
-    is_target_logit: bool = False,
-) -> dict[str, Any]:
-    """A node with the fields of the schema."""
-    return {
-        "node_id": name,
-        "feature": feature,
-        "layer": layer,
-        "ctx_idx": place,
-        "feature_type": kind,
-        "token_prob": token_prob,
-        "is_target_logit": is_target_logit,
-        "run_idx": 0,
-        "reverse_ctx_idx": 0,
-        "jsNodeId": name,
-        "clerp": clerp,
-        "influence": influence,
-        "activation": activation,
-    }

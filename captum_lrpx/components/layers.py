@@ -11,7 +11,7 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.protocol import LRPRules
+from captum_lrpx.attr.protocol import AttnLRPRules
 from captum_lrpx.components.experts import calls_of, parts_of
 from captum_lrpx.components.nodes import by_row
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerRules"]
 
 
-class LayerRules(LRPRules):
+class LayerRules(AttnLRPRules):
     """Attribution to layers of a model, by the rules of a recipe on its graph.
 
     Attributes:
@@ -64,6 +64,14 @@ class LayerRules(LRPRules):
         """The result of a single layer, or a list for a list of layers."""
         return results[0] if isinstance(self.layers, nn.Module) else results
 
+    def run(self, inputs: tuple[Tensor, ...], arguments: object | None) -> None:
+        """Run the forward function on checked inputs, without gradients, for hooks of layers."""
+        check_inputs(self.model, self.forward_func, inputs)  # type: ignore[attr-defined]
+        forward = CheckedForward(self.forward_func, self.model)  # type: ignore[attr-defined]
+        args = _captum.format_additional_forward_args(arguments)
+        with torch.no_grad():
+            _captum.run_forward(forward, inputs, None, args)
+
     def values(
         self,
         inputs: tuple[Tensor, ...],
@@ -83,15 +91,11 @@ class LayerRules(LRPRules):
         Raises:
             ValueError: If a layer does not run, runs several times, or has no row per example.
         """
-        check_inputs(self.model, self.forward_func, inputs)  # type: ignore[attr-defined]
-        forward = CheckedForward(self.forward_func, self.model)  # type: ignore[attr-defined]
-        args = _captum.format_additional_forward_args(arguments)
         with (
-            torch.no_grad(),
             calls_of(self.modules if experts else ()) as calls,
             captured(self.modules, at_input=at_input) as found,
         ):
-            _captum.run_forward(forward, inputs, None, args)
+            self.run(inputs, arguments)
         values = self.rows_of(found, len(inputs[0]))
         return self._by_expert(values, calls) if experts else values
 
