@@ -142,7 +142,7 @@ def leave_one_out(
 
         >>> effects = leave_one_out(TokenLogits(model), embeds, target=are)  # [B, T]
     """
-    given = Replacement.of(
+    given = Replacement(
         "leave_one_out", forward_func, inputs, baselines, additional_forward_args, target, mask
     )
     with torch.no_grad():
@@ -269,7 +269,7 @@ def perturbation_curve(
     """
     if order not in get_args(Order):
         raise ValueError(f"`order` is {' or '.join(get_args(Order))}, not {order!r}.")
-    given = Replacement.of(
+    given = Replacement(
         "perturbation_curve", forward_func, inputs, baselines, additional_forward_args, target, mask
     )
     relevances = relevances_of(attributions, given.inputs)
