@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
+from captum_lrpx.extras import imported
 from captum_lrpx.names import suggestion
-from captum_lrpx.visualization import character_runs
+from captum_lrpx.visualization.pieces import character_runs
 from captum_lrpx.words import Span, check_spans, token_runs, word_spans
 
 __all__ = ["By", "Part", "Region", "Tokens", "check_by", "sentence_spans", "split"]
@@ -172,13 +173,10 @@ def sentence_spans(text: str, language: str = "en") -> tuple[Span, ...]:
     Raises:
         ImportError: If sentencex is not installed.
     """
-    try:
-        from sentencex import get_sentence_boundaries  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "Sentences need sentencex: pip install 'captum-lrpx[sentences]'."
-        ) from error
-    found = get_sentence_boundaries(language, text)
+    sentencex = imported(
+        "sentencex", "Sentences need sentencex: pip install 'captum-lrpx[sentences]'."
+    )
+    found = sentencex.get_sentence_boundaries(language, text)
     return tuple(_stripped(text, each["start_index"], each["end_index"]) for each in found)
 
 

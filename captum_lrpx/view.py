@@ -8,8 +8,10 @@ from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.files import write_text
 from captum_lrpx.segments import Part, Tokens, split
-from captum_lrpx.visualization import origin, pieces, readable
+from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.interactive_page import ViewedMethod, view_page
+from captum_lrpx.visualization.page import origin
+from captum_lrpx.visualization.pieces import pieces
 
 if TYPE_CHECKING:
     import os

@@ -9,16 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from captum_lrpx.visualization import (
-    character_runs,
-    heat_map,
-    pieces,
-    plain,
-    readable,
-    relevance_table,
-    to_html,
-)
-from captum_lrpx.visualization.characters import joined
+from captum_lrpx.visualization.characters import joined, readable
+from captum_lrpx.visualization.page import to_html
+from captum_lrpx.visualization.pieces import character_runs, pieces
+from captum_lrpx.visualization.terminal import heat_map, plain, relevance_table
 
 FAMILY = "👩\u200d👩\u200d👧"
 

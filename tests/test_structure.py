@@ -15,14 +15,13 @@ PACKAGE = Path(captum_lrpx.__file__).parent
 
 # Each part may import those before it, and itself.
 ORDER = [
-    ["notices"],
+    ["notices", "extras"],
     [
         "_version",
         "_captum",
         "batching",
         "compilation",
         "decoding",
-        "extras",
         "files",
         "gguf_header",
         "module_tree",

@@ -16,7 +16,7 @@ from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
-from captum_lrpx.visualization import readable
+from captum_lrpx.visualization.characters import readable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from captum_lrpx.attr.generation_grouping import grouped_rows, rows_of
-from captum_lrpx.visualization import (
-    Matrix,
-    character_runs,
-    color_legend,
-    document,
-    folded,
-    heat_paragraph,
-    matrix_of,
-    origin,
-    plain_text,
-    readable,
-    source,
-)
+from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.matrix import Matrix, matrix_of
+from captum_lrpx.visualization.page import color_legend, document, folded, heat_paragraph, origin
+from captum_lrpx.visualization.pieces import character_runs
+from captum_lrpx.visualization.terminal import plain_text, source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from captum_lrpx.explanation.certificate import certificate_of
+from captum_lrpx.extras import imported
 from captum_lrpx.files import write_text
 from captum_lrpx.segments import Region
 from captum_lrpx.targets import Standing
@@ -199,10 +200,4 @@ def import_pandas() -> Any:
     Raises:
         ImportError: If it is not installed.
     """
-    try:
-        import pandas as pd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "A data frame needs pandas: pip install 'captum-lrpx[pandas]'."
-        ) from error
-    return pd
+    return imported("pandas", "A data frame needs pandas: pip install 'captum-lrpx[pandas]'.")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from captum_lrpx.extras import imported
 from captum_lrpx.visualization.characters import BLANK, NEWLINE
-from captum_lrpx.visualization.colors import rgb, scale_of, strengths
-from captum_lrpx.visualization.pieces import pieces
+from captum_lrpx.visualization.colors import colored, rgb, scale_of, strengths
 from captum_lrpx.visualization.terminal import VISIBLE, legend
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def settings() -> AbstractContextManager[None]:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
-    return mpl.rc_context(_SETTINGS)
+    mpl = imported("matplotlib", "A plot needs matplotlib: pip install 'captum-lrpx[plot]'.")
+    context: AbstractContextManager[None] = mpl.rc_context(_SETTINGS)
+    return context
 
 
 def latex(explanation: Drawable) -> str:
@@ -82,7 +80,6 @@ def latex(explanation: Drawable) -> str:
         A ``\colorbox`` for each piece. Negative relevance is underlined, relevance beyond the scale
         framed; a comment states the relevance of the full color.
     """
-    shown = pieces(explanation)
     note = " ".join(legend(explanation).replace("bold:", "framed:").split())
     parts = [
         "% needs \\usepackage{xcolor}",
@@ -90,7 +87,7 @@ def latex(explanation: Drawable) -> str:
         r"{\setlength{\fboxsep}{1pt}\raggedright",
     ]
     line = ""
-    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
+    for piece, strength in colored(explanation):
         if "\n" in piece.gap:
             parts.append(f"{line}\\\\")
             line = ""
@@ -113,14 +110,12 @@ def heat_map_figure(explanation: Drawable, width: float) -> Figure:
         explanation: The explanation.
         width: Width in inches.
     """
-    shown = pieces(explanation)
-    places, rows = _placed(shown, int(width * _INCH / _CELL))
+    shown = colored(explanation)
+    places, rows = _placed([piece for piece, _ in shown], int(width * _INCH / _CELL))
     note = _wrapped(legend(explanation).replace("bold:", "framed:"), width)
     height = ((rows + 1.5) * _LINE + (len(note) - 1) * _NOTE) / _INCH
     figure, axes = _empty(width, height)
-    for piece, strength, (row, column) in zip(
-        shown, strengths([p.relevance for p in shown]), places, strict=True
-    ):
+    for (piece, strength), (row, column) in zip(shown, places, strict=True):
         x, y = column * _CELL, height * _INCH - (row + 1) * _LINE
         size = cell_len(_label(piece)) * _CELL
         beyond = abs(strength) > 1

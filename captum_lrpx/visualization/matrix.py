@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import strengths, translucent
 from captum_lrpx.visualization.page import LABEL, NUMBER, table
 from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import styles
+from captum_lrpx.visualization.terminal import number_table, styles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from captum_lrpx.visualization.pieces import Drawable, Piece
 
@@ -71,10 +72,7 @@ class Matrix:
 
     def terminal(self) -> Table:
         """The table for a terminal, each column colored on its own scale."""
-        shown = Table(box=None, pad_edge=False)
-        for head in ("position", self.unit, *self.names):
-            shown.add_column(Text(readable(head)), justify="right", overflow="fold")
-        shown.columns[1].justify = "left"
+        shown = number_table("position", self.unit, *self.names, left=1)
         painted = [styles(column) for column in self.columns]
         for index, piece in enumerate(self.rows):
             cells = [

@@ -6,7 +6,7 @@ import html
 from typing import TYPE_CHECKING
 
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import scale_of, strengths, translucent
+from captum_lrpx.visualization.colors import colored, scale_of, translucent
 from captum_lrpx.visualization.pictures import picture_html, regions
 from captum_lrpx.visualization.pieces import pieces, unit
 from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, summary
@@ -90,9 +90,8 @@ def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
         A ``span`` for each piece, all text escaped. Its title has the relevance, and the tokens if
         there are several. Negative relevance is underlined, relevance beyond the scale outlined.
     """
-    shown = pieces(explanation)
     spans: list[str] = []
-    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
+    for piece, strength in colored(explanation):
         style = f"background:{translucent(strength)};border-radius:0.2em;padding:0.15em 0"
         style += _SEAM * bool(spans and not piece.gap)
         style += _BOLD * (bold_from is not None and piece.first >= bold_from)

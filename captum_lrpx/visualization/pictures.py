@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from captum_lrpx.extras import imported
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import ink, scale_of, strengths, translucent
+from captum_lrpx.visualization.colors import ink, opaque, scale_of, strengths, translucent
 
 if TYPE_CHECKING:
     from captum_lrpx.visualization.pieces import Drawable, Region
@@ -87,9 +88,8 @@ def picture_blocks(explanation: Drawable, region: Region) -> Text:
     relevances = explanation.relevances[region.first : region.stop]
     text = Text()
     for at, strength in enumerate(strengths(relevances)):
-        red, green, blue = _mixed((255, 255, 255), strength)
         mark = "+" if strength >= 0.5 else "-" if strength <= -0.5 else " "
-        text.append(f"{mark} ", f"black on rgb({red},{green},{blue})")
+        text.append(f"{mark} ", f"black on {opaque(strength)}")
         if (at + 1) % columns == 0 and at + 1 < len(relevances):
             text.append("\n")
     return text
@@ -106,12 +106,9 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     Raises:
         ImportError: If Pillow is not installed.
     """
-    try:
-        from PIL import Image  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
-        ) from error
+    Image = imported(  # noqa: N806 - a module
+        "PIL.Image", "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
+    )
     rows, columns = region.grid or (1, 1)
     below = Image.new("RGB", (columns, rows), (255, 255, 255))
     if overlay and region.picture:
@@ -130,8 +127,3 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     found = io.BytesIO()
     Image.alpha_composite(below.convert("RGBA"), above).convert("RGB").save(found, "PNG")
     return found.getvalue()
-
-
-def _mixed(paper: tuple[int, int, int], strength: float) -> tuple[int, ...]:
-    mix = min(abs(strength), 1.0)
-    return tuple(round(a + mix * (b - a)) for a, b in zip(paper, ink(strength), strict=True))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import paint, scale_of, strengths
+from captum_lrpx.visualization.colors import opaque, scale_of, strengths
 from captum_lrpx.visualization.pictures import picture_blocks, regions
 from captum_lrpx.visualization.pieces import pieces, unit
 
@@ -26,6 +26,7 @@ __all__ = [
     "heat_map",
     "inputs",
     "legend",
+    "number_table",
     "plain",
     "plain_text",
     "relevance_table",
@@ -51,8 +52,9 @@ def styles(relevances: Sequence[float]) -> list[str]:
         Black on the color; negative relevance underlined, relevance beyond the scale bold.
     """
     return [
-        f"{'bold ' * (abs(strength) > 1)}{'underline ' * (strength <= -VISIBLE)}black on {color}"
-        for strength, color in zip(strengths(relevances), paint(relevances), strict=True)
+        f"{'bold ' * (abs(strength) > 1)}{'underline ' * (strength <= -VISIBLE)}"
+        f"black on {opaque(strength)}"
+        for strength in strengths(relevances)
     ]
 
 
@@ -177,3 +179,17 @@ def plain_text(renderable: RenderableType, width: int = _WIDE) -> str:
     with console.capture() as capture:
         console.print(renderable, highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+
+
+def number_table(*heads: str, left: int) -> Table:
+    """A table of numbers, aligned right except for one column of texts; long cells are folded.
+
+    Args:
+        *heads: Names of the columns.
+        left: Index of the column of texts.
+    """
+    table = Table(box=None, pad_edge=False)
+    for index, head in enumerate(heads):
+        justify: Literal["left", "right"] = "left" if index == left else "right"
+        table.add_column(Text(readable(head)), justify=justify, overflow="fold")
+    return table
