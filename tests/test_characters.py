@@ -1,6 +1,7 @@
 """What a reader sees: whole characters, each drawn once, and nothing invisible."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -50,6 +51,13 @@ class SpanReader(Page):
         if self.open is not None:
             self.spans.append((data, self.open))
             self.open = None
+
+
+def test_relevances_of_a_character_may_sum_to_infinity():
+    shown = in_bytes("日")
+    shown = replace(shown, relevances=(1.5e308,) * len(shown.tokens))
+    assert [piece.relevance for piece in pieces(shown)] == [float("inf")] == [shown.sum]
+    assert "+inf" in str(shown)
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["combined", "require_same_tokens", "scaled", "total"]
-
-
-def total(values: Iterable[float]) -> float:
-    """Sum, rounded once; infinite or NaN where the values or their sum are."""
-    values = list(values)
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # too large, or infinities of both signs
-        return sum(values)
+__all__ = ["combined", "require_same_tokens", "scaled"]
 
 
 def require_same_tokens(explanations: Sequence[Explanation]) -> None:

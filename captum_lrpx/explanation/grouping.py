@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.visualization.pieces import total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,6 +17,7 @@ from captum_lrpx.explanation.segment_sums import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
 from captum_lrpx.visualization import page, pictures, terminal
+from captum_lrpx.visualization.pieces import total
 from captum_lrpx.words import Span, token_runs, word_spans
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Explanation:
     @property
     def sum(self) -> float:
         """Sum of the relevances."""
-        return arithmetic.total(self.relevances)
+        return total(self.relevances)
 
     @property
     def delta(self) -> float:
@@ -143,8 +144,7 @@ class Explanation:
     def sums(self) -> dict[str, float]:
         """The sum of the relevances of each input, by its name; empty for a single text."""
         return {
-            part.name: arithmetic.total(self.relevances[part.first : part.stop])
-            for part in self.parts or ()
+            part.name: total(self.relevances[part.first : part.stop]) for part in self.parts or ()
         }
 
     @property

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx import segments
-from captum_lrpx.explanation import arithmetic, grouping, storage
+from captum_lrpx.explanation import grouping, storage
 from captum_lrpx.visualization import terminal
 from captum_lrpx.visualization.characters import readable
+from captum_lrpx.visualization.pieces import total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,12 +97,12 @@ class Segments:
     @property
     def sum(self) -> float:
         """Sum of the relevances of the first level, equal to the sum of any other level."""
-        return arithmetic.total([part.relevance for part in self.parts])
+        return total([part.relevance for part in self.parts])
 
     @property
     def residual(self) -> float:
         """The share of neither segments nor ledger: rounding."""
-        return self.value - self.sum - arithmetic.total([amount for _, amount in self.rest])
+        return self.value - self.sum - total([amount for _, amount in self.rest])
 
     def walk(self) -> Iterator[tuple[int, Segment]]:
         """All segments of all levels with their depth, each before its parts."""
@@ -236,7 +237,7 @@ def _segment(explanation: Explanation, part: Part) -> Segment:
         explanation.text[start:end] or " ".join(names),
         (start, end),
         part.tokens,
-        arithmetic.total([explanation.relevances[index] for index in part.tokens]),
+        total([explanation.relevances[index] for index in part.tokens]),
         tuple(_segment(explanation, each) for each in part.parts),
     )
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from captum_lrpx.visualization.characters import BLANK, NEWLINE, joined, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["Drawable", "Piece", "Region", "character_runs", "pieces", "unit"]
+__all__ = ["Drawable", "Piece", "Region", "character_runs", "pieces", "total", "unit"]
 
 
 class Region(Protocol):
@@ -189,7 +189,7 @@ def pieces(explanation: Drawable) -> list[Piece]:
             gap, label = " " if found else "", "".join(labels[first:stop])
         if found and not gap and not _in_text(offsets[first - 1]):
             gap = " "  # after a token outside of the text
-        relevance = _sum(explanation.relevances[first:stop])
+        relevance = total(explanation.relevances[first:stop])
         found.append(Piece(readable(label), relevance, first, stop, gap))
     return found
 
@@ -225,6 +225,15 @@ def character_runs(
     return runs
 
 
+def total(values: Iterable[float]) -> float:
+    """Sum, rounded once; infinite or NaN where the values or their sum are."""
+    values = list(values)
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # too large, or infinities of both signs
+        return sum(values)
+
+
 def unit(explanation: Drawable) -> str:
     """Unit of the entries: ``"token"`` or ``"word"``."""
     return "token" if explanation.ids else "word"
@@ -237,8 +246,3 @@ def _in_text(place: tuple[int, int]) -> bool:
 def _gap(text: str, end: int, start: int) -> str:
     between = text[end:start]
     return "\n" if "\n" in between else " " if between else ""
-
-
-def _sum(relevances: Sequence[float]) -> float:
-    """Sum, rounded once if it is finite."""
-    return math.fsum(relevances) if all(map(math.isfinite, relevances)) else sum(relevances)
