@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from captum_lrpx.extras import imported
 from captum_lrpx.names import suggestion
 from captum_lrpx.visualization.pieces import character_runs
-from captum_lrpx.words import Span, check_spans, token_runs, word_spans
+from captum_lrpx.words import Span, added, check_spans, extent, token_runs, word_spans
 
 __all__ = ["By", "Part", "Region", "Tokens", "check_by", "sentence_spans", "split"]
 
@@ -31,8 +31,10 @@ _REGIONS = {
     "document": "give them to explain_chat(documents=...)",
     "answer": "explain an answer by explain_chat()",
 }
-_PARAGRAPH = re.compile(r"(?:(?!\n[^\S\n]*\n).)+", re.DOTALL)
-_LINE = re.compile(r"[^\n]+")
+_PATTERNS = {
+    "paragraph": re.compile(r"(?:(?!\n[^\S\n]*\n).)+", re.DOTALL),
+    "line": re.compile(r"[^\n]+"),
+}
 _LABEL = re.compile(r"^[^\S\n]*(\w[^\n:]{0,30}:)", re.MULTILINE)
 
 
@@ -112,10 +114,7 @@ def split(
     for level in levels:
         if not isinstance(level, (str, re.Pattern)):
             check_spans(tokens.text, level)
-    apart = [
-        special or bool(tokens.template and tokens.template[index])
-        for index, special in enumerate(tokens.special)
-    ]
+    apart = added(tokens.special, tokens.template)
     inside = [index for index, each in enumerate(apart) if not each]
     splitter = _Splitter(tokens, language)
     for level in levels:
@@ -271,16 +270,19 @@ class _Splitter:
         piece = self.tokens.text[start:end]
         if isinstance(level, re.Pattern):
             found = [(*each.span(), each.lastgroup or "") for each in level.finditer(piece)]
-        elif level == "sentence":
-            found = [(a, b, "") for a, b in sentence_spans(piece, self.language)]
         else:
-            found = [(a, b, "") for a, b in _SPLITTERS[level](piece)]
+            found = [(*span, "") for span in self._spans_of(level, piece)]
         return [(start + a, start + b, name) for a, b, name in found if piece[a:b].strip()]
 
+    def _spans_of(self, level: str, text: str) -> Sequence[Span]:
+        if level == "sentence":
+            return sentence_spans(text, self.language)
+        if level == "example":
+            return _examples(text)
+        return [_stripped(text, *match.span()) for match in _PATTERNS[level].finditer(text)]
+
     def _extent(self, indices: Sequence[int]) -> Span:
-        places = [self.tokens.offsets[index] for index in indices]
-        filled = [(start, end) for start, end in places if start < end] or places
-        return min(start for start, _ in filled), max(end for _, end in filled)
+        return extent([self.tokens.offsets[index] for index in indices])
 
     def _is_blank(self, place: Span) -> bool:
         return not self.tokens.text[slice(*place)].strip()
@@ -332,10 +334,6 @@ def _stripped(text: str, start: int, end: int) -> Span:
     return start, max(start, start + len(piece.strip()))
 
 
-def _matches(pattern: re.Pattern[str]) -> Callable[[str], list[Span]]:
-    return lambda text: [_stripped(text, *match.span()) for match in pattern.finditer(text)]
-
-
 def _examples(text: str) -> list[Span]:
     """Few-shot examples: each starts with a line that has the label of the first one (``Q:``)."""
     labels = list(_LABEL.finditer(text))
@@ -348,9 +346,4 @@ def _examples(text: str) -> list[Span]:
     ]
 
 
-_SPLITTERS: dict[str, Callable[[str], list[Span]]] = {
-    "paragraph": _matches(_PARAGRAPH),
-    "line": _matches(_LINE),
-    "example": _examples,
-}
 _KINDS = (*_REGIONS, "paragraph", "example", "line", "sentence", "word", "token")

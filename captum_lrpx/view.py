@@ -11,6 +11,7 @@ from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.interactive_page import packed, view_page
 from captum_lrpx.visualization.page import origin
 from captum_lrpx.visualization.pieces import pieces
+from captum_lrpx.words import added
 
 if TYPE_CHECKING:
     import os
@@ -78,13 +79,12 @@ def view(
         names = _names([each.record for each in shown])
     if len(names) != len(shown):
         raise ValueError(f"There are {len(shown)} explanations, but {len(names)} names.")
-    special = zip(first.special, first.template or first.special, strict=True)
     data = {
         "pieces": [
             {"drawn": each.drawn, "gap": each.gap, "first": each.first, "stop": each.stop}
             for each in pieces(first)
         ],
-        "special": [int(a or b) for a, b in special],
+        "special": [int(each) for each in added(first.special, first.template)],
         "spans": spans,
         "start": start,
         "levels": [

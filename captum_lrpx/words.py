@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Span", "check_spans", "token_runs", "word_spans"]
+__all__ = ["Span", "added", "check_spans", "extent", "token_runs", "word_spans"]
 
 Span = tuple[int, int]
 """``(start, end)``: characters of a text, or tokens; the end is not included."""
@@ -128,6 +128,22 @@ def _leads_to(text: str, offsets: Sequence[Span], special: Sequence[bool], index
         return False
     start, end = offsets[index - 1]
     return start < end == offsets[index][0] and not text[start:end].strip(" ")
+
+
+def added(special: Sequence[bool], template: Sequence[bool] | None) -> list[bool]:
+    """Whether each token is special or written by a chat template, and none of the text itself.
+
+    Args:
+        special: Whether each token is a special one ``[T]``.
+        template: Whether each token was written by a chat template ``[T]``; None without one.
+    """
+    return [a or b for a, b in zip(special, template or special, strict=True)]
+
+
+def extent(places: Sequence[Span]) -> Span:
+    """From the first to the last of some characters, leaving out empty places if others exist."""
+    filled = [(start, end) for start, end in places if start < end] or places
+    return min(start for start, _ in filled), max(end for _, end in filled)
 
 
 def check_spans(text: str, spans: Sequence[Span]) -> None:

@@ -21,7 +21,7 @@ from captum_lrpx.files import write_text
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.recipes import Recipe
@@ -152,9 +152,7 @@ class RelevanceGraph:
     def _links(self, names: list[list[str]], goal: str, least: float) -> list[dict[str, Any]]:
         links: list[dict[str, Any]] = [
             {"source": names[layer][source], "target": names[layer + 1][place], "weight": weight}
-            for layer, weights in enumerate(self.edges.tolist())
-            for place, row in enumerate(weights)
-            for source, weight in enumerate(row)
+            for layer, place, source, weight in self._flows()
         ]
         links += [
             {"source": source, "target": goal, "weight": weight}
@@ -162,6 +160,12 @@ class RelevanceGraph:
         ]
         largest = max((abs(link["weight"]) for link in links), default=0.0)
         return [link for link in links if link["weight"] and abs(link["weight"]) >= least * largest]
+
+    def _flows(self) -> Iterator[tuple[int, int, int, float]]:
+        """Layer, position, position in the layer before, and weight of each edge but zeros."""
+        weights = self.edges[self.edges != 0].tolist()
+        for place, weight in zip(self.edges.nonzero().tolist(), weights, strict=True):
+            yield *place, weight
 
     def to_json(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """Write the graph as JSON, see :meth:`to_dict`.
@@ -202,19 +206,17 @@ class RelevanceGraph:
             figsize=(1.5 + 0.8 * count, 1 + 0.6 * layers), layout="constrained"
         )
         largest = float(self.edges.abs().max()) if self.edges.numel() else 0.0
-        for layer, weights in enumerate(self.edges.tolist()):
-            for place, row in enumerate(weights):
-                for source, weight in enumerate(row):
-                    if weight and abs(weight) >= least * largest:
-                        strength = abs(weight) / largest
-                        axis.plot(
-                            [source, place],
-                            [layer, layer + 1],
-                            color="red" if weight > 0 else "blue",
-                            alpha=0.15 + 0.85 * strength,
-                            linewidth=0.3 + 4 * strength,
-                            zorder=1,
-                        )
+        for layer, place, source, weight in self._flows():
+            if abs(weight) >= least * largest:
+                strength = abs(weight) / largest
+                axis.plot(
+                    [source, place],
+                    [layer, layer + 1],
+                    color="red" if weight > 0 else "blue",
+                    alpha=0.15 + 0.85 * strength,
+                    linewidth=0.3 + 4 * strength,
+                    zorder=1,
+                )
         limit = float(self.nodes.abs().max()) or 1.0
         places = [(place, layer) for layer in range(layers) for place in range(count)]
         axis.scatter(

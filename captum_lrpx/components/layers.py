@@ -107,7 +107,6 @@ class LayerRules(AttnLRPRules):
         *,
         at_input: bool,
         experts: bool = False,
-        check: Callable[[list[Tensor]], object] = lambda _: None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the tensor of each layer, and the gradient of the explained value by the rules.
 
@@ -117,7 +116,6 @@ class LayerRules(AttnLRPRules):
             arguments: Further arguments of the forward function.
             at_input: Whether to use the layers' inputs.
             experts: Whether outputs are split into the summands of experts ``[B, T, E, D]``.
-            check: Raises an error for tensors that do not fit, before the backward pass.
 
         Returns:
             Values and coefficients, each ``[B, ...]``; zeros where the layer is constant.
@@ -139,7 +137,6 @@ class LayerRules(AttnLRPRules):
             ) as passed,
         ):
             values = self.rows_of(passed.layers, len(inputs[0]))
-            check(values)
             finite = self.finite(inputs, arguments)
             explained = passed.explain(
                 lambda run: finite.require(_captum.select_targets(run.output, target)),

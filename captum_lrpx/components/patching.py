@@ -207,7 +207,6 @@ class RelevancePatching(_Patching):
             additional_forward_args,
             at_input=at_input,
             experts=by == "expert",
-            check=lambda values: by == "expert" or self._nodes(by, values, at_input=at_input),
         )
         nodes = self._nodes(by, clean, at_input=at_input)
         if corrupted_additional_forward_args is None:

@@ -351,5 +351,4 @@ def _places(relevances: Tensor, counted: Tensor, order: Order) -> Tensor:
     by_key = key.argsort(dim=-1, stable=True)
     stays = (~counted).gather(-1, by_key).to(torch.uint8)
     ordering = by_key.gather(-1, stays.argsort(dim=-1, stable=True))
-    places = torch.arange(relevances.shape[-1], device=relevances.device).expand_as(ordering)
-    return torch.empty_like(ordering).scatter_(-1, ordering, places)
+    return ordering.argsort(dim=-1)

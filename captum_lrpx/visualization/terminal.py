@@ -164,18 +164,10 @@ def plain(explanation: Drawable) -> str:
     return "\n".join([plain_text(relevance_table(explanation)), "", *closing_lines(explanation)])
 
 
-def plain_text(renderable: RenderableType, width: int = _WIDE) -> str:
-    """Render as ``rich`` does, without color and at any width.
-
-    Args:
-        renderable: The renderable.
-        width: Largest length of lines.
-
-    Returns:
-        The text, without trailing blanks.
-    """
+def plain_text(renderable: RenderableType) -> str:
+    """Render as ``rich`` does, without color, trailing blanks, and a limit of the width."""
     # In a notebook, rich would otherwise display the captured output as an empty block.
-    console = Console(file=io.StringIO(), color_system=None, width=width, force_jupyter=False)
+    console = Console(file=io.StringIO(), color_system=None, width=_WIDE, force_jupyter=False)
     with console.capture() as capture:
         console.print(renderable, highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
