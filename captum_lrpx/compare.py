@@ -14,21 +14,12 @@ from captum_lrpx import metrics
 from captum_lrpx.explanation import Explanation, storage
 from captum_lrpx.explanation.arithmetic import require_same_tokens
 from captum_lrpx.explanation.certificate import verified
+from captum_lrpx.explanation.matrix import matrix_of
+from captum_lrpx.explanation.page import LONG, color_legend, heat_paragraph, origin, pictures
 from captum_lrpx.files import write_text
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.matrix import matrix_of
-from captum_lrpx.visualization.page import (
-    LONG,
-    color_legend,
-    document,
-    escaped,
-    folded,
-    heat_paragraph,
-    origin,
-    pictures,
-    table,
-)
-from captum_lrpx.visualization.terminal import number_table, plain_text
+from captum_lrpx.visualization.console import number_table, plain_text
+from captum_lrpx.visualization.markup import document, escaped, folded, table
 
 if TYPE_CHECKING:
     import os

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.page import origin
+from captum_lrpx.explanation.pieces import pieces
 from captum_lrpx.files import write_text
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.interactive_page import packed, view_page
-from captum_lrpx.visualization.page import origin
-from captum_lrpx.visualization.pieces import pieces
 from captum_lrpx.words import added
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import torch
 from explanations import explanation
 
 from captum_lrpx import AttnLRPx, LayerLRPx, LLMRelevance, TokenLogits, draw, explain, zoo
-from captum_lrpx.visualization.colors import colored, opaque
+from captum_lrpx.explanation.pieces import colored
+from captum_lrpx.visualization.colors import opaque
 
 PROMPT = "the keys to the cabinet"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_lrpx import Explanation
+from captum_lrpx.explanation.page import to_html
+from captum_lrpx.explanation.terminal import heat_map, relevance_table, summary
 from captum_lrpx.files import write_text
-from captum_lrpx.visualization.page import to_html
-from captum_lrpx.visualization.terminal import heat_map, relevance_table, summary
 
 SCRIPT = "<script>alert(1)</script>"
 

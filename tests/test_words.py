@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_lrpx import Target, explain, zoo
-from captum_lrpx.visualization.pieces import total
+from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.words import token_runs, word_spans
 
 

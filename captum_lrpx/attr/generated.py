@@ -12,11 +12,11 @@ from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.decoding import decoded
 from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.pieces import total
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.page import table as html_table
+from captum_lrpx.visualization.markup import table as html_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["combined", "require_same_tokens", "scaled"]
+__all__ = ["combined", "require_same_tokens", "scaled", "total"]
+
+
+def total(values: Iterable[float]) -> float:
+    """Sum, rounded once; infinite or NaN where the values or their sum are."""
+    values = list(values)
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # too large, or infinities of both signs
+        return sum(values)
 
 
 def require_same_tokens(explanations: Sequence[Explanation]) -> None:

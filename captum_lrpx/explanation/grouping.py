@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from captum_lrpx import words
-from captum_lrpx.visualization.pieces import total
+from captum_lrpx.explanation.arithmetic import total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from captum.attr import visualization as captum_visualization
 
-from captum_lrpx.explanation import arithmetic, grouping, storage
+from captum_lrpx.explanation import arithmetic, grouping, page, pictures, storage, terminal
+from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.certificate import Certificate, verified
 from captum_lrpx.explanation.segment_sums import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
-from captum_lrpx.visualization import page, pictures, terminal
-from captum_lrpx.visualization.pieces import total
 from captum_lrpx.words import Span, token_runs, word_spans
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx import segments
-from captum_lrpx.explanation import grouping, storage
-from captum_lrpx.visualization import terminal
+from captum_lrpx.explanation import grouping, storage, terminal
+from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.pieces import total
+from captum_lrpx.visualization.console import plain_text, styles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,8 +186,8 @@ class Segments:
         table = Table("relevance", "share", "segment", box=None, pad_edge=False)
         table.columns[0].justify = table.columns[1].justify = "right"
         walked = list(self.walk())
-        styles = terminal.styles([segment.relevance for _, segment in walked])
-        for (depth, segment), style in zip(walked, styles, strict=True):
+        painted = styles([segment.relevance for _, segment in walked])
+        for (depth, segment), style in zip(walked, painted, strict=True):
             label = Text("  " * depth + _shortened(segment.label))
             table.add_row(Text(f"{segment.relevance:+.4f}", style), self._share(segment), label)
         for name, amount in (*self.rest, ("residual", self.residual), ("value", self.value)):
@@ -197,7 +197,7 @@ class Segments:
     def __str__(self) -> str:
         """The table as plain text, with the explained value below."""
         lines = terminal.summary(self.explanation), terminal.source(self.explanation)
-        return "\n".join([terminal.plain_text(self.__rich__()), "", *lines])
+        return "\n".join([plain_text(self.__rich__()), "", *lines])
 
     def _repr_html_(self) -> str:
         """The heat map of the smallest segments, for a notebook."""

@@ -1,1 +1,1 @@
-"""Heat maps of explanations: for the terminal, for notebooks, as one HTML file, and for papers."""
+"""Text, colors and tables for a terminal and for HTML; the interactive page."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
 
-__all__ = ["joined", "readable"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["character_runs", "joined", "readable"]
 
 NEWLINE = "↵"
 BLANK = "␣"
@@ -73,6 +77,37 @@ def joined(text: str, place: int) -> bool:
     return (leading and _within(after, _HANGUL_LEADING)) or (
         _within(after, _HANGUL_FOLLOWING) and unicodedata.name(before, "").startswith("HANGUL")
     )
+
+
+def character_runs(
+    text: str, offsets: Sequence[tuple[int, int]], special: Sequence[bool]
+) -> list[tuple[int, int]]:
+    """Find runs of tokens that share characters.
+
+    Args:
+        text: The text.
+        offsets: ``(start, end)`` characters of each token ``[T]``.
+        special: Whether each token is a special one; these stand alone ``[T]``.
+
+    Returns:
+        ``(first, last + 1)`` tokens of each run, in order. Every token is in exactly one.
+    """
+    runs: list[tuple[int, int]] = []
+    covered = (0, 0)  # characters of the last run
+    for index, (start, end) in enumerate(offsets):
+        placed = start < end and not special[index]
+        if (
+            placed
+            and covered[0] < covered[1]
+            and end > covered[0]
+            and (start < covered[1] or (start == covered[1] and joined(text, start)))
+        ):
+            runs[-1] = (runs[-1][0], index + 1)
+            covered = (min(covered[0], start), max(covered[1], end))
+        else:
+            runs.append((index, index + 1))
+            covered = (start, end) if placed else (0, 0)
+    return runs
 
 
 def _extends(char: str) -> bool:

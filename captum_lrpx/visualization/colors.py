@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from captum_lrpx.visualization.pieces import pieces
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
-
-__all__ = ["colored", "ink", "opaque", "rgb", "scale_of", "strengths", "translucent"]
+__all__ = ["VISIBLE", "ink", "opaque", "rgb", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)
@@ -20,6 +16,9 @@ _WHITE = 255
 
 _LEFT_OUT = 50
 """One number in this many may be beyond the scale, and always one."""
+
+VISIBLE = 0.1
+"""Share of the scale from which a negative relevance is underlined."""
 
 _OPAQUE = 0.8
 """Opacity of the full color; text in black or white can be read on it."""
@@ -57,12 +56,6 @@ def strengths(relevances: Sequence[float]) -> list[float]:
     """
     scale = scale_of(relevances)
     return [relevance / scale if scale else 0.0 for relevance in relevances]
-
-
-def colored(explanation: Drawable) -> list[tuple[Piece, float]]:
-    """The pieces of an explanation, each with its strength on their common scale."""
-    shown = pieces(explanation)
-    return list(zip(shown, strengths([piece.relevance for piece in shown]), strict=True))
 
 
 def translucent(strength: float) -> str:

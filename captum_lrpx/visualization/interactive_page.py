@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_lrpx.visualization.page import escaped
+from captum_lrpx.visualization.markup import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

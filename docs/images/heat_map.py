@@ -11,7 +11,8 @@ import html
 import sys
 
 from captum_lrpx import Comparison, Explanation, Target, explain, zoo
-from captum_lrpx.visualization.colors import colored, opaque
+from captum_lrpx.explanation.pieces import colored
+from captum_lrpx.visualization.colors import opaque
 
 CHARACTER, LINE, MARGIN = 11, 34, 14
 SENTENCES = [

@@ -5,40 +5,30 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from captum_lrpx.explanation.pictures import picture_html, regions
+from captum_lrpx.explanation.pieces import colored, pieces, unit
+from captum_lrpx.explanation.terminal import closing_lines, inputs, summary
 from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import colored, scale_of, translucent
-from captum_lrpx.visualization.pictures import picture_html, regions
-from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, summary
+from captum_lrpx.visualization.colors import VISIBLE, scale_of, translucent
+from captum_lrpx.visualization.markup import LABEL, NUMBER, document, escaped, folded, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation.pieces import Piece
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = [
+    "LONG",
     "color_legend",
-    "document",
-    "folded",
     "fragment",
     "heat_paragraph",
     "origin",
     "pictures",
-    "table",
     "to_html",
     "token_spans",
 ]
 
-# Only the style of `body` and `footer` is restricted to pages: a notebook shares one page
-# with its outputs, so that elements for notebooks bring their own style.
-#
 # Letters that join, ligatures and emoji are shaped across spans as long as a span has neither
 # horizontal padding nor a border and does not isolate its direction. The paragraph isolates.
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font-family: system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }
-footer { margin-top: 2em; opacity: 0.7; font-size: 0.85em; overflow-wrap: anywhere; }
-"""
 _PARAGRAPH = (
     "font-size:1.2em;line-height:2;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 )
@@ -46,40 +36,13 @@ _BOLD = ";font-weight:bold"
 _NEGATIVE = ";text-decoration:underline"
 _BEYOND = ";outline:2px solid;outline-offset:-2px"
 _SEAM = ";box-shadow:inset 1px 0 rgba(128,128,128,0.6)"
-Cell = tuple[str, str]
-"""Text of a cell, and its CSS."""
+
 
 LONG = 40
 """Up to this many rows, a table is open at first."""
 
-LABEL = "text-align:left;white-space:pre-wrap;unicode-bidi:isolate"
-NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
 
-
-def document(title: str, *parts: str) -> str:
-    """A complete HTML page.
-
-    Args:
-        title: Its title, plain text.
-        *parts: Its body, HTML.
-
-    Returns:
-        The page.
-    """
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def escaped(text: str) -> str:
-    """Text as HTML that shows it, without control characters."""
-    return html.escape(readable(text))
-
-
-def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
+def token_spans(explanation: Explanation, bold_from: int | None = None) -> str:
     """Draw the tokens in color, as HTML.
 
     Args:
@@ -102,7 +65,7 @@ def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
     return "".join(spans)
 
 
-def _tooltip(explanation: Drawable, piece: Piece) -> str:
+def _tooltip(explanation: Explanation, piece: Piece) -> str:
     total = f"{piece.relevance:+.6g}"
     if piece.stop - piece.first == 1:
         return total
@@ -113,7 +76,7 @@ def _tooltip(explanation: Drawable, piece: Piece) -> str:
     return f"{total} = {', '.join(parts)}"
 
 
-def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
+def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
     """Draw the heat map as one paragraph, with the writing direction of the text.
 
     Args:
@@ -124,7 +87,7 @@ def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
     return f'<p dir="auto" style="{_PARAGRAPH}">{spans}</p>'
 
 
-def color_legend(explanation: Drawable) -> str:
+def color_legend(explanation: Explanation) -> str:
     """Describe the scale of the colors, as HTML; empty if there is none.
 
     Args:
@@ -151,7 +114,7 @@ def color_legend(explanation: Drawable) -> str:
     )
 
 
-def origin(explanation: Drawable) -> str:
+def origin(explanation: Explanation) -> str:
     """Method, model, versions and checks, in one line."""
     rules = f" (rules: {explanation.recipe})" if explanation.recipe else ""
     options = "".join(f", {name} {value}" for name, value in explanation.options.items())
@@ -164,7 +127,7 @@ def origin(explanation: Drawable) -> str:
     )
 
 
-def fragment(explanation: Drawable) -> str:
+def fragment(explanation: Explanation) -> str:
     """Draw the heat map as a piece of HTML, for a notebook; all text is escaped.
 
     Args:
@@ -179,43 +142,12 @@ def fragment(explanation: Drawable) -> str:
     )
 
 
-def pictures(explanation: Drawable) -> str:
+def pictures(explanation: Explanation) -> str:
     """Images among the inputs with their heat maps, as HTML; empty without any."""
     return "".join(picture_html(explanation, region) for region in regions(explanation))
 
 
-def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table with its own style, as HTML; all text is escaped.
-
-    Args:
-        heads: Text of the column names, and further CSS for each.
-        rows: Text of the cells, and further CSS for each.
-    """
-    lines = [_row("th", heads), *(_row("td", cells) for cells in rows)]
-    return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
-
-
-def _row(tag: str, cells: Sequence[Cell]) -> str:
-    drawn = (
-        f'<{tag} style="padding:0.1em 0.8em;{style}">{escaped(text)}</{tag}>'
-        for text, style in cells
-    )
-    return f"<tr>{''.join(drawn)}</tr>"
-
-
-def folded(title: str, content: str, *, is_open: bool) -> str:
-    """Put content below a title that folds it.
-
-    Args:
-        title: The title, plain text.
-        content: The content, HTML.
-        is_open: Whether it is open at first.
-    """
-    state = " open" if is_open else ""
-    return f"<details{state}><summary>{escaped(title)}</summary>{content}</details>"
-
-
-def to_html(explanation: Drawable) -> str:
+def to_html(explanation: Explanation) -> str:
     """Draw the explanation as one HTML page without scripts or links; all text is escaped.
 
     Args:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
+from captum_lrpx.explanation.pieces import pieces, unit
 from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import strengths, translucent
-from captum_lrpx.visualization.page import LABEL, NUMBER, table
-from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import number_table, styles
+from captum_lrpx.visualization.console import number_table, styles
+from captum_lrpx.visualization.markup import LABEL, NUMBER, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation.pieces import Piece
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = ["Matrix", "matrix_of"]
 
@@ -119,7 +120,7 @@ class Matrix:
         )
 
 
-def matrix_of(explanations: Sequence[Drawable], names: Sequence[str]) -> Matrix:
+def matrix_of(explanations: Sequence[Explanation], names: Sequence[str]) -> Matrix:
     """Make the matrix of explanations of the same tokens.
 
     Args:

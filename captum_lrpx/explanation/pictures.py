@@ -14,7 +14,8 @@ from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import ink, opaque, scale_of, strengths, translucent
 
 if TYPE_CHECKING:
-    from captum_lrpx.visualization.pieces import Drawable, Region
+    from captum_lrpx.explanation.record import Explanation
+    from captum_lrpx.targets.scene import Part
 
 __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
@@ -28,12 +29,12 @@ _SMALLEST = 448
 """Smallest number of pixels on the longer side of a PNG."""
 
 
-def regions(explanation: Drawable) -> list[Region]:
+def regions(explanation: Explanation) -> list[Part]:
     """Images and audio among the inputs."""
     return [part for part in explanation.parts or () if part.grid is not None]
 
 
-def picture_html(explanation: Drawable, region: Region) -> str:
+def picture_html(explanation: Explanation, region: Part) -> str:
     """Draw an image below its heat map, and the heat map alone, side by side.
 
     Args:
@@ -82,7 +83,7 @@ def picture_html(explanation: Drawable, region: Region) -> str:
     return f'<p>{drawn}</p><p style="font-size:0.85em">{name}: full color at {scale:.4g}</p>'
 
 
-def picture_blocks(explanation: Drawable, region: Region) -> Text:
+def picture_blocks(explanation: Explanation, region: Part) -> Text:
     """Draw the patches of an image as colored blocks with signs, for a terminal."""
     _, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
@@ -95,7 +96,7 @@ def picture_blocks(explanation: Drawable, region: Region) -> Text:
     return text
 
 
-def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) -> bytes:
+def picture_png(explanation: Explanation, region: Part, *, overlay: bool = True) -> bytes:
     """Draw a heat map of an image as PNG.
 
     Args:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from captum_lrpx.explanation.pieces import colored
+from captum_lrpx.explanation.terminal import legend
 from captum_lrpx.extras import imported
 from captum_lrpx.visualization.characters import BLANK, NEWLINE
-from captum_lrpx.visualization.colors import colored, rgb, scale_of, strengths
-from captum_lrpx.visualization.terminal import VISIBLE, legend
+from captum_lrpx.visualization.colors import VISIBLE, rgb, scale_of, strengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation.pieces import Piece
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = ["heat_map_figure", "latex", "matrix_figure", "settings"]
 
@@ -70,7 +72,7 @@ def settings() -> AbstractContextManager[None]:
     return context
 
 
-def latex(explanation: Drawable) -> str:
+def latex(explanation: Explanation) -> str:
     r"""Draw a heat map as LaTeX, with ``xcolor`` and, for other scripts, XeLaTeX or LuaLaTeX.
 
     Args:
@@ -103,7 +105,7 @@ def latex(explanation: Drawable) -> str:
     return "\n".join([*parts, line.rstrip(), r"\par}", ""])
 
 
-def heat_map_figure(explanation: Drawable, width: float) -> Figure:
+def heat_map_figure(explanation: Explanation, width: float) -> Figure:
     """Draw the text in color, with its legend.
 
     Args:
