@@ -203,23 +203,23 @@ class _Splitter:
         """Parts of some tokens, none of which is special or of the template."""
         if not levels:
             return
-        groups: Sequence[tuple[tuple[int, int, str] | None, Sequence[int]]]
         if levels[0] in ("word", "token"):
-            groups = [
-                ((start, 0, ""), group)
-                for start, group in enumerate(self._small(levels[0] == "word", inside))
-            ]
+            groups = self._small(levels[0] == "word", inside)
         else:
             groups = self._grouped(inside, levels[0])
-        if all(key is None for key, _ in groups):
+        if all(name is None for name, _ in groups):
             yield from self.parts(inside, levels[1:])
             return
         kind = levels[0] if isinstance(levels[0], str) else "span"
-        for key, group in groups:
-            name, of = (f"({ELSEWHERE})", ELSEWHERE) if key is None else (key[2], kind)
-            yield Part(of, name, tuple(group), tuple(self.parts(group, levels[1:])))
+        for name, group in groups:
+            parts = tuple(self.parts(group, levels[1:]))
+            if name is None:
+                yield Part(ELSEWHERE, f"({ELSEWHERE})", tuple(group), parts)
+            else:
+                yield Part(kind, name, tuple(group), parts)
 
-    def _small(self, words: bool, inside: Sequence[int]) -> list[list[int]]:
+    def _small(self, words: bool, inside: Sequence[int]) -> list[tuple[str | None, list[int]]]:
+        """Tokens of each word or character, which has no name."""
         text, offsets, special, template, _ = self.tokens
         runs: Sequence[Sequence[int]] = self.characters
         if words:
@@ -227,12 +227,10 @@ class _Splitter:
             runs = [range(*run) for run in spans]
         wanted = set(inside)
         kept = ([index for index in run if index in wanted] for run in runs)
-        return [group for group in kept if group]
+        return [("", group) for group in kept if group]
 
-    def _grouped(
-        self, inside: Sequence[int], level: By
-    ) -> list[tuple[tuple[int, int, str] | None, list[int]]]:
-        """Tokens of each segment of a level, and of none, in the order of the text."""
+    def _grouped(self, inside: Sequence[int], level: By) -> list[tuple[str | None, list[int]]]:
+        """Name and tokens of each segment of a level, and of none, in the order of the text."""
         groups: dict[tuple[int, int, str] | None, list[int]] = {}
         for run in _runs(inside):
             found = self._found(level, *self._extent(run))
@@ -251,9 +249,8 @@ class _Splitter:
                 waiting, before = [], key
             if waiting:
                 groups.setdefault(before, []).extend(waiting)
-        for group in groups.values():
-            group.sort()
-        return sorted(groups.items(), key=lambda item: item[1][0])
+        named = [(key and key[2], sorted(group)) for key, group in groups.items()]
+        return sorted(named, key=lambda item: item[1][0])
 
     def _found(self, level: By, start: int, end: int) -> list[tuple[int, int, str]]:
         """Segments of a level in a piece of the text: ``(start, end, name)``."""

@@ -120,8 +120,7 @@ def heat_map_figure(explanation: Explanation, width: float) -> Figure:
     for (piece, strength), (row, column) in zip(shown, places, strict=True):
         x, y = column * _CELL, height * _INCH - (row + 1) * _LINE
         size = cell_len(_label(piece)) * _CELL
-        beyond = abs(strength) > 1
-        _box(axes, x, y - 0.35 * _SIZE, size, 1.5 * _SIZE, strength, beyond=beyond)
+        _box(axes, x, y - 0.35 * _SIZE, size, 1.5 * _SIZE, strength)
         _text(axes, x, y, _label(piece))
         if strength <= -VISIBLE:
             axes.plot([x, x + size], [y - 0.2 * _SIZE] * 2, color="black", linewidth=0.7)
@@ -158,7 +157,7 @@ def matrix_figure(
         for column in range(len(columns)):
             strength = next(drawn)
             x = left + column * cell
-            _box(axes, x, y, cell, _ROW, strength, beyond=abs(strength) > 1)
+            _box(axes, x, y, cell, _ROW, strength)
             if strength <= -VISIBLE:
                 ends = [x + 0.25 * cell, x + 0.75 * cell]
                 axes.plot(ends, [y + _ROW / 2] * 2, color="black", linewidth=0.7)
@@ -216,13 +215,11 @@ def _empty(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _box(
-    axes: Any, x: float, y: float, width: float, height: float, strength: float, *, beyond: bool
-) -> None:
+def _box(axes: Any, x: float, y: float, width: float, height: float, strength: float) -> None:
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - an extra
 
     color = tuple(part / 255 for part in rgb(strength))
-    edge = "black" if beyond else "none"
+    edge = "black" if abs(strength) > 1 else "none"
     axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor=edge, linewidth=0.8))
 
 

@@ -49,21 +49,17 @@ class Matrix:
 
     def html(self) -> str:
         """The table as HTML, each column colored on its own scale."""
-        painted = [
-            [f"{NUMBER};background:{translucent(strength)}" for strength in strengths(column)]
+        heads = [("position", NUMBER), (self.unit, LABEL), *((name, NUMBER) for name in self.names)]
+        columns = [
+            [
+                (_number(value), f"{NUMBER};background:{translucent(strength)}")
+                for value, strength in zip(column, strengths(column), strict=True)
+            ]
             for column in self.columns
         ]
-        heads = [("position", NUMBER), (self.unit, LABEL), *((name, NUMBER) for name in self.names)]
         rows = [
-            [
-                (piece.place, NUMBER),
-                (piece.label, LABEL),
-                *(
-                    (_number(column[index]), looks[index])
-                    for column, looks in zip(self.columns, painted, strict=True)
-                ),
-            ]
-            for index, piece in enumerate(self.rows)
+            [(piece.place, NUMBER), (piece.label, LABEL), *cells]
+            for piece, *cells in zip(self.rows, *columns, strict=True)
         ]
         rows += [
             [("", NUMBER), (name, LABEL), *((_number(value), NUMBER) for value in values)]
@@ -74,12 +70,8 @@ class Matrix:
     def terminal(self) -> Table:
         """The table for a terminal, each column colored on its own scale."""
         shown = number_table("position", self.unit, *self.names, left=1)
-        painted = [styles(column) for column in self.columns]
-        for index, piece in enumerate(self.rows):
-            cells = [
-                Text(_number(column[index]), looks[index])
-                for column, looks in zip(self.columns, painted, strict=True)
-            ]
+        columns = [map(Text, map(_number, column), styles(column)) for column in self.columns]
+        for piece, *cells in zip(self.rows, *columns, strict=True):
             shown.add_row(piece.place, Text(piece.label), *cells)
         for name, values in self.totals:
             shown.add_row("", name, *map(_number, values))

@@ -46,18 +46,17 @@ def picture_html(explanation: Explanation, region: Part) -> str:
     """
     rows, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
+    patches = zip(
+        explanation.tokens[region.first : region.stop],
+        relevances,
+        strengths(relevances),
+        strict=True,
+    )
     cells = "".join(
         f'<rect x="{at % columns}" y="{at // columns}" width="1" height="1" '
         f'fill="{translucent(strength)}"><title>{html.escape(readable(label))} '
         f"{relevance:+.6g}</title></rect>"
-        for at, (label, relevance, strength) in enumerate(
-            zip(
-                explanation.tokens[region.first : region.stop],
-                relevances,
-                strengths(relevances),
-                strict=True,
-            )
-        )
+        for at, (label, relevance, strength) in enumerate(patches)
     )
     name = html.escape(readable(region.name))
     below = (

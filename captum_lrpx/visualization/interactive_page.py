@@ -67,13 +67,6 @@ def packed(relevances: Sequence[Sequence[float]]) -> str:
 
 def _json(data: Any) -> str:
     """JSON that no text in it can terminate; infinite and undefined numbers as null."""
-    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"))
+    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    text = json.dumps(finite, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if np.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    return [_finite(each) for each in data] if isinstance(data, (list, tuple)) else data
