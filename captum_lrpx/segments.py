@@ -111,13 +111,12 @@ def split(
         ImportError: If the package that finds sentences is needed and not installed.
     """
     levels = check_by(by)
-    for level in levels:
-        if not isinstance(level, (str, re.Pattern)):
-            check_spans(tokens.text, level)
     apart = added(tokens.special, tokens.template)
     inside = [index for index, each in enumerate(apart) if not each]
     splitter = _Splitter(tokens, language)
     for level in levels:
+        if not isinstance(level, (str, re.Pattern)):
+            check_spans(tokens.text, level)
         splitter.require(level, inside)
     parts = list(splitter.parts(inside, levels))
     if inside and not parts:

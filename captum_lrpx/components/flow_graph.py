@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -320,16 +319,20 @@ class RelevanceFlow(LayerRules, LayerAttribution):
         ) as passed:
             _check_positions(self.rows_of(passed.layers, 1))
             _check_order(self.model, self.modules, list(passed.layers))
+            finite = self.finite(tensors, additional_forward_args)
             explained = passed.explain(
-                lambda run: _captum.select_targets(run.output, target).reshape(()), self.tensors_of
-            )
+                lambda run: finite.require(_captum.select_targets(run.output, target)),
+                self.tensors_of,
+            ).reshape(())
             sources = self.tensors_of(passed)
             values = self.rows_of(passed.layers, 1)
             slopes = torch.autograd.grad(
                 explained, sources, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            pairs = list(pairwise(range(len(sources))))
-            edges = [_flow(sources[low], sources[high], slopes[high]) for low, high in pairs]
+            edges = [
+                _flow(low, high, slope)
+                for low, high, slope in zip(sources, sources[1:], slopes[1:], strict=False)
+            ]
             nodes = [
                 (value * slope).flatten(2).sum(-1)[0]
                 for value, slope in zip(values, slopes, strict=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from captum_lrpx import words
 from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.explanation.pictures import regions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,11 +65,10 @@ def _part(part: Part, groups: Sequence[Sequence[int]]) -> Part:
 
 def patches(explanation: Explanation) -> tuple[bool, ...]:
     """Whether each entry is a patch of an image."""
-    images = [part for part in explanation.parts or () if part.grid is not None]
-    return tuple(
-        any(part.first <= index < part.stop for part in images)
-        for index in range(len(explanation.relevances))
-    )
+    found = [False] * len(explanation.relevances)
+    for part in regions(explanation):
+        found[part.first : part.stop] = [True] * (part.stop - part.first)
+    return tuple(found)
 
 
 def folded(explanation: Explanation) -> Explanation:

@@ -24,7 +24,6 @@ __all__ = [
     "origin",
     "pictures",
     "to_html",
-    "token_spans",
 ]
 
 # Letters that join, ligatures and emoji are shaped across spans as long as a span has neither
@@ -42,16 +41,17 @@ LONG = 40
 """Up to this many rows, a table is open at first."""
 
 
-def token_spans(explanation: Explanation, bold_from: int | None = None) -> str:
-    """Draw the tokens in color, as HTML.
+def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
+    """Draw the tokens in color as one paragraph, with the writing direction of the text.
 
     Args:
         explanation: The explanation.
         bold_from: Position of the first token of a generated text, drawn in bold.
 
     Returns:
-        A ``span`` for each piece, all text escaped. Its title has the relevance, and the tokens if
-        there are several. Negative relevance is underlined, relevance beyond the scale outlined.
+        HTML with a ``span`` for each piece, all text escaped. Its title has the relevance, and the
+        tokens if there are several. Negative relevance is underlined, relevance beyond the scale
+        outlined.
     """
     spans: list[str] = []
     for piece, strength in colored(explanation):
@@ -62,7 +62,7 @@ def token_spans(explanation: Explanation, bold_from: int | None = None) -> str:
         title = html.escape(_tooltip(explanation, piece))
         drawn = html.escape(piece.drawn)
         spans.append(f'{piece.gap}<span style="{style}" title="{title}">{drawn}</span>')
-    return "".join(spans)
+    return f'<p dir="auto" style="{_PARAGRAPH}">{"".join(spans)}</p>'
 
 
 def _tooltip(explanation: Explanation, piece: Piece) -> str:
@@ -74,17 +74,6 @@ def _tooltip(explanation: Explanation, piece: Piece) -> str:
         for index in range(piece.first, piece.stop)
     ]
     return f"{total} = {', '.join(parts)}"
-
-
-def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
-    """Draw the heat map as one paragraph, with the writing direction of the text.
-
-    Args:
-        explanation: The explanation.
-        bold_from: As in :func:`token_spans`.
-    """
-    spans = token_spans(explanation, bold_from)
-    return f'<p dir="auto" style="{_PARAGRAPH}">{spans}</p>'
 
 
 def color_legend(explanation: Explanation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.explanation.grouping import patches
 from captum_lrpx.visualization.characters import BLANK, NEWLINE, character_runs, readable
 from captum_lrpx.visualization.colors import strengths
 
@@ -59,9 +60,9 @@ def pieces(explanation: Explanation) -> list[Piece]:
     text, offsets, labels = explanation.text, explanation.offsets, explanation.labels
     found: list[Piece] = []
     end = 0
-    patches = [(part.first, part.stop) for part in explanation.parts or () if part.grid]
+    patch = patches(explanation)
     for first, stop in character_runs(text, offsets, explanation.special):
-        if any(start <= first < end for start, end in patches):
+        if patch[first]:
             continue
         places = [offsets[index] for index in range(first, stop) if _in_text(offsets[index])]
         if places:

@@ -21,7 +21,7 @@ _VIRAMA = 9
 
 _TAGS = range(0xE0020, 0xE0080)
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
-_FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _HANGUL_LEADING = (range(0x1100, 0x1160), range(0xA960, 0xA980))
 _HANGUL_FOLLOWING = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
 
@@ -71,8 +71,9 @@ def joined(text: str, place: int) -> bool:
         return True
     if unicodedata.combining(before) == _VIRAMA:
         return unicodedata.category(after) == "Lo"
-    if ord(after) in _FLAG_LETTERS:
-        return _flag_letters_before(text, place) % 2 == 1
+    if after in _FLAG_LETTERS:
+        earlier = text[:place]
+        return (place - len(earlier.rstrip(_FLAG_LETTERS))) % 2 == 1
     leading = _within(before, _HANGUL_LEADING)
     return (leading and _within(after, _HANGUL_LEADING)) or (
         _within(after, _HANGUL_FOLLOWING) and unicodedata.name(before, "").startswith("HANGUL")
@@ -125,10 +126,3 @@ def _is_shown(char: str) -> bool:
 
 def _within(char: str, ranges: tuple[range, ...]) -> bool:
     return any(ord(char) in part for part in ranges)
-
-
-def _flag_letters_before(text: str, place: int) -> int:
-    start = place
-    while start and ord(text[start - 1]) in _FLAG_LETTERS:
-        start -= 1
-    return place - start
