@@ -171,7 +171,5 @@ def test_what_has_no_graph_is_refused(drawn):
 def test_a_value_that_is_not_finite_is_refused():
     model = tiny("gpt2")
     model.transformer.h[1].mlp.register_forward_hook(lambda *call: call[-1] * float("nan"))
-    with pytest.raises(
-        ValueError, match=r"row 0 is nan.*transformer\.h\.1\.mlp"
-    ):
+    with pytest.raises(ValueError, match=r"row 0 is nan.*transformer\.h\.1\.mlp"):
         RelevanceFlow(model, layers_of(model)).attribute(token_ids(1), TARGET)

@@ -66,12 +66,6 @@ class Replacement:
         self.target = target
         self.additional_forward_args = additional_forward_args
 
-    @property
-    def features(self) -> Tensor:
-        """Captum's ``feature_mask``, a token being one feature: ``[1, T]`` or ``[1, T, 1]``."""
-        numbers = torch.arange(self.inputs.shape[1], device=self.inputs.device)
-        return _over_embedding(numbers.unsqueeze(0), self.inputs)
-
     def replaced(self, gone: Tensor) -> tuple[Tensor, TargetType, Any]:
         """Inputs with tokens replaced, and target and further arguments for as many rows.
 
@@ -102,19 +96,14 @@ class Replacement:
             AssertionError: If the output has more than one value per example.
         """
         inputs, target, args = self.replaced(gone)
-        output = _captum.run_forward(self.forward, inputs, target, args)
-        return _one_value(output, len(inputs)).view(gone.shape[:2])
-
-    def require_one_value(self) -> None:
-        """Run the forward function once on its unchanged inputs.
-
-        Raises:
-            AssertionError: If the output has more than one value per example.
-        """
-        output = _captum.run_forward(
-            self.forward, self.inputs, self.target, self.additional_forward_args
-        )
-        _one_value(output, len(self.inputs))
+        output: Tensor = _captum.run_forward(self.forward, inputs, target, args)
+        if output.shape[:1] != inputs.shape[:1] or output.numel() != len(inputs):
+            raise AssertionError(
+                "The forward function must return one value per example, but returned "
+                f"{list(output.shape)} for {len(inputs)} examples: give a `target`, or a forward "
+                "module of captum_lrpx.targets."
+            )
+        return output.reshape(gone.shape[:2])
 
 
 def check_input(tensor: Tensor) -> Tensor:
@@ -171,14 +160,3 @@ def check_count(number: int, name: str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"`{name}` must be an integer of 1 or more, not {number!r}.")
     return number
-
-
-def _one_value(output: Tensor, examples: int) -> Tensor:
-    """An output as one value per example ``[B]``; an AssertionError otherwise."""
-    if output.shape[:1] != (examples,) or output.numel() != examples:
-        raise AssertionError(
-            "The forward function must return one value per example, but returned "
-            f"{list(output.shape)} for {examples} examples: give a `target`, or a forward module "
-            "of captum_lrpx.targets."
-        )
-    return output.reshape(examples)
