@@ -11,13 +11,13 @@ from rich.console import Group
 from rich.text import Text
 
 from captum_lrpx import metrics
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation import Explanation, storage
 from captum_lrpx.explanation.arithmetic import require_same_tokens
 from captum_lrpx.explanation.certificate import verified
 from captum_lrpx.explanation.matrix import matrix_of
 from captum_lrpx.explanation.page import LONG, color_legend, heat_paragraph, origin, pictures
 from captum_lrpx.files import write_text
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.console import number_table, plain_text
 from captum_lrpx.visualization.markup import document, escaped, folded, table
 
@@ -190,8 +190,7 @@ class Comparison:
             self._html_tables(),
             f"<footer>{origins}</footer>",
         )
-        if path is not None:
-            write_text(path, page)
+        write_text(path, page)
         return page
 
     def _repr_html_(self) -> str:

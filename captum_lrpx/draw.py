@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation.figures import heat_map_figure, latex, matrix_figure, settings
 from captum_lrpx.files import check_writable, write_text
-from captum_lrpx.visualization.characters import readable
 
 if TYPE_CHECKING:
     import os

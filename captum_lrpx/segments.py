@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
+from captum_lrpx.characters import character_runs
 from captum_lrpx.extras import imported
 from captum_lrpx.names import suggestion
-from captum_lrpx.visualization.characters import character_runs
 from captum_lrpx.words import Span, added, check_spans, extent, token_runs, word_spans
 
 __all__ = ["By", "Part", "Region", "Tokens", "check_by", "sentence_spans", "split"]

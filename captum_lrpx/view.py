@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.page import origin
 from captum_lrpx.explanation.pieces import pieces
 from captum_lrpx.files import write_text
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.interactive_page import packed, view_page
 from captum_lrpx.words import added
 
@@ -94,8 +94,7 @@ def view(
     }
     footer = list(dict.fromkeys(origin(each.record) for each in shown))
     page = view_page(first.target, data, footer)
-    if path is not None:
-        write_text(path, page)
+    write_text(path, page)
     return page
 
 

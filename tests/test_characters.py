@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from captum_lrpx.characters import character_runs, joined, readable
 from captum_lrpx.explanation.page import to_html
 from captum_lrpx.explanation.pieces import pieces
 from captum_lrpx.explanation.terminal import heat_map, plain, relevance_table
-from captum_lrpx.visualization.characters import character_runs, joined, readable
 
 FAMILY = "👩\u200d👩\u200d👧"
 

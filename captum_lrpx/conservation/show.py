@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
+from captum_lrpx.characters import readable
 from captum_lrpx.visualization.markup import table as html_table
 
 if TYPE_CHECKING:

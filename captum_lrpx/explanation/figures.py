@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
+from captum_lrpx.characters import BLANK, NEWLINE
 from captum_lrpx.explanation.pieces import colored
 from captum_lrpx.explanation.terminal import legend
 from captum_lrpx.extras import imported
-from captum_lrpx.visualization.characters import BLANK, NEWLINE
 from captum_lrpx.visualization.colors import VISIBLE, rgb, scale_of, strengths
 
 if TYPE_CHECKING:

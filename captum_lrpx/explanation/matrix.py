@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation.pieces import pieces, unit
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import strengths, translucent
 from captum_lrpx.visualization.console import number_table, styles
 from captum_lrpx.visualization.markup import LABEL, NUMBER, table

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation.pictures import picture_html, regions
 from captum_lrpx.explanation.pieces import colored, pieces, unit
 from captum_lrpx.explanation.terminal import closing_lines, inputs, summary
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import VISIBLE, scale_of, translucent
 from captum_lrpx.visualization.markup import LABEL, NUMBER, document, escaped, folded, table
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from captum_lrpx.characters import readable
 from captum_lrpx.extras import imported
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import ink, opaque, scale_of, strengths, translucent
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from captum_lrpx.characters import BLANK, NEWLINE, character_runs, readable
 from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.grouping import patches
-from captum_lrpx.visualization.characters import BLANK, NEWLINE, character_runs, readable
 from captum_lrpx.visualization.colors import strengths
 
 if TYPE_CHECKING:

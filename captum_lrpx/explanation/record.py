@@ -342,8 +342,7 @@ class Explanation:
             A complete document.
         """
         text = page.to_html(self)
-        if path is not None:
-            write_text(path, text)
+        write_text(path, text)
         return text
 
     def to_png(self, path: str | os.PathLike[str], *, overlay: bool = True) -> None:

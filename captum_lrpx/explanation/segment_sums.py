@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx import segments
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation import grouping, storage, terminal
 from captum_lrpx.explanation.arithmetic import total
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.console import plain_text, styles
 
 if TYPE_CHECKING:

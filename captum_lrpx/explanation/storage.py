@@ -153,8 +153,7 @@ def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None
     """
     record = {"format": f"captum_lrpx.{kind}/{VERSION}", **content}
     text = json.dumps(record, ensure_ascii=False, indent=1)
-    if path is not None:
-        write_text(path, text + "\n")
+    write_text(path, text + "\n")
     return text
 
 

@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation.pictures import picture_blocks, regions
 from captum_lrpx.explanation.pieces import pieces, unit
-from captum_lrpx.visualization.characters import readable
 from captum_lrpx.visualization.colors import scale_of
 from captum_lrpx.visualization.console import plain_text, styles
 

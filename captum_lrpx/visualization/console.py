@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
+from captum_lrpx.characters import readable
 from captum_lrpx.visualization.colors import VISIBLE, opaque, strengths
 
 if TYPE_CHECKING:

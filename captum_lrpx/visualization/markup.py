@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from captum_lrpx.visualization.characters import readable
+from captum_lrpx.characters import readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

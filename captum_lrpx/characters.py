@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["character_runs", "joined", "readable"]
+__all__ = ["BLANK", "NEWLINE", "SKIN_TONES", "character_runs", "joined", "readable"]
 
 NEWLINE = "↵"
 BLANK = "␣"
@@ -20,7 +20,7 @@ _VIRAMA = 9
 """Canonical combining class of a virama, which joins two consonants of an Indic script."""
 
 _TAGS = range(0xE0020, 0xE0080)
-_SKIN_TONES = range(0x1F3FB, 0x1F400)
+SKIN_TONES = range(0x1F3FB, 0x1F400)
 _FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _HANGUL_LEADING = (range(0x1100, 0x1160), range(0xA960, 0xA980))
 _HANGUL_FOLLOWING = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
@@ -113,7 +113,7 @@ def character_runs(
 
 def _extends(char: str) -> bool:
     """Whether a character belongs to the preceding one."""
-    return unicodedata.category(char)[0] == "M" or _is_joiner(char) or ord(char) in _SKIN_TONES
+    return unicodedata.category(char)[0] == "M" or _is_joiner(char) or ord(char) in SKIN_TONES
 
 
 def _is_joiner(char: str) -> bool:
