@@ -118,7 +118,8 @@ class LayerRules(AttnLRPRules):
             experts: Whether outputs are split into the summands of experts ``[B, T, E, D]``.
 
         Returns:
-            Values and coefficients, each ``[B, ...]``; zeros where the layer is constant.
+            Values and coefficients, each ``[B, ...]``, zeros where a layer is constant; by experts
+            coefficients are ``[B, T, 1, D]``.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
@@ -152,10 +153,7 @@ class LayerRules(AttnLRPRules):
         ]
         if experts:
             values = self._by_expert(values, calls)
-            slopes = [
-                slope.unsqueeze(-2).expand_as(value)
-                for value, slope in zip(values, slopes, strict=True)
-            ]
+            slopes = [slope.unsqueeze(-2) for slope in slopes]
         return values, slopes
 
     def _by_expert(self, values: list[Tensor], calls: dict[nn.Module, Any]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -165,12 +166,9 @@ def build_references(
     run = {"by": by, "k": str(k), "rank": str(rank), "processes": str(processes)}
     index = _there(path, run, resume=resume)
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = ((number, sample) for number, sample in enumerate(samples) if number % processes == rank)
-    skip = 0 if index is None else index.seen
-    stored = skip
-    for place, (number, sample) in enumerate(own):
-        if place < skip:
-            continue
+    stored = 0 if index is None else index.seen
+    first = rank + stored * processes
+    for number, sample in islice(enumerate(samples), first, None, processes):
         new = _scored(concepts, sample, number, by, target, additional_forward_args, k)
         index = new if index is None else index.merged(new, 1)
         if index.seen - stored >= save_every:

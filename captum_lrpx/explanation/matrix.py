@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -100,16 +100,15 @@ class Matrix:
                 room = width - used
             parts[-1].append(index)
             room -= need
-        return [self._of(part) for part in parts]
-
-    def _of(self, part: Sequence[int]) -> Matrix:
-        return Matrix(
-            self.unit,
-            self.rows,
-            [self.names[index] for index in part],
-            [self.columns[index] for index in part],
-            [(name, [values[index] for index in part]) for name, values in self.totals],
-        )
+        return [
+            replace(
+                self,
+                names=[self.names[index] for index in part],
+                columns=[self.columns[index] for index in part],
+                totals=[(name, [values[index] for index in part]) for name, values in self.totals],
+            )
+            for part in parts
+        ]
 
 
 def matrix_of(explanations: Sequence[Explanation], names: Sequence[str]) -> Matrix:
