@@ -139,9 +139,7 @@ def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
     Raises:
         ValueError: If there are none, or one is unknown.
     """
-    levels: tuple[Any, ...] = (by,)
-    if not isinstance(by, (str, re.Pattern)) and not _are_spans(by):
-        levels = tuple(by)
+    levels: tuple[Any, ...] = (by,) if _is_level(by) else tuple(by)  # type: ignore[arg-type]
     if not levels:
         raise ValueError(f"`by` is empty: give at least one of {', '.join(_KINDS)}.")
     for level in levels:
@@ -150,7 +148,7 @@ def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
                 f"There are no segments by {level!r}{suggestion(level, _KINDS)}: give one of "
                 f"{', '.join(_KINDS)}, a compiled regular expression, or (start, end) characters."
             )
-        if not isinstance(level, (str, re.Pattern)) and not _are_spans(level):
+        if not _is_level(level):
             raise ValueError(
                 f"A level of segments is a name, a compiled regular expression, or a sequence of "
                 f"(start, end) characters, not {level!r}."
@@ -309,10 +307,10 @@ def _at(
     return best
 
 
-def _are_spans(by: Any) -> bool:
-    return (
+def _is_level(by: Any) -> bool:
+    """Whether a value is a name, a regular expression, or spans, and no list of levels."""
+    return isinstance(by, (str, re.Pattern)) or (
         isinstance(by, Sequence)
-        and not isinstance(by, str)
         and len(by) > 0
         and all(
             isinstance(span, Sequence)

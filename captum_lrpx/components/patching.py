@@ -202,11 +202,7 @@ class RelevancePatching(_Patching):
         given, corrupted = checked(inputs, corrupted_inputs, by, ablation)
         at_input = self._at_input(by, attribute_to_layer_input)
         clean, coefficients = self.coefficients(
-            given,
-            target,
-            additional_forward_args,
-            at_input=at_input,
-            experts=by == "expert",
+            given, target, additional_forward_args, at_input=at_input, experts=by == "expert"
         )
         nodes = self._nodes(by, clean, at_input=at_input)
         if corrupted_additional_forward_args is None:
