@@ -140,7 +140,7 @@ class Coverage:
 
     def __str__(self) -> str:
         """The table, as plain text."""
-        from captum_lrpx.visualization import plain_text  # noqa: PLC0415
+        from captum_lrpx.visualization.console import plain_text  # noqa: PLC0415
 
         return plain_text(self._table())
 

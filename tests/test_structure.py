@@ -15,7 +15,7 @@ PACKAGE = Path(captum_lrpx.__file__).parent
 
 # Each part may import those before it, and itself.
 ORDER = [
-    ["notices"],
+    ["characters", "extras", "notices"],
     [
         "_version",
         "_captum",

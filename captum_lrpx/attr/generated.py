@@ -10,13 +10,13 @@ from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.generation_grouping import text_of
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.layer import LayerLRPx
+from captum_lrpx.characters import readable
 from captum_lrpx.decoding import decoded
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
-from captum_lrpx.visualization import readable
 
 if TYPE_CHECKING:
     from torch import Tensor

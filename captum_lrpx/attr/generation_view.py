@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from captum_lrpx.attr.generation_grouping import grouped_rows, rows_of
-from captum_lrpx.visualization import (
-    Matrix,
-    character_runs,
-    color_legend,
-    document,
-    folded,
-    heat_paragraph,
-    matrix_of,
-    origin,
-    plain_text,
-    readable,
-    source,
-)
+from captum_lrpx.characters import character_runs, readable
+from captum_lrpx.explanation.matrix import Matrix, matrix_of
+from captum_lrpx.explanation.page import color_legend, heat_paragraph, origin
+from captum_lrpx.explanation.terminal import source
+from captum_lrpx.visualization.console import plain_text
+from captum_lrpx.visualization.markup import document, folded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

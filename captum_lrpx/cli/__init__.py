@@ -77,7 +77,7 @@ _BAD_INPUT = (
 
 def _in_one_line(message: str) -> str:
     """A message without line breaks and without terminal control characters."""
-    from captum_lrpx.visualization import readable  # noqa: PLC0415 - slow, rarely needed
+    from captum_lrpx.characters import readable  # noqa: PLC0415
 
     return readable(" ".join(message.split()))
 

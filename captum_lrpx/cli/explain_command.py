@@ -191,14 +191,8 @@ def _show(shown: Explanation | Comparison) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     from captum_lrpx.explanation import Explanation  # noqa: PLC0415
-    from captum_lrpx.visualization import (  # noqa: PLC0415
-        closing_lines,
-        heat_map,
-        legend,
-        picture_blocks,
-        regions,
-        relevance_table,
-    )
+    from captum_lrpx.explanation.pictures import picture_blocks, regions  # noqa: PLC0415
+    from captum_lrpx.explanation.terminal import closing_lines, heat_map, legend, relevance_table  # noqa: PLC0415
 
     if isinstance(shown, Explanation):
         lines = map(Text, closing_lines(shown))

@@ -15,6 +15,17 @@ from captum_lrpx.onlookers import hooked
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+__all__ = [
+    "by_expert",
+    "calls_of",
+    "choices_of",
+    "mixtures_of",
+    "number_of",
+    "parts_by_choice",
+    "parts_of",
+    "without_experts",
+]
+
 
 @contextmanager
 def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
@@ -25,8 +36,8 @@ def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     """
     found: dict[nn.Module, Any] = {}
 
-    def keep(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        found[layer] = map_tensors((args, kwargs), lambda each: each.detach().clone())
+    def keep(layer: nn.Module, *call: Any) -> None:
+        found[layer] = map_tensors(call, lambda each: each.detach().clone())
 
     with hooked(layers, before=keep):
         yield found
@@ -41,9 +52,9 @@ def mixtures_of(model: nn.Module) -> Iterator[list[nn.Module]]:
     """
     found: list[nn.Module] = []
 
-    def note(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    def note(layer: nn.Module, *call: Any) -> None:
         with suppress(ValueError):
-            choices_of((args, kwargs), layer)
+            choices_of(call, layer)
             found.append(layer)
 
     layers = [each for each in model.modules() if isinstance(_count(each), int)]
@@ -77,21 +88,19 @@ def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
     return chosen[0], weights[0]
 
 
-def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any:
+def without_experts(call: Any, layer: nn.Module, experts: Tensor) -> Any:
     """Arguments of a module of experts, with weight zero for some experts.
 
     Args:
         call: ``(args, kwargs)``: hidden states, selected experts ``[N, k]`` and their weights.
         layer: The module.
         experts: Indices of experts.
-        keep: Whether these keep their weight, or all others.
 
     Raises:
         ValueError: If there are no selected experts and weights among the arguments.
     """
     chosen, weights = choices_of(call, layer)
-    among = torch.isin(chosen, experts.to(chosen.device))
-    gone = ~among if keep else among
+    gone = torch.isin(chosen, experts.to(chosen.device))
 
     def zeroed(tensor: Tensor) -> Tensor:
         return tensor.masked_fill(gone, 0) if tensor is weights else tensor

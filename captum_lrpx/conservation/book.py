@@ -194,7 +194,7 @@ class Ledger:
         return self.table()
 
     def __str__(self) -> str:
-        from captum_lrpx.visualization import plain_text  # noqa: PLC0415
+        from captum_lrpx.visualization.console import plain_text  # noqa: PLC0415
 
         return plain_text(self.table())
 

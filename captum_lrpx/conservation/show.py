@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx import visualization
-from captum_lrpx.visualization import readable
+from captum_lrpx.characters import readable
+from captum_lrpx.visualization.markup import table as html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,9 +62,7 @@ def page(book: Ledger, example: int, by: By) -> str:
         [*((cell, left) for cell in cells), (amount, right), (share, right)]
         for cells, amount, share in (*lines, *totals)
     ]
-    return (
-        f"<div><p>{html.escape(readable(_title(book)))}</p>{visualization.table(heads, rows)}</div>"
-    )
+    return f"<div><p>{html.escape(readable(_title(book)))}</p>{html_table(heads, rows)}</div>"
 
 
 def _title(book: Ledger) -> str:

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["VISIBLE", "ink", "opaque", "rgb", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)
-_PAPER = (255, 255, 255)
+_WHITE = 255
 
 _LEFT_OUT = 50
 """One number in this many may be beyond the scale, and always one."""
+
+VISIBLE = 0.1
+"""Share of the scale from which a negative relevance is underlined."""
 
 _OPAQUE = 0.8
 """Opacity of the full color; text in black or white can be read on it."""
@@ -54,20 +58,6 @@ def strengths(relevances: Sequence[float]) -> list[float]:
     return [relevance / scale if scale else 0.0 for relevance in relevances]
 
 
-def paint(relevances: Sequence[float]) -> list[str]:
-    """Map each number to an opaque color, on the scale of :func:`scale_of`.
-
-    Args:
-        relevances: The numbers.
-
-    Returns:
-        Colors in the notation of CSS and ``rich``: red for positive relevance, blue for negative;
-        all white without a scale.
-    """
-    mixed = map(rgb, strengths(relevances))
-    return [f"rgb({red},{green},{blue})" for red, green, blue in mixed]
-
-
 def translucent(strength: float) -> str:
     """A CSS color for light and dark paper: red at 1, blue at -1, nothing at 0."""
     red, green, blue = ink(strength)
@@ -77,10 +67,14 @@ def translucent(strength: float) -> str:
 def rgb(strength: float) -> tuple[int, int, int]:
     """Red, green and blue, 0 to 255, of a color on white paper: red at 1, blue at -1."""
     mix = min(abs(strength), 1.0)
-    red, green, blue = (
-        round(paper + mix * (ink - paper)) for paper, ink in zip(_PAPER, ink(strength), strict=True)
-    )
+    red, green, blue = (round(_WHITE + mix * (part - _WHITE)) for part in ink(strength))
     return red, green, blue
+
+
+def opaque(strength: float) -> str:
+    """The same in the notation of CSS and ``rich``."""
+    red, green, blue = rgb(strength)
+    return f"rgb({red},{green},{blue})"
 
 
 def ink(strength: float) -> tuple[int, int, int]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import ink, rgb, scale_of, strengths, translucent
+from captum_lrpx.characters import readable
+from captum_lrpx.extras import imported
+from captum_lrpx.visualization.colors import ink, opaque, scale_of, strengths, translucent
 
 if TYPE_CHECKING:
-    from captum_lrpx.explanation import Explanation
-    from captum_lrpx.targets import Part
+    from captum_lrpx.explanation.record import Explanation
+    from captum_lrpx.targets.scene import Part
 
+__all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
 _WIDTH, _CELL, _HEIGHT = 320, 20, 60
 """Smallest width of an image on a page, of one of its columns, and of a single row."""
@@ -44,18 +46,17 @@ def picture_html(explanation: Explanation, region: Part) -> str:
     """
     rows, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
+    patches = zip(
+        explanation.tokens[region.first : region.stop],
+        relevances,
+        strengths(relevances),
+        strict=True,
+    )
     cells = "".join(
         f'<rect x="{at % columns}" y="{at // columns}" width="1" height="1" '
         f'fill="{translucent(strength)}"><title>{html.escape(readable(label))} '
         f"{relevance:+.6g}</title></rect>"
-        for at, (label, relevance, strength) in enumerate(
-            zip(
-                explanation.tokens[region.first : region.stop],
-                relevances,
-                strengths(relevances),
-                strict=True,
-            )
-        )
+        for at, (label, relevance, strength) in enumerate(patches)
     )
     name = html.escape(readable(region.name))
     below = (
@@ -87,9 +88,8 @@ def picture_blocks(explanation: Explanation, region: Part) -> Text:
     relevances = explanation.relevances[region.first : region.stop]
     text = Text()
     for at, strength in enumerate(strengths(relevances)):
-        red, green, blue = rgb(strength)
         mark = "+" if strength >= 0.5 else "-" if strength <= -0.5 else " "
-        text.append(f"{mark} ", f"black on rgb({red},{green},{blue})")
+        text.append(f"{mark} ", f"black on {opaque(strength)}")
         if (at + 1) % columns == 0 and at + 1 < len(relevances):
             text.append("\n")
     return text
@@ -106,12 +106,9 @@ def picture_png(explanation: Explanation, region: Part, *, overlay: bool = True)
     Raises:
         ImportError: If Pillow is not installed.
     """
-    try:
-        from PIL import Image  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
-        ) from error
+    Image = imported(  # noqa: N806 - a module
+        "PIL.Image", "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
+    )
     rows, columns = region.grid or (1, 1)
     below = Image.new("RGB", (columns, rows), (255, 255, 255))
     if overlay and region.picture:

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import paint, scale_of, strengths
-from captum_lrpx.visualization.pictures import picture_blocks, regions
-from captum_lrpx.visualization.pieces import pieces, unit
+from captum_lrpx.characters import readable
+from captum_lrpx.explanation.pictures import picture_blocks, regions
+from captum_lrpx.explanation.pieces import pieces, unit
+from captum_lrpx.visualization.colors import scale_of
+from captum_lrpx.visualization.console import plain_text, styles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from captum_lrpx.explanation.record import Explanation
 
-    from rich.console import RenderableType
-
-    from captum_lrpx.explanation import Explanation
-
-
-_WIDE = 10_000
-
-VISIBLE = 0.1
-"""Share of the scale from which a negative relevance is underlined."""
-
-
-def styles(relevances: Sequence[float]) -> list[str]:
-    """Map each number to a ``rich`` style; sign and end of the scale also show without color.
-
-    Args:
-        relevances: The numbers.
-
-    Returns:
-        Black on the color; negative relevance underlined, relevance beyond the scale bold.
-    """
-    return [
-        f"{'bold ' * (abs(strength) > 1)}{'underline ' * (strength <= -VISIBLE)}black on {color}"
-        for strength, color in zip(strengths(relevances), paint(relevances), strict=True)
-    ]
+__all__ = [
+    "closing_lines",
+    "heat_map",
+    "inputs",
+    "legend",
+    "plain",
+    "relevance_table",
+    "source",
+    "summary",
+    "terminal",
+]
 
 
 def heat_map(explanation: Explanation) -> Text:
@@ -147,20 +134,3 @@ def plain(explanation: Explanation) -> str:
         A table and the closing lines, without trailing blanks.
     """
     return "\n".join([plain_text(relevance_table(explanation)), "", *closing_lines(explanation)])
-
-
-def plain_text(renderable: RenderableType, width: int = _WIDE) -> str:
-    """Render as ``rich`` does, without color and at any width.
-
-    Args:
-        renderable: The renderable.
-        width: Largest length of lines.
-
-    Returns:
-        The text, without trailing blanks.
-    """
-    # In a notebook, rich would otherwise display the captured output as an empty block.
-    console = Console(file=io.StringIO(), color_system=None, width=width, force_jupyter=False)
-    with console.capture() as capture:
-        console.print(renderable, highlight=False, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from captum_lrpx.visualization.characters import BLANK, NEWLINE, joined, readable
+from captum_lrpx.characters import BLANK, NEWLINE, character_runs, readable
+from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.explanation.grouping import patches
+from captum_lrpx.visualization.colors import strengths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from captum_lrpx.explanation.record import Explanation
 
-    from captum_lrpx.explanation import Explanation
+__all__ = ["Piece", "colored", "pieces", "unit"]
 
 
 class Piece(NamedTuple):
@@ -58,9 +60,9 @@ def pieces(explanation: Explanation) -> list[Piece]:
     text, offsets, labels = explanation.text, explanation.offsets, explanation.labels
     found: list[Piece] = []
     end = 0
-    patches = [(part.first, part.stop) for part in explanation.parts or () if part.grid]
+    patch = patches(explanation)
     for first, stop in character_runs(text, offsets, explanation.special):
-        if any(start <= first < end for start, end in patches):
+        if patch[first]:
             continue
         places = [offsets[index] for index in range(first, stop) if _in_text(offsets[index])]
         if places:
@@ -73,40 +75,15 @@ def pieces(explanation: Explanation) -> list[Piece]:
             gap, label = " " if found else "", "".join(labels[first:stop])
         if found and not gap and not _in_text(offsets[first - 1]):
             gap = " "  # after a token outside of the text
-        relevance = _sum(explanation.relevances[first:stop])
+        relevance = total(explanation.relevances[first:stop])
         found.append(Piece(readable(label), relevance, first, stop, gap))
     return found
 
 
-def character_runs(
-    text: str, offsets: Sequence[tuple[int, int]], special: Sequence[bool]
-) -> list[tuple[int, int]]:
-    """Find runs of tokens that share characters.
-
-    Args:
-        text: The text.
-        offsets: ``(start, end)`` characters of each token ``[T]``.
-        special: Whether each token is a special one; these stand alone ``[T]``.
-
-    Returns:
-        ``(first, last + 1)`` tokens of each run, in order. Every token is in exactly one.
-    """
-    runs: list[tuple[int, int]] = []
-    covered = (0, 0)  # characters of the last run
-    for index, (start, end) in enumerate(offsets):
-        placed = _in_text((start, end)) and not special[index]
-        if (
-            placed
-            and covered[0] < covered[1]
-            and end > covered[0]
-            and (start < covered[1] or (start == covered[1] and joined(text, start)))
-        ):
-            runs[-1] = (runs[-1][0], index + 1)
-            covered = (min(covered[0], start), max(covered[1], end))
-        else:
-            runs.append((index, index + 1))
-            covered = (start, end) if placed else (0, 0)
-    return runs
+def colored(explanation: Explanation) -> list[tuple[Piece, float]]:
+    """The pieces of an explanation, each with its strength on their common scale."""
+    shown = pieces(explanation)
+    return list(zip(shown, strengths([piece.relevance for piece in shown]), strict=True))
 
 
 def unit(explanation: Explanation) -> str:
@@ -121,8 +98,3 @@ def _in_text(place: tuple[int, int]) -> bool:
 def _gap(text: str, end: int, start: int) -> str:
     between = text[end:start]
     return "\n" if "\n" in between else " " if between else ""
-
-
-def _sum(relevances: Sequence[float]) -> float:
-    """Sum, rounded once if it is finite."""
-    return math.fsum(relevances) if all(map(math.isfinite, relevances)) else sum(relevances)
