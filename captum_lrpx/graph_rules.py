@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from captum_lrpx.parallel import PASSING
 from captum_lrpx.rules import node_rules
-from captum_lrpx.rules.functional import UNIFORM_SHARE
+from captum_lrpx.rules.declarations import UNIFORM_SHARE
 from captum_lrpx.trace.operations import VIEWS, is_length, is_mean, kind_of, summand_of
 
 if TYPE_CHECKING:
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules import AttentionRule
-    from captum_lrpx.rules.base import Share, Shares
+    from captum_lrpx.rules.declarations import Share, Shares
     from captum_lrpx.rules.zeros import Zeros
     from captum_lrpx.trace.graph import Edge, Graph
     from captum_lrpx.trace.natures import Operation, Role
     from captum_lrpx.trace.roles import Roles
-
-__all__ = ["Plan", "Seen", "attach", "plan_of"]
-
 
 Factors = tuple["Share", ...]
 """Factor of each operand's gradient; None holds the operand constant."""

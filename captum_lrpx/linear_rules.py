@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captum_lrpx.recipes import Recipe
-    from captum_lrpx.rules.base import Forward
+    from captum_lrpx.rules.linear import Forward
 
 
 def linear_layers(model: nn.Module) -> dict[nn.Module, str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from captum_lrpx.rules.base import Forward, Patch
+    from captum_lrpx.rules.linear import Forward, Patch
 
 
 class Attachment(NamedTuple):

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Answering", "has_ruled"]
-
 
 class Answering(torch.Tensor):
     """A gradient that replaces some functions when it is their first argument.

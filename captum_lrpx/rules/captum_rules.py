@@ -21,16 +21,15 @@ from captum.attr._utils.lrp_rules import (
 )
 
 from captum_lrpx.rules import functional
-from captum_lrpx.rules.linear import LinearRule, weights_of
+from captum_lrpx.rules.linear import LinearRule, with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from torch import Tensor, nn
 
-    from captum_lrpx.rules.base import Forward, Patch
-
-__all__ = ["CaptumRule", "captum_rule", "warn_of_unused_rules"]
+    from captum_lrpx.rules.functional import Apply
+    from captum_lrpx.rules.linear import Forward, Patch
 
 
 def captum_rule(module: nn.Module, path: str) -> CaptumRule | None:
@@ -87,8 +86,7 @@ class CaptumRule(LinearRule):
         if isinstance(self.rule, IdentityRule):
             return _identity(path)
         if isinstance(self.rule, (GammaRule, Alpha1_Beta0_Rule)):
-            weights_of(module, path)
-            return self._manipulated(module, path)
+            return with_weights(module, path, self._manipulated)
         if isinstance(self.rule, EpsilonRule):
             return self._epsilon()
         raise TypeError(
@@ -102,19 +100,15 @@ class CaptumRule(LinearRule):
 
         return patch
 
-    def _manipulated(self, module: nn.Module, path: str) -> Patch:
-        def patch(forward: Forward, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                value: Tensor = forward(x)
-            apply, weight, bias = weights_of(module, path)
-            positive = weight.clamp(min=0)
-            if isinstance(self.rule, GammaRule):
-                positive = weight + self.rule.gamma * positive
-            z = apply(x, positive, None if self.rule.set_bias_to_zero else bias)
-            ratio = functional.signed_ratio(value, z.detach(), self.rule.STABILITY_FACTOR)
-            return functional.relay(z, value, ratio)
-
-        return patch
+    def _manipulated(
+        self, apply: Apply, x: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        positive = weight.clamp(min=0)
+        if isinstance(self.rule, GammaRule):
+            positive = weight + self.rule.gamma * positive
+        z = apply(x, positive, None if self.rule.set_bias_to_zero else bias)
+        ratio = functional.signed_ratio(value, z.detach(), self.rule.STABILITY_FACTOR)
+        return functional.relay(z, value, ratio)
 
 
 def _identity(path: str) -> Patch:

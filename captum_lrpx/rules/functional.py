@@ -1,4 +1,4 @@
-r"""Rules of linear layers as pure functions of tensors, and the uniform share of a product.
+r"""Rules of linear layers as pure functions of tensors.
 
 LRP is *modified Gradient x Input* (Arras et al. 2025, section 2.7 and appendix D): the forward
 value of a layer is unchanged, a few layers get another backward slope, and the relevance of
@@ -12,26 +12,10 @@ explained value ``f``; ``[.]`` marks a factor held constant in the backward pass
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = [
-    "UNIFORM_SHARE",
-    "alpha1_beta0",
-    "epsilon",
-    "gamma",
-    "relay",
-    "signed_ratio",
-]
-
-UNIFORM_SHARE: Final = 0.5
-"""Uniform rule for a product ``z = a * b``: ``R_a = R_b = R_z / 2``.
-
-The layer becomes ``0.5 a b + [0.5 a b]``: the gradient of the product is halved (Arras et al. 2025,
-section 2.7; Achtibat et al. 2024, proposition 3.3). The product may be element-wise or a matrix
-product. Conserves."""
 
 
 class _Relay(torch.autograd.Function):

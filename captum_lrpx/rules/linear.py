@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -13,15 +15,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules import functional
-from captum_lrpx.rules.base import Rule
+from captum_lrpx.rules.declarations import Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_lrpx.rules.base import Forward, Patch
     from captum_lrpx.rules.functional import Apply
 
-__all__ = ["Alpha1Beta0", "Epsilon", "Gamma", "LinearRule", "Weights", "weights_of"]
+Forward = Callable[..., Any]
+Patch = Callable[..., Any]
+"""``patch(forward, *args, **kwargs)`` returns what ``forward(*args, **kwargs)`` returns."""
 
 
 class LinearRule(Rule):
@@ -91,15 +94,7 @@ class Alpha1Beta0(LinearRule):
 
     def patch(self, module: nn.Module, path: str) -> Patch:
         """Replace the layer's slope."""
-        weights_of(module, path)  # refuse now, not during the forward pass
-
-        def patch(forward: Forward, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                value: Tensor = forward(x)
-            apply, weight, bias = _whole_weights_of(module, path)
-            return functional.alpha1_beta0(apply, x, value, weight, bias)
-
-        return patch
+        return with_weights(module, path, functional.alpha1_beta0)
 
 
 @dataclass(frozen=True)
@@ -121,15 +116,7 @@ class Gamma(LinearRule):
 
     def patch(self, module: nn.Module, path: str) -> Patch:
         """Replace the layer's slope."""
-        weights_of(module, path)
-
-        def patch(forward: Forward, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                value: Tensor = forward(x)
-            apply, weight, bias = _whole_weights_of(module, path)
-            return functional.gamma(apply, x, value, weight, bias, self.strength)
-
-        return patch
+        return with_weights(module, path, partial(functional.gamma, strength=self.strength))
 
 
 def _check_non_negative(name: str, value: float) -> None:
@@ -151,15 +138,31 @@ class Weights(NamedTuple):
     bias: Tensor | None
 
 
-def _whole_weights_of(module: nn.Module, path: str) -> Weights:
-    """Parameters of a linear layer while it runs, gathered if it is sharded by ``fully_shard``."""
-    found = weights_of(module, path)
-    if is_spread(found.weight):
-        raise TypeError(
-            f"The rule needs all of the weight of {path!r}, which is spread over processes: use "
-            "Epsilon for this layer, or load the model without a tp_plan."
-        )
-    return found
+def with_weights(module: nn.Module, path: str, formula: Callable[..., Tensor]) -> Patch:
+    """Patch of a linear layer whose slope is a formula of its weights.
+
+    Args:
+        module: The layer.
+        path: Its path in the model, for messages.
+        formula: ``formula(apply, x, value, weight, bias)`` returns ``value``, with another slope.
+
+    Raises:
+        TypeError: If the layer keeps no plain weight.
+    """
+    weights_of(module, path)  # refuse now, not during the forward pass
+
+    def patch(forward: Forward, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            value: Tensor = forward(x)
+        apply, weight, bias = weights_of(module, path)
+        if is_spread(weight):  # fully_shard gathers it while the layer runs
+            raise TypeError(
+                f"The rule needs all of the weight of {path!r}, which is spread over processes: "
+                "use Epsilon for this layer, or load the model without a tp_plan."
+            )
+        return formula(apply, x, value, weight, bias)
+
+    return patch
 
 
 def weights_of(module: nn.Module, path: str = "a layer") -> Weights:

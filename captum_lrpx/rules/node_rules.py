@@ -26,22 +26,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.rules.zeros import Zeros
 
-__all__ = [
-    "HOMOGENEOUS",
-    "NEED_INPUT",
-    "Unasked",
-    "can_run_again",
-    "contiguous",
-    "frozen_norm",
-    "function_of",
-    "gated",
-    "has_secant",
-    "is_checkpointed",
-    "is_of_python",
-    "scaled",
-    "secant",
-]
-
 Gradients = tuple["Tensor | None", ...]
 Hook = Callable[[Gradients, Gradients], "Gradients | None"]
 

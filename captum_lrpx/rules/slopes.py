@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["bloom_gelu", "gelu", "limit_at_zero", "ratio", "tanh", "tanh_gelu"]
-
 _TANH_GELU_CUBIC: Final = 0.044715
 _TINY: Final = 1e-150  # higher-order terms of a function vanish
 _BLOOM_GELU_SCALE: Final = 0.79788456  # sqrt(2 / pi) as BLOOM rounds it

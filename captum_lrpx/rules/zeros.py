@@ -9,8 +9,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Zeros"]
-
 
 class Zeros:
     """Cache of zeros, one per shape, dtype and device, for a pass whose nodes only read them."""
