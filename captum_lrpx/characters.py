@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BLANK", "NEWLINE", "SKIN_TONES", "character_runs", "joined", "readable"]
-
 NEWLINE = "↵"
 BLANK = "␣"
 _TAB = "⇥"

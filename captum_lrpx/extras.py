@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["imported"]
-
 
 def imported(module: str, message: str) -> Any:
     """Import a module of an optional package.

@@ -22,7 +22,7 @@ from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.trace.graph import node_of
-from captum_lrpx.trace.watch import tensors_in
+from captum_lrpx.trace.origins import tensors_in
 from captum_lrpx.traced import TracedPass, passes_of_this_thread
 from captum_lrpx.training import checkpointed, warn_if_training, without_checkpoints
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
-
-__all__ = ["propagation"]
 
 
 @contextmanager

@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Edge
     from captum_lrpx.trace.natures import Nature
 
-__all__ = ["TracedPass", "passes_of_this_thread"]
-
 _FUNCTIONS_WITH_INPUT = frozenset(name.lower() for name in NEED_INPUT)
 
 

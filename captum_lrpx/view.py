@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By
     from captum_lrpx.words import Span
 
-__all__ = ["view"]
-
 Viewed = Explanation | LLMRelevanceResult
 
 

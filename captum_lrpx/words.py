@@ -12,8 +12,6 @@ from captum_lrpx.characters import SKIN_TONES, joined
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Span", "added", "check_spans", "extent", "token_runs", "word_spans"]
-
 Span = tuple[int, int]
 """``(start, end)``: characters of a text, or tokens; the end is not included."""
 

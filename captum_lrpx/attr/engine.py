@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     _Result = tuple[TracedPass, Any, tuple[Tensor, ...], dict[nn.Module, tuple[Tensor, ...]]]
 
-__all__ = ["Passed", "forward_pass"]
-
 
 class Passed:
     """A forward pass that can be explained as long as its context is open.

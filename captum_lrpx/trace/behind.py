@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import Node
 
-__all__ = ["Behind"]
-
 
 class _Written(NamedTuple):
     """A tensor that is about to be written, and the node of its present value."""

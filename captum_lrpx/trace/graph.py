@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "maker_of", "name_of", "node_of"]
-
 
 class Edge(NamedTuple):
     """An operand of an operation.

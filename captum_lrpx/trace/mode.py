@@ -9,8 +9,6 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FunctionMode"]
-
 
 class FunctionMode(TorchFunctionMode):
     """Passes each function that one thread calls to a callback, for a ``with`` block.

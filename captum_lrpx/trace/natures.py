@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from captum_lrpx.trace.operations import Kind
 
-__all__ = ["PRIORITY", "SIGNALS", "Nature", "Operation", "Role"]
-
 Nature = Literal["signal", "activated", "gate", "weights", "scale", "constant"]
 """Nature of a tensor.
 

@@ -10,24 +10,6 @@ from typing import Any, Final, Literal
 
 from captum_lrpx.parallel import COLLECTIVES
 
-__all__ = [
-    "ADDITIONS",
-    "CHOICES",
-    "ELEMENTWISE",
-    "PROJECTIONS",
-    "STREAM",
-    "VIEWS",
-    "Kind",
-    "has_held",
-    "is_kernel",
-    "is_length",
-    "is_linear_write",
-    "is_mean",
-    "is_product_write",
-    "kind_of",
-    "summand_of",
-]
-
 Kind = Literal[
     "input",
     "linear",

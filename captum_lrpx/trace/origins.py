@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import Node
 
-__all__ = ["Added", "Called", "Masked", "Origin", "Origins", "tensors_in"]
-
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())

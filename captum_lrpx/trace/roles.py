@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Edge, Graph
     from captum_lrpx.trace.natures import Nature, Role
 
-__all__ = ["Roles", "roles_of"]
-
 Roles = list[Operation]
 
 

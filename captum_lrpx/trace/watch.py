@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Call", "Watch", "results_of", "tensors_in"]
-
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
