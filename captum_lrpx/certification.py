@@ -14,12 +14,12 @@ import torch
 
 from captum_lrpx import _captum
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
-from captum_lrpx.attr.call_form import form_of
 from captum_lrpx.attr.capture import embedding_with_gradients
 from captum_lrpx.attr.forward_function import aliases_with_gradients
 from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.conservation import observed_ledger
 from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, sealed
+from captum_lrpx.forms import form_of
 from captum_lrpx.linear_rules import with_own_gradients
 from captum_lrpx.module_patches import Patched
 from captum_lrpx.module_tree import modules_of

@@ -7,19 +7,25 @@ from torch import nn
 from captum_lrpx.module_tree import modules_of
 
 
+def input_embeddings_of(model: nn.Module) -> nn.Module | None:
+    """Table of token embeddings of a transformers model; None if it has none."""
+    get = getattr(model, "get_input_embeddings", None)
+    try:
+        module = None if get is None else get()
+    except (NotImplementedError, AttributeError):
+        return None
+    return module if isinstance(module, nn.Module) else None
+
+
 def token_embedding_of(model: nn.Module) -> nn.Module:
     """Table of token embeddings of a transformers model.
 
     Raises:
         ValueError: If it has none.
     """
-    get = getattr(model, "get_input_embeddings", None)
-    try:
-        module = None if get is None else get()
-    except NotImplementedError:
-        module = None
-    if not isinstance(module, nn.Module):
-        raise ValueError(  # noqa: TRY004 - the model lacks something, its type is right
+    module = input_embeddings_of(model)
+    if module is None:
+        raise ValueError(
             f"{type(model).__name__} has no table of token embeddings (get_input_embeddings): give "
             "embeddings instead of token ids."
         )

@@ -14,7 +14,7 @@ from captum_lrpx import (
     LRPx,
     TokenLogits,
 )
-from captum_lrpx.attr.hops import followed
+from captum_lrpx.attr.generation_rows import followed
 
 METHODS = (LRPx, AttnLRPx, ALTILogit)
 

@@ -19,7 +19,7 @@ from captum_lrpx.alti.layout import layout_of
 from captum_lrpx.alti.probe import is_saved, probe
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.finite import Finite
 from captum_lrpx.fast.saved import is_worth_it
 from captum_lrpx.fast.unrecorded import places_of
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.alti.layout import Layout
     from captum_lrpx.attr.alti_logit import ALTILogit
-    from captum_lrpx.attr.engine import Passed
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.forms import Structure
     from captum_lrpx.graph_rules import Plan
@@ -87,7 +86,7 @@ def explained_pass(
         with _runs_once(model, recording), nullcontext() if nothing else recording:
             yield
 
-    with forward_pass(attribution, inputs, arguments, targets=targets, beside=beside) as passed:
+    with ForwardPass(attribution, inputs, arguments, targets=targets, beside=beside) as passed:
         finite = Finite(model, attribution.forward_func, inputs, arguments)
 
         def read() -> list[Tensor]:
@@ -146,7 +145,7 @@ class Explained:
     def __init__(
         self,
         attribution: ALTILogit,
-        passed: Passed,
+        passed: ForwardPass,
         recording: Recording,
         values: list[Tensor],
         inputs: tuple[Tensor, ...],

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from captum_lrpx import _captum
+from captum_lrpx.attr.engine import ForwardPass
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
+
+    from captum_lrpx._captum import TargetType
+    from captum_lrpx.attr.input import LRPx
 
 
 _POSITIONS = {"cpu": 512}
@@ -62,46 +68,113 @@ def gradients(
     Raises:
         RuntimeError: If an operation of the model cannot be batched.
     """
-    batched = len(seeds) > 1
-    try:
-        found = (
-            _batched(outputs, inputs, seeds, retain=retain)
-            if batched
-            else _of(outputs, inputs, seeds[0], retain=retain)
+
+    def of_one(seed: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            outputs, tuple(inputs), seed, retain_graph=retain, materialize_grads=True
         )
+
+    if len(seeds) == 1:
+        return tuple(gradient.unsqueeze(0) for gradient in of_one(seeds[0]))
+    try:
+        with warnings.catch_warnings():
+            # The backward pass of SDPA on a CPU runs once per target: no loss against single calls.
+            warnings.filterwarnings("ignore", message=".*performance drop.*batching rule")
+            # It covers more operations than autograd's is_grads_batched.
+            found: tuple[Tensor, ...] = torch.func.vmap(of_one)(seeds)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if not batched:
-            raise
         raise RuntimeError(
             "The backward pass of this model could not be batched (the cause is above): pass "
             "`targets_per_backward=1`."
         ) from error
-    return found if batched else tuple(gradient.unsqueeze(0) for gradient in found)
-
-
-def _of(
-    outputs: Tensor, inputs: Sequence[Tensor], seed: Tensor, *, retain: bool
-) -> tuple[Tensor, ...]:
-    found = torch.autograd.grad(
-        outputs, tuple(inputs), seed, retain_graph=retain, allow_unused=True
-    )
-    return tuple(
-        torch.zeros_like(tensor) if gradient is None else gradient
-        for tensor, gradient in zip(inputs, found, strict=True)
-    )
-
-
-def _batched(
-    outputs: Tensor, inputs: Sequence[Tensor], seeds: Tensor, *, retain: bool
-) -> tuple[Tensor, ...]:
-    # torch.func.vmap covers more operations than autograd's is_grads_batched.
-    def of_one(seed: Tensor) -> tuple[Tensor, ...]:
-        return _of(outputs, inputs, seed, retain=retain)
-
-    with warnings.catch_warnings():
-        # The backward pass of SDPA on a CPU runs once per target: no loss against single calls.
-        warnings.filterwarnings("ignore", message=".*performance drop.*batching rule")
-        found: tuple[Tensor, ...] = torch.func.vmap(of_one)(seeds)
     return found
+
+
+def relevances_by_target(
+    attribution: LRPx,
+    inputs: tuple[Tensor, ...],
+    targets: Sequence[TargetType] | None,
+    arguments: object | None,
+    at_once: int | None,
+) -> tuple[Tensor, ...]:
+    """Relevances of inputs for each of several targets: one graph, several backward passes.
+
+    Args:
+        attribution: Forward function and rules.
+        inputs: Token ids ``[B, T]`` and floating inputs ``[B, ...]``.
+        targets: Targets in Captum's forms, or None.
+        arguments: Further arguments of the forward function, after the inputs.
+        at_once: Number of targets per backward pass; None chooses by length.
+
+    Returns:
+        For each input ``[K, B, ...]``.
+
+    Raises:
+        AssertionError: Captum's errors for targets that do not fit.
+        ValueError: If inputs or targets do not fit.
+    """
+    given = () if targets is None else targets
+    at_once = at_once_of(at_once, inputs[0].shape[:2].numel(), inputs[0].device)
+    with ForwardPass(attribution, inputs, arguments, targets=given) as passed:
+        chosen = _all_targets(passed.output, targets)
+        # The gradient at logits of all positions is zero almost everywhere, which the head exploits
+        # in a backward pass of one target only.
+        at_once = at_once if passed.output.ndim <= 2 else 1
+        passed.explain(lambda run: run.output, at_once=at_once)
+        finite = attribution.finite(inputs, arguments)
+        parts = []
+        for values, slopes in _gradients_by_target(passed.output, chosen, passed.sources, at_once):
+            finite.require(values.T)
+            parts.append(passed.relevances(slopes))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _all_targets(output: Tensor, targets: Sequence[TargetType] | None) -> Sequence[TargetType]:
+    """The given targets, by default every output of each row.
+
+    Args:
+        output: ``[B, C]``; any shape where targets are given.
+        targets: Targets in Captum's forms, or None.
+
+    Raises:
+        ValueError: If all outputs are wanted and the shape is not ``[B, C]``.
+    """
+    if targets is None:
+        if output.ndim != 2:
+            raise ValueError(
+                f"The output has the shape {tuple(output.shape)}: without `targets` it must be "
+                "[B, C], all of which is explained. Give `targets`."
+            )
+        return range(output.shape[1])
+    return targets
+
+
+def _gradients_by_target(
+    output: Tensor, targets: Sequence[TargetType], inputs: Sequence[Tensor], at_once: int
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Explained values and their gradients, with one backward pass per ``at_once`` targets.
+
+    Args:
+        output: Output of the forward function ``[B, ...]``.
+        targets: Targets in Captum's forms.
+        inputs: Tensors of the graph ``[B, ...]``.
+        at_once: Number of targets per backward pass.
+
+    Yields:
+        Values ``[k, B]``, and for each input the gradients ``[k, B, ...]``.
+
+    Raises:
+        AssertionError: Captum's errors for targets that do not fit.
+    """
+    for start in range(0, len(targets), at_once):
+        chosen = targets[start : start + at_once]
+        values = torch.stack([_captum.select_targets(output, each).reshape(-1) for each in chosen])
+        count, rows = values.shape
+        seeds = torch.eye(count, dtype=values.dtype, device=values.device)
+        retain = start + at_once < len(targets)
+        found = gradients(
+            values, inputs, seeds.unsqueeze(2).expand(count, count, rows), retain=retain
+        )
+        yield values.detach(), found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from captum.attr._utils.attribution import Attribution
@@ -13,7 +13,7 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.alti_pass import explained_pass
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.protocol import only_input, require_gradients, tensors_of
+from captum_lrpx.attr.protocol import WithoutFuture, only_input, require_gradients, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from captum_lrpx.attr.alti_pass import Explained
 
 
-class _Rollout(Attribution):
+class _Rollout(WithoutFuture, Attribution):
     """Rollout: the product of all layers' mixing matrices, from a position down to the tokens."""
 
     def __init__(self, forward_func: Callable[..., Any], model: nn.Module | None = None) -> None:
@@ -85,15 +85,13 @@ class _Rollout(Attribution):
         """
         tensor = only_input(inputs, self.get_name())
         require_gradients()
-        arguments = _captum.format_additional_forward_args(additional_forward_args)
-        with explained_pass(self._reader, (tensor,), [target], arguments) as found:
+        with explained_pass(self._reader, (tensor,), [target], additional_forward_args) as found:
             tokens = self._rolled_out(found, _read(found, tensor))
         if tensor.ndim == 3:
             tokens = (tokens / tensor.shape[-1]).unsqueeze(-1).expand(tensor.shape).contiguous()
         if torch.is_floating_point(tensor):
             tokens = tokens.to(tensor.dtype)
-        formatted = _captum.format_output(_captum.is_tuple(inputs), (tokens,))
-        return cast("TensorOrTupleOfTensorsGeneric", formatted)
+        return _captum.format_output(_captum.is_tuple(inputs), (tokens,))
 
     @abstractmethod
     def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
@@ -103,14 +101,6 @@ class _Rollout(Attribution):
     def multiplies_by_inputs(self) -> bool:
         """Whether the attributions contain the factor of the inputs. They do not."""
         return False
-
-    def attribute_future(self) -> None:
-        """Not available.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
 
 
 def _read(found: Explained, inputs: Tensor) -> Tensor:
@@ -213,7 +203,7 @@ class InformationFlow(_Rollout):
         return rows
 
 
-class RandomAttribution(Attribution):
+class RandomAttribution(WithoutFuture, Attribution):
     r"""Uniform random numbers in [-1, 1): the baseline of any method (Arras et al. 2025).
 
     They are a function of the seed and of the example: the same example gets the same numbers in
@@ -256,13 +246,12 @@ class RandomAttribution(Attribution):
 
             >>> RandomAttribution(model, seed=1).attribute(ids)  # [B, T]
         """
-        tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
+        tensors = tensors_of(inputs)
         drawn = tuple(
             torch.stack([self._draw(number, row) for row in tensor])
             for number, tensor in enumerate(tensors)
         )
-        formatted = _captum.format_output(_captum.is_tuple(inputs), drawn)
-        return cast("TensorOrTupleOfTensorsGeneric", formatted)
+        return _captum.format_output(_captum.is_tuple(inputs), drawn)
 
     def _draw(self, number: int, row: Tensor) -> Tensor:
         content = row.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -274,11 +263,3 @@ class RandomAttribution(Attribution):
         # Drawn in their own dtype: rounding a number of higher precision could give 1.
         drawn = torch.rand(row.shape, generator=generator, dtype=dtype, device="cpu")
         return (2 * drawn - 1).to(row.device)
-
-    def attribute_future(self) -> None:
-        """Not available.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")

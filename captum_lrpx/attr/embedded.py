@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import hooked
+from captum_lrpx.structure import input_embeddings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,8 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     tables: list[nn.Module] = [
         module for module in modules_of(model) if isinstance(module, nn.Embedding)
     ]
-    own = _token_weight(model)
+    embedding = input_embeddings_of(model)
+    own = getattr(embedding, "weight", None)
 
     def embedded(module: Any, args: tuple[Any, ...], output: Any) -> Tensor | None:
         if not isinstance(output, Tensor) or not args:
@@ -68,7 +70,6 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
         found[number].append(leaf)
         return way.back(leaf, output)
 
-    embedding = _input_embeddings(model)
     if embedding is not None and embedding not in tables:
         inside = set(embedding.modules())  # the table inside of an adapter
         tables = [*(table for table in tables if table not in inside), embedding]
@@ -156,16 +157,3 @@ def _within(here: slice) -> _Way:
         return torch.cat([output[:, : here.start], leaf, output[:, here.stop :]], dim=1)
 
     return _Way(lambda output: output[:, here], back)
-
-
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
-    get = getattr(model, "get_input_embeddings", None)
-    try:
-        module = get() if get is not None else None
-    except (NotImplementedError, AttributeError):
-        return None
-    return module if isinstance(module, nn.Module) else None
-
-
-def _token_weight(model: nn.Module) -> Any:
-    return getattr(_input_embeddings(model), "weight", None)

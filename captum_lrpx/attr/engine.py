@@ -8,35 +8,44 @@ values and in the tensors where relevance is read.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.caches import warn_of_cache
-from captum_lrpx.attr.call_form import form_of
 from captum_lrpx.attr.capture import captured
-from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs
+from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs, warn_of_cache
 from captum_lrpx.attr.embedded import apart, embedded_ids
 from captum_lrpx.attr.forward_function import aliases_with_gradients
-from captum_lrpx.forms import NewWayError
+from captum_lrpx.forms import NewWayError, form_of
 from captum_lrpx.traced import TracedPass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
 
-    _Result = tuple[TracedPass, Any, tuple[Tensor, ...], dict[nn.Module, tuple[Tensor, ...]]]
 
+class ForwardPass:
+    """A forward pass that can be explained inside of a ``with`` block.
 
-class Passed:
-    """A forward pass that can be explained as long as its context is open.
+    Args:
+        attribution: Forward function, model, rules, and whether they are strict.
+        inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
+        arguments: Further arguments of the forward function, after the inputs.
+        targets: Targets within the output, checked as soon as the output is computed; None if the
+            output does not matter.
+        layers: Layers whose tensors are captured.
+        at_input: Whether inputs of the layers are captured instead of outputs.
+        watched: Whether to record the names of functions and modules.
+        values: Whether to keep the result of each function, for a ledger.
+        beside: Returns a context that is open while the forward function runs.
+        at_inputs: Whether relevances of the inputs are wanted; token ids must be embedded then.
 
     Attributes:
         output: Output of the forward function ``[B, ...]``.
@@ -44,6 +53,10 @@ class Passed:
             input, or the embeddings of token ids.
         layers: The tensors of each captured layer.
         rules: The rules, and the graph once something has been explained.
+
+    Raises:
+        AssertionError: Captum's errors for inputs and targets that do not fit.
+        ValueError: If the embeddings of token ids are not found.
     """
 
     output: Any
@@ -55,28 +68,94 @@ class Passed:
         self,
         attribution: LRPRules,
         inputs: tuple[Tensor, ...],
-        once: Callable[[], AbstractContextManager[_Result]],
+        arguments: object | None,
+        *,
+        targets: Sequence[TargetType] | None = (),
+        layers: Sequence[nn.Module] = (),
+        at_input: bool = False,
+        watched: bool = False,
+        values: bool = False,
+        beside: Callable[[TracedPass], AbstractContextManager[object]] | None = None,
+        at_inputs: bool = True,
     ) -> None:
-        self._of_ids = tuple(not tensor.is_floating_point() for tensor in inputs)
-        self._strict = attribution.strict
-        self._once = once
+        model, forward_func = attribution.model, attribution.forward_func  # type: ignore[attr-defined]
+        check_inputs(model, forward_func, inputs)
+        self._args = _captum.format_additional_forward_args(arguments)
+        warn_of_cache(forward_func, self._args)
+        attribution.check_memory(forward_func, inputs)
+        form = form_of(model, forward_func, inputs, self._args, layers, targets or ())
+        self._form = None if form is None else (type(attribution), form)
+        self._forward = CheckedForward(forward_func, model, targets)
+        self._attribution = attribution
+        self._inputs = apart(inputs)
+        self._captured, self._at_input = layers, at_input
+        self._watched, self._values = watched, values
+        self._beside = beside
+        self._at_inputs = at_inputs
         self._opened = ExitStack()
 
-    def run(self) -> None:
-        """Run the forward function, again if it has run before."""
-        self.close()
-        self.rules, self.output, self.sources, self.layers = self._opened.enter_context(
-            self._once()
-        )
+    def __enter__(self) -> Self:
+        """Run the forward function."""
+        self.run()
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Remove everything from the model."""
         self._opened.close()
 
+    def run(self) -> None:
+        """Run the forward function, again if it has run before."""
+        self._opened.close()
+        self._opened.enter_context(self._running())
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run it; the model has its rules, and the graph lives, inside of a ``with`` block."""
+        attribution = self._attribution
+        aliases = aliases_with_gradients(self._inputs)
+        ids = [tensor for tensor in self._inputs if not tensor.is_floating_point()]
+        rules = self.rules = TracedPass(
+            attribution.model,
+            attribution.recipe,
+            self._form,
+            watched=self._watched,
+            values=self._values,
+            fast=attribution.economical and not self._watched,
+            whole=bool(self._captured) or self._beside is not None,
+            positions=sum(map(_positions, self._inputs)),
+            checkpointing=attribution.checkpointing,
+        )
+        with torch.enable_grad(), rules.prepared():
+            with (
+                rules.watching(),
+                embedded_ids(attribution.model, ids) as embedded,
+                captured(self._captured, at_input=self._at_input) as self.layers,
+                nullcontext() if self._beside is None else self._beside(rules),
+            ):
+                self.output = self._output(aliases, embedded)
+            of_ids = iter(embedded)
+            self.sources = tuple(
+                alias
+                if alias.is_floating_point()
+                else _embedding_of(alias, next(of_ids), len(self._inputs))
+                for alias in (aliases if self._at_inputs else ())
+            )
+            yield
+
+    def _output(self, aliases: tuple[Tensor, ...], embedded: Sequence[list[Tensor]]) -> Any:
+        given = tuple(map(_writable, aliases))
+        try:
+            return _captum.run_forward(self._forward, given, None, self._args)
+        except ValueError as error:
+            # Without a gradient because ids were embedded where it cannot be seen.
+            if self._at_inputs and NO_GRADIENT in str(error) and not all(embedded):
+                raise _not_embedded(len(self._inputs)) from error
+            raise
+
     def explain(
         self,
-        select: Callable[[Passed], Tensor],
-        at: Callable[[Passed], Sequence[Tensor]] | None = None,
+        select: Callable[[ForwardPass], Tensor],
+        at: Callable[[ForwardPass], Sequence[Tensor]] | None = None,
         *,
         at_once: int = 1,
     ) -> Tensor:
@@ -105,7 +184,7 @@ class Passed:
             self.rules.attach(value, at_once=at_once)
         coverage = self.rules.problems(self.sources if at is None else at(self))
         if coverage is not None:
-            coverage.require(strict=self._strict)
+            coverage.require(strict=self._attribution.strict)
         return value
 
     def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -115,141 +194,14 @@ class Passed:
             gradients: One per source, ``[B, ...]`` or, for several values, ``[K, B, ...]``; None
                 for a source without a path to the explained value.
         """
-        return tuple(map(self._relevance, self.sources, self._of_ids, gradients))
-
-    @staticmethod
-    def _relevance(source: Tensor, of_ids: bool, gradient: Tensor | None) -> Tensor:
-        value = source.detach()
-        product = torch.zeros_like(value) if gradient is None else value * gradient.detach()
-        return product.sum(-1) if of_ids else product
+        return tuple(map(_relevance, self._inputs, self.sources, gradients))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A forward function with its arguments, and what is captured of it whenever it runs."""
-
-    attribution: LRPRules
-    inputs: tuple[Tensor, ...]
-    args: Any
-    forward: CheckedForward
-    form: Hashable | None
-    layers: Sequence[nn.Module]
-    at_input: bool
-    watched: bool
-    values: bool
-    beside: Callable[[TracedPass], AbstractContextManager[object]] | None
-    at_inputs: bool
-
-    @contextmanager
-    def opened(self) -> Iterator[_Result]:
-        """Run it; the model has its rules, and the graph lives, inside of a ``with`` block."""
-        attribution = self.attribution
-        aliases = aliases_with_gradients(self.inputs)
-        ids = [tensor for tensor in self.inputs if not tensor.is_floating_point()]
-        rules = TracedPass(
-            attribution.model,
-            attribution.recipe,
-            self.form,
-            watched=self.watched,
-            values=self.values,
-            fast=attribution.economical and not self.watched,
-            whole=bool(self.layers) or self.beside is not None,
-            positions=sum(map(_positions, self.inputs)),
-            checkpointing=attribution.checkpointing,
-        )
-        with torch.enable_grad(), rules.prepared():
-            with (
-                rules.watching(),
-                embedded_ids(attribution.model, ids) as embedded,
-                captured(self.layers, at_input=self.at_input) as caught,
-                nullcontext() if self.beside is None else self.beside(rules),
-            ):
-                output = self._output(aliases, embedded)
-            of_ids = iter(embedded)
-            sources = tuple(
-                alias
-                if alias.is_floating_point()
-                else _embedding_of(alias, next(of_ids), len(self.inputs))
-                for alias in (aliases if self.at_inputs else ())
-            )
-            yield rules, output, sources, caught
-
-    def _output(self, aliases: tuple[Tensor, ...], embedded: Sequence[list[Tensor]]) -> Any:
-        given = tuple(map(_writable, aliases))
-        try:
-            return _captum.run_forward(self.forward, given, None, self.args)
-        except ValueError as error:
-            # Without a gradient because ids were embedded where it cannot be seen.
-            if self.at_inputs and NO_GRADIENT in str(error) and not all(embedded):
-                raise _not_embedded(len(self.inputs)) from error
-            raise
-
-
-@contextmanager
-def forward_pass(
-    attribution: LRPRules,
-    inputs: tuple[Tensor, ...],
-    arguments: object | None,
-    *,
-    targets: Sequence[TargetType] | None = (),
-    layers: Sequence[nn.Module] = (),
-    at_input: bool = False,
-    watched: bool = False,
-    values: bool = False,
-    beside: Callable[[TracedPass], AbstractContextManager[object]] | None = None,
-    at_inputs: bool = True,
-) -> Iterator[Passed]:
-    """Run a forward function once.
-
-    Args:
-        attribution: Forward function, model, rules, and whether they are strict.
-        inputs: Floating inputs and token ids, in any mixture; the first dimension is the batch.
-        arguments: Further arguments of the forward function, after the inputs.
-        targets: Targets within the output, checked as soon as the output is computed; None if the
-            output does not matter.
-        layers: Layers whose tensors are captured.
-        at_input: Whether inputs of the layers are captured instead of outputs.
-        watched: Whether to record the names of functions and modules.
-        values: Whether to keep the result of each function, for a ledger.
-        beside: Returns a context that is open while the forward function runs.
-        at_inputs: Whether relevances of the inputs are wanted; token ids must be embedded then.
-
-    Yields:
-        The pass.
-
-    Raises:
-        AssertionError: Captum's errors for inputs and targets that do not fit.
-        ValueError: If the embeddings of token ids are not found.
-    """
-    check_inputs(attribution.model, attribution.forward_func, inputs)  # type: ignore[attr-defined]
-    args = _captum.format_additional_forward_args(arguments)
-    warn_of_cache(attribution.forward_func, args)  # type: ignore[attr-defined]
-    forward = CheckedForward(attribution.forward_func, attribution.model, targets)  # type: ignore[attr-defined]
-    attribution.check_memory(attribution.forward_func, inputs)  # type: ignore[attr-defined]
-    form = form_of(
-        attribution.model, forward.forward_func, inputs, arguments, layers, targets or ()
-    )
-    form = None if form is None else (type(attribution), form)
-
-    run = _Run(
-        attribution,
-        apart(inputs),
-        args,
-        forward,
-        form,
-        layers=layers,
-        at_input=at_input,
-        watched=watched,
-        values=values,
-        beside=beside,
-        at_inputs=at_inputs,
-    )
-    passed = Passed(attribution, inputs, run.opened)
-    try:
-        passed.run()
-        yield passed
-    finally:
-        passed.close()
+def _relevance(tensor: Tensor, source: Tensor, gradient: Tensor | None) -> Tensor:
+    """Relevance of an input: of token ids, summed over their embeddings' features."""
+    value = source.detach()
+    product = torch.zeros_like(value) if gradient is None else value * gradient.detach()
+    return product if tensor.is_floating_point() else product.sum(-1)
 
 
 def _positions(tensor: Tensor) -> int:

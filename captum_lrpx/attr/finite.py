@@ -14,10 +14,11 @@ from captum_lrpx.attr.capture import uncaptured
 from captum_lrpx.attr.forward_function import RecordedForward
 from captum_lrpx.notices import warn
 from captum_lrpx.onlookers import hooked
+from captum_lrpx.trace.origins import tensors_in
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Finite:
@@ -118,7 +119,9 @@ class Finite:
         def look(module: nn.Module, _args: Any, output: Any) -> None:
             if found:
                 return
-            for tensor in _floating(output):
+            for tensor in tensors_in(output):
+                if not tensor.is_floating_point():
+                    continue
                 by_row = self.noun == "row" and tensor.shape[:1] == (batch,)
                 own = tensor[rows] if by_row else tensor
                 if not _are_finite(own):
@@ -147,17 +150,6 @@ def _rows(wrong: Tensor) -> list[int]:
 def _are_finite(numbers: Tensor) -> bool:
     """Whether all numbers are finite: if their sum is (quick), or, as it may overflow, each."""
     return math.isfinite(numbers.detach().sum()) or bool(torch.isfinite(numbers).all())
-
-
-def _floating(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _floating(each)
-    elif isinstance(value, dict):
-        yield from _floating(list(value.values()))
 
 
 def own_copy(argument: object) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,44 +12,43 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.alti_logit import ALTILogit
-from captum_lrpx.attr.backward import at_once_of, gradients
+from captum_lrpx.attr.backward import at_once_of
 from captum_lrpx.attr.checks import check_model_and_tokenizer
-from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.finite import Finite
-from captum_lrpx.attr.generated import Generated, result_of
-from captum_lrpx.attr.generation_alti import rows_of_alti
-from captum_lrpx.attr.hops import RowRelevances, check_hops, followed
+from captum_lrpx.attr.generation_result import LLMRelevanceResult, text_of
+from captum_lrpx.attr.generation_rows import rows_of_alti, rows_of_rules
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
-from captum_lrpx.attr.protocol import require_gradients
-from captum_lrpx.attr.seeds import seeds_of
-from captum_lrpx.models import device_of
-from captum_lrpx.structure import token_embedding_of
+from captum_lrpx.attr.protocol import WithoutFuture, require_gradients
+from captum_lrpx.characters import readable
+from captum_lrpx.decoding import decoded
+from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.targets.continuation import (
     check_predicts_text,
     continuation_ids,
+    continued,
     foil_ids,
     generated_ids,
     prompt_of,
     span_rows,
+    token_texts,
 )
-from captum_lrpx.targets.head import LanguageModelHead, ModelForward
-from captum_lrpx.targets.quantity import check_quantity
+from captum_lrpx.targets.quantity import NAMES, check_quantity
 from captum_lrpx.wrappers import unwrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from captum.attr import TextTokenInput
 
-    from captum_lrpx.attr.generation_result import LLMRelevanceResult
+    from captum_lrpx.attr.generation_rows import RowRelevances
     from captum_lrpx.targets.continuation import Prompt, Spans
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.place import Token
     from captum_lrpx.targets.quantity import Quantity
+    from captum_lrpx.words import Span
 
 
-class LLMRelevance(Attribution):
+class LLMRelevance(WithoutFuture, Attribution):
     r"""Explains each token of a continuation, or spans of it, with a single forward pass.
 
     The counterpart of Captum's ``LLMGradientAttribution`` for relevance: the same arguments, the
@@ -199,26 +200,22 @@ class LLMRelevance(Attribution):
         if isinstance(self.attr_method, ALTILogit):
             explained = rows_of_alti(self.attr_method, ids, wanted, rows, hops)
         else:
-            explained = self._explain(
+            explained = rows_of_rules(
                 self.attr_method,
                 ids,
                 wanted,
                 rows,
-                targets_per_backward,
                 hops,
+                quantity=self.attr_target,
+                at_once=targets_per_backward,
                 at_input=attribute_to_layer_input,
             )
-        return result_of(
-            Generated(self.tokenizer, prompt, continuation, foils, rows),
-            self.attr_method,
-            self.attr_target,
-            explained,
-            model_name=self.model_name,
-        )
+        return self._result(prompt, continuation, foils, rows, explained)
 
     def _check_options(self, hops: int, targets_per_backward: int | None) -> None:
         """Refuse options before anything is generated."""
-        check_hops(hops)
+        if hops < 0:
+            raise ValueError(f"hops must be 0 or more, not {hops}.")
         if hops and isinstance(self.attr_method, LayerLRPx):
             raise ValueError("Hops follow relevance of tokens: use LRPx, AttnLRPx or ALTILogit.")
         if targets_per_backward is not None:
@@ -236,160 +233,83 @@ class LLMRelevance(Attribution):
             return continuation_ids(self.model, self.tokenizer, prompt, target)
         raise ValueError("gen_args are for generating a continuation, but `target` gives one.")
 
-    def attribute_future(self) -> None:
-        """Not available: relevance needs a backward pass.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError("attribute_future is not implemented for LLMRelevance.")
-
-    def _explain(
+    def _result(
         self,
-        method: LRPx | LayerLRPx,
-        ids: Tensor,
-        wanted: Tensor,
+        prompt: Prompt,
+        continuation: Tensor,
+        foils: Tensor | None,
         rows: Tensor,
-        at_once: int | None,
-        hops: int,
-        *,
-        at_input: bool,
-    ) -> RowRelevances:
-        """Run one forward pass, one seed per step, one backward pass per ``at_once`` rows.
-
-        Args:
-            method: Model and rules.
-            ids: Prompt and continuation ``[P + K]``.
-            wanted: Token, and foil if there is one, of each step ``[K, 1 or 2]``.
-            rows: Weight of each step in each row ``[R, K]``.
-            at_once: Number of rows per backward pass; None chooses by length.
-            hops: How many times relevance of the continuation is passed on.
-            at_input: Whether the input of the layer is explained.
-        """
-        reading = self._reading(method)
-        layer = reading.layer
-        device = device_of(self.model)
-        read = ids[None, :-1].to(device)
-        wanted = wanted.to(device)
-        size = at_once_of(at_once, len(ids) - 1, device)
-        with forward_pass(
-            reading, (read,), None, layers=[layer], at_input=at_input, at_inputs=False
-        ) as passed:
-            states = passed.explain(
-                lambda run: run.output[0, -len(wanted) :],
-                lambda run: _of_sequence(run.layers.get(layer), len(ids) - 1, layer),
-                at_once=min(size, len(rows)),
-            )  # [K, D]
-            found = _of_sequence(passed.layers.get(layer), len(ids) - 1, layer)
-            head = LanguageModelHead(self.model)
-            values, decomposed, seeds = seeds_of(head, states, wanted, self.attr_target)
-            Finite(self.model, self.model, (read,), noun="token").require(values)
-            rows = rows.to(seeds)
-
-            def explain(weights: Tensor, seeds: Tensor, *, retain: bool) -> Tensor:
-                def one_pass(chunk: Tensor, again: bool) -> Tensor:
-                    slopes = gradients(states, found, chunk.unsqueeze(2) * seeds, retain=again)
-                    return _relevance(method, found, slopes)
-
-                return _in_chunks(weights, size, one_pass, retain=retain)
-
-            context = explain(rows, seeds, retain=hops > 0)
-            # Hops need logits as targets, whatever the explained quantity.
-            logits, _, of_logits = (
-                seeds_of(head, states, wanted[:, :1], "logit") if hops else (values, values, seeds)
-            )
-            remaining = iter(range(hops - 1, -1, -1))
-            context, lost = followed(
-                context,
-                lambda weights: explain(weights, of_logits, retain=next(remaining) > 0),
-                logits,
-                hops,
-            )
-        return RowRelevances(
-            context, rows.to(values) @ values, rows.to(decomposed) @ decomposed, lost
+        found: RowRelevances,
+    ) -> LLMRelevanceResult:
+        """Build the result, with a record of how it was made."""
+        method, tokenizer = self.attr_method, self.tokenizer
+        length, steps = len(prompt.ids), len(continuation)
+        text = continued(tokenizer, prompt, continuation)
+        spans = [
+            (length + int(row.nonzero()[0]), length + int(row.nonzero()[-1]) + 1) for row in rows
+        ]
+        texts = token_texts(tokenizer, continuation)
+        record = Explanation(
+            relevances=tuple(found.context.sum(0).double().tolist()),
+            value=total(found.values.double().tolist()),
+            target="",
+            position=None,
+            method=type(method).__name__.lower(),
+            recipe=None if isinstance(method, ALTILogit) else method.recipe.name,
+            options=_layer_options(method) | _hop_options(found.lost),
+            **provenance(text, method.model, self.model_name),
+        )
+        names: tuple[str, ...] | None = None
+        if foils is not None:
+            names = ("",) * length + tuple(decoded(tokenizer, foils.tolist()).tokens)
+        target_of = partial(_target_of, record, names, NAMES[self.attr_target])
+        whole = spans == [(length + step, length + step + 1) for step in range(steps)]
+        targets = [target_of(span) for span in spans]
+        described = target_of((length, length + steps)) if whole else " plus ".join(targets)
+        return LLMRelevanceResult(
+            record=replace(record, target=described),
+            spans=spans,
+            targets=targets,
+            shown=prompt.shown,
+            context_tokens=[*prompt.encoding.tokens, *texts],
+            output_tokens=[
+                " ".join(texts[first - length : stop - length]) for first, stop in spans
+            ],
+            context_attr=found.context,
+            values=found.values,
+            decomposed=found.decomposed,
+            prompt_ids=prompt.ids,
+            continuation_ids=continuation,
         )
 
-    def _reading(self, method: LRPx | LayerLRPx) -> LayerLRPx:
-        """Explains states of the model at the method's layer, or at the token embeddings."""
-        reading = LayerLRPx(
-            _LastStates(self.model),
-            method.layer if isinstance(method, LayerLRPx) else token_embedding_of(self.model),
-            model=self.model,
-            recipe=method.recipe,
-            strict=method.strict,
-            fast=method.economical,
-        )
-        reading.checkpointing = method.checkpointing
-        return reading
+
+def _target_of(
+    record: Explanation, foils: tuple[str, ...] | None, quantity: str, span: Span
+) -> str:
+    """The explained value of a span of the text, in words; foils are by position in the text."""
+    first, stop = span
+    alone = stop - first == 1
+    name = record.tokens[first] if alone else readable(text_of(record, span))
+    target = f"{quantity} of {name!r}"
+    if foils is None:
+        return target
+    names = foils[first:stop]
+    same = len(set(names)) == 1
+    each = " at each step" if same and not alone else ""
+    foil = names[0] if same else " ".join(names)
+    return f"{target} minus {quantity} of {foil!r}{each}"
 
 
-class _LastStates(ModelForward):
-    """A language model without its head: its states at each position."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """States ``[B, T, D]``."""
-        return LanguageModelHead(self.model).states(ids)
-
-
-def _relevance(
-    method: LRPx | LayerLRPx,
-    values: Sequence[Tensor],
-    slopes: Sequence[Tensor],
-) -> Tensor:
-    """Relevance of each position ``[R, T]``, from gradients ``[R, 1, T, ...]``."""
-    multiply = method.multiplies_by_inputs
-    total: Any = 0
-    for value, gradient in zip(values, slopes, strict=True):
-        product = gradient * (value.detach() if multiply else 1)
-        total = total + product.detach()[:, 0].flatten(2).sum(2)
-    relevance: Tensor = total
-    return relevance
+def _hop_options(lost: Tensor) -> dict[str, Any]:
+    """Number of hops, and the relevance lost at each, summed over the rows."""
+    if not lost.shape[1]:
+        return {}
+    return {"hops": lost.shape[1], "lost": lost.double().sum(0).tolist()}
 
 
-def _of_sequence(
-    values: tuple[Tensor, ...] | None, length: int, layer: nn.Module
-) -> tuple[Tensor, ...]:
-    """The tensors of a layer, which must have one vector per token."""
-    if not values or any(value.shape[:2] != (1, length) for value in values):
-        shown = "nothing" if not values else ", ".join(str(tuple(value.shape)) for value in values)
-        raise ValueError(
-            f"The layer {type(layer).__name__} gave {shown} where the model read {length} tokens: "
-            "choose a layer between the embeddings and the head, with hidden states for each token."
-        )
-    return values
-
-
-def _in_chunks(
-    weights: Tensor, size: int, explain: Callable[[Tensor, bool], Tensor], *, retain: bool
-) -> Tensor:
-    """Relevances ``[R, P + K]`` of weighted sums ``[R, K]``; the last token is never read.
-
-    Args:
-        weights: Weight of each step in each sum.
-        size: Number of sums per backward pass.
-        explain: Maps some of the weights to relevances; it keeps the graph if asked to.
-        retain: Whether to keep the graph after the last pass.
-    """
-    chunks = torch.split(weights, size)
-    passes = enumerate(chunks, start=1)
-    context = torch.cat([explain(each, retain or number < len(chunks)) for number, each in passes])
-    _check_causal(context, weights)
-    return nn.functional.pad(context, (0, 1))
-
-
-def _check_causal(relevance: Tensor, rows: Tensor) -> None:
-    """Refuse a model that sees later tokens: one pass then differs from a pass per prefix.
-
-    Args:
-        relevance: ``[R, T]`` for the text without its last token.
-        rows: ``[R, K]``.
-    """
-    length, steps = relevance.shape[1], rows.shape[1]
-    at = torch.arange(steps, device=rows.device)
-    read_from = length - steps + torch.where(rows != 0, at, 0).amax(1)  # [R]
-    later = torch.arange(length, device=rows.device) > read_from.unsqueeze(1)
-    if bool((relevance[later] != 0).any()):
-        raise ValueError(
-            "The model's predictions depend on tokens that come later, so it is not a causal "
-            "language model: a bidirectional one needs `is_decoder=True` in its config."
-        )
+def _layer_options(method: LRPx | LayerLRPx | ALTILogit) -> dict[str, Any]:
+    """Path of the explained layer in the model."""
+    if not isinstance(method, LayerLRPx):
+        return {}
+    paths = [name for name, module in method.model.named_modules() if module is method.layer]
+    return {"layer": paths[0]} if paths else {}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from captum.attr import LLMAttributionResult
+from torch import Tensor
 
 from captum_lrpx.attr import generation_view
-from captum_lrpx.attr.generation_grouping import grouped_columns, grouped_rows, rows_of, text_of
-from captum_lrpx.attr.generation_storage import changed, content_of, fields_of
+from captum_lrpx.characters import character_runs
 from captum_lrpx.explanation import Explanation, storage
-from captum_lrpx.explanation.grouping import FOLDED
+from captum_lrpx.explanation.grouping import FOLDED, grouped
 from captum_lrpx.files import write_text
 from captum_lrpx.words import token_runs, word_spans
 
@@ -21,9 +22,19 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderResult
-    from torch import Tensor
 
     from captum_lrpx.words import Span
+
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+_STRINGS = ("targets", "context_tokens", "output_tokens")
+_TENSORS = ("context_attr", "values", "decomposed")
+_IDS = ("prompt_ids", "continuation_ids")
+_FIELDS = ("record", "spans", "shown", *_STRINGS, *_TENSORS, *_IDS)
+"""Arguments of a result."""
 
 
 class LLMRelevanceResult(LLMAttributionResult):
@@ -107,7 +118,7 @@ class LLMRelevanceResult(LLMAttributionResult):
         """Whether all fields are equal."""
         if not isinstance(other, LLMRelevanceResult):
             return NotImplemented
-        return content_of(self) == content_of(other)
+        return _content_of(self) == _content_of(other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -182,7 +193,7 @@ class LLMRelevanceResult(LLMAttributionResult):
                 record.template and record.template[part],
             )
         ]
-        return grouped_rows(grouped_columns(self, groups), rows_of(self, groups))
+        return _grouped_rows(_grouped_columns(self, groups), _rows_of(self, groups))
 
     def fold_special(self) -> LLMRelevanceResult:
         """Fold special tokens and chat template of the prompt into one entry, the first.
@@ -195,14 +206,21 @@ class LLMRelevanceResult(LLMAttributionResult):
         if not special:
             return self
         others = [[place] for place in range(len(self.labels)) if place not in special]
-        found = grouped_columns(self, [special, *others])
+        found = _grouped_columns(self, [special, *others])
         record = replace(
             found.record,
             tokens=(FOLDED, *found.record.tokens[1:]),
             offsets=((0, 0), *found.record.offsets[1:]),
             special=(True, *found.record.special[1:]),
         )
-        return changed(found, record=record, context_tokens=[FOLDED, *found.context_tokens[1:]])
+        return _changed(found, record=record, context_tokens=[FOLDED, *found.context_tokens[1:]])
+
+    def _by_character(self) -> LLMRelevanceResult:
+        """Merge the rows of tokens that form one character, for the views."""
+        record, length = self.record, len(self.shown)
+        runs = character_runs(record.text, record.offsets[length:], record.special[length:])
+        groups = [range(first + length, stop + length) for first, stop in runs]
+        return _grouped_rows(self, _rows_of(self, groups))
 
     # Storage and other forms ------------------------------------------------------------------
 
@@ -215,7 +233,7 @@ class LLMRelevanceResult(LLMAttributionResult):
         Returns:
             The JSON text.
         """
-        return storage.save("generation", content_of(self), path)
+        return storage.save("generation", _content_of(self), path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> LLMRelevanceResult:
@@ -230,7 +248,7 @@ class LLMRelevanceResult(LLMAttributionResult):
         Raises:
             ValueError: If it is not such a result, or one of a newer version.
         """
-        return storage.load("generation", source, lambda content: cls(**fields_of(content)))
+        return storage.load("generation", source, lambda content: cls(**_fields_of(content)))
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Convert the result to one HTML page without scripts or links; all text is escaped.
@@ -242,7 +260,7 @@ class LLMRelevanceResult(LLMAttributionResult):
             A complete document: heat maps of the continuation as a whole and of each row, and a
             table of all relevances.
         """
-        page = generation_view.page(self)
+        page = generation_view.page(self._by_character())
         write_text(path, page)
         return page
 
@@ -276,12 +294,177 @@ class LLMRelevanceResult(LLMAttributionResult):
 
     def __str__(self) -> str:
         """Tables of the relevances, as plain text."""
-        return generation_view.plain(self)
+        return generation_view.plain(self._by_character())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Tables of the relevances in color, as wide as the terminal."""
-        yield from generation_view.terminal(self, options.max_width)
+        yield from generation_view.terminal(self._by_character(), options.max_width)
 
     def _repr_html_(self) -> str:
         """The heat maps, for a notebook."""
-        return f"<div>{generation_view.body(self)}</div>"
+        return f"<div>{generation_view.body(self._by_character())}</div>"
+
+
+def text_of(record: Explanation, span: Span) -> str:
+    """Text of a range of entries; their names if they are not in the text."""
+    first, stop = span
+    places = [(start, end) for start, end in record.offsets[first:stop] if start < end]
+    if not places:
+        return "".join(record.tokens[first:stop])
+    return record.text[min(start for start, _ in places) : max(end for _, end in places)]
+
+
+# Grouping ----------------------------------------------------------------------------------------
+
+
+def _grouped_columns(
+    result: LLMRelevanceResult, groups: Sequence[Sequence[int]]
+) -> LLMRelevanceResult:
+    """A result with one entry per group of entries and unchanged rows.
+
+    Args:
+        result: The result.
+        groups: Indices of entries, each in exactly one group; no group has some of both prompt and
+            continuation.
+    """
+    length = len(result.shown)
+    record = grouped(result.record, groups)
+    place_of = {entry: place for place, group in enumerate(groups) for entry in group}
+    count = sum(group[0] < length for group in groups)
+    return _changed(
+        result,
+        record=record,
+        spans=[(place_of[first], place_of[stop - 1] + 1) for first, stop in result.spans],
+        shown=[any(result.shown[entry] for entry in group) for group in groups[:count]],
+        context_tokens=[
+            result.context_tokens[group[0]]
+            if len(group) == 1
+            else text_of(record, (place, place + 1))
+            for place, group in enumerate(groups)
+        ],
+        context_attr=_summed(result.context_attr, groups, 1),
+    )
+
+
+def _rows_of(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Groups of rows that correspond to groups of entries, if each token has its own row.
+
+    Args:
+        result: The result.
+        groups: Groups of entry indices; entries of the continuation are in order.
+
+    Returns:
+        Groups of rows; one group per row where rows are spans.
+    """
+    length = len(result.shown)
+    single = tuple((entry, entry + 1) for entry in range(length, len(result.labels)))
+    if result.spans != single:
+        return [[row] for row in range(len(result.spans))]
+    return [[entry - length for entry in group] for group in groups if group[0] >= length]
+
+
+def _grouped_rows(result: LLMRelevanceResult, rows: Sequence[Sequence[int]]) -> LLMRelevanceResult:
+    """A result with one row per group of rows: their sum.
+
+    Args:
+        result: The result.
+        rows: Indices of consecutive rows.
+    """
+    spans = [(result.spans[group[0]][0], result.spans[group[-1]][1]) for group in rows]
+    return _changed(
+        result,
+        spans=spans,
+        targets=[" plus ".join(result.targets[row] for row in group) for group in rows],
+        output_tokens=[
+            result.output_tokens[group[0]] if len(group) == 1 else text_of(result.record, span)
+            for group, span in zip(rows, spans, strict=True)
+        ],
+        context_attr=_summed(result.context_attr, rows, 0),
+        values=_summed(result.values, rows, 0),
+        decomposed=_summed(result.decomposed, rows, 0),
+    )
+
+
+def _summed(values: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor:
+    sums = [
+        values.index_select(axis, torch.tensor(group, device=values.device)).sum(axis)
+        for group in groups
+    ]
+    return torch.stack(sums, axis)
+
+
+# JSON ---------------------------------------------------------------------------------------------
+
+
+def _changed(result: LLMRelevanceResult, **changes: Any) -> LLMRelevanceResult:
+    """A result with some of its fields changed."""
+    return type(result)(**{name: getattr(result, name) for name in _FIELDS} | changes)
+
+
+def _content_of(result: LLMRelevanceResult) -> dict[str, Any]:
+    """Convert a result to values that JSON can store."""
+    return {
+        "record": storage.record_of(result.record),
+        "spans": [list(span) for span in result.spans],
+        "shown": list(result.shown),
+        **{name: list(getattr(result, name)) for name in _STRINGS},
+        **{name: _stored(getattr(result, name)) for name in _TENSORS},
+        **{name: getattr(result, name).tolist() for name in _IDS},
+    }
+
+
+def _fields_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a result, restored from its JSON form.
+
+    Raises:
+        KeyError: If something is missing or malformed.
+        TypeError: The same.
+        ValueError: The same.
+    """
+    if content.keys() != {*_FIELDS}:
+        raise ValueError(f"its parts are not {', '.join(sorted(_FIELDS))}")
+    fields: dict[str, Any] = {
+        "record": Explanation(**storage.fields_of(content["record"])),
+        "spans": tuple((int(first), int(stop)) for first, stop in content["spans"]),
+        "shown": tuple(bool(show) for show in content["shown"]),
+        **{name: list(storage.strings_of(content, name)) for name in _STRINGS},
+        **{name: _restored(name, content[name]) for name in _TENSORS},
+        **{name: _tensor(name, content[name], torch.long) for name in _IDS},
+    }
+    _check(fields)
+    return fields
+
+
+def _check(fields: dict[str, Any]) -> None:
+    rows, length = len(fields["spans"]), len(fields["record"].tokens)
+    right = (
+        fields["context_attr"].shape == (rows, length)
+        and fields["values"].shape == fields["decomposed"].shape == (rows,)
+        and len(fields["targets"]) == len(fields["output_tokens"]) == rows
+        and len(fields["context_tokens"]) == length >= len(fields["shown"])
+        and all(fields[name].ndim == 1 for name in _IDS)
+        and all(0 <= first < stop <= length for first, stop in fields["spans"])
+    )
+    if not right:
+        raise ValueError("its parts do not fit each other")
+
+
+def _stored(values: Tensor) -> dict[str, Any]:
+    return {
+        "dtype": str(values.dtype).removeprefix("torch."),
+        "numbers": values.double().tolist(),
+    }
+
+
+def _restored(name: str, stored: dict[str, Any]) -> Tensor:
+    dtype = _DTYPES.get(stored["dtype"])
+    if dtype is None:
+        raise ValueError(f"its {name} are numbers of {stored['dtype']!r}")
+    return _tensor(name, stored["numbers"], torch.float64).to(dtype)
+
+
+def _tensor(name: str, numbers: Any, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.tensor(numbers, dtype=dtype, device="cpu")
+    except RuntimeError as error:
+        raise ValueError(f"its {name} are no numbers of this kind: {error}") from error

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from captum_lrpx.attr.generation_grouping import grouped_rows, rows_of
-from captum_lrpx.characters import character_runs, readable
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation.matrix import Matrix, matrix_of
 from captum_lrpx.explanation.page import color_legend, heat_paragraph, origin
 from captum_lrpx.explanation.terminal import source
@@ -33,21 +32,12 @@ _FEW = 8
 """Up to this many rows have their heat maps open at first."""
 
 
-def _by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
-    """Merge the rows of tokens that form one character, for the views."""
-    record, length = result.record, len(result.shown)
-    runs = character_runs(record.text, record.offsets[length:], record.special[length:])
-    groups = [range(first + length, stop + length) for first, stop in runs]
-    return grouped_rows(result, rows_of(result, groups))
-
-
 def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]:
     """Tables of the relevances, with one column per row, as many as fit the width."""
-    whole = _by_character(result)
-    for part in _matrix(whole).split(width):
+    for part in _matrix(result).split(width):
         yield part.terminal()
         yield Text()
-    yield from map(Text, _closing_lines(whole))
+    yield from map(Text, _closing_lines(result))
 
 
 def plain(result: LLMRelevanceResult) -> str:
@@ -57,19 +47,18 @@ def plain(result: LLMRelevanceResult) -> str:
 
 def body(result: LLMRelevanceResult) -> str:
     """Heat maps and the table, as HTML with its own style."""
-    whole = _by_character(result)
-    record, start = whole.record, len(whole.shown)
-    shown = [*_closing_lines(whole), "The explained tokens are in bold."]
+    record, start = result.record, len(result.shown)
+    shown = [*_closing_lines(result), "The explained tokens are in bold."]
     lines = "<br>".join(map(html.escape, shown))
-    matrix = _matrix(whole)
+    matrix = _matrix(result)
     rows = [
         folded(
             f"{readable(label)}   {value:+.4f}",
-            f"{heat_paragraph(_read(whole, row), span[0])}{color_legend(_read(whole, row))}",
-            is_open=len(whole.spans) <= _FEW,
+            f"{heat_paragraph(_read(result, row), span[0])}{color_legend(_read(result, row))}",
+            is_open=len(result.spans) <= _FEW,
         )
         for row, (label, value, span) in enumerate(
-            zip(whole.row_labels, whole.values.tolist(), whole.spans, strict=True)
+            zip(result.row_labels, result.values.tolist(), result.spans, strict=True)
         )
     ]
     numbers = "relevances in numbers"

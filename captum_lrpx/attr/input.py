@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import typing
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.backward import relevances_by_target
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.many import relevances_by_target
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
     LRPRules,
@@ -155,12 +155,11 @@ class LRPx(LRPRules, GradientAttribution):
             >>> relevance = lrp.attribute(ids, target=(-1, tokenizer.convert_tokens_to_ids("are")))
         """
         require_gradients()
-        is_inputs_tuple = _captum.is_tuple(inputs)
-        tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
+        tensors = tensors_of(inputs)
         relevances, output = self._explained(tensors, target, additional_forward_args)
-        attributions = _captum.format_output(is_inputs_tuple, relevances)
+        attributions = _captum.format_output(_captum.is_tuple(inputs), relevances)
         if not return_convergence_delta:
-            return cast("TensorOrTupleOfTensorsGeneric", attributions)
+            return attributions
         return attributions, self.compute_convergence_delta(attributions, output)
 
     @entry_point
@@ -203,21 +202,19 @@ class LRPx(LRPRules, GradientAttribution):
             >>> by_token = LRPx(TokenLogits(model)).attribute_targets(ids, tokens)  # [3, B, T]
         """
         require_gradients()
-        is_inputs_tuple = _captum.is_tuple(inputs)
-        tensors = tensors_of(cast("Tensor | tuple[Tensor, ...]", inputs))
+        tensors = tensors_of(inputs)
         if targets is not None:
             targets = check_targets(targets)
-        arguments = _captum.format_additional_forward_args(additional_forward_args)
-        relevances = relevances_by_target(self, tensors, targets, arguments, targets_per_backward)
-        return cast(
-            "TensorOrTupleOfTensorsGeneric", _captum.format_output(is_inputs_tuple, relevances)
+        relevances = relevances_by_target(
+            self, tensors, targets, additional_forward_args, targets_per_backward
         )
+        return _captum.format_output(_captum.is_tuple(inputs), relevances)
 
     def _explained(
         self, inputs: tuple[Tensor, ...], target: TargetType, arguments: object | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Compute the relevances and the explained output."""
-        with forward_pass(self, inputs, arguments, targets=[target]) as passed:
+        with ForwardPass(self, inputs, arguments, targets=[target]) as passed:
             finite = self.finite(inputs, arguments)
             selected = passed.explain(
                 lambda run: finite.require(_captum.select_targets(run.output, target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.checks import check_layers, did_not_run
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import (
     AttnLRPRules,
@@ -140,7 +141,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         require_gradients()
         layers = self._layers()
         tensors = tensors_of(inputs)
-        with forward_pass(
+        with ForwardPass(
             self,
             tensors,
             additional_forward_args,
@@ -201,15 +202,11 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         keywords = {"allow_unused": True, **(grad_kwargs or {})}
         found = torch.autograd.grad(torch.unbind(explained), flat, **keywords)
         # None: the layer is on a branch that is constant under the rules.
-        gradients = [
+        gradients = (
             torch.zeros_like(tensor) if gradient is None else gradient
             for tensor, gradient in zip(flat, found, strict=True)
-        ]
-        grouped = []
-        for tensors in values:
-            grouped.append(tuple(gradients[: len(tensors)]))
-            del gradients[: len(tensors)]
-        return grouped
+        )
+        return [tuple(islice(gradients, len(tensors))) for tensors in values]
 
     def _relevances(
         self, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]

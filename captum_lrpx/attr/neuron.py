@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution, NeuronAttribution
 
-from captum_lrpx import _captum
 from captum_lrpx.attr.checks import check_layers, did_not_run
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients, tensors_of
 from captum_lrpx.attr.selection import select_neuron
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from captum_lrpx.attr.engine import Passed
     from captum_lrpx.attr.finite import Finite
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
@@ -102,23 +100,19 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
             >>> relevance = neuron.attribute(ids, neuron_selector=(3, 7))
         """
         require_gradients()
-        is_inputs_tuple = _captum.is_tuple(inputs)
         tensors = tensors_of(inputs)
-        args = _captum.format_additional_forward_args(additional_forward_args)
-        with forward_pass(
+        with ForwardPass(
             self,
             tensors,
-            args,
+            additional_forward_args,
             targets=None,
             layers=[self.layer],
             at_input=attribute_to_neuron_input,
         ) as passed:
-            finite = self.finite(tensors, args)
+            finite = self.finite(tensors, additional_forward_args)
             relevances = passed.relevances(self._gradients(neuron_selector, finite, passed))
         finite.warn(relevances)
-        return cast(
-            "Tensor | tuple[Tensor, ...]", _captum.format_output(is_inputs_tuple, relevances)
-        )
+        return relevances if isinstance(inputs, tuple) else relevances[0]
 
     def coverage(
         self,
@@ -128,23 +122,23 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         """List every operation between the inputs and the layer, with its rule."""
         return self.coverage_between(inputs, additional_forward_args, end=self.layer)
 
-    def _gradients(self, selector: Any, finite: Finite, passed: Passed) -> tuple[Tensor, ...]:
+    def _gradients(
+        self, selector: Any, finite: Finite, passed: ForwardPass
+    ) -> tuple[Tensor | None, ...]:
         if self.layer not in passed.layers:
             raise did_not_run(self.model, self.layer)
         neuron = passed.explain(
             lambda run: finite.require(select_neuron(run.layers[self.layer], selector))
         )
-        sources = passed.sources
-        found = torch.autograd.grad(torch.unbind(neuron.reshape(-1)), sources, allow_unused=True)
+        found = torch.autograd.grad(
+            torch.unbind(neuron.reshape(-1)), passed.sources, allow_unused=True
+        )
         if all(gradient is None for gradient in found):
             raise ValueError(
                 f"The neuron of {type(self.layer).__name__} does not depend on the inputs under "
                 f"the rules of {self.recipe.name!r}: its branch is constant there."
             )
-        return tuple(
-            torch.zeros_like(source) if gradient is None else gradient
-            for source, gradient in zip(sources, found, strict=True)
-        )
+        return found
 
 
 class NeuronAttnLRPx(AttnLRPRules, NeuronLRPx):

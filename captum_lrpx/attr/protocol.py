@@ -24,7 +24,19 @@ if TYPE_CHECKING:
     from captum_lrpx.coverage import Coverage
 
 
-class RelevanceProtocol:
+class WithoutFuture:
+    """An attribution that Captum cannot compute in the background."""
+
+    def attribute_future(self) -> None:
+        """Not available.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}.")
+
+
+class RelevanceProtocol(WithoutFuture):
     """The methods of Captum's ``Attribution`` that describe an attribution.
 
     Attributes:
@@ -69,14 +81,6 @@ class RelevanceProtocol:
     def multiplies_by_inputs(self) -> bool:
         """Whether the attributions contain the factor of the inputs: yes, relevances do."""
         return True
-
-    def attribute_future(self) -> None:
-        """Not available: relevance needs a backward pass.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}.")
 
     @classmethod
     def get_name(cls) -> str:
@@ -179,7 +183,7 @@ class LRPRules(RelevanceProtocol):
             start: Layers; none for the inputs.
             end: A layer; None for the output.
         """
-        from captum_lrpx.attr.engine import forward_pass  # noqa: PLC0415 - it imports this module
+        from captum_lrpx.attr.engine import ForwardPass  # noqa: PLC0415 - it imports this module
 
         require_gradients()
         args = _captum.format_additional_forward_args(arguments)
@@ -189,7 +193,7 @@ class LRPRules(RelevanceProtocol):
         layers = start if end is None else (end,)
         with (
             without_a_trace({*around, *modules_of(self.model)}),
-            forward_pass(
+            ForwardPass(
                 self,
                 tensors_of(inputs),
                 copied,

@@ -11,7 +11,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.components.layers import LayerRules
@@ -307,7 +307,7 @@ class RelevanceFlow(LayerRules, LayerAttribution):
                 f"A graph is of one text, but the inputs have {len(tensors[0])} rows: call it for "
                 "each."
             )
-        with forward_pass(
+        with ForwardPass(
             self,
             tensors,
             additional_forward_args,

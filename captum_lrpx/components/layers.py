@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.protocol import AttnLRPRules
 from captum_lrpx.components.experts import calls_of, parts_of
 from captum_lrpx.components.nodes import by_row
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
-    from captum_lrpx.attr.engine import Passed
     from captum_lrpx.recipes import Recipe
 
 
@@ -125,7 +124,7 @@ class LayerRules(AttnLRPRules):
         """
         with (
             calls_of(self.modules if experts else ()) as calls,
-            forward_pass(
+            ForwardPass(
                 self,
                 inputs,
                 arguments,
@@ -160,7 +159,7 @@ class LayerRules(AttnLRPRules):
             for layer, value in zip(self.modules, values, strict=True)
         ]
 
-    def tensors_of(self, run: Passed) -> list[Tensor]:
+    def tensors_of(self, run: ForwardPass) -> list[Tensor]:
         """Tensor of each layer, within the graph."""
         return [run.layers[layer][0] for layer in self.modules]
 

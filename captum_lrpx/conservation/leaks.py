@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.engine import forward_pass
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.conservation.book import Entry, Ledger
 from captum_lrpx.conservation.flow import Flow
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr import LRPx
-    from captum_lrpx.attr.engine import Passed
     from captum_lrpx.coverage import Coverage
 
 __all__ = ["layer_in", "observed"]
@@ -41,7 +40,7 @@ def observed(
     """
     require_gradients()
     tensors = tensors_of(inputs)
-    with forward_pass(
+    with ForwardPass(
         attribution, tensors, additional_forward_args, targets=[target], values=True
     ) as passed:
         selected = passed.explain(lambda run: _flat(_captum.select_targets(run.output, target)))
@@ -90,7 +89,7 @@ def _value(selected: Tensor, batch: int) -> Tensor:
     return wide(selected.detach())
 
 
-def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
+def _paths(passed: ForwardPass, inputs: tuple[Tensor, ...]) -> list[str]:
     """Names of the inputs; for token ids alone, the path of their embedding table."""
     if len(inputs) > 1:
         return [f"inputs.{number}" for number in range(len(inputs))]
