@@ -139,18 +139,37 @@ def _audit(
     *,
     unchanged: bool,
 ) -> Certificate:
-    audited = _Observed(attribution, query, explanation)
-    coverage = audited.coverage
+    """Findings of an observed pass: coverage, ledger, and relevances computed a second time."""
+    residual: float | None = None
+    missing: str | None = None
+    amounts: tuple[tuple[str, float], ...] | None = None
+    difference: float | None = None
+    try:
+        book, coverage = observed_ledger(attribution, query.inputs, **query.arguments)
+    except (MemoryError, torch.OutOfMemoryError):
+        missing = "out of memory"
+    except ValueError as error:
+        missing = str(error)
+    if missing is not None:  # outside of the handler, which would keep what the pass has computed
+        coverage = _coverage(attribution, query)
+    else:
+        beyond = _beyond_tokens(book, explanation)
+        left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
+        residual = left / float(book.largest) if left else 0.0
+        amounts = tuple(beyond.items())
+        difference = (
+            _difference(query, explanation, book) if isinstance(attribution, LRPx) else None
+        )
     return Certificate(
         forward_unchanged=unchanged and _is_own_value(query, value),
         operations=len(coverage.operations),
         ruled=sum(each.kind == "ruled" for each in coverage.operations),
         unruled=len(coverage.unruled),
         ledger_tolerance=LEDGER_TOLERANCES.get(explanation.dtype, max(LEDGER_TOLERANCES.values())),
-        ledger_residual=audited.residual,
-        ledger_missing=audited.missing,
-        ledger_delta=audited.amounts,
-        relevance_difference=audited.difference,
+        ledger_residual=residual,
+        ledger_missing=missing,
+        ledger_delta=amounts,
+        relevance_difference=difference,
         audited=True,
     )
 
@@ -212,43 +231,12 @@ def _is_own_value(query: Query, value: Tensor) -> bool:
     return float((own - value).abs().max()) <= _ROUNDING[own.dtype] * scale
 
 
-class _Observed:
-    """Results of an observed pass.
-
-    Attributes:
-        coverage: The operations.
-        residual: Open amount of the ledger, relative to its largest number; None without one.
-        missing: Reason why there is no ledger.
-        amounts: Amounts of the ledger beyond the recorded relevances, by kind.
-        difference: The largest difference to a recorded relevance, relative to the largest one;
-            None if they were not computed a second time.
-    """
-
-    def __init__(
-        self, attribution: LRPx | ALTILogit, query: Query, explanation: Explanation
-    ) -> None:
-        self.residual: float | None = None
-        self.missing: str | None = None
-        self.amounts: tuple[tuple[str, float], ...] | None = None
-        self.difference: float | None = None
-        try:
-            book, self.coverage = observed_ledger(attribution, query.inputs, **query.arguments)
-        except (MemoryError, torch.OutOfMemoryError):
-            self.missing = "out of memory"
-        except ValueError as error:
-            self.missing = str(error)
-        if self.missing is not None:
-            self.coverage = _coverage(attribution, query)
-            return
-        beyond = _beyond_tokens(book, explanation)
-        left = abs(explanation.value - explanation.sum - math.fsum(beyond.values()))
-        self.residual = left / float(book.largest) if left else 0.0
-        self.amounts = tuple(beyond.items())
-        if isinstance(attribution, LRPx):
-            recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")
-            found = query.real(book.attributions)[0].double().cpu()
-            largest = float(recorded.abs().max()) or 1.0
-            self.difference = float((found - recorded).abs().max()) / largest
+def _difference(query: Query, explanation: Explanation, book: Ledger) -> float:
+    """The largest difference to a recorded relevance, relative to the largest one."""
+    recorded = torch.tensor(explanation.relevances, dtype=torch.float64, device="cpu")
+    found = query.real(book.attributions)[0].double().cpu()
+    largest = float(recorded.abs().max()) or 1.0
+    return float((found - recorded).abs().max()) / largest
 
 
 def _coverage(attribution: LRPx | ALTILogit, query: Query) -> Coverage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx import zoo
+from captum_lrpx.extras import imported
 from captum_lrpx.gguf_header import check_gguf
 from captum_lrpx.names import suggestion
 
@@ -165,11 +165,10 @@ def _source_of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"There is no file {str(path)!r}.")
     for package in ("gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"Reading a GGUF file needs the package {package!r}: "
-                "pip install 'captum-lrpx[gguf]'."
-            )
+        imported(
+            package,
+            f"Reading a GGUF file needs the package {package!r}: pip install 'captum-lrpx[gguf]'.",
+        )
     check_gguf(path)
     return str(path.parent), {"gguf_file": path.name}
 

@@ -19,7 +19,7 @@ from captum_lrpx import (
     Probabilities,
     TokenLogits,
 )
-from captum_lrpx.attr import seeds
+from captum_lrpx.attr import generation_rows
 from captum_lrpx.attr.backward import at_once_of
 from captum_lrpx.rules import Epsilon
 
@@ -106,7 +106,7 @@ def test_a_whole_answer_is_the_sum_of_single_ones(method, kind, dtype, monkeypat
     model = tiny("gpt2", dtype=dtype)
     llm = LLMRelevance(method(model), words(), kind)
     single = [llm.attribute(ids[:at], ids[at : at + 1]) for at in range(4, 24)]
-    monkeypatch.setattr(seeds, "_LOGITS", 3 * VOCABULARY)
+    monkeypatch.setattr(generation_rows, "_LOGITS", 3 * VOCABULARY)
     whole = llm.attribute(prompt, answer, spans=[(0, None), (3, 20)])
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     for row, part in enumerate((single, single[3:])):

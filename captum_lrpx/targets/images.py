@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from captum_lrpx.extras import imported
 from captum_lrpx.targets.media import Layout, Medium
 
 if TYPE_CHECKING:
@@ -26,17 +27,14 @@ _CELLS: Final = 16
 def _opened(_part: Any, image: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(image, (str, Path)):
         return image, {}
-    try:
-        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "Reading an image file needs Pillow: pip install 'captum-lrpx[images]'."
-        ) from error
+    pillow = imported(
+        "PIL.Image", "Reading an image file needs Pillow: pip install 'captum-lrpx[images]'."
+    )
     if not Path(image).is_file():
         raise ValueError(f"There is no image {str(image)!r}.")
     try:
-        return Image.open(image).convert("RGB"), {}
-    except UnidentifiedImageError as error:
+        return pillow.open(image).convert("RGB"), {}
+    except pillow.UnidentifiedImageError as error:
         raise ValueError(f"{str(image)!r} is no image that Pillow can read.") from error
 
 

@@ -8,7 +8,6 @@ other threads. Every value is the model's own.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -20,7 +19,7 @@ from torch.overrides import resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
-from captum_lrpx.onlookers import looks_only
+from captum_lrpx.onlookers import hooked, looks_only
 from captum_lrpx.parallel import local
 from captum_lrpx.trace.behind import Behind
 from captum_lrpx.trace.graph import name_of, node_of
@@ -28,7 +27,8 @@ from captum_lrpx.trace.mode import FunctionMode
 from captum_lrpx.trace.origins import Called, Origins, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
@@ -136,45 +136,43 @@ class Watch:
     # Functions --------------------------------------------------------------------------------
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function and record its results."""
+        """Call a function and record its results, or only an operand that its node lacks."""
         name = getattr(func, "__name__", "")
-        if not self._names:
-            return self._only_input(name, func, args, kwargs)
         needed = args[0] if args and name.rstrip("_") in self._need_input else None
         written = _written(name, args, kwargs)
-        if written:
+        if written:  # the operand may be overwritten
             self._before_writing(written)
             needed = needed.detach().clone() if isinstance(needed, Tensor) else None
+        result = (
+            self._recorded(name, func, args, kwargs, written)
+            if self._names
+            else func(*args, **kwargs)
+        )
+        if isinstance(needed, Tensor) and isinstance(result, Tensor):
+            self._keep(self.inputs, node_of(result), needed)
+        return result
+
+    def _recorded(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        written: list[Tensor],
+    ) -> Any:
+        module = self._running[-1] if self._running else None
         if name in _DROPPING and _drops(name, args, kwargs):
-            self.dropping.add(self._running[-1] if self._running else None)
+            self.dropping.add(module)
         behind = self.behind.before(func, args, written)
         result = func(*args, **kwargs)
         self.behind.after(func, args, result, behind)
         taken = list(tensors_in(_read_by(name, args, kwargs)))
-        if taken or name not in _VALUE_INDEPENDENT:
-            made = _distinct([*tensors_in(result), *written])
-            if made:
-                self._look(func, taken, made, written)
-                if self.origins is not None:
-                    module = self._running[-1] if self._running else None
-                    called = Called(func, name, args, kwargs, taken, module)
-                    self._note(self.origins, called, made, partly=len(written) > 1)
-                if isinstance(needed, Tensor):
-                    self._keep(self.inputs, node_of(made[0]), needed)
-        return result
-
-    def _only_input(
-        self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
-    ) -> Any:
-        """Keep an operand, copied before it is overwritten."""
-        needed = args[0] if args and name.rstrip("_") in self._need_input else None
-        written = _written(name, args, kwargs)
-        if written:
-            self._before_writing(written)
-            needed = needed.detach().clone() if isinstance(needed, Tensor) else None
-        result = func(*args, **kwargs)
-        if isinstance(needed, Tensor) and isinstance(result, Tensor):
-            self._keep(self.inputs, node_of(result), needed)
+        made = _distinct([*tensors_in(result), *written])
+        if made and (taken or name not in _VALUE_INDEPENDENT):
+            self._look(func, taken, made, written, module)
+            if self.origins is not None:
+                called = Called(func, name, args, kwargs, taken, module)
+                self._note(self.origins, called, made, partly=len(written) > 1)
         return result
 
     def _look(
@@ -183,9 +181,9 @@ class Watch:
         taken: list[Tensor],
         made: list[Tensor],
         written: list[Tensor],
+        module: nn.Module | None,
     ) -> None:
         hidden = {self._hidden_kind(tensor) for tensor in taken if tensor in self._hidden}
-        module = self._running[-1] if self._running else None
         for tensor in made:
             if torch.is_grad_enabled() and tensor.requires_grad:
                 node = node_of(tensor)
@@ -371,19 +369,11 @@ _WRITING: Final = _names(
 )
 
 
-@contextmanager
-def results_of(modules: list[nn.Module], found: list[Node]) -> Iterator[None]:
-    """Collect the nodes of the outputs of some modules."""
-    thread = threading.get_ident()
+def results_of(modules: Iterable[nn.Module], found: list[Node]) -> AbstractContextManager[None]:
+    """Collect the nodes of the outputs of some modules inside of a ``with`` block."""
 
     @looks_only
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            found.extend(node for node in map(node_of, tensors_in(output)) if node is not None)
+        found.extend(node for node in map(node_of, tensors_in(output)) if node is not None)
 
-    handles = [module.register_forward_hook(after) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(modules, after=after)

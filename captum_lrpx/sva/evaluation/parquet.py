@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from captum_lrpx.extras import imported
 from captum_lrpx.files import write_bytes
 
 if TYPE_CHECKING:
@@ -19,13 +20,10 @@ def require() -> None:
     Raises:
         ImportError: If pandas or pyarrow is not installed.
     """
-    try:
-        import pandas as pd  # noqa: F401, PLC0415 - an extra
-        import pyarrow as pa  # noqa: F401, PLC0415 - the same
-    except ImportError as error:
-        raise ImportError(
-            "A Parquet file needs pandas and pyarrow: pip install 'captum-lrpx[parquet]'."
-        ) from error
+    for package in ("pandas", "pyarrow"):
+        imported(
+            package, "A Parquet file needs pandas and pyarrow: pip install 'captum-lrpx[parquet]'."
+        )
 
 
 def write(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from captum_lrpx.extras import imported
 from captum_lrpx.sva.evaluation.scores import ALL, MEASURES, VIEWS
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ def require() -> None:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        import matplotlib.figure  # noqa: F401, PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
+    imported("matplotlib.figure", "A plot needs matplotlib: pip install 'captum-lrpx[plot]'.")
 
 
 def check_format(path: str | os.PathLike[str]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from captum_lrpx.extras import imported
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -81,16 +83,11 @@ def processes(group: int = 1) -> Processes:
         )
     if count == 1:
         return Processes()
-    try:
-        from accelerate import (  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
-            PartialState,
-        )
-    except ImportError as error:
-        raise ImportError(
-            "Several processes need Accelerate: pip install 'captum-lrpx[accelerate]'."
-        ) from error
+    accelerate = imported(
+        "accelerate", "Several processes need Accelerate: pip install 'captum-lrpx[accelerate]'."
+    )
     # Otherwise Accelerate treats several processes on a machine without a GPU as one each.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+    state = accelerate.PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
     if state.num_processes != count:
         raise ValueError(
             f"{count} processes were started, but Accelerate knows of {state.num_processes}: "

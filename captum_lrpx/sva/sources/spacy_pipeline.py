@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from captum_lrpx.extras import imported
 from captum_lrpx.sva.parsing import ParsedWord
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ def spacy_parser(name: str = DEFAULT_PIPELINE) -> Parser:
         ImportError: If spaCy is not installed.
         ValueError: If there is no such pipeline, or if it has no tagger or parser.
     """
-    try:
-        import spacy  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "Finding subjects needs spaCy: pip install 'captum-lrpx[spacy]'."
-        ) from error
+    spacy = imported("spacy", "Finding subjects needs spaCy: pip install 'captum-lrpx[spacy]'.")
     try:
         pipeline = spacy.load(name, exclude=_NOT_NEEDED)
     except OSError as error:
