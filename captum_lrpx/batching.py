@@ -10,6 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+__all__ = ["buckets", "in_order"]
+
 T = TypeVar("T")
 
 _BATCH_SHARE: Final = 16

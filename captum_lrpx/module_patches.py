@@ -1,25 +1,26 @@
-"""Patches of the forward of module instances, for linear rules that need a layer's weights.
+"""Temporary changes of a model: patched forwards, frozen parameters, no compiler.
 
-Inside the context the ``forward`` of each patched module is a dispatcher that looks up, for the
-calling thread, the innermost patches on that module. Hence contexts may be nested,
-two models or two threads do not see each other's patches, and a forward pass in another
-thread stays plain. The original is restored when the last context on the module is left, in
-whatever way.
+Linear rules that need a layer's weights patch its ``forward`` by a dispatcher, which looks up, for
+the calling thread, the innermost patches on that module. Hence contexts may be nested, two models
+or two threads do not see each other's patches, and a forward pass in another thread stays plain.
+The original is restored when the last context on the module is left, in whatever way.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from typing_extensions import Self
 
-from captum_lrpx.compilation import without_compiler
-from captum_lrpx.frozen import FrozenParameters
+from captum_lrpx.module_tree import modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
@@ -109,7 +110,7 @@ class Patched:
         self._modules = modules
         self._attachments = attachments
         self._freeze = freeze
-        self._frozen = FrozenParameters()
+        self._frozen = _FrozenParameters()
         self._opened = False
         self.covered = frozenset(map(id, modules))
 
@@ -118,7 +119,7 @@ class Patched:
         try:
             with _lock:
                 self._opened = True
-                without_compiler(1)
+                _without_compiler(1)
                 for module, patch in self._attachments:
                     dispatcher = _dispatcher(module)
                     inner = dispatcher.patched.get(self, dispatcher.original)
@@ -141,7 +142,7 @@ class Patched:
                 _release(module, self)
             self._frozen.thaw()
             if self._opened:
-                without_compiler(-1)
+                _without_compiler(-1)
                 self._opened = False
 
 
@@ -168,3 +169,96 @@ def _release(module: nn.Module, active: Patched) -> None:
             del vars(module)[dispatcher.slot]
         else:
             vars(module)[dispatcher.slot] = dispatcher.previous
+
+
+# Compiler -----------------------------------------------------------------------------------------
+
+
+_opened = 0
+_stance: Any = None
+
+
+def _without_compiler(step: int) -> None:
+    """Let compiled functions run uncompiled while any propagation is open.
+
+    A graph compiled earlier has no rules, and one compiled now would serve this call only.
+    Without compiled functions this costs nothing: torch._dynamo is not imported then.
+    """
+    global _opened, _stance  # noqa: PLW0603 - the compiler's own switch is global
+    _opened += step
+    if _opened and _stance is None and "torch._dynamo" in sys.modules:
+        _stance = torch.compiler.set_stance("force_eager")
+    elif not _opened and _stance is not None:
+        _stance.__exit__(None, None, None)
+        _stance = None
+
+
+# Parameters ---------------------------------------------------------------------------------------
+
+
+_frozen: dict[int, int] = {}
+"""How many times a parameter is frozen, by id; guarded by the lock of its users, who keep it."""
+
+
+class _FrozenParameters:
+    """The parameters frozen by one propagation."""
+
+    def __init__(self) -> None:
+        self._slots: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def freeze(self, modules: Sequence[nn.Module]) -> None:
+        """Freeze the parameters of modules.
+
+        Args:
+            modules: The model, and all modules in it.
+
+        Raises:
+            RuntimeError: If they were created under ``torch.inference_mode``.
+        """
+        for module in modules:
+            parameters = module._parameters  # noqa: SLF001 - parameters() is slow
+            if not parameters:
+                continue
+            for name, parameter in parameters.items():
+                if parameter is None:
+                    continue
+                if parameter.is_inference():
+                    raise RuntimeError(
+                        f"The parameters of {type(modules[0]).__name__} were created under "
+                        "torch.inference_mode and cannot take part in a backward pass: load the "
+                        "model outside of it, or explain copy.deepcopy(model), made outside."
+                    )
+                count = _frozen.get(id(parameter), 0)
+                if count or parameter.requires_grad:
+                    self._slots.append((module, name, parameter))
+                    _frozen[id(parameter)] = count + 1
+                    parameter.requires_grad = False
+
+    def thaw(self) -> None:
+        """Restore the flags, except of parameters that another propagation has frozen too."""
+        replaced: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for module, name, parameter in self._slots:
+            count = _frozen.pop(id(parameter), 1)
+            if count > 1:
+                _frozen[id(parameter)] = count - 1
+            else:
+                parameter.requires_grad = True
+            # Offloading replaces parameters whenever their module runs.
+            current = module._parameters.get(name)  # noqa: SLF001
+            if current is not parameter and current is not None:
+                replaced.append((current, parameter))
+        for current, parameter in replaced:
+            if parameter.requires_grad:
+                current.requires_grad = True
+        self._slots.clear()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze the parameters of a model inside of a ``with`` block."""
+    parameters = _FrozenParameters()
+    parameters.freeze(modules_of(model))
+    try:
+        yield
+    finally:
+        parameters.thaw()

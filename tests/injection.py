@@ -58,7 +58,7 @@ def failing(module, moment, error):
         handle.remove()
 
 
-CLEANING_UP = {"__exit__", "thaw", "_thaw", "_release", "_close", "release", "without_compiler"}
+CLEANING_UP = {"__exit__", "thaw", "_thaw", "_release", "_close", "release", "_without_compiler"}
 """Functions that put things back. An interrupt inside of them would have to be caught by others,
 which could be interrupted as well."""
 

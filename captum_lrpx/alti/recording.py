@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's usual name
 
 from captum_lrpx.trace.graph import maker_of, node_of
-from captum_lrpx.trace.mode import FunctionMode
+from captum_lrpx.trace.watch import FunctionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

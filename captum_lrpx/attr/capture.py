@@ -15,6 +15,7 @@ from captum_lrpx.onlookers import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
@@ -25,9 +26,7 @@ These are the first floating-point tensor and those with the same leading shape.
 
 
 @contextmanager
-def captured(
-    layers: Iterable[nn.Module], *, at_input: bool = False, several_runs: bool = False
-) -> Iterator[Captured]:
+def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator[Captured]:
     """Capture the outputs (or inputs) of layers during one forward pass.
 
     Of a layer's tensors those with the leading dimensions of the first floating-point one are
@@ -40,41 +39,36 @@ def captured(
     Args:
         layers: The layers.
         at_input: Whether to capture inputs, positional or by keyword, instead of outputs.
-        several_runs: Whether a layer may run more than once; the tensors of all runs are kept then.
 
     Yields:
         A dictionary that fills during the forward pass.
     """
     found: Captured = {}
 
-    def keep(module: nn.Module, caught: _Caught) -> None:
+    def passed_on(module: nn.Module, values: Any) -> Any:
+        caught = _Caught()
+        replaced = map_tensors(values, caught)
         if _in_backward() or getattr(_thread, "uncaptured", False):
-            return  # a checkpointed block is recomputed, or the run is only a probe
-        if module in found and not several_runs:
+            return replaced  # a checkpointed block is recomputed, or the run is only a probe
+        if module in found:
             raise ValueError(
                 f"The layer {type(module).__name__} runs more than once in one forward pass, so it "
                 "has no single relevance: choose a layer that runs once."
             )
-        found[module] = (*found.get(module, ()), *caught.kept)
-
-    def after(module: nn.Module, _: Any, output: Any) -> Any:
-        caught = _Caught()
-        replaced = map_tensors(output, caught)
-        keep(module, caught)
+        found[module] = tuple(caught.kept)
         return replaced
+
+    def after(module: nn.Module, _args: Any, output: Any) -> Any:
+        return passed_on(module, output)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        caught = _Caught()
-        replaced = map_tensors((args, kwargs), caught)
-        keep(module, caught)
-        return replaced
+        return passed_on(module, (args, kwargs))
 
     with hooked(layers, before=before) if at_input else hooked(layers, after=after):
         yield found
 
 
-@contextmanager
-def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
+def embedding_with_gradients(embedding: nn.Module) -> AbstractContextManager[None]:
     """Make the output of an embedding require a gradient, also if its weights are frozen.
 
     Everything after it then has a graph, so that a layer without a path to the explained output
@@ -82,18 +76,12 @@ def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
     Args:
         embedding: The token embedding of the model.
-
-    Yields:
-        A list that fills with the outputs of the embedding.
     """
-    found: list[Tensor] = []
 
     def after(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        found.append(output if output.requires_grad else output.detach().requires_grad_())
-        return found[-1]
+        return output if output.requires_grad else output.detach().requires_grad_()
 
-    with hooked([embedding], after=after):
-        yield found
+    return hooked([embedding], after=after)
 
 
 _thread = threading.local()

@@ -309,7 +309,6 @@ class CheckedForward(RecordedForward):
         forward_func: The forward function.
         model: The Hugging Face model that it runs.
         targets: Targets within the output; None if the output does not matter.
-        around: See :class:`RecordedForward`.
 
     A call raises a TypeError if the output is no tensor, a ValueError if it has no gradient or no
     row for each example, and an AssertionError or IndexError if a target does not fit.
@@ -320,9 +319,8 @@ class CheckedForward(RecordedForward):
         forward_func: Callable[..., Any],
         model: nn.Module,
         targets: Sequence[TargetType] | None = None,
-        around: Callable[[Callable[[], Any]], Any] | None = None,
     ) -> None:
-        super().__init__(forward_func, around)
+        super().__init__(forward_func)
         self.model = model
         self.targets = targets
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,16 +116,10 @@ class RecordedForward:
 
     Args:
         forward_func: The forward function.
-        around: Runs each call, and may look at its output.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        around: Callable[[Callable[[], Any]], Any] | None = None,
-    ) -> None:
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
         self.forward_func = forward_func
-        self.around = around
         self.output: Tensor | None = None
         self._parameters: tuple[str, ...] = ()
         if isinstance(forward_func, nn.Module):
@@ -135,8 +128,7 @@ class RecordedForward:
 
     def __call__(self, *args: Any) -> Any:
         """Run the forward function and keep its output."""
-        call = partial(self._logits, *map(_usable, args))
-        output = call() if self.around is None else self.around(call)
+        output = self._logits(*map(_usable, args))
         if isinstance(output, Tensor):
             self.output = output.detach()
         return output

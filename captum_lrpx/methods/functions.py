@@ -24,7 +24,7 @@ from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
 from captum_lrpx.attr.baselines import AttentionRollout, InformationFlow, RandomAttribution
 from captum_lrpx.attr.forward_function import RecordedForward
 from captum_lrpx.attr.protocol import require_gradients
-from captum_lrpx.frozen import frozen
+from captum_lrpx.module_patches import frozen
 from captum_lrpx.recipes import ATTN_LRP
 from captum_lrpx.rules import ActivationGradient
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as module_hooks
-from torch.overrides import resolve_name
+from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
@@ -23,7 +23,6 @@ from captum_lrpx.onlookers import hooked, looks_only
 from captum_lrpx.parallel import local
 from captum_lrpx.trace.behind import Behind
 from captum_lrpx.trace.graph import name_of, node_of
-from captum_lrpx.trace.mode import FunctionMode
 from captum_lrpx.trace.origins import Called, Origins, tensors_in
 
 if TYPE_CHECKING:
@@ -281,6 +280,33 @@ class Watch:
         if not self._running:
             nodes = (node_of(tensor) for tensor in tensors_in(output))
             self.outputs += [node for node in nodes if node is not None]
+
+
+class FunctionMode(TorchFunctionMode):
+    """Passes each function that one thread calls to a callback, for a ``with`` block.
+
+    If several are open, the innermost comes first; functions that its callback calls go to the
+    next one, never to itself.
+
+    Args:
+        call: ``call(func, args, kwargs)`` must call the function and return its result.
+    """
+
+    def __init__(
+        self, call: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+    ) -> None:
+        super().__init__()
+        self._call = call
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """PyTorch's entry point."""
+        return self._call(func, args, kwargs or {})
 
 
 def _storage_of(tensor: Tensor) -> int:
