@@ -26,20 +26,3 @@ from captum._utils.typing import (
 )
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR as DEEP_LIFT_RULES
 from captum.log import log_usage
-
-__all__ = [
-    "DEEP_LIFT_RULES",
-    "ModuleOrModuleList",
-    "TargetType",
-    "TensorOrTupleOfTensorsGeneric",
-    "expand_additional_forward_args",
-    "expand_target",
-    "format_additional_forward_args",
-    "format_output",
-    "format_tensor_into_tuples",
-    "is_tuple",
-    "log_usage",
-    "run_forward",
-    "select_neuron",
-    "select_targets",
-]

@@ -142,13 +142,10 @@ class Coverage:
         """The table, as plain text."""
         from captum_lrpx.visualization.console import plain_text  # noqa: PLC0415
 
-        return plain_text(self._table())
+        return plain_text(self.__rich__())
 
     def __rich__(self) -> Table:
         """The table, for a terminal."""
-        return self._table()
-
-    def _table(self) -> Table:
         table = Table("module", "operations", "kind", "rule", "times", box=None, pad_edge=False)
         table.columns[4].justify = "right"
         table.caption = self._verdict()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -249,16 +250,7 @@ def require_memory(
     batch, length = inputs.shape[:2]
     positions = length if full_head else 1
 
-    def needed(*, checkpointing: bool) -> int:
-        return estimate(
-            model,
-            recipe,
-            batch,
-            length,
-            checkpointing=checkpointing,
-            logit_positions=positions,
-        )
-
+    needed = partial(estimate, model, recipe, batch, length, logit_positions=positions)
     wanted = needed(checkpointing=checkpointing)
     if wanted < _NEGLIGIBLE or os.environ.get(SWITCH) == "0":
         return

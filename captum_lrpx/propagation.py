@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,10 +79,11 @@ def propagation(
 _thread = threading.local()
 
 
+@dataclass(eq=False)
 class _Calls:
     """Attaches rules after each outermost call of a model or its modules, in one thread.
 
-    Args:
+    Attributes:
         model: The model.
         modules: All modules in it.
         recipe: The rules.
@@ -89,23 +91,16 @@ class _Calls:
         strict: Whether to refuse operations without a rule.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        modules: tuple[nn.Module, ...],
-        recipe: Recipe,
-        *,
-        freeze: bool,
-        strict: bool,
-    ) -> None:
-        self.model, self.recipe = model, recipe
-        self._freeze, self._strict = freeze, strict
-        self._modules = modules
-        self._passes: list[TracedPass] = []
-        self._roots: list[Node] = []
-        self._call = ExitStack()
-        self._form: tuple[Hashable, ...] = ()
-        self._outermost: nn.Module | None = None
+    model: nn.Module
+    modules: tuple[nn.Module, ...]
+    recipe: Recipe
+    freeze: bool
+    strict: bool
+    _passes: list[TracedPass] = field(default_factory=list)
+    _roots: list[Node] = field(default_factory=list)
+    _call: ExitStack = field(default_factory=ExitStack)
+    _form: tuple[Hashable, ...] = ()
+    _outermost: nn.Module | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise not_copied()
@@ -116,7 +111,7 @@ class _Calls:
         hooks: list[RemovableHandle] = []
         stack = _stack()
         try:
-            for module in self._modules:
+            for module in self.modules:
                 hooks.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
                 hooks.append(module.register_forward_hook(self._after, always_call=True))
             stack.append(self)
@@ -152,7 +147,7 @@ class _Calls:
         self._outermost = module
         self._form = (*self._form, weakref.ref(module), argument_kind((*args, kwargs)))
         before = self._passes[-1] if self._passes else None
-        passed = TracedPass(self.model, self.recipe, self._form, freeze=self._freeze, before=before)
+        passed = TracedPass(self.model, self.recipe, self._form, freeze=self.freeze, before=before)
         self._passes.append(passed)
         self._call.enter_context(passed.watching(module))
 
@@ -167,9 +162,7 @@ class _Calls:
             self._roots += [node for node in map(node_of, found) if node is not None]
             passed = self._passes[-1]
             passed.attach(*found)
-            coverage = passed.problems(())
-            if coverage is not None:
-                coverage.require(strict=self._strict)
+            passed.require_rules((), strict=self.strict)
 
 
 def _stack() -> list[_Calls]:

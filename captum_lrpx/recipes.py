@@ -7,30 +7,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from captum_lrpx.rules import (
-    ActivationGradient,
-    ActivationRule,
-    AttentionGradient,
-    AttentionRule,
-    AttentionShares,
-    ConstantRouter,
-    ConstantWeights,
-    Epsilon,
-    FrozenScale,
-    GateRule,
-    GateShares,
-    Identity,
-    LinearRule,
-    NormGradient,
-    NormRule,
-    ProductGradient,
-    RouterGradient,
-    RouterRule,
-    Rule,
-    SignalTakeAll,
-    Uniform,
-    UniformAttention,
-)
+from captum_lrpx import rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +37,7 @@ class Override:
     """
 
     pattern: str
-    rule: Rule
+    rule: rules.Rule
 
 
 _OF_OPERATIONS: Final = ("norm", "activation", "attention", "gate")
@@ -86,22 +63,22 @@ class Recipe:
     """
 
     name: str
-    norm: NormRule = FrozenScale()  # noqa: RUF009 - frozen, like the recipe
-    activation: ActivationRule = Identity()  # noqa: RUF009 - frozen, like the recipe
-    attention: AttentionRule = ConstantWeights()  # noqa: RUF009 - frozen, like the recipe
-    gate: GateRule = SignalTakeAll()  # noqa: RUF009 - frozen, like the recipe
-    router: RouterRule = ConstantRouter()  # noqa: RUF009 - frozen, like the recipe
-    linear: LinearRule = Epsilon()  # noqa: RUF009 - frozen, like the recipe
+    norm: rules.NormRule = rules.FrozenScale()  # noqa: RUF009 - frozen, like the recipe
+    activation: rules.ActivationRule = rules.Identity()  # noqa: RUF009 - frozen, like the recipe
+    attention: rules.AttentionRule = rules.ConstantWeights()  # noqa: RUF009 - frozen, like the recipe
+    gate: rules.GateRule = rules.SignalTakeAll()  # noqa: RUF009 - frozen, like the recipe
+    router: rules.RouterRule = rules.ConstantRouter()  # noqa: RUF009 - frozen, like the recipe
+    linear: rules.LinearRule = rules.Epsilon()  # noqa: RUF009 - frozen, like the recipe
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         kinds = {
-            "norm": NormRule,
-            "activation": ActivationRule,
-            "attention": AttentionRule,
-            "gate": GateRule,
-            "router": RouterRule,
-            "linear": LinearRule,
+            "norm": rules.NormRule,
+            "activation": rules.ActivationRule,
+            "attention": rules.AttentionRule,
+            "gate": rules.GateRule,
+            "router": rules.RouterRule,
+            "linear": rules.LinearRule,
         }
         for role, kind in kinds.items():
             rule = getattr(self, role)
@@ -111,7 +88,7 @@ class Recipe:
                     f"not {rule!r}."
                 )
 
-    def override(self, pattern: str, rule: Rule) -> Recipe:
+    def override(self, pattern: str, rule: rules.Rule) -> Recipe:
         """A copy of the recipe in which ``rule`` holds for the modules that ``pattern`` matches.
 
         Args:
@@ -125,7 +102,7 @@ class Recipe:
         overrides = (Override(pattern, rule), *self.overrides)
         return replace(self, name=f"{self.name.rstrip('*')}*", overrides=overrides)
 
-    def rule_for(self, role: str, path: str) -> Rule:
+    def rule_for(self, role: str, path: str) -> rules.Rule:
         """The rule of an operation, by its role and path.
 
         Args:
@@ -136,7 +113,7 @@ class Recipe:
         for override in self.overrides:
             if override.rule.role == role and fnmatchcase(path, override.pattern):
                 return override.rule
-        rule: Rule = getattr(self, role)
+        rule: rules.Rule = getattr(self, role)
         return rule
 
     def is_gradient_at(self, path: str) -> bool:
@@ -154,25 +131,25 @@ LRP = Recipe("lrp")
 """LRP for transformers: values only in attention, ``up`` as the signal of a gate (Ali et al.
 2022; Arras et al. 2025). Conserves exactly, biases counted as inputs."""
 
-LRP_UNIFORM_GATE = replace(LRP, name="lrp-uniform-gate", gate=Uniform())
+LRP_UNIFORM_GATE = replace(LRP, name="lrp-uniform-gate", gate=rules.Uniform())
 """LRP with the uniform rule at gates (as in Jafari et al. 2024, MambaLRP). Conserves exactly."""
 
-ATTN_LRP = replace(LRP, name="attnlrp", attention=UniformAttention(), gate=Uniform())
+ATTN_LRP = replace(LRP, name="attnlrp", attention=rules.UniformAttention(), gate=rules.Uniform())
 """AttnLRP (Achtibat et al. 2024). Conserves up to the leak of the softmax."""
 
-ATTN_LRP_SIGNAL_GATE = replace(ATTN_LRP, name="attnlrp-signal-gate", gate=SignalTakeAll())
+ATTN_LRP_SIGNAL_GATE = replace(ATTN_LRP, name="attnlrp-signal-gate", gate=rules.SignalTakeAll())
 """AttnLRP's attention with LRP's gate: the fourth combination of the two rules in question."""
 
-LRP_MIRRORED_GATE = replace(LRP, name="lrp-mirrored-gate", gate=SignalTakeAll("activation"))
+LRP_MIRRORED_GATE = replace(LRP, name="lrp-mirrored-gate", gate=rules.SignalTakeAll("activation"))
 """LRP with the other conserving choice at gates: the activation is the signal, ``up`` constant."""
 
 GRADIENT = Recipe(
     "gradient",
-    NormGradient(),
-    ActivationGradient(),
-    AttentionGradient(),
-    ProductGradient(),
-    RouterGradient(),
+    rules.NormGradient(),
+    rules.ActivationGradient(),
+    rules.AttentionGradient(),
+    rules.ProductGradient(),
+    rules.RouterGradient(),
 )
 """No rule: the ordinary gradient, for comparison."""
 
@@ -183,7 +160,7 @@ NAMED_RECIPES = {
 
 
 def _shared(name: str, values: float, up: float) -> Recipe:
-    return Recipe(name, attention=AttentionShares(values), gate=GateShares(up))
+    return Recipe(name, attention=rules.AttentionShares(values), gate=rules.GateShares(up))
 
 
 PUBLISHED: Final[Mapping[str, Recipe]] = MappingProxyType(

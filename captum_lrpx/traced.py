@@ -335,15 +335,22 @@ class TracedPass:
 
     # Coverage ---------------------------------------------------------------------------------
 
-    def problems(self, sources: Sequence[Tensor]) -> Coverage | None:
-        """The coverage, if an operation between sources and output has no rule; else None."""
+    def require_rules(self, sources: Sequence[Tensor], *, strict: bool) -> None:
+        """Refuse operations between sources and output without a rule, or warn of them.
+
+        Args:
+            sources: Tensors of the graph; all leaves if there are none.
+            strict: Whether to refuse them.
+
+        Raises:
+            ValueError: If there is one and ``strict`` is set.
+        """
         graph, structure = self.graph, self.structure
         if graph is None or structure is None or not structure.plans[self.recipe].problems:
-            return None
+            return
         earlier = set() if self._before is None else self._before.done
         new = {number for number, node in enumerate(graph.nodes) if node not in earlier}
-        coverage = self.coverage(sources, None if self._before is None else new)
-        return None if coverage.complete else coverage
+        self.coverage(sources, new).require(strict=strict)
 
     def coverage(
         self, sources: Sequence[Tensor] = (), within: Collection[int] | None = None

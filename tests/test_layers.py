@@ -206,6 +206,17 @@ def test_nothing_is_left_behind(family, method):
     assert snapshot(model) == before
 
 
+def test_a_layer_that_takes_only_integers_has_no_relevance_at_its_input():
+    model = tiny("llama")
+    embedding, ids = model.get_input_embeddings(), token_ids()
+    message = "Embedding did not run .* no floating-point tensor"
+    for layer in (embedding, [model.model.layers[0], embedding]):
+        with pytest.raises(ValueError, match=message):
+            LayerLRPx(model, layer).attribute(ids, TARGET, attribute_to_layer_input=True)
+    with pytest.raises(ValueError, match=message):
+        NeuronLRPx(model, embedding).attribute(ids, (1, 3), attribute_to_neuron_input=True)
+
+
 def test_a_layer_that_does_not_run():
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="did not run"):

@@ -97,11 +97,6 @@ class _Rollout(WithoutFuture, Attribution):
     def _rolled_out(self, found: Explained, rows: Tensor) -> Tensor:
         """Token shares ``[B, T]`` of the positions read, which are weighted by ``rows [B, T]``."""
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Whether the attributions contain the factor of the inputs. They do not."""
-        return False
-
 
 def _read(found: Explained, inputs: Tensor) -> Tensor:
     """Positions at which the explained value is read, weighted equally ``[B, T]``."""

@@ -55,7 +55,8 @@ def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator
                 f"The layer {type(module).__name__} runs more than once in one forward pass, so it "
                 "has no single relevance: choose a layer that runs once."
             )
-        found[module] = tuple(caught.kept)
+        if caught.kept:
+            found[module] = tuple(caught.kept)
         return replaced
 
     def after(module: nn.Module, _args: Any, output: Any) -> Any:

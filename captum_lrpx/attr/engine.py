@@ -182,9 +182,8 @@ class ForwardPass:
             self.run()
             value = select(self)
             self.rules.attach(value, at_once=at_once)
-        coverage = self.rules.problems(self.sources if at is None else at(self))
-        if coverage is not None:
-            coverage.require(strict=self._attribution.strict)
+        sources = self.sources if at is None else at(self)
+        self.rules.require_rules(sources, strict=self._attribution.strict)
         return value
 
     def relevances(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@dataclass(frozen=True)
 class Finite:
     """Check that explained values, and their relevances, are finite.
 
     If they are not, the forward function runs once more to find the first module with an output
     that is not finite.
 
-    Args:
+    Attributes:
         model: The Hugging Face model.
         forward_func: The forward function, which runs the model.
         inputs: Its inputs.
@@ -35,20 +37,11 @@ class Finite:
         noun: Name of one explained value: a row of a batch, a token of a continuation.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward_func: Callable[..., Any],
-        inputs: tuple[Tensor, ...],
-        args: object | None = None,
-        *,
-        noun: str = "row",
-    ) -> None:
-        self.model = model
-        self.forward_func = forward_func
-        self.inputs = inputs
-        self.args = args
-        self.noun = noun
+    model: nn.Module
+    forward_func: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    args: object | None = None
+    noun: str = "row"
 
     def require(self, values: Tensor) -> Tensor:
         """Refuse explained values that are not finite.
@@ -68,9 +61,15 @@ class Finite:
         wrong = ~torch.isfinite(values.detach())
         rows = _rows(wrong)
         shown = values.detach()[wrong].flatten()[0].item()
+        origin = (
+            "all modules of the model give finite numbers, so it comes from the function around"
+        )
+        found = self._first(rows)
+        if found is not None:
+            origin = f"{found} is the first that is not finite"
         raise ValueError(
             f"The explained value of {self._named(rows)} is {shown}, so there is nothing to "
-            f"explain: {self._origin(rows)}. Ways out: a precision of a wider range "
+            f"explain: {origin}. Ways out: a precision of a wider range "
             "(torch.bfloat16 or torch.float32 for torch.float16); with padding on the left, "
             'attn_implementation="sdpa" or padding on the right; inputs that are finite.'
         )
@@ -102,12 +101,6 @@ class Finite:
     def _named(self, rows: list[int]) -> str:
         several = "s" if len(rows) > 1 else ""
         return f"{self.noun}{several} {', '.join(map(str, rows))}"
-
-    def _origin(self, rows: list[int]) -> str:
-        found = self._first(rows)
-        if found is not None:
-            return f"{found} is the first that is not finite"
-        return "all modules of the model give finite numbers, so it comes from the function around"
 
     def _first(self, rows: list[int]) -> str | None:
         """Description of the first module whose output is not finite in given rows."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
-    from torch import Tensor
 
     from captum_lrpx.attr.generation_result import LLMRelevanceResult
     from captum_lrpx.explanation import Explanation
@@ -100,12 +99,7 @@ def _matrix(result: LLMRelevanceResult) -> Matrix:
         totals.append(("decomposed", result.decomposed))
     totals.append(("value", result.values))
     matrix = matrix_of([result.explanation(row) for row in rows], names)
-    return replace(matrix, totals=[(name, _numbers(values)) for name, values in totals])
-
-
-def _numbers(values: Tensor) -> list[float]:
-    numbers: list[float] = values.double().tolist()
-    return numbers
+    return replace(matrix, totals=[(name, values.double().tolist()) for name, values in totals])
 
 
 def _closing_lines(result: LLMRelevanceResult) -> list[str]:

@@ -156,11 +156,20 @@ class LRPx(LRPRules, GradientAttribution):
         """
         require_gradients()
         tensors = tensors_of(inputs)
-        relevances, output = self._explained(tensors, target, additional_forward_args)
+        with ForwardPass(self, tensors, additional_forward_args, targets=[target]) as passed:
+            finite = self.finite(tensors, additional_forward_args)
+            selected = passed.explain(
+                lambda run: finite.require(_captum.select_targets(run.output, target))
+            )
+            found = torch.autograd.grad(
+                torch.unbind(selected.reshape(-1)), passed.sources, allow_unused=True
+            )
+            relevances = passed.relevances(found)
+        finite.warn(relevances)
         attributions = _captum.format_output(_captum.is_tuple(inputs), relevances)
         if not return_convergence_delta:
             return attributions
-        return attributions, self.compute_convergence_delta(attributions, output)
+        return attributions, self.compute_convergence_delta(attributions, selected.detach())
 
     @entry_point
     def attribute_targets(
@@ -209,22 +218,6 @@ class LRPx(LRPRules, GradientAttribution):
             self, tensors, targets, additional_forward_args, targets_per_backward
         )
         return _captum.format_output(_captum.is_tuple(inputs), relevances)
-
-    def _explained(
-        self, inputs: tuple[Tensor, ...], target: TargetType, arguments: object | None
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Compute the relevances and the explained output."""
-        with ForwardPass(self, inputs, arguments, targets=[target]) as passed:
-            finite = self.finite(inputs, arguments)
-            selected = passed.explain(
-                lambda run: finite.require(_captum.select_targets(run.output, target))
-            )
-            found = torch.autograd.grad(
-                torch.unbind(selected.reshape(-1)), passed.sources, allow_unused=True
-            )
-            relevances = passed.relevances(found)
-        finite.warn(relevances)
-        return relevances, selected.detach()
 
 
 class AttnLRPx(AttnLRPRules, LRPx):

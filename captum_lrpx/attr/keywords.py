@@ -19,27 +19,15 @@ R = TypeVar("R")
 _NO_BASELINE = "has no baseline: it compares with no other input"
 _ONE_RUN = "has no steps or samples: the model runs once"
 _NOTHING_LEFT_OUT = "leaves no features out, so there is nothing to group or to slide"
+_OF_RUNS = (
+    "n_steps method internal_batch_size n_samples n_samples_batch_size nt_type nt_samples "
+    "nt_samples_batch_size stdevs draw_baseline_from_distrib"
+)
+_OF_FEATURES = "feature_mask perturbations_per_eval sliding_window_shapes strides"
 _OF_OTHERS = {
     **dict.fromkeys(("baselines", "baseline"), _NO_BASELINE),
-    **dict.fromkeys(
-        (
-            "n_steps",
-            "method",
-            "internal_batch_size",
-            "n_samples",
-            "n_samples_batch_size",
-            "nt_type",
-            "nt_samples",
-            "nt_samples_batch_size",
-            "stdevs",
-            "draw_baseline_from_distrib",
-        ),
-        _ONE_RUN,
-    ),
-    **dict.fromkeys(
-        ("feature_mask", "perturbations_per_eval", "sliding_window_shapes", "strides"),
-        _NOTHING_LEFT_OUT,
-    ),
+    **dict.fromkeys(_OF_RUNS.split(), _ONE_RUN),
+    **dict.fromkeys(_OF_FEATURES.split(), _NOTHING_LEFT_OUT),
     **dict.fromkeys(
         ("verbose", "show_progress"),
         "prints nothing: captum_lrpx.ledger shows where relevance went",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
-    from captum_lrpx.attr.finite import Finite
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
-
-
-LayerRelevance = Tensor | tuple[Tensor, ...]
 
 
 class LayerLRPx(LRPRules, LayerGradientXActivation):
@@ -160,12 +156,18 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
             )
             values = [passed.layers[layer] for layer in layers]
             gradients = self._gradients(explained.reshape(-1), values, grad_kwargs)
-            results = [
+            relevances = [
                 self._relevances(found, slopes)
                 for found, slopes in zip(values, gradients, strict=True)
             ]
+        finite.warn(tuple(chain.from_iterable(relevances)))
+        results = [each if len(each) > 1 else each[0] for each in relevances]
+        several = not isinstance(self.layer, nn.Module)
+        if not return_convergence_delta:
+            return results if several else results[0]
         output = explained.detach()
-        return self._formatted(results, output, finite, with_delta=return_convergence_delta)
+        deltas = [self.compute_convergence_delta(each, output) for each in relevances]
+        return (results, deltas) if several else (results[0], deltas[0])
 
     def coverage(
         self,
@@ -177,19 +179,6 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
 
     def _layers(self) -> list[nn.Module]:
         return [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
-
-    def _formatted(
-        self, results: list[LayerRelevance], output: Tensor, finite: Finite, *, with_delta: bool
-    ) -> Any:
-        """Results in Captum's form: for one layer or several, with or without the delta."""
-        flat = (each if isinstance(each, tuple) else (each,) for each in results)
-        finite.warn(tuple(tensor for tensors_ in flat for tensor in tensors_))
-        if not with_delta:
-            return results[0] if isinstance(self.layer, nn.Module) else results
-        deltas = [self.compute_convergence_delta(result, output) for result in results]
-        if isinstance(self.layer, nn.Module):
-            return results[0], deltas[0]
-        return results, deltas
 
     def _gradients(
         self,
@@ -210,12 +199,11 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
 
     def _relevances(
         self, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
-    ) -> LayerRelevance:
-        products = tuple(
+    ) -> tuple[Tensor, ...]:
+        return tuple(
             (gradient * (value if self.multiplies_by_inputs else 1)).detach()
             for value, gradient in zip(values, gradients, strict=True)
         )
-        return products if len(products) > 1 else products[0]
 
 
 class LayerAttnLRPx(AttnLRPRules, LayerLRPx):

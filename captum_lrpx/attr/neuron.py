@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from captum_lrpx.attr.finite import Finite
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
@@ -109,8 +108,21 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
             layers=[self.layer],
             at_input=attribute_to_neuron_input,
         ) as passed:
+            if self.layer not in passed.layers:
+                raise did_not_run(self.model, self.layer)
             finite = self.finite(tensors, additional_forward_args)
-            relevances = passed.relevances(self._gradients(neuron_selector, finite, passed))
+            neuron = passed.explain(
+                lambda run: finite.require(select_neuron(run.layers[self.layer], neuron_selector))
+            )
+            found = torch.autograd.grad(
+                torch.unbind(neuron.reshape(-1)), passed.sources, allow_unused=True
+            )
+            if all(gradient is None for gradient in found):
+                raise ValueError(
+                    f"The neuron of {type(self.layer).__name__} does not depend on the inputs "
+                    f"under the rules of {self.recipe.name!r}: its branch is constant there."
+                )
+            relevances = passed.relevances(found)
         finite.warn(relevances)
         return relevances if isinstance(inputs, tuple) else relevances[0]
 
@@ -121,24 +133,6 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
     ) -> Coverage:
         """List every operation between the inputs and the layer, with its rule."""
         return self.coverage_between(inputs, additional_forward_args, end=self.layer)
-
-    def _gradients(
-        self, selector: Any, finite: Finite, passed: ForwardPass
-    ) -> tuple[Tensor | None, ...]:
-        if self.layer not in passed.layers:
-            raise did_not_run(self.model, self.layer)
-        neuron = passed.explain(
-            lambda run: finite.require(select_neuron(run.layers[self.layer], selector))
-        )
-        found = torch.autograd.grad(
-            torch.unbind(neuron.reshape(-1)), passed.sources, allow_unused=True
-        )
-        if all(gradient is None for gradient in found):
-            raise ValueError(
-                f"The neuron of {type(self.layer).__name__} does not depend on the inputs under "
-                f"the rules of {self.recipe.name!r}: its branch is constant there."
-            )
-        return found
 
 
 class NeuronAttnLRPx(AttnLRPRules, NeuronLRPx):

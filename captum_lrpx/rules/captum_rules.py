@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from captum.attr._utils.lrp_rules import (
@@ -21,7 +21,7 @@ from captum.attr._utils.lrp_rules import (
 )
 
 from captum_lrpx.rules import functional
-from captum_lrpx.rules.linear import LinearRule, with_weights
+from captum_lrpx.rules.linear import LinearRule, damped, with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -88,17 +88,11 @@ class CaptumRule(LinearRule):
         if isinstance(self.rule, (GammaRule, Alpha1_Beta0_Rule)):
             return with_weights(module, path, self._manipulated)
         if isinstance(self.rule, EpsilonRule):
-            return self._epsilon()
+            return damped(self.rule.STABILITY_FACTOR)
         raise TypeError(
             f"Captum's {type(self.rule).__name__} on {path!r} has no Gradient x Input form "
             "here: use EpsilonRule, GammaRule, Alpha1_Beta0_Rule or IdentityRule."
         )
-
-    def _epsilon(self) -> Patch:
-        def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
-            return functional.epsilon(forward(*args, **kwargs), self.rule.STABILITY_FACTOR)
-
-        return patch
 
     def _manipulated(
         self, apply: Apply, x: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None

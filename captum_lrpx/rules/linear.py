@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -74,13 +74,7 @@ class Epsilon(LinearRule):
 
     def patch(self, module: nn.Module, path: str) -> Patch | None:  # noqa: ARG002 - of any class
         """Damp the gradient of the output."""
-        if self.leaves_alone:
-            return None
-
-        def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
-            return functional.epsilon(forward(*args, **kwargs), self.stabilizer)
-
-        return patch
+        return None if self.leaves_alone else damped(self.stabilizer)
 
 
 @dataclass(frozen=True)
@@ -124,18 +118,13 @@ def _check_non_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a number >= 0, not {value!r}.")
 
 
-class Weights(NamedTuple):
-    """A linear layer as a function, with its parameters.
+def damped(stabilizer: float) -> Patch:
+    """Patch of a layer that damps the gradient of small outputs."""
 
-    Attributes:
-        apply: ``apply(x, weight, bias)`` computes the layer with the given parameters.
-        weight: ``[out, in]``, or of a convolution's shape.
-        bias: ``[out]`` or None.
-    """
+    def patch(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+        return functional.epsilon(forward(*args, **kwargs), stabilizer)
 
-    apply: Apply
-    weight: Tensor
-    bias: Tensor | None
+    return patch
 
 
 def with_weights(module: nn.Module, path: str, formula: Callable[..., Tensor]) -> Patch:
@@ -149,12 +138,12 @@ def with_weights(module: nn.Module, path: str, formula: Callable[..., Tensor]) -
     Raises:
         TypeError: If the layer keeps no plain weight.
     """
-    weights_of(module, path)  # refuse now, not during the forward pass
+    _weights_of(module, path)  # refuse now, not during the forward pass
 
     def patch(forward: Forward, x: Tensor) -> Tensor:
         with torch.no_grad():
             value: Tensor = forward(x)
-        apply, weight, bias = weights_of(module, path)
+        apply, weight, bias = _weights_of(module, path)
         if is_spread(weight):  # fully_shard gathers it while the layer runs
             raise TypeError(
                 f"The rule needs all of the weight of {path!r}, which is spread over processes: "
@@ -165,8 +154,8 @@ def with_weights(module: nn.Module, path: str, formula: Callable[..., Tensor]) -
     return patch
 
 
-def weights_of(module: nn.Module, path: str = "a layer") -> Weights:
-    """Parameters of a linear layer.
+def _weights_of(module: nn.Module, path: str) -> tuple[Apply, Tensor, Tensor | None]:
+    """A linear layer as a function, its weight ``[out, in]`` or of a convolution, and its bias.
 
     Args:
         module: ``torch.nn.Linear``, a convolution, or transformers' ``Conv1D``, which stores its
@@ -186,4 +175,4 @@ def weights_of(module: nn.Module, path: str = "a layer") -> Weights:
             "floating-point weight: use Epsilon for this layer, or merge the adapter."
         )
     apply: Any = module._conv_forward if convolution else F.linear  # noqa: SLF001 - knows all modes
-    return Weights(apply, weight.t() if transposed else weight, bias)
+    return apply, weight.t() if transposed else weight, bias

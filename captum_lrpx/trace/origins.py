@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_lrpx.parallel import whole
+from captum_lrpx.trace.graph import node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,11 +76,6 @@ class Called(NamedTuple):
     kwargs: Mapping[str, Any]
     taken: list[Tensor]
     module: nn.Module | None
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether none of its arguments depends on the inputs."""
-        return not any(each.requires_grad for each in self.taken)
 
 
 class Masked(NamedTuple):
@@ -157,7 +153,21 @@ class Origins:
         self._terms = WeakTensorKeyDictionary()
         self._counters = WeakTensorKeyDictionary()
 
-    def constant(self, called: Called, made: list[Tensor]) -> None:
+    def record(self, called: Called, made: list[Tensor], *, partly: bool) -> None:
+        """Record the constants in a function.
+
+        Args:
+            called: The function.
+            made: The tensors that it returned, or wrote into.
+            partly: Whether it wrote into a part of a tensor.
+        """
+        node = node_of(made[0]) if torch.is_grad_enabled() else None
+        if node is not None:
+            self._used(called, node, partly=partly)
+        elif not any(each.requires_grad for each in called.taken):
+            self._constant(called, made)
+
+    def _constant(self, called: Called, made: list[Tensor]) -> None:
         """Record the constants that a function computes from constants."""
         name = called.name
         taken = called.taken[:1] if name in _CHOOSING else called.taken
@@ -228,14 +238,8 @@ class Origins:
 
     # In functions of values that depend on the inputs ------------------------------------------
 
-    def used(self, called: Called, node: Node, *, partly: bool) -> None:
-        """Record the constants in a function of values that depend on the inputs.
-
-        Args:
-            called: The function.
-            node: Node of its result.
-            partly: Whether it wrote into a part of a tensor.
-        """
+    def _used(self, called: Called, node: Node, *, partly: bool) -> None:
+        """Record the constants in a function of values that depend on the inputs."""
         if called.name == "scaled_dot_product_attention":
             self._attention(called, node)
             return

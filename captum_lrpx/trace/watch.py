@@ -166,12 +166,13 @@ class Watch:
         result = func(*args, **kwargs)
         self.behind.after(func, args, result, behind)
         taken = list(tensors_in(_read_by(name, args, kwargs)))
-        made = _distinct([*tensors_in(result), *written])
+        # Each tensor once, also if it was written and returned.
+        made = list({id(each): each for each in (*tensors_in(result), *written)}.values())
         if made and (taken or name not in _VALUE_INDEPENDENT):
             self._look(func, taken, made, written, module)
             if self.origins is not None:
                 called = Called(func, name, args, kwargs, taken, module)
-                self._note(self.origins, called, made, partly=len(written) > 1)
+                self.origins.record(called, made, partly=len(written) > 1)
         return result
 
     def _look(
@@ -195,14 +196,6 @@ class Watch:
                 kind = self._without_gradient(tensor, taken, hidden)
                 if kind is not None:
                     self._hidden[tensor] = kind
-
-    @staticmethod
-    def _note(origins: Origins, called: Called, made: list[Tensor], *, partly: bool) -> None:
-        node = node_of(made[0]) if torch.is_grad_enabled() else None
-        if node is not None:
-            origins.used(called, node, partly=partly)
-        elif called.is_constant:
-            origins.constant(called, made)
 
     def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
         if tensor.requires_grad:  # computed inside of a torch.autograd.Function that has returned
@@ -357,14 +350,6 @@ def _written(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 
 def _is_in(tensor: Tensor, tensors: list[Tensor]) -> bool:
     return any(tensor is each for each in tensors)
-
-
-def _distinct(tensors: list[Tensor]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for tensor in tensors:
-        if not _is_in(tensor, found):
-            found.append(tensor)
-    return found
 
 
 _DROPPING: Final = _names(
