@@ -22,9 +22,8 @@ from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, 
 from captum_lrpx.forms import form_of
 from captum_lrpx.linear_rules import with_own_gradients
 from captum_lrpx.module_patches import Patched
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint, hooked
-from captum_lrpx.structure import token_embedding_of
+from captum_lrpx.structure import modules_of, token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.training import already_warned
 

@@ -257,7 +257,9 @@ class _Planner:
 
     def _activation(self, number: int) -> None:
         name, node, inputs = self.graph.names[number], self.graph.nodes[number], self.seen.inputs
-        if is_homogeneous(name) or self._rule("activation", number).own_gradient:
+        own = self._rule("activation", number).own_gradient
+        # The gradient of a homogeneous function times its operand is its result.
+        if own or name in node_rules.HOMOGENEOUS or is_length(name):
             return
         if not node_rules.has_secant(node, name):
             self._problem(number, "unknown")
@@ -313,7 +315,8 @@ class _Planner:
             return self.plain(number)
         # A sum of softmax weights and other terms is constant where weights are.
         weights = operation.weights if attention.constant_weights else ()
-        return _without(count, (*operation.constant, *weights))
+        constant = (*operation.constant, *weights)
+        return tuple(None if place in constant else 1.0 for place in range(count))
 
     def _shares(self, role: Role, number: int, attention: AttentionRule) -> Shares | None:
         """Shares of the two operands of a product with a role; None for another operation."""
@@ -332,10 +335,6 @@ class _Planner:
 _ENDS_OF_SCALES: Final = frozenset(
     {"Pow", "Mul", "Square", "LinalgVectorNorm", "Norm", "Std", "StdMean", "Var", "VarMean"}
 )
-
-
-def _without(count: int, constant: Collection[int]) -> Factors:
-    return tuple(None if place in constant else 1.0 for place in range(count))
 
 
 def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
@@ -359,11 +358,6 @@ def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> Factors:
         of_weights = 1.0
     of_scores = of_weights * rule.of_scores
     return (of_scores, of_scores, of_values, *[of_weights] * rest)
-
-
-def is_homogeneous(name: str) -> bool:
-    """Whether an operator is homogeneous: its gradient times its operand is its result."""
-    return name in node_rules.HOMOGENEOUS or is_length(name)
 
 
 # Attaching ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from captum_lrpx.module_tree import modules_of
+from captum_lrpx.structure import modules_of
 from captum_lrpx.trace.graph import Edge
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from typing_extensions import Self
 
-from captum_lrpx.module_tree import modules_of
+from captum_lrpx.structure import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,9 +19,9 @@ from captum_lrpx.forms import argument_kind
 from captum_lrpx.linear_rules import linear_attachments
 from captum_lrpx.models import model_in
 from captum_lrpx.module_patches import Patched, not_copied
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import looks_only
 from captum_lrpx.recipes import LRP, Recipe
+from captum_lrpx.structure import modules_of
 from captum_lrpx.trace.graph import node_of
 from captum_lrpx.trace.origins import tensors_in
 from captum_lrpx.traced import TracedPass, passes_of_this_thread

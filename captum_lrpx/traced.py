@@ -32,13 +32,12 @@ from captum_lrpx.graph_rules import Plan, Seen, attach, plan_of
 from captum_lrpx.hints import has_hints, natures_of
 from captum_lrpx.linear_rules import is_linear_in_numbers, linear_attachments
 from captum_lrpx.module_patches import Attachment, Patched
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import fingerprint
 from captum_lrpx.parallel import require_no_stages
 from captum_lrpx.rule_words import reason_and_remedy, rule_in_words
 from captum_lrpx.rules.node_rules import NEED_INPUT, Unasked
 from captum_lrpx.rules.zeros import Zeros
-from captum_lrpx.structure import blocks_of
+from captum_lrpx.structure import blocks_of, modules_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.roles import roles_of
 from captum_lrpx.trace.watch import Call, Watch, results_of

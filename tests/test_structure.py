@@ -23,7 +23,6 @@ ORDER = [
         "decoding",
         "files",
         "gguf_header",
-        "module_tree",
         "names",
         "onlookers",
         "training",

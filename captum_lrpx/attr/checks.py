@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from captum_lrpx.attr.forward_function import RecordedForward, model_given
 from captum_lrpx.attr.selection import check_target
 from captum_lrpx.models import is_pretrained, not_a_model
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.notices import warn
 from captum_lrpx.structure import (
+    modules_of,
     position_table_of,
     positions_after_padding,
     token_embedding_of,

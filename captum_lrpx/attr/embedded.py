@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import hooked
-from captum_lrpx.structure import input_embeddings_of
+from captum_lrpx.structure import input_embeddings_of, modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -152,7 +152,9 @@ class RecordedForward:
         """Check positional arguments: a model's second one is not always the mask."""
         kind = type(self.forward_func).__name__
         for place, (name, value) in enumerate(zip(self._parameters, args, strict=False), start=1):
-            if name == "past_key_values" and not _may_be_cache(value):
+            if name == "past_key_values" and not (
+                value is None or hasattr(value, "get_seq_length")
+            ):
                 raise ValueError(
                     f"Argument {place} of {kind} is `past_key_values`, but a "
                     f"{type(value).__name__} was given for it. For an attention mask give None "
@@ -164,7 +166,3 @@ class RecordedForward:
                     f"Argument {place} of {kind} is `{name}`, a tensor or None, but "
                     f"{type(value).__name__} was given."
                 )
-
-
-def _may_be_cache(value: Any) -> bool:
-    return value is None or hasattr(value, "get_seq_length")

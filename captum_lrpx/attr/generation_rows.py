@@ -10,7 +10,7 @@ explained value, each hop is one pass, whatever the number of tokens.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,13 +146,11 @@ def _relevance(
     slopes: Sequence[Tensor],
 ) -> Tensor:
     """Relevance of each position ``[R, T]``, from gradients ``[R, 1, T, ...]``."""
-    multiply = method.multiplies_by_inputs
-    total: Any = 0
-    for value, gradient in zip(values, slopes, strict=True):
-        product = gradient * (value.detach() if multiply else 1)
-        total = total + product.detach()[:, 0].flatten(2).sum(2)
-    relevance: Tensor = total
-    return relevance
+    products = (
+        gradient * (value.detach() if method.multiplies_by_inputs else 1)
+        for value, gradient in zip(values, slopes, strict=True)
+    )
+    return cast("Tensor", sum(each.detach()[:, 0].flatten(2).sum(2) for each in products))
 
 
 def _of_sequence(

@@ -155,11 +155,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
                 lambda run: [each for layer in layers for each in run.layers[layer]],
             )
             values = [passed.layers[layer] for layer in layers]
-            gradients = self._gradients(explained.reshape(-1), values, grad_kwargs)
-            relevances = [
-                self._relevances(found, slopes)
-                for found, slopes in zip(values, gradients, strict=True)
-            ]
+            relevances = self._relevances(explained.reshape(-1), values, grad_kwargs)
         finite.warn(tuple(chain.from_iterable(relevances)))
         results = [each if len(each) > 1 else each[0] for each in relevances]
         several = not isinstance(self.layer, nn.Module)
@@ -180,30 +176,23 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
     def _layers(self) -> list[nn.Module]:
         return [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
 
-    def _gradients(
+    def _relevances(
         self,
         explained: Tensor,
         values: list[tuple[Tensor, ...]],
         grad_kwargs: dict[str, Any] | None,
     ) -> list[tuple[Tensor, ...]]:
-        """Gradients of all layers from one backward pass, grouped like the values."""
-        flat = [tensor for tensors in values for tensor in tensors]
+        """Relevances of all layers from one backward pass, grouped like their values."""
+        flat = list(chain.from_iterable(values))
         keywords = {"allow_unused": True, **(grad_kwargs or {})}
-        found = torch.autograd.grad(torch.unbind(explained), flat, **keywords)
-        # None: the layer is on a branch that is constant under the rules.
-        gradients = (
-            torch.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip(flat, found, strict=True)
-        )
-        return [tuple(islice(gradients, len(tensors))) for tensors in values]
-
-    def _relevances(
-        self, values: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        return tuple(
-            (gradient * (value if self.multiplies_by_inputs else 1)).detach()
-            for value, gradient in zip(values, gradients, strict=True)
-        )
+        gradients = torch.autograd.grad(torch.unbind(explained), flat, **keywords)
+        products = []
+        for value, gradient in zip(flat, gradients, strict=True):
+            # None: the layer is on a branch that is constant under the rules.
+            slope = torch.zeros_like(value) if gradient is None else gradient
+            products.append((slope * (value if self.multiplies_by_inputs else 1)).detach())
+        remaining = iter(products)
+        return [tuple(islice(remaining, len(tensors))) for tensors in values]
 
 
 class LayerAttnLRPx(AttnLRPRules, LayerLRPx):

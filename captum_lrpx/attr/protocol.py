@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from captum_lrpx import _captum
 from captum_lrpx.attr.checks import not_an_input
+from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward_function import model_of
 from captum_lrpx.coverage import without_a_trace
 from captum_lrpx.memory import require_memory
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
-from captum_lrpx.structure import blocks_of
+from captum_lrpx.structure import blocks_of, modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -133,14 +133,13 @@ class LRPRules(RelevanceProtocol):
         Raises:
             MemoryError: If more memory is needed than is available.
         """
-        if inputs:
-            require_memory(
-                self.model,
-                self.recipe,
-                inputs[0],
-                checkpointing=self.checkpointing,
-                full_head=forward_func is self.model,
-            )
+        require_memory(
+            self.model,
+            self.recipe,
+            inputs[0],
+            checkpointing=self.checkpointing,
+            full_head=forward_func is self.model,
+        )
 
     def coverage(
         self,
@@ -183,8 +182,6 @@ class LRPRules(RelevanceProtocol):
             start: Layers; none for the inputs.
             end: A layer; None for the output.
         """
-        from captum_lrpx.attr.engine import ForwardPass  # noqa: PLC0415 - it imports this module
-
         require_gradients()
         args = _captum.format_additional_forward_args(arguments)
         copied = None if args is None else tuple(map(own_copy, args))

@@ -14,8 +14,8 @@ from captum_lrpx.components.layers import LayerRules
 from captum_lrpx.components.nodes import checked, nodes_of
 from captum_lrpx.components.runs import Patch, Runs
 from captum_lrpx.metrics.replacement import check_count
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.recipes import LRP_UNIFORM_GATE, Recipe
+from captum_lrpx.structure import modules_of
 from captum_lrpx.training import warn_if_training
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch.nn.attention import _cur_sdpa_kernel_backends, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from captum_lrpx.module_tree import modules_of
+from captum_lrpx.structure import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

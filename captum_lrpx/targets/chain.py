@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.models import base_of
-from captum_lrpx.module_tree import modules_of
 from captum_lrpx.onlookers import hooked, is_plain
+from captum_lrpx.structure import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
