@@ -195,7 +195,7 @@ class Form:
     notes: dict[str, Any] = field(default_factory=dict)
     economy: Economy | None = None
     surprises: int = 0
-    shorter: Shorter | None = None
+    shorter: _Shorter | None = None
 
     @property
     def is_steady(self) -> bool:
@@ -225,10 +225,10 @@ class Form:
         if shorter is not None:
             form = Form({shorter.key: structure.of_part(graph, shorter, recipe)}, seen=True)
             form.needs_inputs = self.needs_inputs
-            self.shorter = Shorter(form, tuple(map(weakref.ref, modules)))
+            self.shorter = _Shorter(form, tuple(map(weakref.ref, modules)))
 
 
-class Shorter(NamedTuple):
+class _Shorter(NamedTuple):
     """A form of call in which the results of some modules are detached.
 
     Attributes:

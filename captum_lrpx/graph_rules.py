@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.natures import Operation, Role
     from captum_lrpx.trace.roles import Roles
 
-Factors = tuple["Share", ...]
+_Factors = tuple["Share", ...]
 """Factor of each operand's gradient; None holds the operand constant."""
 
 
-class Action(NamedTuple):
+class _Action(NamedTuple):
     """The treatment of one node.
 
     Attributes:
@@ -65,7 +65,7 @@ Why = Literal[
 ]
 
 
-class Problem(NamedTuple):
+class _Problem(NamedTuple):
     """An operation without a rule."""
 
     number: int
@@ -107,9 +107,9 @@ class Plan:
         unasked: Indices of nodes of functions written in Python without any relevance.
     """
 
-    actions: list[Action] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    factors: dict[int, Factors] = field(default_factory=dict)
+    actions: list[_Action] = field(default_factory=list)
+    problems: list[_Problem] = field(default_factory=list)
+    factors: dict[int, _Factors] = field(default_factory=dict)
     in_norms: set[int] = field(default_factory=set)
     unasked: list[int] = field(default_factory=list)
 
@@ -200,11 +200,11 @@ class _Planner:
         self.plan = Plan()
         self.reached: set[Edge] = set()  # results that get relevance
 
-    def plain(self, number: int) -> Factors:
+    def plain(self, number: int) -> _Factors:
         """Factors of an operation without a rule."""
         return (1.0,) * len(self.graph.operands[number])
 
-    def act(self, number: int) -> Factors:
+    def act(self, number: int) -> _Factors:
         """Record the action of a node, and return the factors of its operands."""
         if number in self.seen.explained:
             return self.plain(number)
@@ -225,9 +225,9 @@ class _Planner:
         return self.roles[number].role != "router" and self.recipe.is_gradient_at(path)
 
     def _problem(self, number: int, why: Why) -> None:
-        self.plan.problems.append(Problem(number, why))
+        self.plan.problems.append(_Problem(number, why))
 
-    def _by_role(self, number: int) -> Factors:
+    def _by_role(self, number: int) -> _Factors:
         role = self.roles[number].role
         if number in self.plan.in_norms:
             self._stay_in_norm(number)
@@ -273,30 +273,30 @@ class _Planner:
         if node_rules.is_checkpointed(self.graph.nodes[number]):
             self._problem(number, "again")
         else:
-            self.plan.actions.append(Action(number, self.graph.names[number], rule))
+            self.plan.actions.append(_Action(number, self.graph.names[number], rule))
 
     # Factors ----------------------------------------------------------------------------------
 
-    def _scaled(self, number: int) -> Factors:
+    def _scaled(self, number: int) -> _Factors:
         name, plain = self.graph.names[number], self.plain(number)
         if name == "Glu":
-            self.plan.actions.append(Action(number, name, "gated"))
+            self.plan.actions.append(_Action(number, name, "gated"))
         self._corrected(number)
         factors = self._factors(number)
         summand = summand_of(name)
         if summand is not None:
             factors = tuple(1.0 if each == summand else one for each, one in enumerate(factors))
         if factors != plain:
-            self.plan.actions.append(Action(number, name, "factors", factors))
+            self.plan.actions.append(_Action(number, name, "factors", factors))
         return factors
 
     def _corrected(self, number: int) -> None:
         """Record an action if PyTorch's gradient of the node is wrong for some gradients."""
         name = self.graph.names[number]
         if "BatchNorm" in name:
-            self.plan.actions.append(Action(number, name, "contiguous"))
+            self.plan.actions.append(_Action(number, name, "contiguous"))
 
-    def _factors(self, number: int) -> Factors:
+    def _factors(self, number: int) -> _Factors:
         operation, edges = self.roles[number], self.graph.operands[number]
         role, count = operation.role, len(edges)
         attention: AttentionRule = self._rule("attention", number)
@@ -337,7 +337,7 @@ _ENDS_OF_SCALES: Final = frozenset(
 )
 
 
-def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
+def _by_shares(operation: Operation, count: int, shares: Shares) -> _Factors:
     """Factors of a product's operands; equal shares where none is to be constant."""
     constant, signal = shares
     if constant is None and not operation.constant:
@@ -346,7 +346,7 @@ def _by_shares(operation: Operation, count: int, shares: Shares) -> Factors:
     return tuple(share.get(place, 1.0) for place in range(count))
 
 
-def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> Factors:
+def _of_kernel(edges: tuple[object, ...], rule: AttentionRule) -> _Factors:
     """Factors of queries, keys, values and perhaps a mask."""
     of_weights, of_values = rule.shares
     rest = len(edges) - 3

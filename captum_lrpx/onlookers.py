@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
+_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 """Attributes of a module with its hooks; there are no public names."""
 
 _Hook = TypeVar("_Hook", bound="Callable[..., Any]")
@@ -71,7 +71,7 @@ def is_hooked(module: nn.Module) -> bool:
     """Whether a module has hooks that may change or keep its inputs or outputs."""
     own = vars(module)
     return any(
-        not getattr(hook, "looks_only", False) for name in HOOKS for hook in own[name].values()
+        not getattr(hook, "looks_only", False) for name in _HOOKS for hook in own[name].values()
     )
 
 
@@ -94,7 +94,7 @@ def fingerprint(model: nn.Module, modules: Sequence[nn.Module]) -> int:
         forward = own.get("forward")
         if forward is not None:
             parts.append(id(forward))
-        for name in HOOKS:
+        for name in _HOOKS:
             if own[name]:
                 parts += [key for key, hook in own[name].items() if not hasattr(hook, "looks_only")]
     return hash(tuple(parts))

@@ -154,7 +154,7 @@ def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
     return levels
 
 
-def sentence_spans(text: str, language: str = "en") -> tuple[Span, ...]:
+def _sentence_spans(text: str, language: str = "en") -> tuple[Span, ...]:
     """Find the sentences of a text, without the blanks around them.
 
     Args:
@@ -268,7 +268,7 @@ class _Splitter:
 
     def _spans_of(self, level: str, text: str) -> Sequence[Span]:
         if level == "sentence":
-            return sentence_spans(text, self.language)
+            return _sentence_spans(text, self.language)
         if level == "example":
             return _examples(text)
         return [_stripped(text, *match.span()) for match in _PATTERNS[level].finditer(text)]

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By
     from captum_lrpx.words import Span
 
-Viewed = Explanation | LLMRelevanceResult
+_Viewed = Explanation | LLMRelevanceResult
 
 
 def view(
-    explanations: Viewed | Sequence[Viewed],
+    explanations: _Viewed | Sequence[_Viewed],
     path: str | os.PathLike[str] | None = None,
     *,
     by: Sequence[By] = ("token", "word"),
@@ -58,7 +58,7 @@ def view(
         >>> view(llm.attribute("the keys to the cabinet"), "map.html", by=("token", "sentence"))
     """
     single = isinstance(explanations, (Explanation, LLMRelevanceResult))
-    given: Sequence[Viewed] = [explanations] if single else explanations  # type: ignore[list-item, assignment]
+    given: Sequence[_Viewed] = [explanations] if single else explanations  # type: ignore[list-item, assignment]
     if not given:
         raise ValueError("There are no explanations to view.")
     if not by:
@@ -114,7 +114,7 @@ class _Shown(NamedTuple):
     rows: dict[str, Any]
 
 
-def _shown(viewed: Viewed) -> _Shown:
+def _shown(viewed: _Viewed) -> _Shown:
     if isinstance(viewed, LLMRelevanceResult):
         rows = {
             "relevances": packed(viewed.context_attr.double().tolist()),

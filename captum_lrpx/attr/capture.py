@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-Captured = dict[nn.Module, tuple[Tensor, ...]]
+_Captured = dict[nn.Module, tuple[Tensor, ...]]
 """Maps a layer to its captured inputs or outputs.
 
 These are the first floating-point tensor and those with the same leading shape.
@@ -26,7 +26,7 @@ These are the first floating-point tensor and those with the same leading shape.
 
 
 @contextmanager
-def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator[Captured]:
+def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator[_Captured]:
     """Capture the outputs (or inputs) of layers during one forward pass.
 
     Of a layer's tensors those with the leading dimensions of the first floating-point one are
@@ -43,7 +43,7 @@ def captured(layers: Iterable[nn.Module], *, at_input: bool = False) -> Iterator
     Yields:
         A dictionary that fills during the forward pass.
     """
-    found: Captured = {}
+    found: _Captured = {}
 
     def passed_on(module: nn.Module, values: Any) -> Any:
         caught = _Caught()

@@ -68,10 +68,10 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise not_a_model(model)
-    check_values(model)
+    _check_values(model)
 
 
-def check_values(model: nn.Module) -> None:
+def _check_values(model: nn.Module) -> None:
     """Refuse a model with weights on the device "meta"; offloaded weights have values.
 
     Raises:
@@ -138,7 +138,7 @@ def check_inputs(
         TypeError: If the ids are of a type that no embedding takes.
         IndexError: If there is an id that the model has no embedding for.
     """
-    check_values(model)
+    _check_values(model)
     for tensor in inputs:
         if tensor.is_meta:
             raise ValueError(

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     from captum_lrpx.rules.zeros import Zeros
 
-Gradients = tuple["Tensor | None", ...]
-Hook = Callable[[Gradients, Gradients], "Gradients | None"]
+_Gradients = tuple["Tensor | None", ...]
+_Hook = Callable[[_Gradients, _Gradients], "_Gradients | None"]
 
 HOMOGENEOUS: Final = frozenset(
     {"Relu", "LeakyRelu", "RreluWithNoise", "Prelu", "PreluKernel", "Abs"}
 )
 """Activations whose own gradient is the secant slope: linear on either side of 0."""
 
-GATES: Final[Mapping[str, float]] = {
+_GATES: Final[Mapping[str, float]] = {
     "Sigmoid": 1 / 4,
     "Hardsigmoid": 1 / 6,
     "Softplus": 1 / 2,
@@ -52,7 +52,7 @@ NEED_INPUT: Final = frozenset({"Tanh", "Sigmoid", "Exp", "Expm1", "Exp2"})
 """Functions whose nodes save the result, from which the input cannot be found exactly."""
 
 
-def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
+def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> _Hook:
     """Make a hook that multiplies each operand's gradient by a number; None holds it constant.
 
     Args:
@@ -63,7 +63,7 @@ def scaled(factors: tuple[float | None, ...], *, fresh: bool = False) -> Hook:
     def times(each: Tensor, factor: float) -> Tensor:
         return each.mul_(factor) if fresh and not each.requires_grad else each * factor
 
-    def hook(given: Gradients, _taken: Gradients) -> Gradients:
+    def hook(given: _Gradients, _taken: _Gradients) -> _Gradients:
         return tuple(
             [  # a list is faster than a generator
                 None
@@ -113,7 +113,7 @@ class Unasked:
         self._node.__dict__.pop("apply", None)
 
 
-def contiguous(taken: Gradients) -> Gradients:
+def contiguous(taken: _Gradients) -> _Gradients:
     """Make incoming gradients contiguous."""
     return tuple(None if each is None else each.contiguous() for each in taken)
 
@@ -176,7 +176,7 @@ def has_secant(node: Node, name: str) -> bool:
     return name in _FUNCTIONS and (name in NEED_INPUT or hasattr(type(node), "_saved_self"))
 
 
-def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
+def secant(node: Any, name: str, z: Tensor | None = None) -> _Hook:
     """Make a hook that gives an activation its secant slope ``g(z) / z`` (identity rule).
 
     Arras et al. 2025, D.3.
@@ -187,7 +187,7 @@ def secant(node: Any, name: str, z: Tensor | None = None) -> Hook:
         z: Its input, for an operator that does not save it.
     """
 
-    def hook(given: Gradients, taken: Gradients) -> Gradients | None:
+    def hook(given: _Gradients, taken: _Gradients) -> _Gradients | None:
         if taken[0] is None or given[0] is None or has_ruled(taken[0]):
             return None
         slope = slope_of(node, name, _input_of(node, name) if z is None else z)
@@ -212,10 +212,10 @@ def slope_of(node: Any, name: str, z: Tensor) -> Tensor:
     if closed is not None and (name in _SHORT or z.dtype in (torch.float16, torch.bfloat16)):
         return closed(z)
     function = _FUNCTIONS[name](torch.ops.aten, saved)
-    if name in GATES:  # a constant part, as in 1 + tanh(z), belongs to no input
+    if name in _GATES:  # a constant part, as in 1 + tanh(z), belongs to no input
         wide = z.to(torch.float32 if z.device.type == "mps" else torch.float64)
         value = function(wide) - function(wide.new_zeros(()))
-        return slopes.ratio(wide, value, GATES[name]).to(z.dtype)
+        return slopes.ratio(wide, value, _GATES[name]).to(z.dtype)
     return slopes.ratio(z, function(z), _limit(name, saved, function, z))
 
 
@@ -255,12 +255,12 @@ def function_of(node: Node, name: str) -> Callable[[Tensor], Tensor]:
     return _FUNCTIONS[name](torch.ops.aten, _arguments_of(node))
 
 
-def gated(node: Any) -> Hook:
+def gated(node: Any) -> _Hook:
     """Make a hook that holds the gate of ``F.glu``, the sigmoid of half of the input, constant."""
     dim = node._saved_dim  # noqa: SLF001
     dim = dim - (1 << 64) if dim >= 1 << 63 else dim  # saved as an unsigned number
 
-    def hook(_given: Gradients, taken: Gradients) -> Gradients | None:
+    def hook(_given: _Gradients, taken: _Gradients) -> _Gradients | None:
         if taken[0] is None:
             return None
         gate = node._saved_self.chunk(2, dim)[1].detach()  # noqa: SLF001
@@ -285,7 +285,7 @@ def _raw_names_of(kind: type) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
-def frozen_norm(node: Any, name: str, zeros: Zeros) -> Hook:
+def frozen_norm(node: Any, name: str, zeros: Zeros) -> _Hook:
     """Make a hook that holds a norm's scale constant (Ali et al. 2022; Arras et al. 2025, D.5).
 
     Args:
@@ -302,7 +302,7 @@ def frozen_norm(node: Any, name: str, zeros: Zeros) -> Hook:
     }
     slope = slopes_of[name]
 
-    def hook(given: Gradients, taken: Gradients) -> Gradients | None:
+    def hook(given: _Gradients, taken: _Gradients) -> _Gradients | None:
         if taken[0] is None or given[0] is None:
             return None
         # The weight is a part of the scale; the bias has its own gradient.

@@ -46,7 +46,7 @@ _VALUE_INDEPENDENT: Final = _names(
 _SECOND_ONLY_FOR_ITS_FORM: Final = _names("to type_as view_as expand_as reshape_as broadcast_to")
 """Functions that use only the type or shape of their second operand."""
 
-Hidden = Literal["choice", "value"]
+_Hidden = Literal["choice", "value"]
 """Dependence on the input without a gradient: an index, mask or position; a detached number."""
 
 
@@ -197,16 +197,16 @@ class Watch:
                 if kind is not None:
                     self._hidden[tensor] = kind
 
-    def _hidden_kind(self, tensor: Tensor) -> Hidden | None:
+    def _hidden_kind(self, tensor: Tensor) -> _Hidden | None:
         if tensor.requires_grad:  # computed inside of a torch.autograd.Function that has returned
             self._hidden.pop(tensor)  # type: ignore[no-untyped-call]
             return None
-        kind: Hidden = self._hidden[tensor]
+        kind: _Hidden = self._hidden[tensor]
         return kind
 
     def _without_gradient(
-        self, tensor: Tensor, taken: list[Tensor], hidden: set[Hidden | None]
-    ) -> Hidden | None:
+        self, tensor: Tensor, taken: list[Tensor], hidden: set[_Hidden | None]
+    ) -> _Hidden | None:
         if not hidden - {None} and not any(each.requires_grad for each in taken):
             return None
         if not tensor.is_floating_point():
