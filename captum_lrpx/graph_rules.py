@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules import AttentionRule
     from captum_lrpx.rules.declarations import Share, Shares
-    from captum_lrpx.rules.zeros import Zeros
     from captum_lrpx.trace.graph import Edge, Graph
     from captum_lrpx.trace.natures import Operation, Role
     from captum_lrpx.trace.roles import Roles
@@ -371,7 +370,7 @@ def attach(
     plan: Plan,
     inputs: Mapping[Node, Tensor],
     done: set[Node],
-    zeros: Zeros,
+    zeros: node_rules.Zeros,
     frozen: Collection[int] = (),
 ) -> Iterator[RemovableHandle | node_rules.Unasked]:
     """Register the hooks on the nodes, and yield a handle for each.

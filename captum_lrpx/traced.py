@@ -35,8 +35,7 @@ from captum_lrpx.module_patches import Attachment, Patched
 from captum_lrpx.onlookers import fingerprint
 from captum_lrpx.parallel import require_no_stages
 from captum_lrpx.rule_words import reason_and_remedy, rule_in_words
-from captum_lrpx.rules.node_rules import NEED_INPUT, Unasked
-from captum_lrpx.rules.zeros import Zeros
+from captum_lrpx.rules.node_rules import NEED_INPUT, Unasked, Zeros
 from captum_lrpx.structure import blocks_of, modules_of
 from captum_lrpx.trace.graph import Graph, node_of
 from captum_lrpx.trace.roles import roles_of

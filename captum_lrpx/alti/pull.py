@@ -13,7 +13,6 @@ import torch
 from captum_lrpx.fast.sparse import is_worth_a_look, product_of_sparse
 from captum_lrpx.parallel import is_spread
 from captum_lrpx.rules import node_rules
-from captum_lrpx.rules.zeros import Zeros
 from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import VIEWS
 
@@ -47,7 +46,7 @@ class Pull:
         self.graph, self.need = graph, need
         self.actions = {action.number: action for action in plan.actions}
         self.inputs = inputs
-        self._zeros = Zeros()
+        self._zeros = node_rules.Zeros()
 
     @torch.no_grad()
     def back(

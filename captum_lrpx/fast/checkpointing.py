@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from captum_lrpx.rules.zeros import Zeros
+    from captum_lrpx.rules.node_rules import Zeros
 
 __all__ = ["Checkpoints", "WatchOfBlocks"]
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping
 
     from captum_lrpx.graph_rules import Plan
-    from captum_lrpx.rules.zeros import Zeros
     from captum_lrpx.trace.graph import Graph
 
 __all__ = ["SCALAR", "Economy", "Numbered", "Saved", "economy_of", "is_worth_it"]
@@ -162,7 +161,7 @@ class Saved(saved_tensors_hooks):
         device: Type of device of the last one.
     """
 
-    def __init__(self, economy: Economy | None, zeros: Zeros) -> None:
+    def __init__(self, economy: Economy | None, zeros: node_rules.Zeros) -> None:
         self.economy = economy or Economy(None, 0)
         self.count = 0
         self.left_out: set[int] = set()

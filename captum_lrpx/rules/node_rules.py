@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.autograd.graph import Node
 
-    from captum_lrpx.rules.zeros import Zeros
-
 _Gradients = tuple["Tensor | None", ...]
 _Hook = Callable[[_Gradients, _Gradients], "_Gradients | None"]
 
@@ -271,6 +269,26 @@ def gated(node: Any) -> _Hook:
 
 
 # Norms --------------------------------------------------------------------------------------------
+
+
+class Zeros:
+    """Cache of zeros, one per shape, dtype and device, for a pass whose nodes only read them."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
+
+    def of(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros of a shape, dtype and device."""
+        key = shape, dtype, device
+        found = self._found.get(key)
+        if found is None:
+            with torch.no_grad():
+                found = self._found[key] = torch.zeros(shape, dtype=dtype, device=device)
+        return found
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Zeros like a tensor."""
+        return self.of(tensor.shape, tensor.dtype, tensor.device)
 
 
 def is_checkpointed(node: Any) -> bool:
