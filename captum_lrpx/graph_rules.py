@@ -64,13 +64,6 @@ Why = Literal[
 ]
 
 
-class _Problem(NamedTuple):
-    """An operation without a rule."""
-
-    number: int
-    why: Why
-
-
 @dataclass(frozen=True)
 class Seen:
     """Knowledge about a forward pass beyond its graph.
@@ -99,7 +92,7 @@ class Plan:
 
     Attributes:
         actions: The treatment of nodes.
-        problems: Nodes without a rule.
+        problems: For each node without a rule the reason.
         factors: For each node that relevance passes through, the factors of its operands; None for
             an operand that gets nothing.
         in_norms: Indices of nodes that are parts of a norm with its ordinary gradient.
@@ -107,7 +100,7 @@ class Plan:
     """
 
     actions: list[_Action] = field(default_factory=list)
-    problems: list[_Problem] = field(default_factory=list)
+    problems: dict[int, Why] = field(default_factory=dict)
     factors: dict[int, _Factors] = field(default_factory=dict)
     in_norms: set[int] = field(default_factory=set)
     unasked: list[int] = field(default_factory=list)
@@ -137,7 +130,7 @@ class Plan:
                 for action in self.actions
                 if not action.is_idle(part.operands[new := numbers[action.number]])
             ],
-            problems=[each._replace(number=numbers[each.number]) for each in self.problems],
+            problems={numbers[number]: why for number, why in self.problems.items()},
             factors={numbers[number]: factors for number, factors in self.factors.items()},
             in_norms={numbers[number] for number in self.in_norms if number in numbers},
             unasked=[numbers[number] for number in self.unasked if number in numbers],
@@ -211,20 +204,17 @@ class _Planner:
             self._corrected(number)
             return self.plain(number)
         if number in self.seen.written:
-            self._problem(number, "unwatched" if self.seen.inputs is None else "in place")
+            self.plan.problems[number] = "unwatched" if self.seen.inputs is None else "in place"
             return self.plain(number)
         if number in self.seen.overwritten:
-            self._problem(number, "overwritten")
+            self.plan.problems[number] = "overwritten"
         elif number in self.seen.detached and _adds(self.graph, number):
-            self._problem(number, "detached")
+            self.plan.problems[number] = "detached"
         return self._by_role(number)
 
     def _keeps_gradient(self, number: int) -> bool:
         path = self.seen.paths.get(number, "")
         return self.roles[number].role != "router" and self.recipe.is_gradient_at(path)
-
-    def _problem(self, number: int, why: Why) -> None:
-        self.plan.problems.append(_Problem(number, why))
 
     def _by_role(self, number: int) -> _Factors:
         role = self.roles[number].role
@@ -236,7 +226,7 @@ class _Planner:
             if not self._rule("norm", number).own_gradient:
                 self._replaced(number, "norm")
         elif role in ("undecided", "unknown") and not self._is_mean(number):
-            self._problem(number, role)
+            self.plan.problems[number] = role
         else:
             return self._scaled(number)
         return self.plain(number)
@@ -261,16 +251,16 @@ class _Planner:
         if own or name in node_rules.HOMOGENEOUS or is_length(name):
             return
         if not node_rules.has_secant(node, name):
-            self._problem(number, "unknown")
+            self.plan.problems[number] = "unknown"
         elif name in node_rules.NEED_INPUT and (inputs is None or node not in inputs):
-            self._problem(number, "unwatched" if inputs is None else "hidden")
+            self.plan.problems[number] = "unwatched" if inputs is None else "hidden"
         else:
             self._replaced(number, "secant")
 
     def _replaced(self, number: int, rule: Literal["norm", "secant"]) -> None:
         """Record an action that computes the gradient from the node's saved tensors."""
         if node_rules.is_checkpointed(self.graph.nodes[number]):
-            self._problem(number, "again")
+            self.plan.problems[number] = "again"
         else:
             self.plan.actions.append(_Action(number, self.graph.names[number], rule))
 

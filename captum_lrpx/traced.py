@@ -363,7 +363,7 @@ class TracedPass:
         assert graph is not None and structure is not None  # noqa: S101, PT018
         plan = structure.plans[self.recipe]
         wanted = graph.leading_to(sources).intersection(plan.alive)
-        problems = {problem.number: reason_and_remedy(problem.why) for problem in plan.problems}
+        problems = {number: reason_and_remedy(why) for number, why in plan.problems.items()}
         operations = []
         for number in sorted(wanted):
             if graph.names[number] == "AccumulateGrad" or not (within is None or number in within):

@@ -82,7 +82,7 @@ class Places:
         self._plan = structure.plans[passed.recipe]
         self._recipe = passed.recipe
         self._leading = leading
-        self._problems = {problem.number for problem in self._plan.problems}
+        self._problems = self._plan.problems.keys()
         self._paths = {module: path for path, module in passed.model.named_modules()}
         self._scores = self._find_scores()
 
