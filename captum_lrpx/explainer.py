@@ -218,10 +218,10 @@ def _scene(
                 f"{type(hugging_face).__name__} reads {medium.one}: pass it as `{medium.name}`."
             )
     if given:
-        check_several_inputs(method)
+        check_several_inputs(method, texts=False)
         return media_scene(given[0], hugging_face, tokenizer, media[given[0]], text, written)
     if is_encoder_decoder(hugging_face):
-        check_several_inputs(method)
+        check_several_inputs(method, texts=True)
         return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
     if written is not None:
         raise ValueError(

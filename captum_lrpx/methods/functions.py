@@ -82,7 +82,7 @@ def altilogit(
     """ALTI-Logit, through the attention of every layer; the delta belongs to MLPs and biases."""
     forward = RecordedForward(query.forward)
     contributions, delta = ALTILogit(forward, query.model, value_bias=value_bias).attribute(
-        query.ids,
+        query.inputs,
         **query.arguments,
         include_start=include_start,
         return_convergence_delta=True,
