@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
@@ -12,13 +12,9 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.backward import relevances_by_target
 from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.protocol import (
-    AttnLRPRules,
-    LRPRules,
-    require_gradients,
-    tensors_of,
-)
+from captum_lrpx.attr.protocol import LRPRules, require_gradients, tensors_of
 from captum_lrpx.attr.selection import check_targets
+from captum_lrpx.recipes import ATTN_LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -220,7 +216,7 @@ class LRPx(LRPRules, GradientAttribution):
         return _captum.format_output(_captum.is_tuple(inputs), relevances)
 
 
-class AttnLRPx(AttnLRPRules, LRPx):
+class AttnLRPx(LRPx):
     r"""AttnLRP: attention's queries, keys and softmax take part in the decomposition.
 
     Uniform rule at both products of attention and at gates, ordinary gradient of the softmax
@@ -228,3 +224,5 @@ class AttnLRPx(AttnLRPRules, LRPx):
     Unlike :class:`LRPx` it does not conserve through the softmax: the convergence delta shows how
     much is missing. Everything else is as in :class:`LRPx`.
     """
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from captum.attr import LayerGradientXActivation
@@ -13,12 +13,8 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.checks import check_layers, did_not_run
 from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.protocol import (
-    AttnLRPRules,
-    LRPRules,
-    require_gradients,
-    tensors_of,
-)
+from captum_lrpx.attr.protocol import LRPRules, require_gradients, tensors_of
+from captum_lrpx.recipes import ATTN_LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,5 +191,7 @@ class LayerLRPx(LRPRules, LayerGradientXActivation):
         return [tuple(islice(remaining, len(tensors))) for tensors in values]
 
 
-class LayerAttnLRPx(AttnLRPRules, LayerLRPx):
+class LayerAttnLRPx(LayerLRPx):
     r"""Relevances of the inputs or outputs of any layers, by the rules of :class:`AttnLRPx`."""
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP

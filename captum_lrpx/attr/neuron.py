@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution, NeuronAttribution
@@ -10,8 +10,9 @@ from captum.attr._utils.attribution import GradientAttribution, NeuronAttributio
 from captum_lrpx.attr.checks import check_layers, did_not_run
 from captum_lrpx.attr.engine import ForwardPass
 from captum_lrpx.attr.keywords import entry_point
-from captum_lrpx.attr.protocol import AttnLRPRules, LRPRules, require_gradients, tensors_of
+from captum_lrpx.attr.protocol import LRPRules, require_gradients, tensors_of
 from captum_lrpx.attr.selection import select_neuron
+from captum_lrpx.recipes import ATTN_LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,5 +136,7 @@ class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
         return self.coverage_between(inputs, additional_forward_args, end=self.layer)
 
 
-class NeuronAttnLRPx(AttnLRPRules, NeuronLRPx):
+class NeuronAttnLRPx(NeuronLRPx):
     r"""Relevances of the inputs for the activation of a neuron, by the rules of AttnLRP."""
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP

@@ -14,7 +14,7 @@ from captum_lrpx.attr.finite import Finite, own_copy
 from captum_lrpx.attr.forward_function import model_of
 from captum_lrpx.coverage import without_a_trace
 from captum_lrpx.memory import require_memory
-from captum_lrpx.recipes import ATTN_LRP, LRP, Recipe
+from captum_lrpx.recipes import LRP, Recipe
 from captum_lrpx.structure import blocks_of, modules_of
 
 if TYPE_CHECKING:
@@ -206,12 +206,6 @@ class LRPRules(RelevanceProtocol):
     def finite(self, inputs: tuple[Tensor, ...], args: object | None = None) -> Finite:
         """A check that explained values and relevances are finite."""
         return Finite(self.model, self.forward_func, inputs, args)  # type: ignore[attr-defined]
-
-
-class AttnLRPRules(LRPRules):
-    """Attribution by AttnLRP's recipe, on the model inside a forward function."""
-
-    default_recipe: ClassVar[Recipe] = ATTN_LRP
 
 
 def require_gradients() -> None:

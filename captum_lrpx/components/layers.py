@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.engine import ForwardPass
-from captum_lrpx.attr.protocol import AttnLRPRules
+from captum_lrpx.attr.protocol import LRPRules
 from captum_lrpx.components.experts import calls_of, parts_of
 from captum_lrpx.components.nodes import by_row
+from captum_lrpx.recipes import ATTN_LRP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
 
 
-class LayerRules(AttnLRPRules):
+class LayerRules(LRPRules):
     """Attribution to layers of a model, by the rules of a recipe on its graph.
 
     Attributes:
         layers: The layer, or layers.
     """
+
+    default_recipe: ClassVar[Recipe] = ATTN_LRP
 
     def set_layers(
         self,
