@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_lrpx.alti import (
+from captum_lrpx.alti.attention_weights import Order, attention_of
+from captum_lrpx.alti.formulas import (
     alti_matrix,
     contributions,
     fold_frozen_norm,
@@ -18,7 +19,6 @@ from captum_lrpx.alti import (
     rollout,
     rollout_by_layer,
 )
-from captum_lrpx.alti.attention_weights import Order, attention_of
 from captum_lrpx.fast.sparse import product_of_sparse
 from captum_lrpx.trace.graph import name_of
 from captum_lrpx.trace.operations import is_kernel
@@ -206,7 +206,7 @@ def test_logit_update_is_the_projection_of_the_transformed_vectors(block, seed):
     generator = torch.Generator().manual_seed(seed)
     weights, values, output_weight = (block[n] for n in ("weights", "values", "output_weight"))
     directions = torch.randn(block["residual"].shape, generator=generator, dtype=torch.float64)
-    actual = logit_update(weights, values, directions, output_weight)
+    actual = logit_update(weights, values, directions @ output_weight.mT)
     values = values.repeat_interleave(weights.shape[0] // values.shape[0], 0)
     vectors = torch.einsum("hij,hjz,hzd->hijd", weights, values, output_weight)
     torch.testing.assert_close(actual, torch.einsum("hijd,id->hj", vectors, directions))

@@ -77,7 +77,7 @@ class Example:
         for start in range(0, rows.numel(), self.step):
             taken = slice(start, start + self.step)
             weights = self.weights(rows[taken].to(values.device))
-            total += formulas.head_update(weights, values, directions[:, taken])
+            total += formulas.logit_update(weights, values, directions[:, taken])
         return total
 
     def alti_matrix(self, first: int, stop: int, *, by_head: bool) -> Tensor:

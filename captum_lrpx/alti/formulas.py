@@ -12,7 +12,7 @@ from position ``j``, ``x`` being the residual stream,
 
 .. math:: T_{ij} = \sum_h A^h_{ij} v^h_j W^h + \delta_{ij} x_i
 
-No tensor of shape ``[T, T, D]`` is ever held: sources are processed in chunks.
+For long inputs no tensor of shape ``[T, T, D]`` is held: sources are processed in chunks.
 """
 
 from __future__ import annotations
@@ -26,26 +26,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "CHUNK_ELEMENTS",
-    "alti_matrix",
-    "contributions",
-    "contributions_by_head",
-    "fold_frozen_norm",
-    "head_update",
-    "logit_update",
-    "normalize",
-    "rollout",
-    "rollout_by_layer",
-]
-
 CHUNK_ELEMENTS = 2**20
 """Elements of the transformed vectors held at a time: they fit into a CPU cache."""
 
 
-def logit_update(
-    weights: Tensor, values: Tensor, directions: Tensor, output_weight: Tensor
-) -> Tensor:
+def logit_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
     r"""Contribution of each token through each head to the explained value.
 
     ``lambda[h, j] = sum_i A[h, i, j] <v[h, j], W[h] u_i>`` (Ferrando et al. 2023, equation 9, with
@@ -54,25 +39,8 @@ def logit_update(
     Args:
         weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
         values: Values ``v`` ``[G, T, z]``.
-        directions: Gradient ``u`` of the explained value with respect to the output of the
-            attention block at the explained rows ``[R, D]``.
-        output_weight: Output projection ``W`` by heads ``[H, z, D]``.
-
-    Returns:
-        ``lambda`` ``[H, T]``, in units of the explained value.
-    """
-    heads, size, _ = output_weight.shape
-    seen = directions @ output_weight.flatten(0, 1).t()  # [R, H z]
-    return head_update(weights, values, seen.view(-1, heads, size).transpose(0, 1))
-
-
-def head_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
-    """Logit update for directions at the output ``A v`` of each head.
-
-    Args:
-        weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
-        values: Values ``v`` ``[G, T, z]``.
-        directions: Gradient of the explained value with respect to ``A v`` ``[H, R, z]``.
+        directions: Gradient ``W u`` of the explained value with respect to the output ``A v`` of
+            each head at the explained rows ``[H, R, z]``.
 
     Returns:
         ``lambda`` ``[H, T]``, in units of the explained value.
@@ -174,8 +142,7 @@ def contributions(
     hidden = resultant.shape[-1]
     by_source = weights.transpose(1, 2).contiguous().transpose(0, 1)  # [T, H, R]
     first, last = _reach(weights, first_row)
-    signs = torch.where(resultant < 0, -1.0, 1.0).to(resultant.dtype)
-    magnitude = resultant.abs()
+    signs, magnitude = _signs(resultant), resultant.abs()
     result = weights.new_zeros(tokens, rows)
     buffer = weights.new_empty(max(chunk, hidden))
     for start, messages in _messages(values, output_weight, chunk):
@@ -246,14 +213,46 @@ def contributions_by_head(
             first_row=first_row,
             chunk=chunk,
         ).clamp(min=0)
-    signs = torch.where(resultant < 0, -1.0, 1.0).to(resultant.dtype)
-    own = _signed_share(residual.clone(), signs, resultant.abs())
+    own = _signed_share(residual.clone(), _signs(resultant), resultant.abs())
     found.diagonal(first_row).add_(own.clamp(min=0))
     return found
 
 
+@torch.no_grad()
+def contributions_at_once(
+    weights: Tensor, values: Tensor, output_weight: Tensor, residual: Tensor, resultant: Tensor
+) -> Tensor:
+    r"""Raw contributions of several small attentions, as of :func:`contributions`.
+
+    One by one, the launches of a short input take far longer than its arithmetic. Here attentions
+    and examples are dimensions of the same tensors, without the chunks of long inputs.
+
+    Measured on models of 16 layers of width 32 with 8 tokens: 35 to 45 % of ALTI-Logit.
+
+    Args:
+        weights: Attention weights ``[..., H, T, T]``.
+        values: Values ``[..., G, T, z]``.
+        output_weight: Output projection by heads ``[..., H, z, D]``.
+        residual: Residual stream ``x`` ``[..., T, D]``.
+        resultant: ``y`` ``[..., T, D]``.
+
+    Returns:
+        ``[..., T, T]``.
+    """
+    shared = weights.shape[-3] // values.shape[-3]
+    messages = values.repeat_interleave(shared, -3) @ output_weight  # [..., H, T, D]
+    t = weights.transpose(-1, -3) @ messages.transpose(-2, -3)  # [..., source, row, D]
+    t.diagonal(0, -3, -2).add_(residual.mT)
+    signs, magnitude = _signs(resultant).unsqueeze(-3), resultant.abs().unsqueeze(-3)
+    return _signed_share(t, signs, magnitude).mT
+
+
+def _signs(y: Tensor) -> Tensor:
+    return torch.where(y < 0, -1.0, 1.0).to(y.dtype)
+
+
 def _signed_share(t: Tensor, signs: Tensor, magnitude: Tensor) -> Tensor:
-    """``sum_d min(t', 2 |y| - t')`` of ``t`` ``[J, I, D]`` with ``y`` ``[I, D]``; overwrites t."""
+    """``sum_d min(t', 2 |y| - t')`` of ``t`` ``[..., J, I, D]`` and ``y``; overwrites ``t``."""
     total = t.mul_(signs).sum(-1)
     return torch.minimum(t, magnitude, out=t).sum(-1).mul_(2).sub_(total)
 

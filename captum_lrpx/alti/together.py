@@ -8,7 +8,6 @@ import torch
 
 from captum_lrpx.alti import formulas
 from captum_lrpx.alti.attention_weights import stacked
-from captum_lrpx.fast.at_once import contributions_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +86,7 @@ class Together:
             )
             residual = folded if name == "norm" else residual
         return formulas.normalize(
-            contributions_at_once(weights, values, output_weight, residual, resultant)
+            formulas.contributions_at_once(weights, values, output_weight, residual, resultant)
         )
 
     def _joined(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.alti import rollout, rollout_by_layer
+from captum_lrpx.alti.formulas import rollout, rollout_by_layer
 from captum_lrpx.attr.alti_pass import Explained, explained_pass
 from captum_lrpx.attr.forward_function import model_given, model_of
 from captum_lrpx.attr.keywords import entry_point
