@@ -19,21 +19,18 @@ from captum_lrpx.alti.scaling import Scaling, measured, of_layer_norm, rank_one
 from captum_lrpx.fast.unrecorded import tensor_of
 from captum_lrpx.parallel import COLLECTIVES, local, split_of
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
+from captum_lrpx.trace.operations import ADDITIONS, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from captum_lrpx.alti.known import Known
     from captum_lrpx.alti.layout import Attention
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.fast.unrecorded import Places
     from captum_lrpx.trace.graph import Graph
-
-__all__ = ["Reader"]
 
 
 class Reader:
@@ -46,7 +43,7 @@ class Reader:
         where: Describes the place of a node.
         path: Returns the path of the module of a node.
         dropout: Whether dropout may be active, which hides the scale of a stream.
-        known: Cache shared by passes of the same structure.
+        orders: Orders of heads and positions by mixing node, shared by passes of one structure.
 
     Attributes:
         saved: Places of saved tensors of the streams, if these are read from the nodes.
@@ -61,9 +58,9 @@ class Reader:
         path: Callable[[int], str],
         *,
         dropout: bool,
-        known: Known,
+        orders: dict[int, Order],
     ) -> None:
-        self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
+        self.graph, self.pull, self.recording, self._orders = graph, pull, recording, orders
         self.saved: Places | None = None
         self.where, self.path, self.dropout = where, path, dropout
         self._numbers: set[Edge] = set()  # tensors already checked for NaN
@@ -121,12 +118,9 @@ class Reader:
             sources: Positions of the stream that it reads.
         """
         mixing = attention.mixing
-        before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
-        place = attention, before, at[0], batch, tokens
-        order_of = self._known.order
-        order, by_head, by_feature = order_of(mixing, (batch, tokens), lambda: self._order(*place))
+        order, by_head, by_feature = self._order(attention, batch, tokens)
         weights, values, places = self._mixed(mixing, order, sources)
-        weight = self._weight(at, batch * tokens)
+        weight = self._weight(attention, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
         if by_feature is not None:
             weight = weight * by_feature.unsqueeze(1)
@@ -138,10 +132,10 @@ class Reader:
         if attention.norms:
             end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
             norm = self._scaling(attention.norms, end, start, batch, tokens)
-        behind = (attention.addition, *after)
         plain = self.graph.names[attention.addition] == "Add"
-        if not plain or any(self.graph.names[each] not in VIEWS for each in after):
-            scaled = self._scaling(behind, Edge(attention.addition, 0), at[1], batch, tokens)
+        if not plain or any(self.graph.names[each] not in VIEWS for each in attention.after):
+            behind, end = (attention.addition, *attention.after), Edge(attention.addition, 0)
+            scaled = self._scaling(behind, end, attention.projected, batch, tokens)
         part = Part(
             attention,
             self.path(attention.mixing),
@@ -156,7 +150,7 @@ class Reader:
             residual,
             resultant,
         )
-        splits = (split_of(self.graph.nodes[each]) for each in at[2])
+        splits = (split_of(self.graph.nodes[each]) for each in attention.projection)
         split = next((each for each in splits if each is not None), None)
         return part if split is None else part.joined(split)
 
@@ -193,42 +187,6 @@ class Reader:
         centered = added - added.mean(-1, keepdim=True) if scaling.centered else added
         return centered * scaling.weight * scaling.scale
 
-    def _projection(
-        self, attention: Attention
-    ) -> tuple[tuple[int, ...], tuple[Edge, Edge, tuple[int, ...]], tuple[int, ...]]:
-        """Nodes before the output projection, its ends and nodes, and nodes after it."""
-        region, found = attention.region, Edge(attention.mixing, 0)
-        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS | COLLECTIVES]
-        if not matrices:
-            return region, (attention.operand, attention.operand, ()), ()
-        first, last = matrices[-1], matrices[0]
-        inside, begin, end = {attention.mixing}, found, Edge(last, 0)
-        open_edges = self._uses(attention.mixing, region)
-        for number in reversed(region):
-            inside.add(number)
-            open_edges -= sum(
-                edge is not None and edge.node in inside for edge in self.graph.operands[number]
-            )
-            if not open_edges and number < first:
-                begin = Edge(number, 0)
-            if not open_edges and number >= last:
-                end = Edge(number, 0)
-                break
-            open_edges += self._uses(number, region)
-        between = tuple(each for each in region if begin.node < each <= end.node)
-        return (
-            tuple(each for each in region if each <= begin.node),
-            (begin, end, between),
-            tuple(each for each in region if each > end.node),
-        )
-
-    def _uses(self, number: int, region: Sequence[int]) -> int:
-        return sum(
-            edge is not None and edge.node == number
-            for each in region
-            for edge in self.graph.operands[each]
-        )
-
     def seed(self, edge: Edge) -> Tensor:
         """Zeros of the shape of a tensor, in float32 or wider."""
         form = self._metadata(edge)
@@ -252,9 +210,24 @@ class Reader:
     # Order of heads and positions -------------------------------------------------------------
 
     def _order(
-        self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
+        self, attention: Attention, batch: int, tokens: int
     ) -> tuple[Order, Tensor | None, Tensor | None]:
-        """Order of heads and positions, factors by head and position, and factors by feature."""
+        """Order of heads and positions, factors by head and position, and factors by feature.
+
+        It is kept for passes of the same lengths, unless there are factors, which belong to one.
+        """
+        known = self._orders.get(attention.mixing)
+        if known is not None and known.lengths == (batch, tokens):
+            return known, None, None
+        found = self._measured_order(attention, batch, tokens)
+        if found[1] is None and found[2] is None:
+            self._orders[attention.mixing] = found[0]
+        return found
+
+    def _measured_order(
+        self, attention: Attention, batch: int, tokens: int
+    ) -> tuple[Order, Tensor | None, Tensor | None]:
+        before, at = attention.before, attention.found
         found, seed = Edge(attention.mixing, 0), self.seed(at)
         width = seed.shape[-1]
         if seed.numel() != batch * tokens * width:
@@ -307,9 +280,9 @@ class Reader:
 
     # Linear maps ------------------------------------------------------------------------------
 
-    def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
+    def _weight(self, attention: Attention, rows: int) -> Tensor:
         """Matrix of the output projection ``[H z, D]``."""
-        begin, end, between = at
+        begin, end, between = attention.found, attention.projected, attention.projection
         (*_, width), (*_, columns) = self._metadata(begin).shape, self._metadata(end).shape
         if not between:
             return torch.eye(width, device=self._metadata(begin).device)

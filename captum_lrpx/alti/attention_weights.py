@@ -176,6 +176,11 @@ class Order:
         self.plain = _counts_up(rows)
         self._places: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Examples and positions."""
+        return self.rows.shape[0], self.rows.shape[2]
+
     def of_rows(self, tensor: Tensor) -> Tensor:
         """Reorder ``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""
         flat = tensor.detach().reshape(-1, tensor.shape[-1])

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from captum_lrpx.alti.streams import KEEPING, NOWHERE, Stream, Streams
+from captum_lrpx.alti.streams import KEEPING, Stream, Streams, paths
+from captum_lrpx.parallel import COLLECTIVES
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.trace.operations import ADDITIONS
+from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
-
-__all__ = ["Attention", "Branch", "Layout", "Stream", "layout_of"]
 
 
 @dataclass(frozen=True)
@@ -41,32 +40,44 @@ class Branch:
     constant: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attention(Branch):
     """An attention whose result is added to a stream.
+
+    Regions are nodes, operands last.
 
     Attributes:
         leaf: The attention's own part of the operand, without MLPs beside it.
         mixing: The node that mixes tokens.
-        region: Nodes between it and the operand, operands last.
+        region: Nodes between it and the operand.
+        before: The part of the region before the output projection.
+        projection: The output projection; none if there are no weights in the region.
+        found: Input of the projection.
+        projected: Its result.
+        after: The part of the region after it.
         value: The mixed values.
         value_region: Nodes between the values and the stream that they are read from, norms
-            included, operands last.
+            included.
         residual: The tensor of the stream that the block adds to.
         source: The stream that the values are read from.
         entries: Edges at which the values leave that stream.
-        norms: Nodes of the norm after the addition, before the stream is read again; operands last.
+        norms: Nodes of the norm after the addition, before the stream is read again.
     """
 
-    leaf: Edge = NOWHERE
-    mixing: int = -1
-    region: tuple[int, ...] = ()
-    value: Edge = NOWHERE
+    leaf: Edge
+    mixing: int
+    region: tuple[int, ...]
+    before: tuple[int, ...]
+    projection: tuple[int, ...]
+    found: Edge
+    projected: Edge
+    after: tuple[int, ...]
+    value: Edge
     value_region: tuple[int, ...] = ()
-    residual: Edge = NOWHERE
-    source: int = 0
-    entries: tuple[Edge, ...] = ()
-    norms: tuple[int, ...] = ()
+    residual: Edge
+    source: int
+    entries: tuple[Edge, ...]
+    norms: tuple[int, ...]
 
 
 @dataclass
@@ -140,7 +151,8 @@ class _Reader(Streams):
         self._check_states(layout)
         layout.kept = frozenset(self.chain)
         layout.attentions = [
-            replace(each, value_region=self._until_chain(each)) for each in layout.attentions
+            replace(each, value_region=paths(self.live, self.chain, each.value)[1])
+            for each in layout.attentions
         ]
         layout.attentions.sort(key=lambda each: each.addition)
         layout.positional.sort(key=lambda each: each.addition)
@@ -182,8 +194,11 @@ class _Reader(Streams):
             layout.positional.append(Branch(operand, addition, stream, constant=True))
             return
         (value,) = self.live[mixing]
-        entries = self._until_stream(mixing, value)
+        entries, inside = paths(self.live, self.of_streams, value)
+        if self.mixing.intersection(inside):
+            self._refuse(mixing, "reads values from another mixing of tokens")
         source = self._source(entries, mixing)
+        begin, end = self._projection(mixing, operand, region)
         layout.attentions.append(
             Attention(
                 operand,
@@ -192,6 +207,11 @@ class _Reader(Streams):
                 leaf=leaf,
                 mixing=mixing,
                 region=region,
+                before=tuple(each for each in region if each <= begin.node),
+                projection=tuple(each for each in region if begin.node < each <= end.node),
+                found=begin,
+                projected=end,
+                after=tuple(each for each in region if each > end.node),
                 value=value,
                 residual=self._residual(addition, stream, source, entries),
                 source=source,
@@ -228,32 +248,19 @@ class _Reader(Streams):
                     self._refuse(number, "joins something to what an attention found")
         return leaf, tuple(sorted(region, reverse=True)), mixings
 
-    def _until_stream(self, mixing: int, value: Edge) -> tuple[Edge, ...]:
-        """Edges at which values leave a stream."""
-        inside: set[int] = set()
-        entries: dict[Edge, None] = {}
-        stack = [value]
-        while stack:
-            edge = stack.pop()
-            number = edge.node
-            if number in self.of_streams:
-                entries[edge] = None
-            elif number not in inside:
-                if number in self.mixing:
-                    self._refuse(mixing, "reads values from another mixing of tokens")
-                inside.add(number)
-                stack += self.live[number]
-        return tuple(entries)
-
-    def _until_chain(self, attention: Attention) -> tuple[int, ...]:
-        """Nodes between values and the stream that they are read from."""
-        inside, stack = set(), [attention.value.node]
-        while stack:
-            number = stack.pop()
-            if number not in inside and number not in self.chain:
-                inside.add(number)
-                stack += [edge.node for edge in self.live[number]]
-        return tuple(sorted(inside, reverse=True))
+    def _projection(self, mixing: int, operand: Edge, region: tuple[int, ...]) -> tuple[Edge, Edge]:
+        """The narrowest ends of the output projection that all paths through a region pass."""
+        matrices = [n for n in region if self.graph.names[n] in PROJECTIONS | COLLECTIVES]
+        if not matrices:
+            return operand, operand
+        begin, end = mixing, matrices[0]
+        for number, alone in self._passages(mixing, region[::-1]):
+            if alone and number < matrices[-1]:
+                begin = number
+            if alone and number >= matrices[0]:
+                end = number
+                break
+        return Edge(begin, 0), Edge(end, 0)
 
     def _source(self, entries: tuple[Edge, ...], mixing: int) -> int:
         """The stream that values are read from."""

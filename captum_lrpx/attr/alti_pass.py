@@ -15,7 +15,6 @@ from captum_lrpx.alti.attention_parts import Reader
 from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
 from captum_lrpx.alti.directions import Directions, directions_of
-from captum_lrpx.alti.known import Known
 from captum_lrpx.alti.layout import layout_of
 from captum_lrpx.alti.probe import is_saved, probe
 from captum_lrpx.alti.pull import Pull
@@ -179,7 +178,7 @@ class Explained:
             places.where,
             places.path,
             dropout=attribution.model.training,
-            known=structure.notes.setdefault("parts", Known()),
+            orders=structure.notes.setdefault("orders", {}),
         )
         notes = rules.form.notes
         self._probe(notes, structure, batch)
