@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from captum_lrpx.conservation.book import Ledger
-    from captum_lrpx.conservation.tally import Kind
-
-__all__ = ["in_words"]
+    from captum_lrpx.conservation.book import Kind, Ledger
 
 _NAMES: Final[dict[Kind, str]] = {
     "positions": "the position embeddings",

@@ -11,11 +11,9 @@ from captum_lrpx.trace.operations import PROJECTIONS
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from captum_lrpx.conservation.tally import Kind
+    from captum_lrpx.conservation.book import Kind
     from captum_lrpx.trace.origins import Added, Origin
     from captum_lrpx.traced import TracedPass
-
-__all__ = ["Place", "Places"]
 
 Place = tuple["Kind", str]
 """Kind and path of a line."""
