@@ -21,13 +21,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_parts import Reader
+    from captum_lrpx.alti.attention_parts import Part, Reader
     from captum_lrpx.alti.directions import Directions
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.part import Part
-
-__all__ = ["Blocks"]
-
 
 _FEWEST: Final = 4
 """Number of examples below which it takes longer not to skip what causal attention cannot read."""
@@ -107,10 +103,10 @@ class Blocks:
             matrix = self._matrix(one) if carries else None
             if matrix is not None:
                 matrices.append(self._on_axis(matrix, attention))
-            updates.append(self._placed(update, attention))
+            updates.append(self._placed(update, attention.source))
             self._extend_reach(example, attention, update, matrix)
             if self.keep_alti:
-                sinks.append(self._of_stream(one.sink(), attention))
+                sinks.append(self._placed(one.sink(), attention.stream))
         return (
             torch.stack(updates),
             torch.stack(matrices) if matrices else None,
@@ -211,6 +207,7 @@ class Blocks:
         _, groups, tokens, size = part.values.shape
         rows = self.batch * tokens
         bias = part.values.new_zeros(groups * size)
+        first_group = 0 if part.split is None else part.split.place * part.places.shape[1]
 
         def meet(number: int, gradient: Tensor) -> None:
             for constant, sign in reader.recording.constants.get(reader.graph.nodes[number], ()):
@@ -224,18 +221,13 @@ class Blocks:
             seed = reader.seed(attention.value)
             each = torch.arange(count, device=seed.device)
             feature = start + each
-            group = feature // size - self._first_group(part)
+            group = feature // size - first_group
             own = (group >= 0) & (group < part.places.shape[1])
             places = part.places[(each // tokens)[own], group[own]]
             at = places, (each % tokens)[own], (feature % size)[own]
             seed.view(-1, tokens, size)[at] = 1.0
             reader.pull.back(attention.value_region, {attention.value: seed}, (), meet)
         return bias.view(groups, 1, size)
-
-    @staticmethod
-    def _first_group(part: Part) -> int:
-        """Index of the first group of heads in this process."""
-        return 0 if part.split is None else part.split.place * part.places.shape[1]
 
     # ALTI matrices ----------------------------------------------------------------------------
 
@@ -261,17 +253,12 @@ class Blocks:
             whole[rows, columns] = matrix[:, count:]
         return whole
 
-    def _placed(self, update: Tensor, attention: Attention) -> Tensor:
+    def _placed(self, numbers: Tensor, place: int) -> Tensor:
+        """Values of the positions of an input on the common axis ``[..., T]``."""
         if len(self.tokens) == 1:
-            return update
-        whole = update.new_zeros(len(update), self.offsets[-1])
-        whole[:, self.positions(attention.source)] = update
-        return whole
-
-    def _of_stream(self, numbers: Tensor, attention: Attention) -> Tensor:
-        """Values of the positions of a stream on the common axis."""
-        whole = numbers.new_zeros(self.offsets[-1])
-        whole[self.positions(attention.stream)] = numbers
+            return numbers
+        whole = numbers.new_zeros(*numbers.shape[:-1], self.offsets[-1])
+        whole[..., self.positions(place)] = numbers
         return whole
 
     def _extend_reach(

@@ -12,9 +12,7 @@ from captum_lrpx.alti.attention_weights import wide
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_lrpx.alti.part import Part
-
-__all__ = ["Example", "chunk_of"]
+    from captum_lrpx.alti.attention_parts import Part
 
 _TEMPORARIES: Final = 3  # weights of some rows, their scores, and a reordered copy
 
@@ -83,10 +81,16 @@ class Example:
     def alti_matrix(self, first: int, stop: int, *, by_head: bool) -> Tensor:
         """ALTI matrix with the rows ``first`` to ``stop``; the others are 0.
 
+        Args:
+            first: The first row.
+            stop: The row after the last.
+            by_head: Whether each head is a separate part, as in information flow routes.
+
         Returns:
             ``[T, T]``; ``[T, T + S]`` for an attention to another stream.
         """
         part, values = self.part, self.values
+        of_parts = formulas.contributions_by_head if by_head else formulas.contributions
         cross = part.attention.stream != part.attention.source
         if cross:  # tokens of the own stream come first, and are not read
             own = values.new_zeros(values.shape[0], self.tokens, values.shape[-1])
@@ -99,7 +103,7 @@ class Example:
                 weights = torch.cat(
                     [weights.new_zeros(*weights.shape[:2], self.tokens), weights], 2
                 )
-            matrix[rows] = formulas.alti_matrix(
+            raw = of_parts(
                 weights,
                 values,
                 output_weight,
@@ -107,8 +111,8 @@ class Example:
                 part.resultant[self.example, rows].to(values),
                 first_row=low,
                 chunk=chunk_of(values, self.memory_budget),
-                by_head=by_head,
             )
+            matrix[rows] = formulas.normalize(raw, first_row=low)
         return matrix
 
     def folded(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:

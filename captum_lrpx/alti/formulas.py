@@ -50,47 +50,11 @@ def logit_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
     return (weights * scores.view(weights.shape)).sum(1)
 
 
-def alti_matrix(
-    weights: Tensor,
-    values: Tensor,
-    output_weight: Tensor,
-    residual: Tensor,
-    resultant: Tensor,
-    *,
-    first_row: int = 0,
-    chunk: int = CHUNK_ELEMENTS,
-    by_head: bool = False,
-) -> Tensor:
-    """Contribution of each token to each position of a block, as shares that sum to one.
-
-    Args:
-        weights: Attention weights of the rows ``first_row`` to ``first_row + R`` ``[H, R, T]``.
-        values: Values ``[G, T, z]``.
-        output_weight: Output projection by heads ``[H, z, D]``.
-        residual: Residual stream ``x`` at those rows ``[R, D]``.
-        resultant: Output of the block, ``y`` ``[R, D]``, biases included.
-        first_row: Position of the first row.
-        chunk: Elements of the transformed vectors held at a time.
-        by_head: Whether each head is a separate part, as in information flow routes.
-
-    Returns:
-        ``C`` ``[R, T]``, non-negative, each row sums to one (Ferrando et al. 2022, equation 7).
-    """
-    of_parts = contributions_by_head if by_head else contributions
-    raw = of_parts(
-        weights,
-        values,
-        output_weight,
-        residual,
-        resultant,
-        first_row=first_row,
-        chunk=chunk,
-    )
-    return normalize(raw, first_row=first_row)
-
-
 def normalize(contribution: Tensor, *, first_row: int = 0) -> Tensor:
-    """Clip contributions at zero and divide each row by its sum.
+    """Clip contributions at zero and divide each row by its sum: an ALTI matrix.
+
+    Its rows are the shares of the tokens in each position of a block (Ferrando et al. 2022,
+    equation 7).
 
     A row without a positive contribution (its bias outweighs all tokens) keeps its own token: the
     matrix stays stochastic, so that values carried through it keep their sum.
@@ -289,7 +253,7 @@ def fold_frozen_norm(
     residual: Tensor,
     *,
     scale: Tensor,
-    weight: Tensor | None,
+    weight: Tensor,
     centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fold a norm with frozen scale, after the residual addition, into the transformed vectors.
@@ -303,7 +267,7 @@ def fold_frozen_norm(
         output_weight: Output projection by heads ``[..., H, z, D]``.
         residual: Residual stream at the rows ``[..., R, D]``.
         scale: ``1 / std`` or ``1 / rms`` of the norm's input at the rows ``[..., R, 1]``.
-        weight: The norm's effective weight ``gamma`` ``[..., D]``, or None.
+        weight: The norm's effective weight ``gamma`` ``[..., D]``.
         centered: Whether the norm subtracts the mean.
 
     Returns:
@@ -312,10 +276,9 @@ def fold_frozen_norm(
     if centered:
         output_weight = output_weight - output_weight.mean(-1, keepdim=True)
         residual = residual - residual.mean(-1, keepdim=True)
-    if weight is not None:
-        output_weight = output_weight * weight[..., None, None, :]
-        residual = residual * weight[..., None, :]
-    return weights * scale.unsqueeze(-3), output_weight, residual * scale
+    output_weight = output_weight * weight[..., None, None, :]
+    residual = residual * weight[..., None, :] * scale
+    return weights * scale.unsqueeze(-3), output_weight, residual
 
 
 def rollout(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_parts import Reader
+    from captum_lrpx.alti.attention_parts import Part, Reader
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.part import Part
     from captum_lrpx.fast.unrecorded import Places
 
 _CHECKED: Final = 8

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Pull", "tolerance"]
-
 Gradients = tuple["Tensor | None", ...]
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from typing_extensions import Self
 
-__all__ = ["Recording"]
-
 _BIAS_AT: Final = {
     "linear": 2,
     "conv1d": 2,

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.trace.graph import Edge
 
-__all__ = ["Scaling", "measured", "of_layer_norm", "rank_one"]
-
 
 class Scaling(NamedTuple):
     """A norm or a factor with a frozen scale: ``x -> scale * center(x * weight)`` transposed.

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.alti.part import Part
-
-__all__ = ["Together", "form_of"]
+    from captum_lrpx.alti.attention_parts import Part
 
 
 def form_of(part: Part) -> tuple[Any, ...]:

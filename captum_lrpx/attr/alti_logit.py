@@ -342,9 +342,9 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         with self._explained(inputs, targets, additional_forward_args) as found:
             tokens = rollout(found.blocks()).transpose(0, 1)
             if include_start:
-                tokens = tokens + torch.stack([found.start(each) for each in found.directions])
+                tokens = tokens + torch.stack([each.start for each in found.directions])
             values = torch.stack([each.value for each in found.directions])
-            return found.split(tokens.detach()), values
+            return torch.split(tokens.detach(), found.tokens, -1), values
 
     def _explained(
         self,

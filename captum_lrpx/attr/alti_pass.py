@@ -14,7 +14,7 @@ from captum_lrpx import _captum
 from captum_lrpx.alti.attention_parts import Reader
 from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
-from captum_lrpx.alti.directions import Directions, directions_of
+from captum_lrpx.alti.directions import directions_of
 from captum_lrpx.alti.layout import layout_of
 from captum_lrpx.alti.probe import is_saved, probe
 from captum_lrpx.alti.pull import Pull
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.traced import TracedPass
-
-__all__ = ["Explained", "explained_pass"]
 
 
 @contextmanager
@@ -257,19 +255,6 @@ class Explained:
             alti_by_head=alti_by_head,
         )
 
-    def start(self, directions: Directions) -> Tensor:
-        """The start terms of all inputs side by side ``[B, T]``."""
-        zeros = directions.value.new_zeros(len(directions.value), 1)
-        starts = [
-            directions.start.get(place, zeros.expand(-1, count))
-            for place, count in enumerate(self.tokens)
-        ]
-        return torch.cat(starts, 1)
-
-    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Split values over all positions by input."""
-        return torch.split(tokens, self.tokens, -1)
-
     def decomposition(
         self, index: int, updates: Tensor, heads: Tensor, blocks: Blocks
     ) -> ALTILogitDecomposition:
@@ -288,7 +273,7 @@ class Explained:
             "coverage": self.coverage,
             "updates": updates,
             "heads": heads,
-            "start": self.start(directions),
+            "start": directions.start,
             "mlps": directions.mlps,
             "output": directions.output,
             "biases": {**directions.biases, **blocks.value_biases[index]},
