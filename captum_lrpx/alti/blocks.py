@@ -45,6 +45,7 @@ class Blocks:
         keep_alti: Whether to keep the ALTI matrix of every attention, whole.
         per_head: Whether updates are kept per head.
         alti_by_head: Whether the matrices keep each head as a separate part.
+        updates: The updates so far, last attention first.
         alti: The ALTI matrices so far, last attention first, each ``[B, T, T]``.
         sinks: Share of attention that went to no token, likewise, each ``[B, T]``.
         value_biases: Contribution of the bias part of the values, by path, of each target ``[B]``.
@@ -59,8 +60,9 @@ class Blocks:
     keep_alti: bool = False
     per_head: bool = False
     alti_by_head: bool = False
-    alti: list[Tensor] = field(default_factory=list)
-    sinks: list[Tensor] = field(default_factory=list)
+    updates: list[Tensor] = field(init=False, default_factory=list)
+    alti: list[Tensor] = field(init=False, default_factory=list)
+    sinks: list[Tensor] = field(init=False, default_factory=list)
     value_biases: list[dict[str, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,8 @@ class Blocks:
                 if self.keep_alti and matrix is not None and sinks is not None:
                     self.alti.append(matrix.to(home))
                     self.sinks.append(sinks.to(home))
-                yield update.to(home), None if matrix is None else matrix.to(home)
+                self.updates.append(update.to(home))
+                yield self.updates[-1], None if matrix is None else matrix.to(home)
 
     def _carries(self, part: Part) -> bool:
         """Whether the ALTI matrix of an attention is needed."""
@@ -122,7 +125,7 @@ class Blocks:
             lengths = self.tokens[attention.stream], self.tokens[attention.source]
             part = self.reader.part(attention, self.batch, *lengths)
             room = max(1, self._at_a_time(part) // self.batch)
-            if group and (len(group) >= room or form_of(group[0]) != form_of(part)):
+            if group and form_of(group[0]) != form_of(part):
                 yield group
                 group = []
             group.append(part)

@@ -7,7 +7,7 @@ MLP, experts). Names of modules play no role.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from captum_lrpx.alti.streams import KEEPING, Stream, Streams, paths
@@ -16,11 +16,7 @@ from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from captum_lrpx.graph_rules import Plan
-    from captum_lrpx.trace.graph import Graph
-    from captum_lrpx.trace.roles import Roles
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Attention(Branch):
     norms: tuple[int, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
     """Streams, attentions and branches of a graph.
 
@@ -94,39 +90,24 @@ class Layout:
     """
 
     streams: dict[int, Stream]
-    attentions: list[Attention] = field(default_factory=list)
-    positional: list[Branch] = field(default_factory=list)
-    kept: frozenset[int] = frozenset()
-    order: tuple[int, ...] = ()
+    attentions: list[Attention]
+    positional: list[Branch]
+    kept: frozenset[int]
+    order: tuple[int, ...]
 
 
-def layout_of(
-    graph: Graph,
-    roles: Roles,
-    plan: Plan,
-    sources: Iterable[int | None],
-    where: Callable[[int], str],
-) -> Layout:
-    """Find streams, attentions and other branches.
+class LayoutReader(Streams):
+    """Finds streams, attentions and other branches; arguments as of :class:`Streams`."""
 
-    Args:
-        graph: The graph of the explained values.
-        roles: The roles of its nodes.
-        plan: The rules of LRP, which hold weights of attention, gates and scales constant.
-        sources: For each input the node of its embeddings, None if nothing depends on it.
-        where: Describes the place of a node.
+    def read(self, sources: Sequence[int | None]) -> Layout:
+        """Find everything.
 
-    Returns:
-        The layout.
+        Args:
+            sources: For each input the node of its embeddings, None if nothing depends on it.
 
-    Raises:
-        ValueError: If the model does not have this form.
-    """
-    return _Reader(graph, roles, plan, where).read(list(sources))
-
-
-class _Reader(Streams):
-    def read(self, sources: list[int | None]) -> Layout:
+        Raises:
+            ValueError: If the model does not have this form.
+        """
         if not self.mixing:
             raise ValueError(
                 "The attention weights of this model are not available: nothing in it mixes tokens "
@@ -145,53 +126,50 @@ class _Reader(Streams):
             )
         self._follow_streams()
         self._walk(self.graph.roots)
-        self._mixes()
-        layout = Layout(self.streams)
-        self._branches(layout)
-        self._check_states(layout)
-        layout.kept = frozenset(self.chain)
-        layout.attentions = [
+        self._branches()
+        self._check_states()
+        attentions = [
             replace(each, value_region=paths(self.live, self.chain, each.value)[1])
-            for each in layout.attentions
+            for each in self.attentions
         ]
-        layout.attentions.sort(key=lambda each: each.addition)
-        layout.positional.sort(key=lambda each: each.addition)
-        order = self.head | set(self.chain)
-        order.update(*(each.region for each in layout.attentions))
-        layout.order = tuple(sorted(order, reverse=True))
-        return layout
+        order = self.head.union(self.chain, *(each.region for each in attentions))
+        return Layout(
+            streams=self.streams,
+            attentions=sorted(attentions, key=lambda each: each.addition),
+            positional=sorted(self.positional, key=lambda each: each.addition),
+            kept=frozenset(self.chain),
+            order=tuple(sorted(order, reverse=True)),
+        )
 
     # Branches ---------------------------------------------------------------------------------
 
-    def _mixes(self) -> None:
-        """Find the nodes of branches that depend on a mixing of tokens."""
-        self.mixes: set[int] = set()
-        for number in self.alive:
-            if number in self.of_streams:
-                continue
-            if number in self.mixing or any(edge.node in self.mixes for edge in self.live[number]):
-                self.mixes.add(number)
-
-    def _branches(self, layout: Layout) -> None:
+    def _branches(self) -> None:
         """Read all branches; the stream that an attention reads from is followed too."""
+        self.attentions: list[Attention] = []
+        self.positional: list[Branch] = []
+        self.mixes: set[int] = set()  # nodes of branches that depend on a mixing of tokens
+        for number in self.alive:
+            mixes = number in self.mixing or any(e.node in self.mixes for e in self.live[number])
+            if mixes and number not in self.of_streams:
+                self.mixes.add(number)
         done: set[int] = set()
         while set(self.chain) - done:
             number = max(set(self.chain) - done)
             done.add(number)
             for edge in self.chain[number]:
-                self._branch(layout, number, edge)
+                self._branch(number, edge)
 
-    def _branch(self, layout: Layout, addition: int, operand: Edge) -> None:
+    def _branch(self, addition: int, operand: Edge) -> None:
         stream = self._stream_of(addition)
         if operand.node not in self.mixes:
-            layout.positional.append(Branch(operand, addition, stream))
+            self.positional.append(Branch(operand, addition, stream))
             return
-        leaf, region, mixings = self._region(layout, addition, stream, operand)
+        leaf, region, mixings = self._region(addition, stream, operand)
         if len(mixings) != 1:
             self._refuse(operand.node, "adds the sum of several attentions")
         (mixing,) = mixings
         if not self.live[mixing]:
-            layout.positional.append(Branch(operand, addition, stream, constant=True))
+            self.positional.append(Branch(operand, addition, stream, constant=True))
             return
         (value,) = self.live[mixing]
         entries, inside = paths(self.live, self.of_streams, value)
@@ -199,7 +177,7 @@ class _Reader(Streams):
             self._refuse(mixing, "reads values from another mixing of tokens")
         source = self._source(entries, mixing)
         begin, end = self._projection(mixing, operand, region)
-        layout.attentions.append(
+        self.attentions.append(
             Attention(
                 operand,
                 addition,
@@ -221,7 +199,7 @@ class _Reader(Streams):
         )
 
     def _region(
-        self, layout: Layout, addition: int, stream: int, operand: Edge
+        self, addition: int, stream: int, operand: Edge
     ) -> tuple[Edge, tuple[int, ...], set[int]]:
         """Nodes between a branch's result and the mixing of tokens, which must be linear."""
         mixings: set[int] = set()
@@ -242,7 +220,7 @@ class _Reader(Streams):
                 if edge.node in self.mixes:
                     stack.append(edge.node)
                 elif self.graph.names[number] in ADDITIONS:
-                    layout.positional.append(Branch(edge, addition, stream))
+                    self.positional.append(Branch(edge, addition, stream))
                     (leaf,) = [each for each in self.live[number] if each.node in self.mixes]
                 else:
                     self._refuse(number, "joins something to what an attention found")
@@ -288,10 +266,10 @@ class _Reader(Streams):
 
     # States -----------------------------------------------------------------------------------
 
-    def _check_states(self, layout: Layout) -> None:
+    def _check_states(self) -> None:
         """Require that every attention reads its stream right after the previous attention."""
         by_addition: dict[int, Attention] = {}
-        for each in layout.attentions:
+        for each in self.attentions:
             if each.addition in by_addition:
                 self._refuse(each.addition, "adds two attentions at once")
             by_addition[each.addition] = each

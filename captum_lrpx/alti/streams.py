@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-NOWHERE: Final = Edge(-1, 0)
 KEEPING: Final = frozenset({"linear", "norm", "constant factor", "router"})
 """Roles of operations that are linear, given the operands held constant."""
 
@@ -222,7 +221,7 @@ class Streams:
             return ()
         inside: list[int] = []
         for number, alone in self._passages(addition, self.alive[self.alive.index(addition) :]):
-            if self.chain.get(number, [NOWHERE]) or number in self.graph.roots:
+            if number not in self.chain or self.chain[number] or number in self.graph.roots:
                 return ()
             inside.insert(0, number)
             if alone and self._forks(number):

@@ -9,7 +9,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.alti.formulas import rollout, rollout_by_layer
+from captum_lrpx.alti.formulas import rollout
 from captum_lrpx.attr.alti_pass import Explained, explained_pass
 from captum_lrpx.attr.forward_function import model_given, model_of
 from captum_lrpx.attr.keywords import entry_point
@@ -284,21 +284,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         """
         targets = check_targets(targets)
         with self._explained(inputs, targets, additional_forward_args, terms=True) as found:
-            blocks = found.blocks(keep_alti=return_alti, per_head=True)
-            updates: list[Tensor] = []
-
-            def remembered() -> typing.Iterator[tuple[Tensor, Tensor | None]]:
-                for update, matrix in blocks:
-                    updates.insert(0, update)
-                    yield update, matrix
-
-            carried = rollout_by_layer(remembered())  # [B, L, K H, T]
-            shape = (*carried.shape[:2], len(targets), -1, carried.shape[-1])
-            carried, raw = carried.view(shape), torch.stack(updates, 1).view(shape)
-            return tuple(
-                found.decomposition(index, raw[:, :, index], carried[:, :, index], blocks)
-                for index in range(len(targets))
-            )
+            return found.decompositions(return_alti=return_alti)
 
     def coverage(
         self,
