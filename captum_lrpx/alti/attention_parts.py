@@ -41,7 +41,6 @@ class Part:
 
     Attributes:
         attention: Its place in the graph.
-        path: Path of its module.
         weights: Attention weights.
         values: ``[B, G, S, z]``.
         places: Index of each among the mixing node's matrices of values ``[B, G]``; for the heads
@@ -58,7 +57,6 @@ class Part:
     """
 
     attention: Attention
-    path: str
     weights: AttentionWeights
     values: Tensor
     places: Tensor
@@ -199,15 +197,14 @@ class Reader:
         residual, resultant = self._ends(attention, batch, tokens)
         norm = scaled = None
         if attention.norms:
-            end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
-            norm = self._scaling(attention.norms, end, start, batch, tokens)
+            start = Edge(attention.addition, 0)
+            norm = self._scaling(attention.norms, attention.end, start, batch, tokens)
         plain = self.graph.names[attention.addition] == "Add"
         if not plain or any(self.graph.names[each] not in VIEWS for each in attention.after):
             behind, end = (attention.addition, *attention.after), Edge(attention.addition, 0)
             scaled = self._scaling(behind, end, attention.projected, batch, tokens)
         part = Part(
             attention,
-            self.path(attention.mixing),
             weights,
             values,
             places,
@@ -225,12 +222,9 @@ class Reader:
 
     def result(self, attention: Attention) -> Edge | None:
         """The stream after an attention and its norm; None if an MLP is added at the same time."""
-        if attention.norms:
-            return Edge(attention.norms[0], 0)
         alone = attention.residual in self.graph.operands[attention.addition]
-        return (
-            Edge(attention.addition, 0) if alone and attention.leaf == attention.operand else None
-        )
+        alone = alone and attention.leaf == attention.operand
+        return attention.end if attention.norms or alone else None
 
     def _ends(self, attention: Attention, batch: int, tokens: int) -> tuple[Tensor, Tensor]:
         """The stream before an attention, in the sign with which it is added to, and after it."""
@@ -266,10 +260,6 @@ class Reader:
         node: Any = self.graph.nodes[edge.node]
         return node._input_metadata[edge.output]  # noqa: SLF001
 
-    def like(self, edge: Edge, numbers: Tensor) -> Tensor:
-        """Values in the shape of a tensor of the graph."""
-        return numbers.reshape(self.seed(edge).shape)
-
     def _pulled(self, order: Sequence[int], end: Edge, gradient: Tensor, start: Edge) -> Tensor:
         if end == start:
             return gradient
@@ -296,6 +286,7 @@ class Reader:
     def _measured_order(
         self, attention: Attention, batch: int, tokens: int
     ) -> tuple[Order, Tensor | None, Tensor | None]:
+        """The same, by gradients of known numbers."""
         before, at = attention.before, attention.found
         found, seed = Edge(attention.mixing, 0), self.seed(at)
         width = seed.shape[-1]

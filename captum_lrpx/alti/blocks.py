@@ -98,7 +98,7 @@ class Blocks:
     def _one_by_one(self, part: Part) -> _Found:
         """Update, ALTI matrix and sinks of an attention, example by example."""
         attention, carries = part.attention, self._carries(part)
-        found = [self._found(part, target) for target in self.targets]
+        found = [target.at_heads(part) for target in self.targets]
         matrices, updates, sinks = [], [], []
         for example in range(self.batch):
             one = Example(part, example, self.memory_budget, whole=carries)
@@ -164,7 +164,7 @@ class Blocks:
 
     def _gradient(self, part: Part, target: Directions) -> Tensor:
         """The gradient at the output of each head ``[B, H, T, z]``."""
-        found = self._found(part, target)
+        found = target.at_heads(part)
         return (
             part.values.new_zeros(*part.rows.shape, part.values.shape[-1])
             if found is None
@@ -172,11 +172,6 @@ class Blocks:
         )
 
     # Logit updates ----------------------------------------------------------------------------
-
-    @staticmethod
-    def _found(part: Part, target: Directions) -> Tensor | None:
-        rows = target.found.get(part.attention.mixing)
-        return None if rows is None else part.found(rows.whole(part.rows.numel()))
 
     def _update(self, one: Example, found: list[Tensor | None]) -> Tensor:
         """Updates of all targets ``[K (H), S]``; the share of the values' bias is stored apart."""
@@ -190,9 +185,8 @@ class Blocks:
                 rows, directions = one.directions(gradient)
                 if bias is not None:
                     apart = one.logit_update(rows, directions, bias.expand_as(values))
-                    known = biases.setdefault(
-                        f"{part.path}.value_bias", apart.new_zeros(self.batch)
-                    )
+                    name = f"{self.reader.path(part.attention.mixing)}.value_bias"
+                    known = biases.setdefault(name, apart.new_zeros(self.batch))
                     known[one.example] = apart.sum()
                     values = values - bias
                 update = one.logit_update(rows, directions, values)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_parts import Reader
+    from captum_lrpx.alti.attention_parts import Part, Reader
     from captum_lrpx.alti.layout import Layout
 
 _WORTH_A_LOOK: Final = 1 << 13
@@ -70,6 +70,11 @@ class Directions:
     mlps: Tensor
     biases: dict[str, Tensor]
     output: Tensor
+
+    def at_heads(self, part: Part) -> Tensor | None:
+        """Gradient at the output of each head of an attention ``[B, H, T, z]``; None if none."""
+        rows = self.found.get(part.attention.mixing)
+        return None if rows is None else part.found(rows.whole(part.rows.numel()))
 
 
 def directions_of(

@@ -28,22 +28,17 @@ class Example:
         self.output_weight = part.output_weight.to(self.values)
         self.tokens = part.rows.shape[-1]
         # Number of rows whose attention weights fit the memory budget.
-        self.step = self._affordable_rows()
+        sources = self.values.shape[-2]
+        needed = _TEMPORARIES * part.heads * sources * self.values.element_size()
+        self.step = memory_budget // needed
+        if self.step < 1:
+            raise ValueError(
+                f"The attention weights of one of {sources} positions take {needed} bytes, more "
+                f"than memory_budget={memory_budget}: pass a larger budget, or a shorter text."
+            )
         self._whole: Tensor | None = None
         if whole and self.step >= self.tokens:
             self._whole = part.weights.of(example, slice(0, self.tokens)).to(self.values)
-
-    def _affordable_rows(self) -> int:
-        sources = self.values.shape[-2]
-        row = self.part.heads * sources * self.values.element_size()
-        step = self.memory_budget // (_TEMPORARIES * row)
-        if step < 1:
-            raise ValueError(
-                f"The attention weights of one of {sources} positions take "
-                f"{_TEMPORARIES * row} bytes, more than memory_budget={self.memory_budget}: "
-                "pass a larger budget, or a shorter text."
-            )
-        return step
 
     def weights(self, rows: slice | Tensor) -> Tensor:
         """Attention weights of some rows ``[H, R, S]``."""

@@ -75,6 +75,11 @@ class Attention(Branch):
     entries: tuple[Edge, ...]
     norms: tuple[int, ...]
 
+    @property
+    def end(self) -> Edge:
+        """The stream after the addition, and its norm if there is one."""
+        return Edge((*self.norms, self.addition)[0], 0)
+
 
 @dataclass(frozen=True)
 class Layout:

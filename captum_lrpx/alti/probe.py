@@ -96,7 +96,6 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     """
     count = tokens[attention.stream]
     part = reader.part(attention, batch, count, tokens[attention.source])
-    end = Edge(attention.norms[0] if attention.norms else attention.addition, 0)
     (stream,) = [
         edge
         for edge in reader.graph.operands[attention.addition]
@@ -109,7 +108,7 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     biases = Biases(reader, batch, lambda *_: "")
     found = reader.pull.back(
         (*attention.norms, attention.addition, *attention.region),
-        {end: reader.like(end, direction)},
+        {attention.end: direction.reshape_as(reader.seed(attention.end))},
         {stream, Edge(attention.mixing, 0)},
         biases,
     )

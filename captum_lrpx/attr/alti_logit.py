@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.decomposition import ALTILogitDecomposition
     from captum_lrpx.coverage import Coverage
 
-__all__ = ["ALTILogit"]
-
 _MEMORY_BUDGET = 256 * 2**20
 
 

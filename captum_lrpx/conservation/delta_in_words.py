@@ -105,9 +105,9 @@ def _shortest_window(amounts: list[float], total: float) -> tuple[int, int] | No
     """Start and stop of the shortest run with most of the total; None if it is half or longer."""
     for length in range(1, (len(amounts) + 1) // 2):
         runs = [(start, start + length) for start in range(len(amounts) - length + 1)]
-        best = max(runs, key=lambda run: sum(amounts[slice(*run)]) / (total or 1.0))
-        if sum(amounts[slice(*best)]) / (total or 1.0) >= _WINDOW:
-            return best
+        shares = [sum(amounts[slice(*run)]) / (total or 1.0) for run in runs]
+        if max(shares) >= _WINDOW:
+            return runs[shares.index(max(shares))]
     return None
 
 
