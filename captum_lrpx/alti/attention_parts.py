@@ -315,9 +315,10 @@ class Reader:
         if torch.allclose(factor, factor[..., :1], rtol=same):
             return Order(rows), factor[..., 0], None
         by_feature = factor.transpose(1, 2).reshape(batch * tokens, width)
-        scale, weight = rank_one(by_feature, same)
-        if scale is None or weight is None:
+        apart = rank_one(by_feature, same)
+        if apart is None:
             self.refuse(attention.mixing, "is followed by a gate for each feature and position")
+        scale, weight = apart
         by_head = scale.view(batch, 1, tokens).expand(-1, rows.shape[1], -1)
         return Order(rows), by_head, weight
 

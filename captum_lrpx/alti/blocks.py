@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from captum_lrpx.alti.directions import product_with
-from captum_lrpx.alti.example import Example, chunk_of
-from captum_lrpx.alti.together import Together, form_of
+from captum_lrpx.alti.examples import Example, Together, chunk_of, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

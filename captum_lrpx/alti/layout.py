@@ -123,8 +123,8 @@ class LayoutReader(Streams):
         for place, source in enumerate(sources):
             if source is not None and source in self.live:
                 self.streams[place] = Stream(Edge(source, 0), self._start(source))
-        starts = [stream.start for stream in self.streams.values()]
-        if len(set(starts)) < len(starts):
+                self.starts[self.streams[place].start.node] = 1 << place
+        if len(self.starts) < len(self.streams):
             raise ValueError(
                 "Two of the inputs are parts of one sequence: ALTI-Logit needs one input for each "
                 "residual stream. Give the embeddings of the whole sequence."

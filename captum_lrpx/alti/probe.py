@@ -12,7 +12,7 @@ import torch
 
 from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.alti.directions import Biases
-from captum_lrpx.alti.example import Example
+from captum_lrpx.alti.examples import Example
 from captum_lrpx.alti.pull import Pull, tolerance
 from captum_lrpx.alti.streams import paths
 from captum_lrpx.graph_rules import Plan

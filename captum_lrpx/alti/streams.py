@@ -108,6 +108,7 @@ class Streams:
                 if operand is not None:
                     self.all_users[operand.node].add(number)
         self.streams: dict[int, Stream] = {}
+        self.starts: dict[int, int] = {}  # node -> the stream that starts there, as a bit
         self.of_streams: dict[int, int] = {}  # node -> the streams that it preserves, as bits
         self.chain: dict[int, list[Edge]] = {}  # node of a stream -> operands added there
         self.head: set[int] = set()
@@ -148,9 +149,8 @@ class Streams:
         return times + (number in self.graph.roots)
 
     def _follow_streams(self) -> None:
-        bits = {stream.start.node: 1 << place for place, stream in self.streams.items()}
         for number in self.alive:
-            kept = bits.get(number, 0)
+            kept = self.starts.get(number, 0)
             if not kept and self._keeps(number):
                 for edge in self.live[number]:
                     kept |= self.of_streams.get(edge.node, 0)
@@ -159,9 +159,6 @@ class Streams:
 
     def _keeps(self, number: int) -> bool:
         return self.graph.names[number] in STREAM and self.roles[number].role in KEEPING
-
-    def _is_start(self, number: int) -> bool:
-        return any(stream.start.node == number for stream in self.streams.values())
 
     def _walk(self, ends: Iterable[int]) -> None:
         """Follow streams, and the nodes that read them, back to their starts."""
@@ -179,7 +176,7 @@ class Streams:
                 stack += [edge.node for edge in self.live[number]]
                 continue
             self.chain[number] = []
-            if self._is_start(number):
+            if number in self.starts:
                 continue
             for edge in self.live[number]:
                 if edge.node in self.of_streams:
@@ -200,7 +197,7 @@ class Streams:
             each = stack.pop()
             if each in self.chain:
                 found.add(each)
-            elif not self._is_start(each) and each in self.of_streams:
+            elif each not in self.starts and each in self.of_streams:
                 stack += [edge.node for edge in self.live[each]]
         return found
 
@@ -211,7 +208,7 @@ class Streams:
         return bits.bit_length() - 1
 
     def _kept(self, number: int) -> list[Edge]:
-        if self._is_start(number):
+        if number in self.starts:
             return []
         return [edge for edge in self.live[number] if edge.node in self.of_streams]
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.decomposition import ALTILogitDecomposition
     from captum_lrpx.coverage import Coverage
 
-_MEMORY_BUDGET = 256 * 2**20
-
 
 class ALTILogit(RelevanceProtocol, GradientAttribution):
     r"""ALTI-Logit: token contributions to a logit through the attention of every layer.
@@ -57,7 +55,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         model: nn.Module | None = None,
         *,
         value_bias: Literal["tokens", "apart"] = "tokens",
-        memory_budget: int = _MEMORY_BUDGET,
+        memory_budget: int = 256 * 2**20,
         strict: bool = True,
     ) -> None:
         r"""Find the model, and check the options.

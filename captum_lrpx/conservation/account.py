@@ -135,7 +135,13 @@ def _of_relevance(
         attribution, tensors, additional_forward_args, targets=[target], values=True
     ) as passed:
         selected = passed.explain(lambda run: _flat(_captum.select_targets(run.output, target)))
-        value = _value(selected, len(tensors[0]))
+        if selected.numel() != len(tensors[0]):
+            raise ValueError(
+                f"The forward function gave {selected.numel()} explained values for "
+                f"{len(tensors[0])} examples: the ledger is an account of one value for each "
+                "example."
+            )
+        value = wide(selected.detach())
         flow = Flow(passed.rules, passed.sources, selected)
         relevances = []
         for row in range(len(value)):
@@ -169,15 +175,6 @@ def _of_relevance(
 
 def _flat(selected: Tensor) -> Tensor:
     return selected if selected.ndim == 1 else selected.reshape(-1)
-
-
-def _value(selected: Tensor, batch: int) -> Tensor:
-    if selected.numel() != batch:
-        raise ValueError(
-            f"The forward function gave {selected.numel()} explained values for {batch} examples: "
-            "the ledger is an account of one value for each example."
-        )
-    return wide(selected.detach())
 
 
 def _paths(passed: Passed, inputs: tuple[Tensor, ...]) -> list[str]:
