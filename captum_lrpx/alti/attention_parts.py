@@ -7,7 +7,7 @@ head and position, and the factors of features and positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -100,10 +100,11 @@ class Part:
         )
 
 
+@dataclass(eq=False)
 class Reader:
     """Reads the attentions of a pass in numbers.
 
-    Args:
+    Attributes:
         graph: The graph of the pass.
         pull: Calls its nodes.
         recording: The recording of its forward pass.
@@ -111,26 +112,18 @@ class Reader:
         path: Returns the path of the module of a node.
         dropout: Whether dropout may be active, which hides the scale of a stream.
         orders: Orders of heads and positions by mixing node, shared by passes of one structure.
-
-    Attributes:
         saved: Places of saved tensors of the streams, if these are read from the nodes.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        pull: Pull,
-        recording: Recording,
-        where: Callable[[int], str],
-        path: Callable[[int], str],
-        *,
-        dropout: bool,
-        orders: dict[int, Order],
-    ) -> None:
-        self.graph, self.pull, self.recording, self._orders = graph, pull, recording, orders
-        self.saved: Places | None = None
-        self.where, self.path, self.dropout = where, path, dropout
-        self._numbers: set[Edge] = set()  # tensors already checked for NaN
+    graph: Graph
+    pull: Pull
+    recording: Recording
+    where: Callable[[int], str]
+    path: Callable[[int], str]
+    dropout: bool
+    orders: dict[int, Order]
+    saved: Places | None = None
+    _numbers: set[Edge] = field(init=False, default_factory=set)  # already checked for NaN
 
     # Values of tensors ------------------------------------------------------------------------
 
@@ -275,12 +268,12 @@ class Reader:
 
         It is kept for passes of the same lengths, unless there are factors, which belong to one.
         """
-        known = self._orders.get(attention.mixing)
+        known = self.orders.get(attention.mixing)
         if known is not None and known.lengths == (batch, tokens):
             return known, None, None
         found = self._measured_order(attention, batch, tokens)
         if found[1] is None and found[2] is None:
-            self._orders[attention.mixing] = found[0]
+            self.orders[attention.mixing] = found[0]
         return found
 
     def _measured_order(
