@@ -38,7 +38,7 @@ from captum_lrpx.targets.continuation import continuation_ids, prompt_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from captum_lrpx.loading import Loaded
+    from captum_lrpx.loading import LoadedModel
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.quantity import Quantity
 
@@ -51,7 +51,7 @@ _RULES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def squad_row(
-    loaded: Loaded, row: dict[str, Any], quantity: Quantity
+    loaded: LoadedModel, row: dict[str, Any], quantity: Quantity
 ) -> tuple[Encoding, Target, str, tuple[int, int]]:
     """Text, target, level of the segments, and the characters of the evidence."""
     messages = [{"role": "user", "content": row["question"]}]
@@ -75,7 +75,7 @@ def squad_row(
 
 
 def facts_row(
-    loaded: Loaded, row: dict[str, Any], quantity: Quantity
+    loaded: LoadedModel, row: dict[str, Any], quantity: Quantity
 ) -> tuple[Encoding, Target, str, tuple[int, int]]:
     """The same for a prompt about a subject."""
     args = loaded.model, loaded.tokenizer, row["prompt"], "<|endoftext|>"
@@ -119,7 +119,9 @@ def _within(place: tuple[int, int], evidence: tuple[int, int]) -> bool:
     return place[0] < evidence[1] and evidence[0] < place[1]
 
 
-def found_in(loaded: Loaded, kind: str, row: dict[str, Any], quantity: Quantity) -> dict[str, Any]:
+def found_in(
+    loaded: LoadedModel, kind: str, row: dict[str, Any], quantity: Quantity
+) -> dict[str, Any]:
     """Relevances of the segments of a row by every method, and what the ledgers leave open."""
     read = squad_row if kind == "squad" else facts_row
     encoding, target, level, evidence = read(loaded, row, quantity)

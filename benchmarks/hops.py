@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from captum_lrpx import LLMRelevanceResult
-    from captum_lrpx.loading import Loaded
+    from captum_lrpx.loading import LoadedModel
 
 
 class _Remembering(ALTILogit):
@@ -145,7 +145,9 @@ def recovery(result: LLMRelevanceResult, task: Task) -> float:
     return len(found) / len(task.evidence)
 
 
-def row_of(loaded: Loaded, kind: str, seed: int, length: int, hops: list[int]) -> dict[str, Any]:
+def row_of(
+    loaded: LoadedModel, kind: str, seed: int, length: int, hops: list[int]
+) -> dict[str, Any]:
     """Recovery of one text by each method and number of hops, and the share that is lost."""
     task, text, tokens = of_length(kind, seed, length, loaded.tokenizer)
     answer = len(loaded.tokenizer(task.answer).input_ids)

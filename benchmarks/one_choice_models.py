@@ -19,10 +19,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+from zoo_models import byte_fallback
 
 from captum_lrpx.sva import grammar
 from captum_lrpx.sva.lexicon import NOUNS
-from captum_lrpx.zoo import tokenizer as tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -231,7 +231,7 @@ def to_first(weights: Sequence[Tensor]) -> Tensor:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """That of the embedded Llama, for longer texts."""
-    found = tokenizers.byte_fallback()
+    found = byte_fallback()
     found.model_max_length = 2 * LENGTH
     return found
 

@@ -1,7 +1,5 @@
 """The version of the package, and the versions stored in a record."""
 
-__all__ = ["__version__", "versions"]
-
 __version__ = "0.1.0"
 
 

@@ -23,7 +23,7 @@ from captum_lrpx.explanation.certificate import LEDGER_TOLERANCES, Certificate, 
 from captum_lrpx.linear_rules import with_own_gradients
 from captum_lrpx.module_patches import Patched
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.onlookers import fingerprint
+from captum_lrpx.onlookers import fingerprint, hooked
 from captum_lrpx.structure import token_embedding_of
 from captum_lrpx.targets.head import read_whole
 from captum_lrpx.training import already_warned
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = ["Certify", "certified", "with_gradients"]
 
 _ROUNDING: Final = {
     dtype: 100 * torch.finfo(dtype).eps
@@ -207,12 +206,8 @@ def _is_own_value(query: Query, value: Tensor) -> bool:
         found = output.values() if isinstance(output, Mapping) else (output,)
         outputs.extend(each for each in found if isinstance(each, torch.Tensor))
 
-    hook = query.model.register_forward_hook(after)
-    try:
-        with read_whole():
-            own = _value(query)
-    finally:
-        hook.remove()
+    with hooked([query.model], after=after), read_whole():
+        own = _value(query)
     scale = max(float(each.detach().abs().max()) for each in (own, *outputs))
     return float((own - value).abs().max()) <= _ROUNDING[own.dtype] * scale
 

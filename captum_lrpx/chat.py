@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from captum_lrpx.attr.checks import check_model_and_tokenizer
 from captum_lrpx.explainer import explain_encoding
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Messages, TokenIds
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = ["Document", "ask_chat", "explain_chat", "leave_one_out_of_chat"]
 
 Document: TypeAlias = "str | Mapping[str, str]"
 """A text, or ``{"title": ..., "text": ...}``."""
@@ -171,20 +170,6 @@ def leave_one_out_of_chat(
     )
 
 
-class _Written(NamedTuple):
-    """Messages with documents in one of them.
-
-    Attributes:
-        messages: The messages.
-        place: Index of the message with the documents.
-        documents: Title, and characters in the content of that message, of each document.
-    """
-
-    messages: list[dict[str, Any]]
-    place: int
-    documents: list[tuple[str, int, int]]
-
-
 def ask_chat(
     model: nn.Module,
     tokenizer: Any,
@@ -217,9 +202,9 @@ def ask_chat(
     check_predicts_text(inner)
     if answer is not None and gen_args is not None:
         raise ValueError("gen_args are for generating an answer, but `answer` gives one.")
-    written = _with_documents(messages, documents)
-    prompt = prompt_of(inner, tokenizer, written.messages)
-    found = _document_regions(prompt, written)
+    written, content, found = _with_documents(messages, documents)
+    prompt = prompt_of(inner, tokenizer, written)
+    found = _in_prompt(prompt, content, found)
     if answer is None:
         ids = generated_ids(inner, prompt, gen_args)
     else:
@@ -236,8 +221,14 @@ def ask_chat(
     return replace(encoding, regions=regions), Target(span=explained, quantity=quantity)
 
 
-def _with_documents(messages: Messages, documents: Sequence[Document]) -> _Written:
-    """Write documents into one of the messages."""
+def _with_documents(
+    messages: Messages, documents: Sequence[Document]
+) -> tuple[list[dict[str, Any]], str, list[Region]]:
+    """Write documents into one of the messages.
+
+    Returns:
+        The messages, the content of that one, and the place of each document in it.
+    """
     if isinstance(messages, (str, Mapping)) or not all(
         isinstance(message, Mapping) and "role" in message for message in messages
     ):
@@ -248,24 +239,22 @@ def _with_documents(messages: Messages, documents: Sequence[Document]) -> _Writt
     if not copies:
         raise ValueError("There are no messages, so there is nothing to answer.")
     if not documents:
-        return _Written(copies, 0, [])
+        return copies, "", []
     marked = [index for index, each in enumerate(copies) if _PLACE in str(each.get("content", ""))]
     place = marked[0] if marked else len(copies) - 1
     content = copies[place].get("content")
     if not isinstance(content, str):
         raise TypeError("Documents are written into a message whose content is a text.")
     before, _, after = content.partition(_PLACE) if marked else ("", "", _GAP + content)
-    spans: list[tuple[str, int, int]] = []
+    found: list[Region] = []
     for number, document in enumerate(documents, start=1):
         title, text = _title_and_text(document, number)
-        before += _GAP if spans else ""
-        heading = f"{title}{_GAP}" if title else ""
-        spans.append(
-            (title or f"document {number}", len(before), len(before) + len(heading) + len(text))
-        )
-        before += heading + text
+        before += _GAP if found else ""
+        start = len(before)
+        before += f"{title}{_GAP}{text}" if title else text
+        found.append(Region("document", title or f"document {number}", start, len(before)))
     copies[place]["content"] = before + after
-    return _Written(copies, place, spans)
+    return copies, before + after, found
 
 
 def _title_and_text(document: Document, number: int) -> tuple[str, str]:
@@ -282,11 +271,10 @@ def _title_and_text(document: Document, number: int) -> tuple[str, str]:
     return title.strip(), text.strip()
 
 
-def _document_regions(prompt: Prompt, written: _Written) -> list[Region]:
-    """Places of the documents in the text that the template made of the messages."""
-    if not written.documents:
+def _in_prompt(prompt: Prompt, content: str, documents: list[Region]) -> list[Region]:
+    """Documents in a message, moved to their places in the text that the template makes of it."""
+    if not documents:
         return []
-    content = written.messages[written.place]["content"]
     turns = prompt.encoding.regions
     text = prompt.encoding.text
     starts = [
@@ -301,10 +289,7 @@ def _document_regions(prompt: Prompt, written: _Written) -> list[Region]:
     shift = starts[-1]
     if not text.startswith(content, shift):  # the template stripped the blanks around it
         shift -= len(content) - len(content.lstrip())
-    return [
-        Region("document", title, shift + start, shift + end)
-        for title, start, end in written.documents
-    ]
+    return [each._replace(start=shift + each.start, end=shift + each.end) for each in documents]
 
 
 def _span(

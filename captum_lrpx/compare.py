@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from captum_lrpx import metrics
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation import Explanation, storage
 from captum_lrpx.explanation.arithmetic import require_same_tokens
 from captum_lrpx.explanation.certificate import verified
+from captum_lrpx.explanation.matrix import matrix_of
+from captum_lrpx.explanation.page import LONG, color_legend, heat_paragraph, origin, pictures
 from captum_lrpx.files import write_text
-from captum_lrpx.visualization import (
-    LONG,
-    color_legend,
-    document,
-    folded,
-    heat_paragraph,
-    matrix_of,
-    origin,
-    pictures,
-    plain_text,
-    readable,
-    table,
-)
+from captum_lrpx.visualization.console import number_table, plain_text
+from captum_lrpx.visualization.markup import document, escaped, folded, table
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Sequence
 
     import pandas as pd
-
-__all__ = ["Comparison", "compare", "spearman"]
+    from rich.table import Table
 
 
 def compare(explanations: Iterable[Explanation], names: Iterable[str] | None = None) -> Comparison:
@@ -188,26 +177,23 @@ class Comparison:
             A complete document.
         """
         maps = [
-            f"<h3>{html.escape(readable(name))}</h3>"
-            f"{pictures(each)}{heat_paragraph(each)}{color_legend(each)}"
+            f"<h3>{escaped(name)}</h3>{pictures(each)}{heat_paragraph(each)}{color_legend(each)}"
             for name, each in zip(self.names, self.explanations, strict=True)
         ]
-        targets = html.escape(readable(self._targets()))
-        origins = [html.escape(readable(origin(each))) for each in self.explanations]
+        origins = "<br>".join(escaped(origin(each)) for each in self.explanations)
         page = document(
             self._targets(),
-            f"<p>{targets}</p>",
+            f"<p>{escaped(self._targets())}</p>",
             *maps,
             self._html_tables(),
-            f"<footer>{'<br>'.join(origins)}</footer>",
+            f"<footer>{origins}</footer>",
         )
-        if path is not None:
-            write_text(path, page)
+        write_text(path, page)
         return page
 
     def _repr_html_(self) -> str:
         """Relevances and rank correlations, for a notebook."""
-        return f"<div><p>{html.escape(readable(self._targets()))}</p>{self._html_tables()}</div>"
+        return f"<div><p>{escaped(self._targets())}</p>{self._html_tables()}</div>"
 
     def _html_tables(self) -> str:
         matrix = matrix_of(self.explanations, self.names)
@@ -238,10 +224,7 @@ class Comparison:
         return Group(heading, Text(), relevances, Text(), correlations)
 
     def _tables(self) -> tuple[Table, Table]:
-        correlations = Table(box=None, pad_edge=False)
-        for head in ("rank correlation", *self.names):
-            correlations.add_column(Text(readable(head)), justify="right", overflow="fold")
-        correlations.columns[0].justify = "left"
+        correlations = number_table("rank correlation", *self.names, left=0)
         for name, row in zip(self.names, self.correlations, strict=True):
             correlations.add_row(Text(readable(name)), *(f"{value:.2f}" for value in row))
         return matrix_of(self.explanations, self.names).terminal(), correlations

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["without_compiler"]
-
 _opened = 0
 _stance: Any = None
 

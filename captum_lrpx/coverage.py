@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["FORWARD_FUNCTION", "Coverage", "Kind", "Operation", "Row", "without_a_trace"]
 
 Kind = Literal["linear", "ruled", "explained function", "unruled"]
 
@@ -141,7 +140,7 @@ class Coverage:
 
     def __str__(self) -> str:
         """The table, as plain text."""
-        from captum_lrpx.visualization import plain_text  # noqa: PLC0415
+        from captum_lrpx.visualization.console import plain_text  # noqa: PLC0415
 
         return plain_text(self._table())
 
@@ -198,15 +197,7 @@ def _at(place: str, members: list[Operation]) -> Operation:
     first = members[0]
     if all(member.module == first.module for member in members):
         return first
-    return Operation(
-        place,
-        first.module_type,
-        first.function,
-        first.kind,
-        first.rule,
-        first.reason,
-        first.remedy,
-    )
+    return replace(first, module=place)
 
 
 def _sentence(row: Row) -> str:

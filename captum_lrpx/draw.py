@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.characters import readable
+from captum_lrpx.explanation.figures import heat_map_figure, latex, matrix_figure, settings
 from captum_lrpx.files import check_writable, write_text
-from captum_lrpx.visualization import readable
-from captum_lrpx.visualization.figures import heat_map_figure, latex, matrix_figure, settings
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["draw"]
 
 _FORMATS = (".svg", ".pdf", ".png", ".tex")
 
@@ -61,32 +61,30 @@ def draw(
             raise ValueError("A matrix is no text: draw it as .svg, .pdf or .png.")
         write_text(path, latex(explanation))
         return
-    values: list[list[float]] = []
-    if isinstance(explanation, LLMRelevanceResult) or layers is not None:
-        values, rows = _matrix(explanation, layers)
-        columns = [readable(label) for label in explanation.labels]
-        if any(len(row) != len(columns) for row in values):
-            raise ValueError(
-                f"Layers are [L, {len(columns)}], a relevance for each token in each layer, not "
-                f"rows of {sorted({len(row) for row in values})}."
-            )
     with settings():
-        if isinstance(explanation, LLMRelevanceResult) or values:
-            figure = matrix_figure(values, rows, columns, width)
-        else:
-            figure = heat_map_figure(explanation, width)
+        figure = _figure(explanation, layers, width)
         same = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending[1:])
         figure.savefig(path, metadata=same, dpi=200)
 
 
-def _matrix(
-    explanation: Explanation | LLMRelevanceResult, layers: Tensor | Sequence[Tensor] | None
-) -> tuple[list[list[float]], list[str]]:
-    """Values and names of the rows, from the bottom up."""
+def _figure(
+    explanation: Explanation | LLMRelevanceResult,
+    layers: Tensor | Sequence[Tensor] | None,
+    width: float,
+) -> Figure:
+    """The text in color; or a matrix, whose first row is at the bottom."""
     if layers is not None:
         values = [layer.detach().double().tolist() for layer in layers]
-        return values, [f"layer {number}" for number in range(len(values))]
-    if not isinstance(explanation, LLMRelevanceResult):
-        raise TypeError("Only the result of LLMRelevance has rows.")
-    rows = explanation.context_attr.double().tolist()
-    return rows[::-1], [readable(label) for label in explanation.row_labels][::-1]
+        rows = [f"layer {number}" for number in range(len(values))]
+    elif isinstance(explanation, LLMRelevanceResult):
+        values = explanation.context_attr.double().tolist()[::-1]
+        rows = [readable(label) for label in explanation.row_labels][::-1]
+    else:
+        return heat_map_figure(explanation, width)
+    columns = [readable(label) for label in explanation.labels]
+    if any(len(row) != len(columns) for row in values):
+        raise ValueError(
+            f"Layers are [L, {len(columns)}], a relevance for each token in each layer, not "
+            f"rows of {sorted({len(row) for row in values})}."
+        )
+    return matrix_figure(values, rows, columns, width)

@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.media import Medium
+    from captum_lrpx.targets.outputs import Choice
     from captum_lrpx.targets.scene import Scene
     from captum_lrpx.targets.standing import Standing
-    from captum_lrpx.targets.target import Choice
-
-__all__ = ["explain", "explain_encoding"]
 
 
 def explain(
@@ -220,10 +218,10 @@ def _scene(
                 f"{type(hugging_face).__name__} reads {medium.one}: pass it as `{medium.name}`."
             )
     if given:
-        check_several_inputs(method)
+        check_several_inputs(method, texts=False)
         return media_scene(given[0], hugging_face, tokenizer, media[given[0]], text, written)
     if is_encoder_decoder(hugging_face):
-        check_several_inputs(method)
+        check_several_inputs(method, texts=True)
         return sequence_scene(hugging_face, tokenizer, text, "" if written is None else written)
     if written is not None:
         raise ValueError(

@@ -6,21 +6,20 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["check_folder", "check_writable", "write_bytes", "write_text"]
 
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str] | None, text: str) -> None:
     """Write a text file atomically: either all of the text, or the previous content.
 
     Args:
-        path: The file; an existing one is replaced.
+        path: The file; an existing one is replaced. None is ignored.
         text: Its content, written as UTF-8 with its own newlines.
 
     Raises:
         OSError: If the folder does not exist or cannot be written.
         UnicodeEncodeError: If the text has a surrogate, which UTF-8 cannot encode.
     """
-    write_bytes(path, text.encode("utf-8"))
+    if path is not None:
+        write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

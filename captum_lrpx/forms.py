@@ -28,19 +28,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.roles import Roles
     from captum_lrpx.trace.watch import Call
 
-__all__ = [
-    "Form",
-    "NewWayError",
-    "Shorter",
-    "Structure",
-    "argument_kind",
-    "forms_of",
-    "linear_in_numbers",
-    "outside_of",
-    "overwritten",
-    "written_in_part",
-]
-
 
 @dataclass
 class Structure:

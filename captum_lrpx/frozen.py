@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["FrozenParameters", "frozen"]
 
 _frozen: dict[int, int] = {}
 """How many times a parameter is frozen, by id; guarded by the lock of its users, who keep it."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Header", "StoredTensor", "check_gguf", "read_header"]
 
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4

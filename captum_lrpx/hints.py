@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.natures import Nature
 
-__all__ = ["HINTS", "Hint", "has_hints", "natures_of"]
-
 
 class Hint(NamedTuple):
     """Nature of some results in modules of a class.

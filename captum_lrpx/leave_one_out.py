@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import compress, count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from captum_lrpx.models import find_model
 from captum_lrpx.targets import Target, encode
 from captum_lrpx.targets.query import query_of
 from captum_lrpx.targets.task import task_of
-from captum_lrpx.targets.truncation import without_tokens
+from captum_lrpx.words import added
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
+    from captum_lrpx.targets.outputs import Choice
     from captum_lrpx.targets.query import Terms
-    from captum_lrpx.targets.target import Choice
-
-__all__ = ["leave_one_out", "left_out"]
 
 
 def leave_one_out(
@@ -132,12 +131,8 @@ def left_out(
         if not segment.parts
     ]
     explained = _explained(model, target, terms)
-    kept_whole = {
-        index
-        for index, special in enumerate(encoding.special)
-        if special or (encoding.template and encoding.template[index])
-    }
-    out = [leaf for leaf in leaves if not kept_whole.union(explained) & set(leaf)]
+    stay = explained.union(compress(count(), added(encoding.special, encoding.template)))
+    out = [leaf for leaf in leaves if stay.isdisjoint(leaf)]
     values = _values(model, tokenizer, encoding, target, terms, [(), *out], batch_size)
     relevances = [0.0] * len(encoding.ids)
     for leaf, value in zip(out, values[1:], strict=True):
@@ -169,7 +164,8 @@ def _values(
     values: list[float] = []
     for start in range(0, len(gone), batch_size):
         part = gone[start : start + batch_size]
-        encodings = [without_tokens(encoding, tokens) for tokens in part]
+        everything = {*range(len(encoding.ids))}
+        encodings = [encoding.take(sorted(everything.difference(tokens))) for tokens in part]
         shifted = [_shifted(model, terms, tokens) for tokens in part]
         query = query_of(model, tokenizer, [target] * len(part), encodings, shifted)
         with torch.no_grad():

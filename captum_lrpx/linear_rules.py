@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.rules.base import Forward
 
-__all__ = ["is_linear_in_numbers", "linear_attachments", "linear_layers", "with_own_gradients"]
-
 
 def linear_layers(model: nn.Module) -> dict[nn.Module, str]:
     """Linear layers and convolutions of a model with their paths, adapters around them included."""

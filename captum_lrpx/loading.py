@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["LoadedModel", "load_model", "source_of"]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NOTHING: Mapping[str, Any] = {}

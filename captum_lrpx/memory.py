@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["SWITCH", "available", "estimate", "require_memory"]
 
 SWITCH: Final = "CAPTUM_LRPX_MEMORY_CHECK"
 """Environment variable; ``0`` turns the check off."""

@@ -10,8 +10,6 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["base_of", "device_of", "find_model", "is_pretrained", "model_in", "not_a_model"]
-
 
 def find_model(root: nn.Module) -> nn.Module:
     """Find the Hugging Face model that a module is or contains.

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.rules.base import Forward, Patch
 
-__all__ = ["Attachment", "Patched", "not_copied"]
-
 
 class Attachment(NamedTuple):
     """A patch and the module whose forward it wraps."""

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["modules_of"]
-
 
 def modules_of(root: nn.Module) -> tuple[nn.Module, ...]:
     """A module and all modules in it, each once, in the order of ``root.modules()``."""

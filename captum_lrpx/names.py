@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["suggestion"]
-
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``" (did you mean ...?)"``, or an empty string if no known name is similar."""

@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-__all__ = ["warn"]
-
 _PACKAGE: Final = str(Path(__file__).parent)
 
 

@@ -1,24 +1,64 @@
-"""Hooks on a module, and wrappers of its forward, that would see what the module computes.
+"""Hooks on modules: those of this package, and those that would see what a module computes.
 
-Without them a module may compute only a part of its output; with them it has to
+Without the latter a module may compute only a part of its output; with them it has to
 compute all of it.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
-__all__ = ["HOOKS", "fingerprint", "is_hooked", "is_plain", "looks_only"]
 
 HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
 """Attributes of a module with its hooks; there are no public names."""
 
 _Hook = TypeVar("_Hook", bound="Callable[..., Any]")
+
+
+@contextmanager
+def hooked(
+    modules: Iterable[nn.Module],
+    *,
+    before: Callable[[Any, Any, Any], Any] | None = None,
+    after: Callable[[Any, Any, Any], Any] | None = None,
+) -> Iterator[None]:
+    """Call functions at calls of modules in this thread, within the ``with`` block.
+
+    PyTorch runs hooks in every thread: calls in others are ignored.
+
+    Args:
+        modules: The modules; one given twice is hooked once.
+        before: Takes module, positional and keyword arguments; may return other ``(args, kwargs)``.
+        after: Takes module, positional arguments and output; may return another output.
+    """
+    thread = threading.get_ident()
+
+    def here(hook: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+        @functools.wraps(hook)
+        def in_this_thread(module: Any, args: Any, more: Any) -> Any:
+            return hook(module, args, more) if threading.get_ident() == thread else None
+
+        return in_this_thread
+
+    handles = []
+    try:
+        for module in dict.fromkeys(modules):
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(here(before), with_kwargs=True))
+            if after is not None:
+                handles.append(module.register_forward_hook(here(after)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def looks_only(hook: _Hook) -> _Hook:

@@ -20,21 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.autograd.graph import Node
 
-__all__ = [
-    "COLLECTIVES",
-    "PASSING",
-    "Split",
-    "Weights",
-    "gathered",
-    "is_spread",
-    "local",
-    "require_no_stages",
-    "several_processes",
-    "sharing",
-    "sharing_of",
-    "split_of",
-    "whole",
-]
 
 PASSING: Final = frozenset({"RegisterPostBackwardFunction"})
 """Operators that pass on each operand and only have a side effect in their backward pass.

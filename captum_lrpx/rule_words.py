@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["reason_and_remedy", "rule_in_words"]
 
 _REASONS: Final[dict[Why, str]] = {
     "undecided": "it multiplies two factors that depend on the input, without a rule",

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
+from captum_lrpx.characters import character_runs
+from captum_lrpx.extras import imported
 from captum_lrpx.names import suggestion
-from captum_lrpx.visualization import character_runs
-from captum_lrpx.words import Span, check_spans, token_runs, word_spans
-
-__all__ = ["By", "Part", "Region", "Tokens", "check_by", "sentence_spans", "split"]
+from captum_lrpx.words import Span, added, check_spans, extent, token_runs, word_spans
 
 By: TypeAlias = "str | re.Pattern[str] | Sequence[Span]"
 """One level: the name of a kind, a regular expression, or ``(start, end)`` characters."""
@@ -30,8 +29,10 @@ _REGIONS = {
     "document": "give them to explain_chat(documents=...)",
     "answer": "explain an answer by explain_chat()",
 }
-_PARAGRAPH = re.compile(r"(?:(?!\n[^\S\n]*\n).)+", re.DOTALL)
-_LINE = re.compile(r"[^\n]+")
+_PATTERNS = {
+    "paragraph": re.compile(r"(?:(?!\n[^\S\n]*\n).)+", re.DOTALL),
+    "line": re.compile(r"[^\n]+"),
+}
 _LABEL = re.compile(r"^[^\S\n]*(\w[^\n:]{0,30}:)", re.MULTILINE)
 
 
@@ -108,16 +109,12 @@ def split(
         ImportError: If the package that finds sentences is needed and not installed.
     """
     levels = check_by(by)
-    for level in levels:
-        if not isinstance(level, (str, re.Pattern)):
-            check_spans(tokens.text, level)
-    apart = [
-        special or bool(tokens.template and tokens.template[index])
-        for index, special in enumerate(tokens.special)
-    ]
+    apart = added(tokens.special, tokens.template)
     inside = [index for index, each in enumerate(apart) if not each]
     splitter = _Splitter(tokens, language)
     for level in levels:
+        if not isinstance(level, (str, re.Pattern)):
+            check_spans(tokens.text, level)
         splitter.require(level, inside)
     parts = list(splitter.parts(inside, levels))
     if inside and not parts:
@@ -140,9 +137,7 @@ def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
     Raises:
         ValueError: If there are none, or one is unknown.
     """
-    levels: tuple[Any, ...] = (by,)
-    if not isinstance(by, (str, re.Pattern)) and not _are_spans(by):
-        levels = tuple(by)
+    levels: tuple[Any, ...] = (by,) if _is_level(by) else tuple(by)  # type: ignore[arg-type]
     if not levels:
         raise ValueError(f"`by` is empty: give at least one of {', '.join(_KINDS)}.")
     for level in levels:
@@ -151,7 +146,7 @@ def check_by(by: By | Sequence[By]) -> tuple[By, ...]:
                 f"There are no segments by {level!r}{suggestion(level, _KINDS)}: give one of "
                 f"{', '.join(_KINDS)}, a compiled regular expression, or (start, end) characters."
             )
-        if not isinstance(level, (str, re.Pattern)) and not _are_spans(level):
+        if not _is_level(level):
             raise ValueError(
                 f"A level of segments is a name, a compiled regular expression, or a sequence of "
                 f"(start, end) characters, not {level!r}."
@@ -172,13 +167,10 @@ def sentence_spans(text: str, language: str = "en") -> tuple[Span, ...]:
     Raises:
         ImportError: If sentencex is not installed.
     """
-    try:
-        from sentencex import get_sentence_boundaries  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "Sentences need sentencex: pip install 'captum-lrpx[sentences]'."
-        ) from error
-    found = get_sentence_boundaries(language, text)
+    sentencex = imported(
+        "sentencex", "Sentences need sentencex: pip install 'captum-lrpx[sentences]'."
+    )
+    found = sentencex.get_sentence_boundaries(language, text)
     return tuple(_stripped(text, each["start_index"], each["end_index"]) for each in found)
 
 
@@ -206,23 +198,23 @@ class _Splitter:
         """Parts of some tokens, none of which is special or of the template."""
         if not levels:
             return
-        groups: Sequence[tuple[tuple[int, int, str] | None, Sequence[int]]]
         if levels[0] in ("word", "token"):
-            groups = [
-                ((start, 0, ""), group)
-                for start, group in enumerate(self._small(levels[0] == "word", inside))
-            ]
+            groups = self._small(levels[0] == "word", inside)
         else:
             groups = self._grouped(inside, levels[0])
-        if all(key is None for key, _ in groups):
+        if all(name is None for name, _ in groups):
             yield from self.parts(inside, levels[1:])
             return
         kind = levels[0] if isinstance(levels[0], str) else "span"
-        for key, group in groups:
-            name, of = (f"({ELSEWHERE})", ELSEWHERE) if key is None else (key[2], kind)
-            yield Part(of, name, tuple(group), tuple(self.parts(group, levels[1:])))
+        for name, group in groups:
+            parts = tuple(self.parts(group, levels[1:]))
+            if name is None:
+                yield Part(ELSEWHERE, f"({ELSEWHERE})", tuple(group), parts)
+            else:
+                yield Part(kind, name, tuple(group), parts)
 
-    def _small(self, words: bool, inside: Sequence[int]) -> list[list[int]]:
+    def _small(self, words: bool, inside: Sequence[int]) -> list[tuple[str | None, list[int]]]:
+        """Tokens of each word or character, which has no name."""
         text, offsets, special, template, _ = self.tokens
         runs: Sequence[Sequence[int]] = self.characters
         if words:
@@ -230,12 +222,10 @@ class _Splitter:
             runs = [range(*run) for run in spans]
         wanted = set(inside)
         kept = ([index for index in run if index in wanted] for run in runs)
-        return [group for group in kept if group]
+        return [("", group) for group in kept if group]
 
-    def _grouped(
-        self, inside: Sequence[int], level: By
-    ) -> list[tuple[tuple[int, int, str] | None, list[int]]]:
-        """Tokens of each segment of a level, and of none, in the order of the text."""
+    def _grouped(self, inside: Sequence[int], level: By) -> list[tuple[str | None, list[int]]]:
+        """Name and tokens of each segment of a level, and of none, in the order of the text."""
         groups: dict[tuple[int, int, str] | None, list[int]] = {}
         for run in _runs(inside):
             found = self._found(level, *self._extent(run))
@@ -254,9 +244,8 @@ class _Splitter:
                 waiting, before = [], key
             if waiting:
                 groups.setdefault(before, []).extend(waiting)
-        for group in groups.values():
-            group.sort()
-        return sorted(groups.items(), key=lambda item: item[1][0])
+        named = [(key and key[2], sorted(group)) for key, group in groups.items()]
+        return sorted(named, key=lambda item: item[1][0])
 
     def _found(self, level: By, start: int, end: int) -> list[tuple[int, int, str]]:
         """Segments of a level in a piece of the text: ``(start, end, name)``."""
@@ -273,16 +262,19 @@ class _Splitter:
         piece = self.tokens.text[start:end]
         if isinstance(level, re.Pattern):
             found = [(*each.span(), each.lastgroup or "") for each in level.finditer(piece)]
-        elif level == "sentence":
-            found = [(a, b, "") for a, b in sentence_spans(piece, self.language)]
         else:
-            found = [(a, b, "") for a, b in _SPLITTERS[level](piece)]
+            found = [(*span, "") for span in self._spans_of(level, piece)]
         return [(start + a, start + b, name) for a, b, name in found if piece[a:b].strip()]
 
+    def _spans_of(self, level: str, text: str) -> Sequence[Span]:
+        if level == "sentence":
+            return sentence_spans(text, self.language)
+        if level == "example":
+            return _examples(text)
+        return [_stripped(text, *match.span()) for match in _PATTERNS[level].finditer(text)]
+
     def _extent(self, indices: Sequence[int]) -> Span:
-        places = [self.tokens.offsets[index] for index in indices]
-        filled = [(start, end) for start, end in places if start < end] or places
-        return min(start for start, _ in filled), max(end for _, end in filled)
+        return extent([self.tokens.offsets[index] for index in indices])
 
     def _is_blank(self, place: Span) -> bool:
         return not self.tokens.text[slice(*place)].strip()
@@ -313,10 +305,10 @@ def _at(
     return best
 
 
-def _are_spans(by: Any) -> bool:
-    return (
+def _is_level(by: Any) -> bool:
+    """Whether a value is a name, a regular expression, or spans, and no list of levels."""
+    return isinstance(by, (str, re.Pattern)) or (
         isinstance(by, Sequence)
-        and not isinstance(by, str)
         and len(by) > 0
         and all(
             isinstance(span, Sequence)
@@ -334,10 +326,6 @@ def _stripped(text: str, start: int, end: int) -> Span:
     return start, max(start, start + len(piece.strip()))
 
 
-def _matches(pattern: re.Pattern[str]) -> Callable[[str], list[Span]]:
-    return lambda text: [_stripped(text, *match.span()) for match in pattern.finditer(text)]
-
-
 def _examples(text: str) -> list[Span]:
     """Few-shot examples: each starts with a line that has the label of the first one (``Q:``)."""
     labels = list(_LABEL.finditer(text))
@@ -350,9 +338,4 @@ def _examples(text: str) -> list[Span]:
     ]
 
 
-_SPLITTERS: dict[str, Callable[[str], list[Span]]] = {
-    "paragraph": _matches(_PARAGRAPH),
-    "line": _matches(_LINE),
-    "example": _examples,
-}
 _KINDS = (*_REGIONS, "paragraph", "example", "line", "sentence", "word", "token")

@@ -6,8 +6,6 @@ from torch import nn
 
 from captum_lrpx.module_tree import modules_of
 
-__all__ = ["blocks_of", "position_table_of", "positions_after_padding", "token_embedding_of"]
-
 
 def token_embedding_of(model: nn.Module) -> nn.Module:
     """Table of token embeddings of a transformers model.

@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = [
-    "already_warned",
-    "checkpointed",
-    "warn_if_dropping",
-    "warn_if_training",
-    "without_checkpoints",
-]
 
 _said = threading.local()
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
+from captum_lrpx.characters import readable
 from captum_lrpx.explanation import Explanation
+from captum_lrpx.explanation.page import origin
+from captum_lrpx.explanation.pieces import pieces
 from captum_lrpx.files import write_text
-from captum_lrpx.segments import Part, Tokens, split
-from captum_lrpx.visualization import origin, pieces, readable
-from captum_lrpx.visualization.interactive_page import ViewedMethod, view_page
+from captum_lrpx.visualization.interactive_page import packed, view_page
+from captum_lrpx.words import added
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
     from captum_lrpx.segments import By
+    from captum_lrpx.words import Span
 
 __all__ = ["view"]
 
@@ -57,61 +60,92 @@ def view(
         >>> view(llm.attribute("the keys to the cabinet"), "map.html", by=("token", "sentence"))
     """
     single = isinstance(explanations, (Explanation, LLMRelevanceResult))
-    shown: Sequence[Viewed] = [explanations] if single else explanations  # type: ignore[list-item, assignment]
-    if not shown:
+    given: Sequence[Viewed] = [explanations] if single else explanations  # type: ignore[list-item, assignment]
+    if not given:
         raise ValueError("There are no explanations to view.")
     if not by:
         raise ValueError("`by` is empty: give at least one kind of segments.")
-    records = [_record(each) for each in shown]
-    first = records[0]
-    for each, record in zip(shown, records, strict=True):
-        same = (record.text, record.tokens, record.offsets) == (
-            first.text,
-            first.tokens,
-            first.offsets,
-        )
-        if not same or _spans(each) != _spans(shown[0]):
+    shown = [_shown(each) for each in given]
+    first, spans, start, _ = shown[0]
+    for record, others, _, _ in shown:
+        if spans != others or any(
+            getattr(record, name) != getattr(first, name) for name in ("text", "tokens", "offsets")
+        ):
             raise ValueError(
                 "The explanations are not of the same tokens and rows of one text: view them one "
                 "by one."
             )
     if names is None:
-        names = _names(records)
+        names = _names([each.record for each in shown])
     if len(names) != len(shown):
         raise ValueError(f"There are {len(shown)} explanations, but {len(names)} names.")
-    page = view_page(
-        first.target,
-        pieces(first),
-        [a or b for a, b in zip(first.special, first.template or first.special, strict=True)],
-        _spans(shown[0]),
-        _start(shown[0]),
-        [(_name(level), _groups(first, level, language)) for level in by],
-        [_method(each, name) for each, name in zip(shown, names, strict=True)],
-        list(dict.fromkeys(origin(record) for record in records)),
-    )
-    if path is not None:
-        write_text(path, page)
+    data = {
+        "pieces": [
+            {"drawn": each.drawn, "gap": each.gap, "first": each.first, "stop": each.stop}
+            for each in pieces(first)
+        ],
+        "special": [int(each) for each in added(first.special, first.template)],
+        "spans": spans,
+        "start": start,
+        "levels": [
+            {"name": _name(level), "groups": list(_groups(first, level, language))} for level in by
+        ],
+        "methods": [{"name": name, **each.rows} for each, name in zip(shown, names, strict=True)],
+    }
+    footer = list(dict.fromkeys(origin(each.record) for each in shown))
+    page = view_page(first.target, data, footer)
+    write_text(path, page)
     return page
 
 
-def _record(viewed: Viewed) -> Explanation:
-    return viewed if isinstance(viewed, Explanation) else viewed.record
+class _Shown(NamedTuple):
+    """One explanation of each row of a page, by one method.
+
+    Attributes:
+        record: The explanation of all rows together.
+        spans: The explained tokens of each row ``[R]``.
+        start: The first generated token; ``T`` if there is none.
+        rows: Relevances ``[R, T]``; for each row its explained value, the sum of its relevances and
+            delta, and its target in words; the target of all rows, and the share of no token in
+            their sum, by name.
+    """
+
+    record: Explanation
+    spans: tuple[Span, ...]
+    start: int
+    rows: dict[str, Any]
 
 
-def _spans(viewed: Viewed) -> tuple[tuple[int, int], ...]:
-    """The explained tokens of each row; of an explanation, the answer or none."""
+def _shown(viewed: Viewed) -> _Shown:
     if isinstance(viewed, LLMRelevanceResult):
-        return viewed.spans
-    start = _start(viewed)
-    return ((start, len(viewed.tokens)),)
+        rows = {
+            "relevances": packed(viewed.context_attr.double().tolist()),
+            "values": viewed.values.double().tolist(),
+            "decomposed": viewed.decomposed.double().tolist(),
+            "targets": [readable(target) for target in viewed.targets],
+            "target": readable(viewed.record.target),
+            "ledger": [],
+        }
+        return _Shown(viewed.record, viewed.spans, len(viewed.shown), rows)
+    certificate, target = viewed.certificate, readable(viewed.target)
+    rest = () if certificate is None else certificate.ledger_delta or ()
+    rows = {
+        "relevances": packed([viewed.relevances]),
+        "values": [viewed.value],
+        "decomposed": [viewed.value],
+        "targets": [target],
+        "target": target,
+        "ledger": [(kind, amount) for kind, amount in rest if amount],
+    }
+    start = _start_of_answer(viewed)
+    return _Shown(viewed, ((start, len(viewed.tokens)),), start, rows)
 
 
-def _start(viewed: Viewed) -> int:
-    if isinstance(viewed, LLMRelevanceResult):
-        return len(viewed.shown)
-    answers = [region.start for region in viewed.regions or () if region.kind == "answer"]
-    inside = (index for index, place in enumerate(viewed.offsets) if place[0] >= answers[0])
-    return next(inside, len(viewed.tokens)) if answers else len(viewed.tokens)
+def _start_of_answer(record: Explanation) -> int:
+    """Index of the first token of the answer; the number of tokens if there is none."""
+    answers = [region.start for region in record.regions or () if region.kind == "answer"]
+    inside = (index for index, place in enumerate(record.offsets) if place[0] >= answers[0])
+    return next(inside, len(record.tokens)) if answers else len(record.tokens)
 
 
 def _names(records: Sequence[Explanation]) -> list[str]:
@@ -127,40 +161,10 @@ def _name(level: By) -> str:
     return "spans" if not hasattr(level, "pattern") else f"/{level.pattern}/"
 
 
-def _groups(record: Explanation, level: By, language: str) -> list[tuple[int, ...]]:
-    tokens = Tokens(
-        record.text, record.offsets, record.special, record.template, record.regions or ()
-    )
-    return list(_pieces_of(split(tokens, level, language=language, fold_special=False)))
-
-
-def _pieces_of(parts: Sequence[Part]) -> Iterator[tuple[int, ...]]:
-    for part in parts:
-        if part.kind == "special":  # each token at its place
-            yield from ((token,) for token in part.tokens)
+def _groups(record: Explanation, level: By, language: str) -> Iterator[tuple[int, ...]]:
+    """The tokens of each segment; special tokens each at its place."""
+    for segment in record.segments(level, language=language, fold_special=False).parts:
+        if segment.kind == "special":
+            yield from ((token,) for token in segment.tokens)
         else:
-            yield part.tokens
-
-
-def _method(viewed: Viewed, name: str) -> ViewedMethod:
-    if isinstance(viewed, LLMRelevanceResult):
-        return ViewedMethod(
-            name=name,
-            relevances=viewed.context_attr.double().tolist(),
-            values=viewed.values.double().tolist(),
-            decomposed=viewed.decomposed.double().tolist(),
-            targets=[readable(target) for target in viewed.targets],
-            target=readable(viewed.record.target),
-            ledger=(),
-        )
-    certificate = viewed.certificate
-    rest = () if certificate is None else certificate.ledger_delta or ()
-    return ViewedMethod(
-        name=name,
-        relevances=[viewed.relevances],
-        values=[viewed.value],
-        decomposed=[viewed.value],
-        targets=[readable(viewed.target)],
-        target=readable(viewed.target),
-        ledger=[(kind, amount) for kind, amount in rest if amount],
-    )
+            yield segment.tokens

@@ -7,17 +7,18 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
+from captum_lrpx.characters import SKIN_TONES, joined
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Span", "check_spans", "token_runs", "word_spans"]
+__all__ = ["Span", "added", "check_spans", "extent", "token_runs", "word_spans"]
 
 Span = tuple[int, int]
 """``(start, end)``: characters of a text, or tokens; the end is not included."""
 
 _INNER = frozenset("'\N{RIGHT SINGLE QUOTATION MARK}.-")
 _WORD = re.compile(r"w+(?:iw+)*|[pi]+|ec*")
-_JOINER = "\N{ZERO WIDTH JOINER}"
 
 
 def word_spans(text: str) -> tuple[Span, ...]:
@@ -35,15 +36,14 @@ def word_spans(text: str) -> tuple[Span, ...]:
         The words in order, ``(start, end)`` characters each, with only blanks between them.
     """
     kinds: list[str] = []
-    before = ""
-    for character in text:
+    for place, character in enumerate(text):
         category = unicodedata.category(character)
         if character.isspace():
             kind = " "
         elif character in _INNER:
             kind = "i"
-        elif category == "So" or _is_skin_tone(character):
-            kind = "c" if kinds and _goes_on(kinds[-1], before, character) else "e"
+        elif category == "So" or ord(character) in SKIN_TONES:
+            kind = "c" if kinds and kinds[-1] in "ec" and joined(text, place) else "e"
         elif category[0] in "PS":
             kind = "p"
         elif (category[0] == "M" or category == "Cf") and kinds and kinds[-1] != " ":
@@ -52,25 +52,7 @@ def word_spans(text: str) -> tuple[Span, ...]:
         else:
             kind = "w"
         kinds.append(kind)
-        before = character
     return tuple(match.span() for match in _WORD.finditer("".join(kinds)))
-
-
-def _goes_on(kind: str, before: str, character: str) -> bool:
-    """Whether a pictograph belongs to the one before it."""
-    if kind not in "ec":
-        return False
-    if _is_flag_letter(character):
-        return kind == "e" and _is_flag_letter(before)
-    return before == _JOINER or _is_skin_tone(character)
-
-
-def _is_skin_tone(character: str) -> bool:
-    return "\U0001f3fb" <= character <= "\U0001f3ff"
-
-
-def _is_flag_letter(character: str) -> bool:
-    return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
 def token_runs(
@@ -128,6 +110,22 @@ def _leads_to(text: str, offsets: Sequence[Span], special: Sequence[bool], index
         return False
     start, end = offsets[index - 1]
     return start < end == offsets[index][0] and not text[start:end].strip(" ")
+
+
+def added(special: Sequence[bool], template: Sequence[bool] | None) -> list[bool]:
+    """Whether each token is special or written by a chat template, and none of the text itself.
+
+    Args:
+        special: Whether each token is a special one ``[T]``.
+        template: Whether each token was written by a chat template ``[T]``; None without one.
+    """
+    return [a or b for a, b in zip(special, template or special, strict=True)]
+
+
+def extent(places: Sequence[Span]) -> Span:
+    """From the first to the last of some characters, leaving out empty places if others exist."""
+    filled = [(start, end) for start, end in places if start < end] or places
+    return min(start for start, _ in filled), max(end for _, end in filled)
 
 
 def check_spans(text: str, spans: Sequence[Span]) -> None:

@@ -9,8 +9,6 @@ from torch import nn
 from captum_lrpx.models import is_pretrained
 from captum_lrpx.onlookers import is_hooked
 
-__all__ = ["called_module", "has_virtual_tokens", "is_untouched", "unwrapped"]
-
 _INSIDE_OF_MODULES: Final = frozenset(
     {
         "ADALORA",

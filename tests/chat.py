@@ -6,8 +6,7 @@ import torch
 from models import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from captum_lrpx.zoo.tokenizer import learn_merges
+from zoo_models import learn_merges
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content | trim }}"

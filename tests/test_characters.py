@@ -1,6 +1,7 @@
 """What a reader sees: whole characters, each drawn once, and nothing invisible."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,16 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from captum_lrpx.visualization import (
-    character_runs,
-    heat_map,
-    pieces,
-    plain,
-    readable,
-    relevance_table,
-    to_html,
-)
-from captum_lrpx.visualization.characters import joined
+from captum_lrpx.characters import character_runs, joined, readable
+from captum_lrpx.explanation.page import to_html
+from captum_lrpx.explanation.pieces import pieces
+from captum_lrpx.explanation.terminal import heat_map, plain, relevance_table
 
 FAMILY = "👩\u200d👩\u200d👧"
 
@@ -56,6 +51,13 @@ class SpanReader(Page):
         if self.open is not None:
             self.spans.append((data, self.open))
             self.open = None
+
+
+def test_relevances_of_a_character_may_sum_to_infinity():
+    shown = in_bytes("日")
+    shown = replace(shown, relevances=(1.5e308,) * len(shown.tokens))
+    assert [piece.relevance for piece in pieces(shown)] == [float("inf")] == [shown.sum]
+    assert "+inf" in str(shown)
 
 
 @pytest.mark.parametrize(

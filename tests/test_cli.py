@@ -12,9 +12,9 @@ import huggingface_hub
 import pytest
 
 from captum_lrpx import Comparison, Explanation, __version__, cli, explain, zoo
+from captum_lrpx.explanation.terminal import summary
 from captum_lrpx.methods import METHODS, options_of
 from captum_lrpx.targets import Target
-from captum_lrpx.visualization import summary
 
 TEXT = "the keys to the cabinet"
 WORDS = ["explain", TEXT, "--target", "are", "--contrast", "is"]

@@ -59,6 +59,7 @@ def test_later_calls_give_the_relevances_of_the_whole_graph(family, attn, recipe
     scale = expected.abs().max()
     assert torch.allclose(found[0] / scale, expected / scale, rtol=0, atol=2e-7)
     assert nodes[1] >= nodes[2] == nodes[3]
+    assert not any(form.surprises for form in forms_of(model).values())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Pictures for papers: every token, its color, the sign without color, the same file each time."""
 
-import builtins
 import re
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -9,7 +9,8 @@ import torch
 from explanations import explanation
 
 from captum_lrpx import AttnLRPx, LayerLRPx, LLMRelevance, TokenLogits, draw, explain, zoo
-from captum_lrpx.visualization import colors
+from captum_lrpx.explanation.pieces import colored
+from captum_lrpx.visualization.colors import opaque
 
 PROMPT = "the keys to the cabinet"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -39,7 +40,7 @@ def test_a_text_has_every_token_in_its_color(tmp_path):
     assert "full color at 1" in texts[-1]
     expected = [
         "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", color))
-        for color in colors(shown)
+        for color in (opaque(strength) for _, strength in colored(shown))
     ]
     assert [fill for fill in fills(root) if fill != "#000000"][-4:] == expected
 
@@ -133,14 +134,7 @@ def test_what_cannot_be_drawn_is_refused(name, options, message, tmp_path):
 
 
 def test_what_it_needs_is_named(monkeypatch, tmp_path):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'captum-lrpx\[plot\]'"):
         draw(explanation(), tmp_path / "map.pdf")
     draw(explanation(), tmp_path / "map.tex")

@@ -1,7 +1,7 @@
 """Explanation: a record that survives storage, and its heat maps."""
 
-import builtins
 import json
+import sys
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_lrpx import Explanation
+from captum_lrpx.explanation.page import to_html
+from captum_lrpx.explanation.terminal import heat_map, relevance_table, summary
 from captum_lrpx.files import write_text
-from captum_lrpx.visualization import heat_map, relevance_table, summary, to_html
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -264,14 +265,7 @@ def test_pandas():
 
 
 def test_without_pandas_there_is_a_way_out(monkeypatch):
-    original = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name == "pandas":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'captum-lrpx\[pandas\]'"):
         explanation().to_pandas()
 

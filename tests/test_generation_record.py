@@ -1,8 +1,8 @@
 """The record of a generated text: views, storage, words, characters."""
 
-import builtins
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -301,14 +301,7 @@ def test_a_data_frame_has_a_line_for_each_row_and_token(result):
 
 
 def test_without_pandas_there_is_a_way_out(result, monkeypatch):
-    original = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name == "pandas":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'captum-lrpx\[pandas\]'"):
         result.to_pandas()
 

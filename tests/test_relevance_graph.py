@@ -166,3 +166,10 @@ def test_what_has_no_graph_is_refused(drawn):
     graph, ids, tokens, are = drawn
     with pytest.raises(ValueError, match="for 6 positions"):
         graph.to_dict(ids[1:], tokens, are)
+
+
+def test_a_value_that_is_not_finite_is_refused():
+    model = tiny("gpt2")
+    model.transformer.h[1].mlp.register_forward_hook(lambda *call: call[-1] * float("nan"))
+    with pytest.raises(ValueError, match=r"row 0 is nan.*transformer\.h\.1\.mlp"):
+        RelevanceFlow(model, layers_of(model)).attribute(token_ids(1), TARGET)

@@ -1,5 +1,7 @@
 """Runs that go on from a layer: what is left out is what makes no difference."""
 
+import threading
+
 import pytest
 import torch
 from models import tiny, token_ids
@@ -128,6 +130,18 @@ def test_of_a_transformer_all_blocks_before_the_layer_are_left_out(family):
         found = model(token_ids(seed=3), use_cache=False).logits
     assert set(runs) <= {2, 3}
     assert found.equal(expected), "everything before came from the first run"
+
+
+def test_runs_of_other_threads_do_not_move_the_start():
+    model = chain(Plain)
+    replay = Replay(model, [model.second], at_input=False)
+    with replay.recorded():
+        model(X)
+        start = replay.start(model.second)
+        other = threading.Thread(target=model, args=(Y,))
+        other.start()
+        other.join()
+    assert replay.start(model.second) == start
 
 
 def test_a_model_that_writes_into_what_a_layer_gave():

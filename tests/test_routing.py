@@ -1,5 +1,7 @@
 """Routing: which experts each token took, and what relevance went through each."""
 
+import threading
+
 import pytest
 import torch
 from models import token_ids
@@ -116,6 +118,24 @@ def test_layers_rows_and_forward_functions():
     torch.testing.assert_close(
         of_difference.relevances, one.relevances - other.relevances, rtol=1e-3, atol=1e-5
     )
+
+
+def test_other_threads_do_not_mix_in():
+    model = build("qwen3_moe", "CAUSAL_LM")
+    ids = token_ids()
+
+    def forward(ids):
+        logits = model(ids).logits
+        other = threading.Thread(target=model, args=(ids[:, 1:],))
+        other.start()
+        other.join()
+        return logits
+
+    found = ExpertRelevance(forward, model=model).attribute(ids, TARGET)
+    expected = ExpertRelevance(model).attribute(ids, TARGET)
+    assert [each.name for each in found] == [each.name for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.relevances, other.relevances)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Segments: every token in exactly one, sums kept on every level, no character cut."""
 
-import builtins
 import itertools
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -214,13 +214,6 @@ def test_levels_that_are_not_there():
 
 
 def test_sentences_name_the_extra_that_they_need(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "sentencex":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "sentencex", None)
     with pytest.raises(ImportError, match=r"pip install 'captum-lrpx\[sentences\]'"):
         of_text("One. Two.").segments("sentence")

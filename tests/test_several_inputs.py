@@ -61,7 +61,7 @@ def logits(model, tokenizer, written):
 # explain() ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lrpx", "attnlrpx"])
+@pytest.mark.parametrize("method", ["lrpx", "attnlrpx", "altilogit"])
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_a_sequence_is_explained_by_source_and_what_has_been_written(kind, method, tokenizer):
     model = sequence(kind, tokenizer)
@@ -85,6 +85,16 @@ def test_without_biases_both_sum_to_the_value(t5, tokenizer):
     found = explain(t5, tokenizer, SOURCE, "are", written=WRITTEN, method="lrpx")
     assert found.delta == pytest.approx(0.0, abs=1e-6)  # transformers sums norms in float32
     assert min(map(abs, found.sums.values())) > 1e-3
+
+
+def test_altilogit_gives_the_contributions_of_its_class(t5, tokenizer):
+    found = explain(t5, tokenizer, SOURCE, "are", written=WRITTEN, method="altilogit")
+    source, written = (torch.tensor([found.ids[part.first : part.stop]]) for part in found.parts)
+    target = tokenizer.convert_tokens_to_ids("Ġare")
+    expected = ALTILogit(DecoderLogits(t5)).attribute((source, written), target=target)
+    torch.testing.assert_close(
+        torch.tensor([found.relevances], dtype=torch.float64), torch.cat(expected, 1), **EXACT
+    )
 
 
 def test_nothing_written_is_the_start_token(t5, tokenizer):
@@ -158,7 +168,6 @@ def test_a_record_of_several_inputs_keeps_them(t5, tokenizer, tmp_path):
         ({"target": Target("are", position=2)}, "single text"),
         ({"truncate": True}, "single text"),
         ({"method": "input_x_gradient"}, "explains one text"),
-        ({"method": "altilogit"}, "explains one text"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(t5, tokenizer, options, message):
@@ -209,6 +218,15 @@ def test_a_batch_with_padding_on_both_sides_is_its_rows(t5, method):
         for each, one, real in zip(found, alone, kept, strict=True):
             torch.testing.assert_close(each[row, real], one[0], rtol=0, atol=1e-6)
             assert not each[row, ~real].any()
+
+
+def test_a_row_of_nothing_but_padding_is_refused(t5):
+    source, written = torch.tensor([[5, 6], [7, 8]]), torch.tensor([[0, 8], [0, 9]])
+    arguments = (None, torch.tensor([[1, 1], [0, 0]]))
+    with pytest.raises(ValueError, match="no real token"):
+        LRPx(DecoderLogits(t5)).attribute(
+            (source, written), target=4, additional_forward_args=arguments
+        )
 
 
 def test_one_input_of_several_is_the_same_as_both(t5):

@@ -15,7 +15,7 @@ PACKAGE = Path(captum_lrpx.__file__).parent
 
 # Each part may import those before it, and itself.
 ORDER = [
-    ["notices"],
+    ["characters", "extras", "notices"],
     [
         "_version",
         "_captum",
@@ -56,6 +56,9 @@ ORDER = [
     ["cli"],
     ["__main__", "__init__"],
 ]
+TYPES = {"visualization": {"explanation", "targets"}}
+"""Parts that another one imports for its types alone: views draw the record that shows itself."""
+
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PARTS = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
@@ -66,11 +69,20 @@ def part_of(path):
 
 
 def imported(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """The parts that a module imports, except for the types that it may name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        node
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "captum_lrpx":
             parts = node.module.split(".")
             names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-            yield from (name for name in names if name in PARTS)
+            allowed = TYPES.get(part_of(path), set()) if node in for_types else set()
+            yield from (name for name in names if name in PARTS and name not in allowed)
 
 
 def test_every_part_has_its_place():

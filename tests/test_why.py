@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import sys
-from pathlib import Path
 
 import pytest
+import sinks
 import torch
+import why
+import why_page
+import why_scores
 
 from captum_lrpx import LRPx, zoo
 from captum_lrpx.metrics import mean_reciprocal_rank
 from captum_lrpx.sva import generate, write_jsonl
 from captum_lrpx.targets import LogitDifference
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 FIRST = "<s>"
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    """The modules in the folder of the benchmarks, by name."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in ("why", "sinks", "why_scores")}
-    finally:
-        sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +34,18 @@ def samples(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def journal(scripts, samples, tmp_path_factory):
+def journal(samples, tmp_path_factory):
     """What all parts find of eight sentences."""
     path = tmp_path_factory.mktemp("why") / "journal.jsonl"
-    run(scripts, samples, path)
+    run(samples, path)
     return path
 
 
-def run(scripts, samples, path, *more):
+def run(samples, path, *more):
     given = [str(samples), "--model", "sva-llama", "--journal", str(path), "--first-token", FIRST]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["why.py", *given, "--sentences", "8", "--few", "3", *more])
-        scripts["why"].main()
+        why.main()
 
 
 def asked(llama, text="the keys to the cabinet"):
@@ -64,14 +55,14 @@ def asked(llama, text="the keys to the cabinet"):
     return LogitDifference(model), ids, (None, good, bad)
 
 
-def test_a_run_goes_on_where_it_was_cut_off(scripts, samples, journal, tmp_path):
+def test_a_run_goes_on_where_it_was_cut_off(samples, journal, tmp_path):
     whole = journal.read_text()
     cut = tmp_path / "cut.jsonl"
     cut.write_text(whole[: len(whole) // 2])
-    run(scripts, samples, cut)
+    run(samples, cut)
 
     def found(path):
-        scores = scripts["why_scores"].Scores(path)
+        scores = why_scores.Scores(path)
         return {
             (setting, method): scores.relevance(setting, method)
             for setting in scores.settings()
@@ -79,25 +70,25 @@ def test_a_run_goes_on_where_it_was_cut_off(scripts, samples, journal, tmp_path)
         }
 
     assert found(cut) == found(journal)
-    run(scripts, samples, journal)
+    run(samples, journal)
     assert journal.read_text() == whole
 
 
 def test_sentences_are_those_of_the_evaluation_and_fewer_are_the_first_of_more(
-    scripts, samples, journal, tmp_path
+    samples, journal, tmp_path
 ):
-    assert len(scripts["why"].draw(samples, 8, 0)) == 8
+    assert len(why.draw(samples, 8, 0)) == 8
     some = tmp_path / "some.jsonl"
-    run(scripts, samples, some, "--parts", "firsts", "--some", "4")
-    fewer = scripts["why_scores"].Scores(some).relevance("none", "AttnLRP")
-    more = scripts["why_scores"].Scores(journal).relevance("none", "AttnLRP")
+    run(samples, some, "--parts", "firsts", "--some", "4")
+    fewer = why_scores.Scores(some).relevance("none", "AttnLRP")
+    more = why_scores.Scores(journal).relevance("none", "AttnLRP")
     assert len(fewer) == 4 < len(more)
     for row, relevances in fewer.items():
         assert relevances == pytest.approx(more[row], abs=1e-4)
 
 
-def test_measures_are_those_of_the_package(scripts, journal):
-    scores = scripts["why_scores"].Scores(journal)
+def test_measures_are_those_of_the_package(journal):
+    scores = why_scores.Scores(journal)
     found = scores.relevance("right", "LRP")
     with_first, without = (scores.measure("LRP", "MRR", first=first) for first in (True, False))
     samples = scores._found["right", "samples"]
@@ -109,7 +100,7 @@ def test_measures_are_those_of_the_package(scripts, journal):
         assert without[row] == pytest.approx(float(rest))
         share = abs(relevances[0]) / sum(map(abs, relevances))
         assert scores.measure("LRP", "first")[row] == pytest.approx(share, abs=1e-5)
-    same = scripts["why_scores"].difference(without, without)
+    same = why_scores.difference(without, without)
     assert (same.mean, same.low, same.high, same.count) == (0, 0, 0, len(found))
     assert set(scores.account("AttnLRP")) >= {"tokens", "softmax"}
     totals = [
@@ -121,19 +112,19 @@ def test_measures_are_those_of_the_package(scripts, journal):
     assert totals == pytest.approx([1] * 3, abs=1e-3)
 
 
-def test_without_the_softmax_in_all_layers_attnlrp_is_lrp_with_a_uniform_gate(scripts, journal):
-    scores = scripts["why_scores"].Scores(journal)
+def test_without_the_softmax_in_all_layers_attnlrp_is_lrp_with_a_uniform_gate(journal):
+    scores = why_scores.Scores(journal)
     names = [name for name in scores.methods() if "constant from" in name]
     found = [scores.relevance("right", name) for name in names]
     assert found[0] == scores.relevance("right", "LRP, uniform gate")
     assert all(one != other for one, other in itertools.pairwise(found) if one.keys())
 
 
-def test_the_first_token_gives_nothing_to_others(scripts, llama):
+def test_the_first_token_gives_nothing_to_others(llama):
     forward, ids, arguments = asked(llama)
     before = forward(ids, *arguments)
     usual = LRPx(forward).attribute(ids, additional_forward_args=arguments)
-    with scripts["sinks"].zero_values(llama[0]):
+    with sinks.zero_values(llama[0]):
         assert not torch.allclose(forward(ids, *arguments), before, atol=1e-3)
         changed = LRPx(forward).attribute(ids, additional_forward_args=arguments)
     assert usual[0, 0].abs() > 1e-3
@@ -141,27 +132,27 @@ def test_the_first_token_gives_nothing_to_others(scripts, llama):
     assert torch.equal(forward(ids, *arguments), before)
     with (
         pytest.raises(ValueError, match="no value projections"),
-        scripts["sinks"].zero_values(torch.nn.Linear(2, 2)),
+        sinks.zero_values(torch.nn.Linear(2, 2)),
     ):
         pass
 
 
-def test_the_sink_rule_changes_the_explanation_alone(scripts, llama):
+def test_the_sink_rule_changes_the_explanation_alone(llama):
     forward, ids, arguments = asked(llama)
     before = forward(ids, *arguments)
     implementation = llama[0].config._attn_implementation
-    with scripts["sinks"].constant_value(llama[0]):
+    with sinks.constant_value(llama[0]):
         torch.testing.assert_close(forward(ids, *arguments), before)
-        method = LRPx(forward, recipe=scripts["sinks"].SINK_RULE)
+        method = LRPx(forward, recipe=sinks.SINK_RULE)
         found = method.attribute(ids, additional_forward_args=arguments)
     assert llama[0].config._attn_implementation == implementation
     assert found[0, 0] == 0
     assert found[0, 1:].abs().max() > 1e-2
 
 
-def test_the_first_token_is_read_with_a_constant_weight(scripts, llama):
+def test_the_first_token_is_read_with_a_constant_weight(llama):
     forward, ids, arguments = asked(llama)
-    sinks, noted = scripts["sinks"], {}
+    noted = {}
     before = forward(ids, *arguments)
     with sinks.weights_noted(llama[0], noted):
         torch.testing.assert_close(forward(ids, *arguments), before)
@@ -213,24 +204,23 @@ def test_dropping_what_flows_to_the_first_token_is_not_counting_it(llama):
     assert found[0, 0] == 0
 
 
-def test_tables_and_figures_are_made_of_a_journal(scripts, journal, tmp_path, monkeypatch, capsys):
+def test_tables_and_figures_are_made_of_a_journal(journal, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    page = importlib.import_module("why_page")
     (tmp_path / "images").mkdir()
-    sections = [*page.TABLES, "why-short"]
+    sections = [*why_page.TABLES, "why-short"]
     marks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in sections)
     (tmp_path / "tables.md").write_text(f"# Tables\n\n{marks}\n\nthe rest\n")
-    monkeypatch.setattr(page, "DOCS", tmp_path)
-    monkeypatch.setattr(page, "PAGE", tmp_path / "tables.md")
+    monkeypatch.setattr(why_page, "DOCS", tmp_path)
+    monkeypatch.setattr(why_page, "PAGE", tmp_path / "tables.md")
     monkeypatch.setattr(sys, "argv", ["why_page.py", f"toy={journal}", "--short", f"toy={journal}"])
-    page.main()
+    why_page.main()
     assert "toy process time:" in capsys.readouterr().out
     text = (tmp_path / "tables.md").read_text()
     assert text.startswith("# Tables")
     assert text.endswith("the rest\n")
     assert "old" not in text
-    scores = scripts["why_scores"].Scores(journal)
-    each = scripts["why_scores"].mean(scores.measure("AttnLRP", "MRR"))
+    scores = why_scores.Scores(journal)
+    each = why_scores.mean(scores.measure("AttnLRP", "MRR"))
     assert f"{each.mean:.3f} [{each.low:.3f}, {each.high:.3f}]" in text
     assert "| a full stop as first token |" in text
     found = sorted(path.name for path in (tmp_path / "images").iterdir())
@@ -240,4 +230,4 @@ def test_tables_and_figures_are_made_of_a_journal(scripts, journal, tmp_path, mo
     ]
     assert all("<svg" in path.read_text() for path in (tmp_path / "images").iterdir())
     with pytest.raises(ValueError, match="no section 'other'"):
-        page.put(text, "other", "")
+        why_page.put(text, "other", "")

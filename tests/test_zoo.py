@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import zoo_accuracy
+import zoo_train
+from zoo_models import MAX_LENGTH, RECIPES, learn_merges
 
 from captum_lrpx import zoo
+from captum_lrpx.loading import load_model
 from captum_lrpx.sva import generate, lexicon
-from captum_lrpx.zoo import evaluate, train
-from captum_lrpx.zoo.recipe import RECIPES
-from captum_lrpx.zoo.tokenizer import MAX_LENGTH, learn_merges
 
 
 @pytest.fixture(scope="module", params=zoo.names())
@@ -112,8 +113,8 @@ def test_offsets_cover_the_words(loaded):
 def test_agreement_on_held_out_sentences(loaded):
     _, model, tokenizer = loaded
     samples = generate(300, "test", 42)
-    for view in evaluate.views(tokenizer).values():
-        assert evaluate.accuracy(model, tokenizer, samples, view) >= 0.97
+    for view in zoo_accuracy.views(tokenizer).values():
+        assert zoo_accuracy.accuracy(model, tokenizer, samples, view) >= 0.97
 
 
 def test_the_keys_to_the_cabinet(loaded):
@@ -149,8 +150,8 @@ def test_the_subject_decides(loaded):
             )
         )
     assert len(changed) > 50
-    for view in evaluate.views(tokenizer).values():
-        assert evaluate.accuracy(model, tokenizer, changed, view) <= 0.03
+    for view in zoo_accuracy.views(tokenizer).values():
+        assert zoo_accuracy.accuracy(model, tokenizer, changed, view) <= 0.03
 
 
 def test_padding_changes_nothing(loaded):
@@ -180,13 +181,14 @@ def test_record_of_the_training(loaded):
 def test_training_is_deterministic(name, tmp_path, capsys):
     for folder in ("a", "b"):
         arguments = [name, "--output", str(tmp_path / folder), "--steps", "3", "-n", "5", "--quiet"]
-        assert train.main(arguments) == 0
+        assert zoo_train.main(arguments) == 0
         assert "written to" in capsys.readouterr().out
     first, second = (tmp_path / folder for folder in ("a", "b"))
     files = sorted(file.name for file in first.iterdir())
     assert files == sorted(file.name for file in zoo.path(name).iterdir())
     assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
-    model, tokenizer = zoo.load_folder(first)
+    loaded = load_model(str(first))
+    model, tokenizer = loaded.model, loaded.tokenizer
     with torch.no_grad():
         logits = model(**tokenizer("the keys", return_tensors="pt")).logits
     assert logits.isfinite().all()
@@ -196,7 +198,7 @@ def test_training_is_deterministic(name, tmp_path, capsys):
 def test_training_replaces_older_files(tmp_path):
     (tmp_path / "config.json").write_text("old", "utf-8")
     arguments = ["sva-bert", "--output", str(tmp_path), "--steps", "1", "-n", "1", "--quiet"]
-    train.main(arguments)
+    zoo_train.main(arguments)
     assert "old" not in (tmp_path / "config.json").read_text("utf-8")
 
 
@@ -206,11 +208,11 @@ def test_training_replaces_older_files(tmp_path):
 )
 def test_training_refuses(arguments):
     with pytest.raises(SystemExit):
-        train.main(arguments)
+        zoo_train.main(arguments)
 
 
 def test_evaluation_prints_a_table(capsys):
-    assert evaluate.main(["sva-gpt2", "-n", "20"]) == 0
+    assert zoo_accuracy.main(["sva-gpt2", "-n", "20"]) == 0
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["model", "sees", "1", "2", "3"]
     assert row.split()[0] == "sva-gpt2"
@@ -218,19 +220,19 @@ def test_evaluation_prints_a_table(capsys):
 
 
 def test_evaluation_of_a_folder(capsys):
-    assert evaluate.main(["--folder", str(zoo.path("sva-bert")), "-n", "5"]) == 0
+    assert zoo_accuracy.main(["--folder", str(zoo.path("sva-bert")), "-n", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["sva-bert"] * 3
 
 
 def test_evaluation_refuses():
     with pytest.raises(SystemExit):
-        evaluate.main(["-n", "0"])
+        zoo_accuracy.main(["-n", "0"])
     with pytest.raises(ValueError, match="unknown model"):
-        evaluate.main(["bert"])
+        zoo_accuracy.main(["bert"])
     model, tokenizer = zoo.load("sva-gpt2")
     with pytest.raises(ValueError, match="at least one sample"):
-        evaluate.accuracy(model, tokenizer, [], evaluate.CAUSAL_VIEWS["prefix"])
+        zoo_accuracy.accuracy(model, tokenizer, [], zoo_accuracy.CAUSAL_VIEWS["prefix"])
 
 
 def test_merges_end_in_single_tokens():

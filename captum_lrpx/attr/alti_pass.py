@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from captum_lrpx.attr.finite import Finite
 from captum_lrpx.fast.saved import is_worth_it
 from captum_lrpx.fast.unrecorded import places_of
 from captum_lrpx.models import base_of
-from captum_lrpx.onlookers import looks_only
+from captum_lrpx.onlookers import hooked, looks_only
 from captum_lrpx.parallel import Weights, several_processes
 from captum_lrpx.trace.graph import node_of
 
@@ -324,14 +323,11 @@ class Explained:
 @contextmanager
 def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
     """Refuse a forward function that does not run a model exactly once, with gradients."""
-    thread = threading.get_ident()
     # A forward module may run its base, and the head by itself.
     runs = dict.fromkeys([model, base_of(model) or model], 0)
 
     @looks_only
-    def before(module: nn.Module, _args: Any) -> None:
-        if threading.get_ident() != thread:
-            return
+    def before(module: nn.Module, _args: Any, _kwargs: Any) -> None:
         runs[module] += 1
         if not torch.is_grad_enabled():
             raise RuntimeError(
@@ -347,21 +343,15 @@ def _runs_once(model: nn.Module, recording: Recording) -> Iterator[None]:
 
     @looks_only
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-        if threading.get_ident() == thread:
-            recording.depth -= 1
+        recording.depth -= 1
 
-    handles = [module.register_forward_pre_hook(before) for module in runs]
-    handles += [module.register_forward_hook(after) for module in runs]
-    try:
+    with hooked(runs, before=before, after=after):
         yield
         if not any(runs.values()):
             raise ValueError(
                 f"The forward function did not run {type(model).__name__}, so there is nothing to "
                 "decompose: pass the model that it does run as `model`."
             )
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check(output: Tensor, batch: int) -> None:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["at_once_of", "gradients"]
-
 
 _POSITIONS = {"cpu": 512}
 """Positions up to which targets share a backward pass: beyond them it is no faster.

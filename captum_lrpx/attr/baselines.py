@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.attention_weights import AttentionWeights
     from captum_lrpx.attr.alti_pass import Explained
 
-__all__ = ["AttentionRollout", "InformationFlow", "RandomAttribution"]
-
 
 class _Rollout(Attribution):
     """Rollout: the product of all layers' mixing matrices, from a position down to the tokens."""

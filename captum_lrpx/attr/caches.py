@@ -15,8 +15,6 @@ from captum_lrpx.notices import warn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["warn_of_cache"]
-
 
 def warn_of_cache(forward_func: Callable[..., Any], args: tuple[Any, ...] | None) -> None:
     """Warn that cached tokens take part in the prediction but get no relevance.

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["form_of", "key_of"]
-
 
 def form_of(
     model: nn.Module,

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrpx.onlookers import hooked
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Captured", "captured", "embedding_with_gradients", "map_tensors", "uncaptured"]
 
 Captured = dict[nn.Module, tuple[Tensor, ...]]
 """Maps a layer to its captured inputs or outputs.
@@ -45,7 +46,6 @@ def captured(
         A dictionary that fills during the forward pass.
     """
     found: Captured = {}
-    handles = []
 
     def keep(module: nn.Module, caught: _Caught) -> None:
         if _in_backward() or getattr(_thread, "uncaptured", False):
@@ -69,16 +69,8 @@ def captured(
         keep(module, caught)
         return replaced
 
-    try:
-        for layer in dict.fromkeys(layers):  # one given twice runs once
-            if at_input:
-                handles.append(layer.register_forward_pre_hook(_here(before), with_kwargs=True))
-            else:
-                handles.append(layer.register_forward_hook(_here(after)))
+    with hooked(layers, before=before) if at_input else hooked(layers, after=after):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -100,21 +92,8 @@ def embedding_with_gradients(embedding: nn.Module) -> Iterator[list[Tensor]]:
         found.append(output if output.requires_grad else output.detach().requires_grad_())
         return found[-1]
 
-    handle = embedding.register_forward_hook(_here(after))
-    try:
+    with hooked([embedding], after=after):
         yield found
-    finally:
-        handle.remove()
-
-
-def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Restrict a hook to the calling thread; PyTorch runs hooks in every thread."""
-    thread = threading.get_ident()
-
-    def in_this_thread(*args: Any) -> Any:
-        return hook(*args) if threading.get_ident() == thread else None
-
-    return in_this_thread
 
 
 _thread = threading.local()

@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = [
-    "NO_GRADIENT",
-    "CheckedForward",
-    "check_inputs",
-    "check_layers",
-    "check_model",
-    "check_model_and_tokenizer",
-    "check_values",
-    "did_not_run",
-    "not_an_input",
-]
 
 NO_GRADIENT: Final = "does not depend on the model by a gradient"
 """Part of the message for an explained value without a gradient."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.module_tree import modules_of
+from captum_lrpx.onlookers import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-__all__ = ["apart", "embedded_ids"]
 
 
 def apart(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -47,14 +45,13 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     if not ids:
         yield found
         return
-    thread = threading.get_ident()
     tables: list[nn.Module] = [
         module for module in modules_of(model) if isinstance(module, nn.Embedding)
     ]
     own = _token_weight(model)
 
     def embedded(module: Any, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        if threading.get_ident() != thread or not isinstance(output, Tensor) or not args:
+        if not isinstance(output, Tensor) or not args:
             return None
         index = args[0]
         of_tokens = own is not None and getattr(module, "weight", None) is own
@@ -75,12 +72,8 @@ def embedded_ids(model: nn.Module, ids: Sequence[Tensor]) -> Iterator[list[list[
     if embedding is not None and embedding not in tables:
         inside = set(embedding.modules())  # the table inside of an adapter
         tables = [*(table for table in tables if table not in inside), embedding]
-    handles = [table.register_forward_hook(_of_values(embedded)) for table in tables]
-    try:
+    with hooked(tables, after=_of_values(embedded)):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _of_values(hook: Callable[[Any, Any, Any], Tensor | None]) -> Callable[[Any, Any, Any], Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +13,11 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import uncaptured
 from captum_lrpx.attr.forward_function import RecordedForward
 from captum_lrpx.notices import warn
+from captum_lrpx.onlookers import hooked
 from captum_lrpx.training import already_warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-__all__ = ["Finite", "own_copy"]
 
 
 class Finite:
@@ -115,28 +113,27 @@ class Finite:
         found: list[str] = []
         batch = len(self.inputs[0])
 
-        def look(path: str, module: nn.Module, output: Any) -> None:
+        paths = {module: path for path, module in self.model.named_modules()}
+
+        def look(module: nn.Module, _args: Any, output: Any) -> None:
             if found:
                 return
             for tensor in _floating(output):
                 by_row = self.noun == "row" and tensor.shape[:1] == (batch,)
                 own = tensor[rows] if by_row else tensor
                 if not _are_finite(own):
-                    found.append(f"the output of {path!r} ({type(module).__name__})")
+                    found.append(f"the output of {paths[module]!r} ({type(module).__name__})")
                     return
 
         args = _captum.format_additional_forward_args(self.args)
         args = None if args is None else tuple(map(own_copy, args))
         forward = RecordedForward(self.forward_func)
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(uncaptured())
-            stack.enter_context(already_warned(self.model))
-            for path, module in self.model.named_modules():
-                handle = module.register_forward_hook(
-                    lambda module, _args, output, path=path: look(path, module, output)
-                )
-                stack.callback(handle.remove)
+        with (
+            torch.no_grad(),
+            uncaptured(),
+            already_warned(self.model),
+            hooked(paths, after=look),
+        ):
             _captum.run_forward(forward, self.inputs, None, args)
         return found[0] if found else None
 

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.models import model_in, not_a_model
-from captum_lrpx.targets.head import ModelForward
-from captum_lrpx.targets.outputs import (
+from captum_lrpx.targets.forward import (
     LogProbabilities,
     OutputFunction,
     OutputSum,
     Probabilities,
 )
+from captum_lrpx.targets.head import ModelForward
 from captum_lrpx.wrappers import called_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["RecordedForward", "aliases_with_gradients", "model_given", "model_of"]
 
 
 _OF_TENSORS = frozenset(

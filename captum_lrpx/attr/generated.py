@@ -10,23 +10,22 @@ from captum_lrpx.attr.alti_logit import ALTILogit
 from captum_lrpx.attr.generation_grouping import text_of
 from captum_lrpx.attr.generation_result import LLMRelevanceResult
 from captum_lrpx.attr.layer import LayerLRPx
+from captum_lrpx.characters import readable
 from captum_lrpx.decoding import decoded
 from captum_lrpx.explanation import Explanation
 from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.provenance import provenance
 from captum_lrpx.targets.continuation import continued, token_texts
 from captum_lrpx.targets.quantity import NAMES
-from captum_lrpx.visualization import readable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from captum_lrpx.attr.hops import RowRelevances
     from captum_lrpx.attr.input import LRPx
     from captum_lrpx.targets.continuation import Prompt
     from captum_lrpx.targets.quantity import Quantity
     from captum_lrpx.words import Span
-
-__all__ = ["Generated", "result_of"]
 
 
 class Generated(NamedTuple):
@@ -51,10 +50,7 @@ def result_of(
     generated: Generated,
     method: LRPx | LayerLRPx | ALTILogit,
     quantity: Quantity,
-    context: Tensor,
-    values: Tensor,
-    decomposed: Tensor,
-    lost: Tensor,
+    found: RowRelevances,
     *,
     model_name: str | None,
 ) -> LLMRelevanceResult:
@@ -64,10 +60,7 @@ def result_of(
         generated: The explained continuation.
         method: The attribution.
         quantity: Logits, log-probabilities or probabilities.
-        context: ``[R, P + K]``.
-        values: ``[R]``.
-        decomposed: ``[R]``.
-        lost: Relevance lost at each hop ``[R, hops]``.
+        found: The relevances.
         model_name: Name for the record. Default: where the model was loaded from.
     """
     tokenizer, prompt, continuation = generated[:3]
@@ -79,13 +72,13 @@ def result_of(
     ]
     texts = token_texts(tokenizer, continuation)
     record = Explanation(
-        relevances=tuple(context.sum(0).double().tolist()),
-        value=total(values.double().tolist()),
+        relevances=tuple(found.context.sum(0).double().tolist()),
+        value=total(found.values.double().tolist()),
         target="",
         position=None,
         method=type(method).__name__.lower(),
         recipe=None if isinstance(method, ALTILogit) else method.recipe.name,
-        options=_layer_options(method) | _hop_options(lost),
+        options=_layer_options(method) | _hop_options(found.lost),
         **provenance(text, method.model, model_name),
     )
     foils = None
@@ -99,12 +92,12 @@ def result_of(
         record=replace(record, target=described),
         spans=spans,
         targets=targets,
-        shown=prompt.shown.tolist(),
-        context_tokens=[*prompt.tokens, *texts],
+        shown=prompt.shown,
+        context_tokens=[*prompt.encoding.tokens, *texts],
         output_tokens=[" ".join(texts[first - length : stop - length]) for first, stop in spans],
-        context_attr=context,
-        values=values,
-        decomposed=decomposed,
+        context_attr=found.context,
+        values=found.values,
+        decomposed=found.decomposed,
         prompt_ids=prompt.ids,
         continuation_ids=continuation,
     )

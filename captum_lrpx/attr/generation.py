@@ -16,7 +16,7 @@ from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.finite import Finite
 from captum_lrpx.attr.generated import Generated, result_of
 from captum_lrpx.attr.generation_alti import rows_of_alti
-from captum_lrpx.attr.hops import check_hops, followed
+from captum_lrpx.attr.hops import RowRelevances, check_hops, followed
 from captum_lrpx.attr.input import LRPx
 from captum_lrpx.attr.layer import LayerLRPx
 from captum_lrpx.attr.protocol import require_gradients
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given, TokenIds
     from captum_lrpx.targets.place import Token
     from captum_lrpx.targets.quantity import Quantity
-
-__all__ = ["LLMRelevance"]
 
 
 class LLMRelevance(Attribution):
@@ -210,15 +208,11 @@ class LLMRelevance(Attribution):
                 hops,
                 at_input=attribute_to_layer_input,
             )
-        context, values, decomposed, lost = explained
         return result_of(
             Generated(self.tokenizer, prompt, continuation, foils, rows),
             self.attr_method,
             self.attr_target,
-            context,
-            values,
-            decomposed,
-            lost,
+            explained,
             model_name=self.model_name,
         )
 
@@ -260,7 +254,7 @@ class LLMRelevance(Attribution):
         hops: int,
         *,
         at_input: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> RowRelevances:
         """Run one forward pass, one seed per step, one backward pass per ``at_once`` rows.
 
         Args:
@@ -271,23 +265,18 @@ class LLMRelevance(Attribution):
             at_once: Number of rows per backward pass; None chooses by length.
             hops: How many times relevance of the continuation is passed on.
             at_input: Whether the input of the layer is explained.
-
-        Returns:
-            Relevances ``[R, P + K]``, explained values ``[R]``, decomposed values ``[R]``,
-            relevance lost at each hop ``[R, hops]``.
         """
         reading = self._reading(method)
         layer = reading.layer
         device = device_of(self.model)
         read = ids[None, :-1].to(device)
         wanted = wanted.to(device)
-        steps = len(wanted)
         size = at_once_of(at_once, len(ids) - 1, device)
         with forward_pass(
             reading, (read,), None, layers=[layer], at_input=at_input, at_inputs=False
         ) as passed:
             states = passed.explain(
-                lambda run: run.output[0, -steps:],
+                lambda run: run.output[0, -len(wanted) :],
                 lambda run: _of_sequence(run.layers.get(layer), len(ids) - 1, layer),
                 at_once=min(size, len(rows)),
             )  # [K, D]
@@ -298,11 +287,11 @@ class LLMRelevance(Attribution):
             rows = rows.to(seeds)
 
             def explain(weights: Tensor, seeds: Tensor, *, retain: bool) -> Tensor:
-                def one(chunk: Tensor, again: bool) -> Tensor:
+                def one_pass(chunk: Tensor, again: bool) -> Tensor:
                     slopes = gradients(states, found, chunk.unsqueeze(2) * seeds, retain=again)
                     return _relevance(method, found, slopes)
 
-                return _in_chunks(weights, size, one, retain=retain)
+                return _in_chunks(weights, size, one_pass, retain=retain)
 
             context = explain(rows, seeds, retain=hops > 0)
             # Hops need logits as targets, whatever the explained quantity.
@@ -316,7 +305,9 @@ class LLMRelevance(Attribution):
                 logits,
                 hops,
             )
-        return context, rows.to(values) @ values, rows.to(decomposed) @ decomposed, lost
+        return RowRelevances(
+            context, rows.to(values) @ values, rows.to(decomposed) @ decomposed, lost
+        )
 
     def _reading(self, method: LRPx | LayerLRPx) -> LayerLRPx:
         """Explains states of the model at the method's layer, or at the token embeddings."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from captum_lrpx.attr.hops import followed
+from captum_lrpx.attr.hops import RowRelevances, followed
 from captum_lrpx.models import device_of
 from captum_lrpx.targets.head import LanguageModelHead
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.attr.alti_logit import ALTILogit
 
-__all__ = ["rows_of_alti"]
 
 _AT_ONCE = 16
 """Targets per decomposition; its temporary tensors grow with their number."""
@@ -23,7 +22,7 @@ _AT_ONCE = 16
 
 def rows_of_alti(
     method: ALTILogit, ids: Tensor, wanted: Tensor, rows: Tensor, hops: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> RowRelevances:
     """Contributions of prompt and continuation to the logits of a continuation.
 
     Args:
@@ -34,8 +33,7 @@ def rows_of_alti(
         hops: Number of times that relevance of the continuation is passed on.
 
     Returns:
-        Contributions ``[R, P + K]``, explained values ``[R]``, the same again, and the relevance
-        lost at each hop ``[R, hops]``.
+        The contributions; they decompose the explained values.
     """
     device = device_of(method.model)
     read, steps = ids[None, :-1].to(device), len(wanted)
@@ -55,7 +53,7 @@ def rows_of_alti(
         hops,
     )
     values = rows.to(values) @ values
-    return context, values, values, lost
+    return RowRelevances(context, values, values, lost)
 
 
 def _contributions(method: ALTILogit, read: Tensor, tokens: list[int], first: int) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from captum_lrpx.attr.generation_storage import changed
 from captum_lrpx.explanation.grouping import grouped
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.words import Span
 
-__all__ = ["grouped_columns", "grouped_rows", "rows_of", "text_of"]
-
 
 def text_of(record: Explanation, span: Span) -> str:
     """Text of a range of entries; their names if they are not in the text."""
@@ -29,8 +28,10 @@ def text_of(record: Explanation, span: Span) -> str:
     return record.text[min(start for start, _ in places) : max(end for _, end in places)]
 
 
-def grouped_columns(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Fields of a result with one entry per group of entries and unchanged rows.
+def grouped_columns(
+    result: LLMRelevanceResult, groups: Sequence[Sequence[int]]
+) -> LLMRelevanceResult:
+    """A result with one entry per group of entries and unchanged rows.
 
     Args:
         result: The result.
@@ -41,18 +42,19 @@ def grouped_columns(result: LLMRelevanceResult, groups: Sequence[Sequence[int]])
     record = grouped(result.record, groups)
     place_of = {entry: place for place, group in enumerate(groups) for entry in group}
     count = sum(group[0] < length for group in groups)
-    return _fields(result) | {
-        "record": record,
-        "spans": [(place_of[first], place_of[stop - 1] + 1) for first, stop in result.spans],
-        "shown": [any(result.shown[entry] for entry in group) for group in groups[:count]],
-        "context_tokens": [
+    return changed(
+        result,
+        record=record,
+        spans=[(place_of[first], place_of[stop - 1] + 1) for first, stop in result.spans],
+        shown=[any(result.shown[entry] for entry in group) for group in groups[:count]],
+        context_tokens=[
             result.context_tokens[group[0]]
             if len(group) == 1
             else text_of(record, (place, place + 1))
             for place, group in enumerate(groups)
         ],
-        "context_attr": _summed(result.context_attr, groups, 1),
-    }
+        context_attr=_summed(result.context_attr, groups, 1),
+    )
 
 
 def rows_of(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -72,35 +74,26 @@ def rows_of(result: LLMRelevanceResult, groups: Sequence[Sequence[int]]) -> list
     return [[entry - length for entry in group] for group in groups if group[0] >= length]
 
 
-def grouped_rows(result: LLMRelevanceResult, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Fields of a result with one row per group of rows: their sum.
+def grouped_rows(result: LLMRelevanceResult, rows: Sequence[Sequence[int]]) -> LLMRelevanceResult:
+    """A result with one row per group of rows: their sum.
 
     Args:
         result: The result.
         rows: Indices of consecutive rows.
     """
     spans = [(result.spans[group[0]][0], result.spans[group[-1]][1]) for group in rows]
-    return _fields(result) | {
-        "spans": spans,
-        "targets": [" plus ".join(result.targets[row] for row in group) for group in rows],
-        "output_tokens": [
+    return changed(
+        result,
+        spans=spans,
+        targets=[" plus ".join(result.targets[row] for row in group) for group in rows],
+        output_tokens=[
             result.output_tokens[group[0]] if len(group) == 1 else text_of(result.record, span)
             for group, span in zip(rows, spans, strict=True)
         ],
-        "context_attr": _summed(result.context_attr, rows, 0),
-        "values": _summed(result.values, rows, 0),
-        "decomposed": _summed(result.decomposed, rows, 0),
-    }
-
-
-_NAMES = (
-    *("record", "spans", "targets", "shown", "context_tokens", "output_tokens"),
-    *("context_attr", "values", "decomposed", "prompt_ids", "continuation_ids"),
-)
-
-
-def _fields(result: LLMRelevanceResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in _NAMES}
+        context_attr=_summed(result.context_attr, rows, 0),
+        values=_summed(result.values, rows, 0),
+        decomposed=_summed(result.decomposed, rows, 0),
+    )
 
 
 def _summed(values: Tensor, groups: Sequence[Sequence[int]], axis: int) -> Tensor:

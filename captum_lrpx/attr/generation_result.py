@@ -9,7 +9,7 @@ from captum.attr import LLMAttributionResult
 
 from captum_lrpx.attr import generation_view
 from captum_lrpx.attr.generation_grouping import grouped_columns, grouped_rows, rows_of, text_of
-from captum_lrpx.attr.generation_storage import content_of, fields_of
+from captum_lrpx.attr.generation_storage import changed, content_of, fields_of
 from captum_lrpx.explanation import Explanation, storage
 from captum_lrpx.explanation.grouping import FOLDED
 from captum_lrpx.files import write_text
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captum_lrpx.words import Span
-
-__all__ = ["LLMRelevanceResult"]
 
 
 class LLMRelevanceResult(LLMAttributionResult):
@@ -184,8 +182,7 @@ class LLMRelevanceResult(LLMAttributionResult):
                 record.template and record.template[part],
             )
         ]
-        columns = LLMRelevanceResult(**grouped_columns(self, groups))
-        return LLMRelevanceResult(**grouped_rows(columns, rows_of(self, groups)))
+        return grouped_rows(grouped_columns(self, groups), rows_of(self, groups))
 
     def fold_special(self) -> LLMRelevanceResult:
         """Fold special tokens and chat template of the prompt into one entry, the first.
@@ -198,14 +195,14 @@ class LLMRelevanceResult(LLMAttributionResult):
         if not special:
             return self
         others = [[place] for place in range(len(self.labels)) if place not in special]
-        fields = grouped_columns(self, [special, *others])
-        record: Explanation = fields["record"]
-        tokens, offsets = (FOLDED, *record.tokens[1:]), ((0, 0), *record.offsets[1:])
-        fields["record"] = replace(
-            record, tokens=tokens, offsets=offsets, special=(True, *record.special[1:])
+        found = grouped_columns(self, [special, *others])
+        record = replace(
+            found.record,
+            tokens=(FOLDED, *found.record.tokens[1:]),
+            offsets=((0, 0), *found.record.offsets[1:]),
+            special=(True, *found.record.special[1:]),
         )
-        fields["context_tokens"][0] = FOLDED
-        return LLMRelevanceResult(**fields)
+        return changed(found, record=record, context_tokens=[FOLDED, *found.context_tokens[1:]])
 
     # Storage and other forms ------------------------------------------------------------------
 
@@ -246,8 +243,7 @@ class LLMRelevanceResult(LLMAttributionResult):
             table of all relevances.
         """
         page = generation_view.page(self)
-        if path is not None:
-            write_text(path, page)
+        write_text(path, page)
         return page
 
     def to_pandas(self) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from captum_lrpx.explanation import Explanation, storage
 if TYPE_CHECKING:
     from captum_lrpx.attr.generation_result import LLMRelevanceResult
 
-__all__ = ["content_of", "fields_of"]
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -21,6 +20,13 @@ _DTYPES = {
 _STRINGS = ("targets", "context_tokens", "output_tokens")
 _TENSORS = ("context_attr", "values", "decomposed")
 _IDS = ("prompt_ids", "continuation_ids")
+_FIELDS = ("record", "spans", "shown", *_STRINGS, *_TENSORS, *_IDS)
+"""Arguments of a result."""
+
+
+def changed(result: LLMRelevanceResult, **changes: Any) -> LLMRelevanceResult:
+    """A result with some of its fields changed."""
+    return type(result)(**{name: getattr(result, name) for name in _FIELDS} | changes)
 
 
 def content_of(result: LLMRelevanceResult) -> dict[str, Any]:
@@ -43,9 +49,8 @@ def fields_of(content: dict[str, Any]) -> dict[str, Any]:
         TypeError: The same.
         ValueError: The same.
     """
-    names = {"record", "spans", "shown", *_STRINGS, *_TENSORS, *_IDS}
-    if content.keys() != names:
-        raise ValueError(f"its parts are not {', '.join(sorted(names))}")
+    if content.keys() != {*_FIELDS}:
+        raise ValueError(f"its parts are not {', '.join(sorted(_FIELDS))}")
     fields: dict[str, Any] = {
         "record": Explanation(**storage.fields_of(content["record"])),
         "spans": tuple((int(first), int(stop)) for first, stop in content["spans"]),

@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from captum_lrpx.attr.generation_grouping import grouped_rows, rows_of
-from captum_lrpx.visualization import (
-    Matrix,
-    character_runs,
-    color_legend,
-    document,
-    folded,
-    heat_paragraph,
-    matrix_of,
-    origin,
-    plain_text,
-    readable,
-    source,
-)
+from captum_lrpx.characters import character_runs, readable
+from captum_lrpx.explanation.matrix import Matrix, matrix_of
+from captum_lrpx.explanation.page import color_legend, heat_paragraph, origin
+from captum_lrpx.explanation.terminal import source
+from captum_lrpx.visualization.console import plain_text
+from captum_lrpx.visualization.markup import document, folded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +25,6 @@ if TYPE_CHECKING:
     from captum_lrpx.attr.generation_result import LLMRelevanceResult
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["body", "page", "plain", "terminal"]
 
 _WIDTH = 100
 """Line width of plain text, in characters."""
@@ -41,17 +33,17 @@ _FEW = 8
 """Up to this many rows have their heat maps open at first."""
 
 
-def by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
+def _by_character(result: LLMRelevanceResult) -> LLMRelevanceResult:
     """Merge the rows of tokens that form one character, for the views."""
     record, length = result.record, len(result.shown)
     runs = character_runs(record.text, record.offsets[length:], record.special[length:])
     groups = [range(first + length, stop + length) for first, stop in runs]
-    return type(result)(**grouped_rows(result, rows_of(result, groups)))
+    return grouped_rows(result, rows_of(result, groups))
 
 
 def terminal(result: LLMRelevanceResult, width: int) -> Iterator[RenderableType]:
     """Tables of the relevances, with one column per row, as many as fit the width."""
-    whole = by_character(result)
+    whole = _by_character(result)
     for part in _matrix(whole).split(width):
         yield part.terminal()
         yield Text()
@@ -65,7 +57,7 @@ def plain(result: LLMRelevanceResult) -> str:
 
 def body(result: LLMRelevanceResult) -> str:
     """Heat maps and the table, as HTML with its own style."""
-    whole = by_character(result)
+    whole = _by_character(result)
     record, start = whole.record, len(whole.shown)
     shown = [*_closing_lines(whole), "The explained tokens are in bold."]
     lines = "<br>".join(map(html.escape, shown))

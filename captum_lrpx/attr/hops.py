@@ -9,7 +9,7 @@ value, each hop is one pass, whatever the number of tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -18,7 +18,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["check_hops", "followed"]
+
+class RowRelevances(NamedTuple):
+    """Relevances of prompt and continuation for parts of the continuation.
+
+    Attributes:
+        context: ``[R, P + K]``.
+        values: The explained values ``[R]``.
+        decomposed: The sums of relevances and delta ``[R]``.
+        lost: Relevance lost at each hop ``[R, hops]``.
+    """
+
+    context: Tensor
+    values: Tensor
+    decomposed: Tensor
+    lost: Tensor
 
 
 def check_hops(hops: int) -> None:

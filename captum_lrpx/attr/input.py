@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType, TensorOrTupleOfTensorsGeneric
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["AttnLRPx", "LRPx"]
-
 
 class LRPx(LRPRules, GradientAttribution):
     r"""Layer-wise Relevance Propagation for transformers, as modified Gradient x Input.

@@ -12,7 +12,6 @@ from captum_lrpx.names import suggestion
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["entry_point"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

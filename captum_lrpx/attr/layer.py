@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["LayerAttnLRPx", "LayerLRPx"]
 
 LayerRelevance = Tensor | tuple[Tensor, ...]
 

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.input import LRPx
 
-__all__ = [
-    "all_targets",
-    "gradients_by_target",
-    "relevances_by_target",
-]
-
 
 def relevances_by_target(
     attribution: LRPx,

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx.coverage import Coverage
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["NeuronAttnLRPx", "NeuronLRPx"]
-
 
 class NeuronLRPx(LRPRules, NeuronAttribution, GradientAttribution):
     r"""Relevances of the inputs for the activation of a neuron, by the rules of :class:`LRPx`."""

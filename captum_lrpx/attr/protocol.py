@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.coverage import Coverage
 
-__all__ = [
-    "AttnLRPRules",
-    "LRPRules",
-    "RelevanceProtocol",
-    "only_input",
-    "require_gradients",
-    "tensors_of",
-]
-
 
 class RelevanceProtocol:
     """The methods of Captum's ``Attribution`` that describe an attribution.

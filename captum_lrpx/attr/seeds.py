@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.head import LanguageModelHead
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = ["seeds_of"]
 
 _LOGITS = 2**23
 """Number of logits over the whole vocabulary that exist at a time."""

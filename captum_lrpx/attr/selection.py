@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["check_target", "check_targets", "select_neuron"]
 
 _SEVERAL = (
     "Target not provided when necessary, cannot take gradient with respect to multiple outputs."

@@ -1,6 +1,7 @@
 """The command line: ``captum-lrpx explain "the keys to the cabinet" --target are``.
 
-Each command is a module with two functions, ``add_to(commands)`` and ``run(options)``.
+Each command is a module with its ``HELP``, ``DESCRIPTION``, ``add_options(parser)`` and
+``run(options)``.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = (
-    explain_command,
-    chat_command,
-    generate_command,
-    coverage_command,
-    evaluate_command,
-    localise_command,
-    methods_command,
-    samples_command,
-)
+COMMANDS = {
+    "explain": explain_command,
+    "chat": chat_command,
+    "generate": generate_command,
+    "coverage": coverage_command,
+    "evaluate": evaluate_command,
+    "localise": localise_command,
+    "methods": methods_command,
+    "samples": samples_command,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +77,7 @@ _BAD_INPUT = (
 
 def _in_one_line(message: str) -> str:
     """A message without line breaks and without terminal control characters."""
-    from captum_lrpx.visualization import readable  # noqa: PLC0415 - slow, rarely needed
+    from captum_lrpx.characters import readable  # noqa: PLC0415
 
     return readable(" ".join(message.split()))
 
@@ -96,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=module.HELP, description=module.DESCRIPTION, allow_abbrev=False
+        )
+        module.add_options(command)
+        command.set_defaults(run=module.run)
     return parser

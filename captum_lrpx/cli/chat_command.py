@@ -13,24 +13,21 @@ from captum_lrpx.files import check_writable
 if TYPE_CHECKING:
     import argparse
 
-    from captum_lrpx.cli.output import Commands
     from captum_lrpx.explanation import Explanation
 
-__all__ = ["add_to", "run"]
+
+HELP = "explain an answer in a chat by its documents and sentences"
+DESCRIPTION = (
+    "Show how much each turn, document and sentence of a chat contributes to an "
+    "answer. The file is JSON: a list of messages, or an object with messages and optionally "
+    "documents, answer and span."
+)
 
 _KEYS = ("messages", "documents", "answer", "span")
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "chat",
-        help="explain an answer in a chat by its documents and sentences",
-        description="Show how much each turn, document and sentence of a chat contributes to an "
-        "answer. The file is JSON: a list of messages, or an object with messages and optionally "
-        "documents, answer and span.",
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("file", help="messages as JSON")
     parser.add_argument(
         "--model", required=True, help="directory, .gguf file, or name of the Hugging Face hub"
@@ -56,7 +53,6 @@ def add_to(commands: Commands) -> None:
         "--no-certificate", action="store_true", help="skip the check of forward pass and ledger"
     )
     _add_results(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_answer(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     from captum_lrpx.view import view  # noqa: PLC0415
 
     check_writable(options.html, options.json, options.view)
-    chat = read_chat(options.file)
+    chat = _read_chat(options.file)
     by = options.by or ["turn", *(["document"] if chat.get("documents") else []), "sentence"]
     check_by(by)
     (chosen,) = options_by_method([options.method], options.option).values()
@@ -145,7 +141,7 @@ def _answer_ids(explanation: Explanation) -> list[int]:
     return [number for number, place in places if place[0] >= written.start]
 
 
-def read_chat(path: str) -> dict[str, Any]:
+def _read_chat(path: str) -> dict[str, Any]:
     """Read messages, and optional further entries.
 
     Args:

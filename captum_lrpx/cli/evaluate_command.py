@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from captum_lrpx.cli.output import Commands
     from captum_lrpx.sva.evaluation import Contender, Evaluation, Reference
     from captum_lrpx.sva.samples import Sample
 
-__all__ = ["add_to", "run"]
+
+HELP = "measure methods on subject-verb agreement, where the evidence is known"
+DESCRIPTION = (
+    "Explain why a model prefers the right verb form to the wrong one, by several "
+    "methods, and measure how much of the relevance lies on the subject (Arras et al. 2025). "
+    "By default: the embedded models on held-out sentences of the package's grammar."
+)
 
 SENTENCES = 400
 """Sentences of the grammar by default: two minutes on one core for all models and methods."""
@@ -34,23 +39,16 @@ LAYOUTS = ("full", "paper")
 FORMATS = ("table", "markdown", "csv", "latex")
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure methods on subject-verb agreement, where the evidence is known",
-        description="Explain why a model prefers the right verb form to the wrong one, by several "
-        "methods, and measure how much of the relevance lies on the subject (Arras et al. 2025). "
-        "By default: the embedded models on held-out sentences of the package's grammar.",
-        epilog="Several processes: accelerate launch --multi_gpu --num_processes 2 "
-        "-m captum_lrpx evaluate --output DIR ...",
-        allow_abbrev=False,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = (
+        "Several processes: accelerate launch --multi_gpu --num_processes 2 "
+        "-m captum_lrpx evaluate --output DIR ..."
     )
     _add_contenders(parser)
     _add_samples(parser)
     _add_running(parser)
     _add_results(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_contenders(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +141,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command."""
+    from captum_lrpx import zoo  # noqa: PLC0415
     from captum_lrpx.loading import source_of  # noqa: PLC0415
     from captum_lrpx.sva.evaluation import Settings, evaluate, processes  # noqa: PLC0415
 
@@ -159,7 +158,7 @@ def run(options: argparse.Namespace) -> None:
             "--tensor-parallel puts a model where its processes are: leave out --device."
         )
     here = processes(options.tensor_parallel)
-    names = options.models or _embedded()
+    names = options.models or zoo.names()
     if len(set(map(_display_name, names))) < len(names):
         raise ValueError(f"Models must have different names: {', '.join(names)}.")
     for name in names:
@@ -206,12 +205,6 @@ def _require_what_results_need(
         plot.check_format(options.plot)
     check_folder(options.output)
     return read_reference(options.reference) if options.reference else None
-
-
-def _embedded() -> tuple[str, ...]:
-    from captum_lrpx import zoo  # noqa: PLC0415
-
-    return zoo.names()
 
 
 def _display_name(name: str) -> str:

@@ -17,30 +17,24 @@ from captum_lrpx.files import check_writable
 if TYPE_CHECKING:
     import argparse
 
-    from captum_lrpx.cli.output import Commands
     from captum_lrpx.compare import Comparison
     from captum_lrpx.explanation import Explanation
     from captum_lrpx.targets.inputs import Given
-    from captum_lrpx.targets.target import Choice
-
-__all__ = ["add_to", "run"]
+    from captum_lrpx.targets.outputs import Choice
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "explain",
-        help="explain one prediction for a text",
-        description="Show how much each token of a text contributes to a logit of a model.",
-        allow_abbrev=False,
-    )
+HELP = "explain one prediction for a text"
+DESCRIPTION = "Show how much each token of a text contributes to a logit of a model."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     _add_inputs(parser)
     explained = parser.add_argument_group("what to explain")
     _add_choice(explained, "target", "that is explained (default: the model's prediction)")
     _add_choice(explained, "contrast", "whose logit is subtracted: why this, not that")
     _add_methods(parser)
     _add_results(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -197,14 +191,8 @@ def _show(shown: Explanation | Comparison) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     from captum_lrpx.explanation import Explanation  # noqa: PLC0415
-    from captum_lrpx.visualization import (  # noqa: PLC0415
-        closing_lines,
-        heat_map,
-        legend,
-        picture_blocks,
-        regions,
-        relevance_table,
-    )
+    from captum_lrpx.explanation.pictures import picture_blocks, regions  # noqa: PLC0415
+    from captum_lrpx.explanation.terminal import closing_lines, heat_map, legend, relevance_table  # noqa: PLC0415
 
     if isinstance(shown, Explanation):
         lines = map(Text, closing_lines(shown))

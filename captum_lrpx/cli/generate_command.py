@@ -10,24 +10,21 @@ from captum_lrpx.cli.output import print_all, silence_transformers
 from captum_lrpx.files import check_writable
 
 if TYPE_CHECKING:
-    from captum_lrpx.cli.output import Commands
     from captum_lrpx.targets.quantity import Quantity
 
-__all__ = ["add_to", "run"]
+
+HELP = "explain every token of a generated text"
+DESCRIPTION = (
+    "Let a causal language model continue a prompt, and show how much each token "
+    "of the prompt and of the text so far contributes to each token that follows."
+)
 
 DEFAULT_MODEL = "sva-llama"
 DEFAULT_TOKENS = 10
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "generate",
-        help="explain every token of a generated text",
-        description="Let a causal language model continue a prompt, and show how much each token "
-        "of the prompt and of the text so far contributes to each token that follows.",
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("prompt", help="the text that the model continues")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -61,7 +58,6 @@ def add_to(commands: Commands) -> None:
         help="pass the relevance of generated tokens on to their own sources, N times",
     )
     _add_results(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:

@@ -12,26 +12,23 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Collection, Iterable
 
-    from captum_lrpx.cli.output import Commands
     from captum_lrpx.components.localise import Localisation
 
-__all__ = ["add_to", "run"]
+
+HELP = "measure which recipe finds the heads and layers that decide a prediction"
+DESCRIPTION = (
+    "Estimate the effect of every node of a model (head, position of a layer) on a "
+    "prediction, patch each node to measure it, and correlate the two, for pairs of "
+    "texts in both directions."
+)
 
 DEFAULT_RECIPES = ("gradient", "lrp", "lrp-uniform-gate", "lrp-mirrored-gate", "attnlrp")
 DEFAULT_NODES = ("heads", "attention", "mlp", "residual")
 FORMATS = ("table", "markdown")
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "localise",
-        help="measure which recipe finds the heads and layers that decide a prediction",
-        description="Estimate the effect of every node of a model (head, position of a layer) on a "
-        "prediction, patch each node to measure it, and correlate the two, for pairs of "
-        "texts in both directions.",
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("pairs", nargs="+", metavar="FILE", help="pairs of texts, as JSON lines")
     add_model(parser, required=True)
     parser.add_argument(
@@ -54,7 +51,6 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
     )
-    parser.set_defaults(run=run)
 
 
 def _add_samples(parser: argparse.ArgumentParser) -> None:

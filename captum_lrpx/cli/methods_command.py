@@ -9,17 +9,13 @@ from captum_lrpx.cli.output import print_all
 if TYPE_CHECKING:
     import argparse
 
-    from captum_lrpx.cli.output import Commands
 
-__all__ = ["add_to", "run"]
+HELP = "list the methods and their options"
+DESCRIPTION = None
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "methods", help="list the methods and their options", allow_abbrev=False
-    )
-    parser.set_defaults(run=run)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command has no options."""
 
 
 def run(options: argparse.Namespace) -> None:  # noqa: ARG001 - as all commands

@@ -11,16 +11,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-__all__ = [
-    "DEFAULT_METHOD",
-    "add_entries",
-    "add_method",
-    "add_method_options",
-    "add_model",
-    "add_run",
-    "add_sampling",
-    "options_by_method",
-]
 
 DEFAULT_METHOD = "attnlrpx"
 

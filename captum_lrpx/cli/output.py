@@ -5,24 +5,14 @@ Commands write their files first: a reader that closes its pipe (``| head``) end
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
-
     from rich.console import RenderableType
 
-__all__ = ["Commands", "print_all", "silence_transformers"]
 
 _WIDEST = 10_000
 """Width of a file in characters, up to which tables do not wrap."""
-
-
-class Commands(Protocol):
-    """What ``ArgumentParser.add_subparsers`` returns; argparse has no public name for it."""
-
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        """Add a command."""
 
 
 def silence_transformers() -> None:

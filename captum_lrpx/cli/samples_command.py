@@ -10,22 +10,17 @@ from captum_lrpx.files import check_writable
 if TYPE_CHECKING:
     import argparse
 
-    from captum_lrpx.cli.output import Commands
     from captum_lrpx.sva.sources import Collected
 
-__all__ = ["add_to", "run"]
+
+HELP = "turn agreement data into samples with their evidence"
+DESCRIPTION = "Read subject-verb agreement data and write samples, one JSON object per line."
 
 SOURCES = ("goldberg", "linzen", "blimp", "ud")
 
 
-def add_to(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "samples",
-        help="turn agreement data into samples with their evidence",
-        description="Read subject-verb agreement data and write samples, one JSON object per line.",
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("--source", required=True, choices=SOURCES, help="format of the input")
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILE", help="one or more files to read"
@@ -59,7 +54,6 @@ def add_to(commands: Commands) -> None:
         "--min-attractors", type=int, default=0, metavar="N", help="keep samples with at least N"
     )
     parser.add_argument("--licence", help="licence of the sentences (default: the source's)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

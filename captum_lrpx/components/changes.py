@@ -1,56 +1,55 @@
-"""Changes the input or output of a layer while a model runs."""
+"""Changes the inputs or outputs of layers while a model runs."""
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from captum_lrpx.attr.capture import map_tensors
+from captum_lrpx.onlookers import hooked
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
-__all__ = ["First", "changed"]
+    Change = Callable[[Any], Any]
 
-
-class First:
-    """Applies a function to the first floating-point tensor, and leaves the others."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function = function
-        self.done = False
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Return the tensor, or the function's result for the first floating-point one."""
-        if self.done or not tensor.is_floating_point():
-            return tensor
-        self.done = True
-        return self.function(tensor)
+__all__ = ["changed", "of_first"]
 
 
 @contextmanager
-def changed(layer: nn.Module, change: Callable[[Any], Any], *, at_input: bool) -> Iterator[None]:
-    """Change the input or output of a layer, in calls of this thread within the ``with`` block.
+def changed(changes: Iterable[tuple[nn.Module, Change]], *, at_input: bool) -> Iterator[None]:
+    """Change inputs or outputs of layers, in calls of this thread within the ``with`` block.
 
     Args:
-        layer: The layer.
-        change: Maps the input ``(args, kwargs)``, or the output, to its replacement.
-        at_input: Whether the input is changed.
+        changes: Layers, each with a function that maps its input ``(args, kwargs)``, or its output,
+            to a replacement; None leaves it as it is.
+        at_input: Whether inputs are changed.
     """
-    thread = threading.get_ident()
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return change((args, kwargs)) if threading.get_ident() == thread else None
-
-    def after(_: nn.Module, _args: Any, output: Any) -> Any:
-        return change(output) if threading.get_ident() == thread else None
-
-    if at_input:
-        handle = layer.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = layer.register_forward_hook(after)
-    try:
+    with ExitStack() as stack:
+        for layer, change in changes:
+            if at_input:
+                hooks = hooked([layer], before=lambda _, *call, change=change: change(call))
+            else:
+                hooks = hooked([layer], after=lambda *call, change=change: change(call[-1]))
+            stack.enter_context(hooks)
         yield
-    finally:
-        handle.remove()
+
+
+def of_first(function: Callable[[Tensor], Tensor]) -> Change:
+    """A change of the first floating-point tensor by a function, which leaves the others."""
+
+    def change(call: Any) -> Any:
+        done = False
+
+        def once(tensor: Tensor) -> Tensor:
+            nonlocal done
+            if done or not tensor.is_floating_point():
+                return tensor
+            done = True
+            return function(tensor)
+
+        return map_tensors(call, once)
+
+    return change

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_lrpx.attr.capture import map_tensors
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
-from captum_lrpx.components.changes import First, changed
+from captum_lrpx.components.changes import changed, of_first
 from captum_lrpx.components.layers import LayerRules
 from captum_lrpx.metrics.replacement import check_count
-from captum_lrpx.recipes import ATTN_LRP, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from captum_lrpx._captum import TargetType
-
-__all__ = ["Concept", "ConceptRelevance", "steer"]
+    from captum_lrpx.recipes import Recipe
 
 
 class Concept(NamedTuple):
@@ -48,8 +45,6 @@ class ConceptRelevance(LayerRules, LayerAttribution):
     the product with the direction. This gives the features of a sparse autoencoder relevances: the
     rows of its decoder are the directions.
     """
-
-    default_recipe: ClassVar[Recipe] = ATTN_LRP
 
     def __init__(
         self,
@@ -248,9 +243,8 @@ def steer(
         raise ValueError("Give either `scale`, a factor, or `value`, the new activation.")
     matrix = None if directions is None else _checked(directions)
     chosen = _indices(numbers)
-    count = None if matrix is None else len(matrix)
-    if count is not None:
-        _check_range(chosen, count, "directions")
+    if matrix is not None:
+        _check_range(chosen, len(matrix), "directions")
 
     def steered(values: Tensor) -> Tensor:
         new = values.clone()
@@ -272,7 +266,7 @@ def steer(
         new[where] = part
         return new
 
-    with changed(layer, lambda call: map_tensors(call, First(steered)), at_input=at_input):
+    with changed([(layer, of_first(steered))], at_input=at_input):
         yield
 
 
@@ -288,14 +282,11 @@ def _indices(numbers: Any) -> Tensor:
     """
     given = numbers if isinstance(numbers, (int, Tensor)) else list(numbers)
     chosen = torch.as_tensor(given).reshape(-1)
-    if chosen.numel() and (chosen.dtype == torch.bool or not _is_whole_number(chosen)):
-        way_out = ", `mask.nonzero().squeeze(1)` of a mask" if chosen.dtype == torch.bool else ""
-        raise TypeError(f"`numbers` are indices, not {chosen.dtype}: give integers{way_out}.")
+    kind = chosen.dtype
+    if chosen.numel() and (kind == torch.bool or kind.is_floating_point or kind.is_complex):
+        way_out = ", `mask.nonzero().squeeze(1)` of a mask" if kind == torch.bool else ""
+        raise TypeError(f"`numbers` are indices, not {kind}: give integers{way_out}.")
     return chosen.long()
-
-
-def _is_whole_number(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _along(changes: Tensor, directions: Tensor) -> Tensor:

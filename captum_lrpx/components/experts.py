@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.attr.capture import map_tensors
+from captum_lrpx.onlookers import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ __all__ = [
     "number_of",
     "parts_by_choice",
     "parts_of",
-    "weighted",
+    "without_experts",
 ]
 
 
@@ -35,15 +36,11 @@ def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     """
     found: dict[nn.Module, Any] = {}
 
-    def keep(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        found[layer] = map_tensors((args, kwargs), lambda each: each.detach().clone())
+    def keep(layer: nn.Module, *call: Any) -> None:
+        found[layer] = map_tensors(call, lambda each: each.detach().clone())
 
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
+    with hooked(layers, before=keep):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -55,18 +52,14 @@ def mixtures_of(model: nn.Module) -> Iterator[list[nn.Module]]:
     """
     found: list[nn.Module] = []
 
-    def note(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    def note(layer: nn.Module, *call: Any) -> None:
         with suppress(ValueError):
-            choices_of((args, kwargs), layer)
+            choices_of(call, layer)
             found.append(layer)
 
     layers = [each for each in model.modules() if isinstance(_count(each), int)]
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    try:
+    with hooked(layers, before=note):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -95,21 +88,19 @@ def choices_of(call: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
     return chosen[0], weights[0]
 
 
-def weighted(call: Any, layer: nn.Module, experts: Tensor, *, keep: bool) -> Any:
+def without_experts(call: Any, layer: nn.Module, experts: Tensor) -> Any:
     """Arguments of a module of experts, with weight zero for some experts.
 
     Args:
         call: ``(args, kwargs)``: hidden states, selected experts ``[N, k]`` and their weights.
         layer: The module.
         experts: Indices of experts.
-        keep: Whether these keep their weight, or all others.
 
     Raises:
         ValueError: If there are no selected experts and weights among the arguments.
     """
     chosen, weights = choices_of(call, layer)
-    among = torch.isin(chosen, experts.to(chosen.device))
-    gone = ~among if keep else among
+    gone = torch.isin(chosen, experts.to(chosen.device))
 
     def zeroed(tensor: Tensor) -> Tensor:
         return tensor.masked_fill(gone, 0) if tensor is weights else tensor

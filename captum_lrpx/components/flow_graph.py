@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from captum.attr import LayerAttribution
@@ -17,20 +15,36 @@ from captum_lrpx.attr.engine import forward_pass
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.attr.protocol import require_gradients, tensors_of
 from captum_lrpx.components.layers import LayerRules
+from captum_lrpx.extras import imported
 from captum_lrpx.files import write_text
-from captum_lrpx.recipes import ATTN_LRP, Recipe
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from captum_lrpx._captum import TargetType
-
-__all__ = ["RelevanceFlow", "RelevanceGraph"]
+    from captum_lrpx.recipes import Recipe
 
 
 _VIEW = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
 """What a viewer of the schema shows at first: nothing pinned, grouped or clicked."""
+
+_NODE = {
+    "node_id": "",
+    "feature": 0,
+    "layer": "",
+    "ctx_idx": 0,
+    "feature_type": "",
+    "token_prob": 0.0,
+    "is_target_logit": False,
+    "run_idx": 0,
+    "reverse_ctx_idx": 0,
+    "jsNodeId": "",
+    "clerp": "",
+    "influence": None,
+    "activation": None,
+}
+"""The fields of a node in the schema."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +101,17 @@ class RelevanceGraph:
             [f"{layer}_0_{place}" for place in range(count)] for layer in range(len(self.edges))
         ]
         goal = f"{len(self.edges) + 1}_{target}_{count - 1}"
-        output = _node(
-            goal,
-            layer=str(len(self.edges) + 1),
-            feature=target,
-            place=count - 1,
-            kind="logit",
-            clerp=f'Output "{target_text}" (p={probability:.3f})',
-            token_prob=probability,
-            is_target_logit=True,
-        )
+        output = _NODE | {
+            "node_id": goal,
+            "jsNodeId": goal,
+            "layer": str(len(self.edges) + 1),
+            "feature": target,
+            "ctx_idx": count - 1,
+            "feature_type": "logit",
+            "clerp": f'Output "{target_text}" (p={probability:.3f})',
+            "token_prob": probability,
+            "is_target_logit": True,
+        }
         return {
             "metadata": {
                 "slug": name,
@@ -115,26 +130,26 @@ class RelevanceGraph:
     def _nodes(self, names: list[list[str]], tokens: Sequence[str]) -> list[dict[str, Any]]:
         shares = self.nodes.abs() / self.nodes.abs().sum(1, keepdim=True).clamp(min=1e-30)
         return [
-            _node(
-                names[layer][place],
-                layer="E" if layer == 0 else str(layer - 1),
-                feature=place if layer == 0 else (layer - 1) * layer // 2,
-                place=place,
-                kind="embedding" if layer == 0 else "cross layer transcoder",
-                clerp=tokens[place] if layer == 0 else f"layer {layer}, {tokens[place]}",
-                influence=float(shares[layer, place]),
-                activation=float(self.nodes[layer, place]),
-            )
+            _NODE
+            | {
+                "node_id": names[layer][place],
+                "jsNodeId": names[layer][place],
+                "layer": "E" if layer == 0 else str(layer - 1),
+                "feature": place if layer == 0 else (layer - 1) * layer // 2,
+                "ctx_idx": place,
+                "feature_type": "embedding" if layer == 0 else "cross layer transcoder",
+                "clerp": token if layer == 0 else f"layer {layer}, {token}",
+                "influence": float(shares[layer, place]),
+                "activation": float(self.nodes[layer, place]),
+            }
             for layer in range(len(names))
-            for place in range(len(tokens))
+            for place, token in enumerate(tokens)
         ]
 
     def _links(self, names: list[list[str]], goal: str, least: float) -> list[dict[str, Any]]:
         links: list[dict[str, Any]] = [
             {"source": names[layer][source], "target": names[layer + 1][place], "weight": weight}
-            for layer, weights in enumerate(self.edges.tolist())
-            for place, row in enumerate(weights)
-            for source, weight in enumerate(row)
+            for layer, place, source, weight in self._flows()
         ]
         links += [
             {"source": source, "target": goal, "weight": weight}
@@ -142,6 +157,12 @@ class RelevanceGraph:
         ]
         largest = max((abs(link["weight"]) for link in links), default=0.0)
         return [link for link in links if link["weight"] and abs(link["weight"]) >= least * largest]
+
+    def _flows(self) -> Iterator[tuple[int, int, int, float]]:
+        """Layer, position, position in the layer before, and weight of each edge but zeros."""
+        weights = self.edges[self.edges != 0].tolist()
+        for place, weight in zip(self.edges.nonzero().tolist(), weights, strict=True):
+            yield *place, weight
 
     def to_json(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """Write the graph as JSON, see :meth:`to_dict`.
@@ -173,30 +194,26 @@ class RelevanceGraph:
         """
         if len(tokens) != self.nodes.shape[1]:
             raise ValueError(f"{len(tokens)} tokens do not name {self.nodes.shape[1]} positions.")
-        try:
-            plt = importlib.import_module("matplotlib.pyplot")
-        except ImportError as error:
-            raise ImportError(
-                "A picture of a graph needs matplotlib: `pip install captum-lrpx[plot]`."
-            ) from error
+        plt = imported(
+            "matplotlib.pyplot",
+            "A picture of a graph needs matplotlib: `pip install captum-lrpx[plot]`.",
+        )
         layers, count = self.nodes.shape
         figure, axis = plt.subplots(
             figsize=(1.5 + 0.8 * count, 1 + 0.6 * layers), layout="constrained"
         )
         largest = float(self.edges.abs().max()) if self.edges.numel() else 0.0
-        for layer, weights in enumerate(self.edges.tolist()):
-            for place, row in enumerate(weights):
-                for source, weight in enumerate(row):
-                    if weight and abs(weight) >= least * largest:
-                        strength = abs(weight) / largest
-                        axis.plot(
-                            [source, place],
-                            [layer, layer + 1],
-                            color="red" if weight > 0 else "blue",
-                            alpha=0.15 + 0.85 * strength,
-                            linewidth=0.3 + 4 * strength,
-                            zorder=1,
-                        )
+        for layer, place, source, weight in self._flows():
+            if abs(weight) >= least * largest:
+                strength = abs(weight) / largest
+                axis.plot(
+                    [source, place],
+                    [layer, layer + 1],
+                    color="red" if weight > 0 else "blue",
+                    alpha=0.15 + 0.85 * strength,
+                    linewidth=0.3 + 4 * strength,
+                    zorder=1,
+                )
         limit = float(self.nodes.abs().max()) or 1.0
         places = [(place, layer) for layer in range(layers) for place in range(count)]
         axis.scatter(
@@ -222,8 +239,6 @@ class RelevanceFlow(LayerRules, LayerAttribution):
     between two layers for each position. If all paths lead through the layers (the residual stream
     after each block), and the rules conserve, a position passes on all of its relevance.
     """
-
-    default_recipe: ClassVar[Recipe] = ATTN_LRP
 
     def __init__(
         self,
@@ -302,16 +317,20 @@ class RelevanceFlow(LayerRules, LayerAttribution):
         ) as passed:
             _check_positions(self.rows_of(passed.layers, 1))
             _check_order(self.model, self.modules, list(passed.layers))
+            finite = self.finite(tensors, additional_forward_args)
             explained = passed.explain(
-                lambda run: _captum.select_targets(run.output, target).reshape(()), self.tensors_of
-            )
+                lambda run: finite.require(_captum.select_targets(run.output, target)),
+                self.tensors_of,
+            ).reshape(())
             sources = self.tensors_of(passed)
             values = self.rows_of(passed.layers, 1)
             slopes = torch.autograd.grad(
                 explained, sources, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            pairs = list(pairwise(range(len(sources))))
-            edges = [_flow(sources[low], sources[high], slopes[high]) for low, high in pairs]
+            edges = [
+                _flow(low, high, slope)
+                for low, high, slope in zip(sources, sources[1:], slopes[1:], strict=False)
+            ]
             nodes = [
                 (value * slope).flatten(2).sum(-1)[0]
                 for value, slope in zip(values, slopes, strict=True)
@@ -354,34 +373,3 @@ def _flow(low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
         )
         rows.append((low.detach() * found).flatten(2).sum(-1)[0])
     return torch.stack(rows)
-
-
-def _node(
-    name: str,
-    *,
-    layer: str,
-    feature: int,
-    place: int,
-    kind: str,
-    clerp: str,
-    influence: float | None = None,
-    activation: float | None = None,
-    token_prob: float = 0.0,
-    is_target_logit: bool = False,
-) -> dict[str, Any]:
-    """A node with the fields of the schema."""
-    return {
-        "node_id": name,
-        "feature": feature,
-        "layer": layer,
-        "ctx_idx": place,
-        "feature_type": kind,
-        "token_prob": token_prob,
-        "is_target_logit": is_target_logit,
-        "run_idx": 0,
-        "reverse_ctx_idx": 0,
-        "jsNodeId": name,
-        "clerp": clerp,
-        "influence": influence,
-        "activation": activation,
-    }

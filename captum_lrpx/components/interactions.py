@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from captum_lrpx import _captum
+from captum_lrpx.extras import imported
 from captum_lrpx.metrics.replacement import Replacement, check_count, relevances_of
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["MetaAttributions", "meta_attributions"]
 
 Approximator = Literal["kernel", "permutation"]
 """Estimator of Shapley values."""
@@ -101,23 +99,19 @@ def meta_attributions(
         >>> meta = meta_attributions(AttnLRPx(forward), embeddings, additional_forward_args=args)
         >>> meta.values[subject, attractor], meta.explanations
     """
-    shapiq = _shapiq()
+    shapiq = imported(
+        "shapiq",
+        "Meta-attributions are Shapley values by the package shapiq, which is not installed: "
+        "`pip install captum-lrpx[shapiq]`.",
+    )
     if approximator not in get_args(Approximator):
         raise ValueError(f"`approximator` is 'kernel' or 'permutation', not {approximator!r}.")
     check_count(examples_per_eval, "examples_per_eval")
-    game = _Game(
-        method,
-        Replacement.of(
-            "meta_attributions",
-            method.forward_func,
-            inputs,
-            baselines,
-            additional_forward_args,
-            target,
-            mask,
-        ),
-        examples_per_eval,
+    forward = method.forward_func
+    given = Replacement(
+        "meta_attributions", forward, inputs, baselines, additional_forward_args, target, mask
     )
+    game = _Game(method, given, examples_per_eval)
     players = len(game.players)
     budget = _budget(budget, players)
     exact = budget >= 2**players
@@ -133,7 +127,7 @@ def meta_attributions(
         if exact:
             shapley = shapiq.ExactComputer(worth, players)("SV", 1)
         else:
-            cls = getattr(importlib.import_module("shapiq.approximator"), _CLASSES[approximator])
+            cls = getattr(shapiq, _CLASSES[approximator])
             options = {"pairing_trick": True} if approximator == "kernel" else {}
             shapley = cls(players, random_state=seed, **options).approximate(budget, worth)
         for place, player in enumerate(game.players):
@@ -180,28 +174,11 @@ class _Game:
         return torch.stack([self.known[key] for key in keys])
 
     def _attributions(self, coalitions: Tensor) -> Tensor:
-        given, count = self._given, len(coalitions)
-        gone = torch.zeros(count, self.tokens, dtype=torch.bool)
-        gone[:, self.players] = ~coalitions
-        gone = gone.to(given.inputs.device)
-        texts = torch.where(
-            gone.unsqueeze(-1) if given.inputs.ndim == 3 else gone, given.baseline, given.inputs
-        )
-        args = _captum.format_additional_forward_args(given.additional_forward_args)
-        keywords: dict[str, Any] = {"target": _captum.expand_target(given.target, count)}
+        gone = torch.zeros(len(coalitions), 1, self.tokens, dtype=torch.bool)
+        gone[:, 0, self.players] = ~coalitions
+        texts, target, args = self._given.replaced(gone.to(self._given.inputs.device))
+        keywords: dict[str, Any] = {"target": target}
         if args is not None:
-            keywords["additional_forward_args"] = _captum.expand_additional_forward_args(
-                args, count
-            )
+            keywords["additional_forward_args"] = args
         found = self._method.attribute(texts, **keywords)
         return relevances_of(found, texts).detach().double().cpu()
-
-
-def _shapiq() -> Any:
-    try:
-        return importlib.import_module("shapiq")
-    except ImportError as error:
-        raise ImportError(
-            "Meta-attributions are Shapley values by the package shapiq, which is not installed: "
-            "`pip install captum-lrpx[shapiq]`."
-        ) from error

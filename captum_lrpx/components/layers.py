@@ -11,7 +11,7 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import CheckedForward, check_inputs, check_layers, did_not_run
 from captum_lrpx.attr.engine import forward_pass
-from captum_lrpx.attr.protocol import LRPRules
+from captum_lrpx.attr.protocol import AttnLRPRules
 from captum_lrpx.components.experts import calls_of, parts_of
 from captum_lrpx.components.nodes import by_row
 
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from captum_lrpx.attr.engine import Passed
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["LayerRules"]
 
-
-class LayerRules(LRPRules):
+class LayerRules(AttnLRPRules):
     """Attribution to layers of a model, by the rules of a recipe on its graph.
 
     Attributes:
@@ -64,6 +62,14 @@ class LayerRules(LRPRules):
         """The result of a single layer, or a list for a list of layers."""
         return results[0] if isinstance(self.layers, nn.Module) else results
 
+    def run(self, inputs: tuple[Tensor, ...], arguments: object | None) -> None:
+        """Run the forward function on checked inputs, without gradients, for hooks of layers."""
+        check_inputs(self.model, self.forward_func, inputs)  # type: ignore[attr-defined]
+        forward = CheckedForward(self.forward_func, self.model)  # type: ignore[attr-defined]
+        args = _captum.format_additional_forward_args(arguments)
+        with torch.no_grad():
+            _captum.run_forward(forward, inputs, None, args)
+
     def values(
         self,
         inputs: tuple[Tensor, ...],
@@ -83,15 +89,11 @@ class LayerRules(LRPRules):
         Raises:
             ValueError: If a layer does not run, runs several times, or has no row per example.
         """
-        check_inputs(self.model, self.forward_func, inputs)  # type: ignore[attr-defined]
-        forward = CheckedForward(self.forward_func, self.model)  # type: ignore[attr-defined]
-        args = _captum.format_additional_forward_args(arguments)
         with (
-            torch.no_grad(),
             calls_of(self.modules if experts else ()) as calls,
             captured(self.modules, at_input=at_input) as found,
         ):
-            _captum.run_forward(forward, inputs, None, args)
+            self.run(inputs, arguments)
         values = self.rows_of(found, len(inputs[0]))
         return self._by_expert(values, calls) if experts else values
 
@@ -103,7 +105,6 @@ class LayerRules(LRPRules):
         *,
         at_input: bool,
         experts: bool = False,
-        check: Callable[[list[Tensor]], object] = lambda _: None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the tensor of each layer, and the gradient of the explained value by the rules.
 
@@ -113,10 +114,10 @@ class LayerRules(LRPRules):
             arguments: Further arguments of the forward function.
             at_input: Whether to use the layers' inputs.
             experts: Whether outputs are split into the summands of experts ``[B, T, E, D]``.
-            check: Raises an error for tensors that do not fit, before the backward pass.
 
         Returns:
-            Values and coefficients, each ``[B, ...]``; zeros where the layer is constant.
+            Values and coefficients, each ``[B, ...]``, zeros where a layer is constant; by experts
+            coefficients are ``[B, T, 1, D]``.
 
         Raises:
             AssertionError: Captum's errors for inputs and targets that do not fit.
@@ -135,7 +136,6 @@ class LayerRules(LRPRules):
             ) as passed,
         ):
             values = self.rows_of(passed.layers, len(inputs[0]))
-            check(values)
             finite = self.finite(inputs, arguments)
             explained = passed.explain(
                 lambda run: finite.require(_captum.select_targets(run.output, target)),
@@ -151,10 +151,7 @@ class LayerRules(LRPRules):
         ]
         if experts:
             values = self._by_expert(values, calls)
-            slopes = [
-                slope.unsqueeze(-2).expand_as(value)
-                for value, slope in zip(values, slopes, strict=True)
-            ]
+            slopes = [slope.unsqueeze(-2) for slope in slopes]
         return values, slopes
 
     def _by_expert(self, values: list[Tensor], calls: dict[nn.Module, Any]) -> list[Tensor]:

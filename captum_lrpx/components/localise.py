@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.components.pairs import TokenPair
     from captum_lrpx.recipes import Recipe
 
-__all__ = ["KINDS", "RECIPES", "Kind", "Localisation", "layers_of", "localise"]
-
 
 class Kind(NamedTuple):
     """A kind of node, and its usual place in models.
@@ -171,79 +169,77 @@ def localise(
             missing = [k for k in kinds if (pair.task, pair.number, k, way) not in journal.records]
             for alike in _alike(missing):
                 asked = {kind: layers[kind] for kind in alike}
-                direction = _Direction(model, pair, way, neurons, share)
-                found = direction.measured(asked, recipes, perturbations_per_eval)
+                found = _measured(
+                    model, pair, way, asked, recipes, perturbations_per_eval, neurons, share
+                )
                 for kind, record in found.items():
                     journal.append((pair.task, pair.number, kind, way), record)
         records = [journal.records[pair.task, pair.number, kind, way] for pair, kind, way in work]
     return _joined(work, records, recipes, kinds)
 
 
-class _Direction:
-    """One direction of a pair of texts."""
-
-    def __init__(
-        self, model: nn.Module, pair: TokenPair, way: int, neurons: int, share: float
-    ) -> None:
-        self.number, self.neurons, self.share = pair.number, neurons, share
-        texts = (pair.clean, pair.corrupted)
-        device = device_of(model)
-        self.inputs, self.others = (each.to(device) for each in (texts[way], texts[1 - way]))
-        self.start = pair.first_difference
-        self.forward = TokenSum(model)
-        self.arguments = (None, pair.tokens.to(device), None, pair.weights.to(device))
-
-    def measured(
-        self,
-        layers: Mapping[str, Sequence[nn.Module]],
-        recipes: Mapping[str, Recipe],
-        at_once: int,
-    ) -> dict[str, dict[str, Any]]:
-        """Measured effects and estimates of the nodes, for kinds with the same options."""
-        kind = KINDS[next(iter(layers))]
-        modules = [module for each in layers.values() for module in each]
-        asked: dict[str, Any] = {
-            "additional_forward_args": self.arguments,
-            "by": kind.by,
-            "attribute_to_layer_input": kind.at_input,
+def _measured(
+    model: nn.Module,
+    pair: TokenPair,
+    way: int,
+    layers: Mapping[str, Sequence[nn.Module]],
+    recipes: Mapping[str, Recipe],
+    at_once: int,
+    neurons: int,
+    share: float,
+) -> dict[str, dict[str, Any]]:
+    """Measured effects and estimates of one direction of a pair, for kinds of the same options."""
+    kind = KINDS[next(iter(layers))]
+    modules = [module for each in layers.values() for module in each]
+    device = device_of(model)
+    texts = (pair.clean.to(device), pair.corrupted.to(device))
+    inputs, others = texts[way], texts[1 - way]
+    forward = TokenSum(model)
+    arguments = (None, pair.tokens.to(device), None, pair.weights.to(device))
+    asked: dict[str, Any] = {
+        "additional_forward_args": arguments,
+        "by": kind.by,
+        "attribute_to_layer_input": kind.at_input,
+    }
+    estimates = {
+        name: RelevancePatching(forward, modules, recipe=recipe).attribute(inputs, others, **asked)
+        for name, recipe in recipes.items()
+    }
+    chosen = [
+        _chosen(pair, kind, number, each.shape[1], neurons, share)
+        for number, each in enumerate(next(iter(estimates.values())))
+    ]
+    effects = ActivationPatching(forward, modules).attribute(
+        inputs, others, only=chosen, perturbations_per_eval=at_once, **asked
+    )
+    with torch.no_grad():
+        explained = [float(forward(each, *arguments)) for each in (inputs, others)]
+    records, start = {}, 0
+    for name, some in layers.items():
+        part = slice(start, start + len(some))
+        start = part.stop
+        records[name] = {
+            "explained": explained,
+            "effects": _kept(effects[part], chosen[part]),
+            "estimates": {
+                each: _kept(found[part], chosen[part]) for each, found in estimates.items()
+            },
         }
-        estimates = {
-            name: RelevancePatching(self.forward, modules, recipe=recipe).attribute(
-                self.inputs, self.others, **asked
-            )
-            for name, recipe in recipes.items()
-        }
-        widths = [each.shape[1] for each in next(iter(estimates.values()))]
-        chosen = [self._chosen(width, kind, number) for number, width in enumerate(widths)]
-        effects = ActivationPatching(self.forward, modules).attribute(
-            self.inputs, self.others, only=chosen, perturbations_per_eval=at_once, **asked
-        )
-        with torch.no_grad():
-            explained = [
-                float(self.forward(each, *self.arguments)) for each in (self.inputs, self.others)
-            ]
-        records, start = {}, 0
-        for name, some in layers.items():
-            part = slice(start, start + len(some))
-            start += len(some)
-            records[name] = {
-                "explained": explained,
-                "effects": _kept(effects[part], chosen[part]),
-                "estimates": {
-                    each: _kept(found[part], chosen[part]) for each, found in estimates.items()
-                },
-            }
-        return records
+    return records
 
-    def _chosen(self, width: int, kind: Kind, layer: int) -> Tensor:
-        """Nodes of a layer that are measured."""
-        start = self.start if kind.by == "token" else 0
-        neurons = kind.by == "neuron"
-        number = self.neurons if neurons else math.ceil(self.share * (width - start))
-        # The same neurons for all pairs, and other nodes for each.
-        generator = torch.Generator().manual_seed(layer if neurons else 1000 * self.number + layer)
-        nodes = start + torch.randperm(width - start, generator=generator)[:number]
-        return nodes.sort().values
+
+def _chosen(
+    pair: TokenPair, kind: Kind, layer: int, width: int, neurons: int, share: float
+) -> Tensor:
+    """Nodes of a layer that are measured: the same neurons for all pairs, other nodes for each."""
+    if kind.by == "neuron":
+        start, number, seed = 0, neurons, layer
+    else:
+        start = pair.first_difference if kind.by == "token" else 0
+        number, seed = math.ceil(share * (width - start)), 1000 * pair.number + layer
+    generator = torch.Generator().manual_seed(seed)
+    nodes = start + torch.randperm(width - start, generator=generator)[:number]
+    return nodes.sort().values
 
 
 def _alike(kinds: Sequence[str]) -> list[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -11,11 +11,10 @@ from captum_lrpx.attr.protocol import tensors_of
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor, nn
 
-__all__ = ["Ablation", "NodeKind", "Nodes", "by_row", "checked", "nodes_of"]
 
 NodeKind = Literal["head", "token", "neuron", "output", "expert"]
 """Kind of a node of a layer."""
@@ -67,21 +66,23 @@ class Nodes:
         """One number per node ``[B, N]``, or ``[B]`` if the whole output is one node."""
         return numbers.squeeze(1) if self.kind == "output" else numbers
 
-    def replaced(self, values: Tensor, clean: Tensor, others: Tensor, nodes: Tensor) -> Tensor:
+    def replaced(
+        self, values: Tensor, clean: Tensor, others: Tensor, nodes: Sequence[int]
+    ) -> Tensor:
         """Replace one node of each group of rows.
 
         Args:
             values: ``[K * B, ...]``, groups of B rows.
             clean: Unchanged values of the nodes ``[B, ...]``.
             others: Their replacements ``[B, ...]``.
-            nodes: The node of each group ``[K]``; -1 to leave a group as it is.
+            nodes: The node of each of K groups; -1 to leave a group as it is.
 
         Returns:
             A new tensor of the shape of ``values``.
         """
         new = values.clone(memory_format=torch.contiguous_format)
         rows = others.shape[0]
-        for group, node in enumerate(nodes.tolist()):
+        for group, node in enumerate(nodes):
             part = new[group * rows : (group + 1) * rows]
             if node < 0:
                 continue
@@ -92,35 +93,6 @@ class Nodes:
         return new
 
 
-class _Heads(NamedTuple):
-    """Numbers of heads of an attention.
-
-    Attributes:
-        number: Number of queries, and of vectors that the output projection mixes.
-        of_keys: Number of keys and values.
-        size: Size of a query or key; None if it is unknown.
-    """
-
-    number: int
-    of_keys: int
-    size: int | None
-
-    def in_output(self, layer: nn.Module, width: int) -> int:
-        """Number of heads in the output of a layer.
-
-        Raises:
-            ValueError: If it has neither a query nor a key for each head.
-        """
-        if self.size is None or width == self.number * self.size:
-            return self.number
-        if width == self.of_keys * self.size:
-            return self.of_keys
-        raise ValueError(
-            f"{type(layer).__name__} has {width} features, not {self.number} heads of {self.size}: "
-            "give a layer with heads alone, or `heads=` if these are heads side by side."
-        )
-
-
 def nodes_of(
     kind: NodeKind,
     values: Tensor,
@@ -128,7 +100,7 @@ def nodes_of(
     model: nn.Module,
     heads: int | None,
     *,
-    at_input: bool = True,
+    at_input: bool,
 ) -> Nodes:
     """Divide the tensor of a layer into nodes.
 
@@ -158,10 +130,9 @@ def nodes_of(
         return Nodes(kind, values.shape[-2])
     if kind != "head":
         return Nodes(kind)
-    known = _heads_of(model, layer) if heads is None else None
     number: Any = heads
-    if known is not None:
-        number = known.number if at_input else known.in_output(layer, shape[-1])
+    if number is None:
+        number = _number_of_heads(model, layer, shape[-1], at_input=at_input)
     if number is None:
         raise ValueError(
             f"Neither {type(model).__name__} nor the modules around its {name} tell the number of "
@@ -197,7 +168,8 @@ def checked(
     """
     kinds, ablations = get_args(NodeKind), get_args(Ablation)
     if by not in kinds:
-        raise ValueError(f"`by` is one of {', '.join(map(repr, kinds))}, not {by!r}{_meant(by)}.")
+        meant = suggestion(str(by), kinds)
+        raise ValueError(f"`by` is one of {', '.join(map(repr, kinds))}, not {by!r}{meant}.")
     if ablation is not None and ablation not in ablations:
         raise ValueError(f"`ablation` is 'zero', 'mean' or None, not {ablation!r}.")
     clean = tensors_of(inputs)
@@ -211,11 +183,13 @@ def checked(
     if ablation == "zero":
         raise ValueError("Nodes are replaced by zero: leave `corrupted_inputs` out.")
     others = tensors_of(corrupted)
-    shapes = [[list(each.shape) for each in tensors] for tensors in (clean, others)]
-    if ablation is None and shapes[0] != shapes[1]:
+    shapes, other_shapes = (
+        ", ".join(str(list(each.shape)) for each in tensors) for tensors in (clean, others)
+    )
+    if ablation is None and shapes != other_shapes:
         raise ValueError(
-            f"The clean inputs have the shape {_listed(shapes[0])}, the corrupted inputs "
-            f"{_listed(shapes[1])}: they must match token by token. Reword one of the texts, or "
+            f"The clean inputs have the shape {shapes}, the corrupted inputs "
+            f"{other_shapes}: they must match token by token. Reword one of the texts, or "
             "pass `ablation='mean'`, which takes corrupted inputs of any length."
         )
     return clean, others
@@ -245,26 +219,35 @@ def by_row(values: Tensor, rows: int, layer: nn.Module) -> Tensor:
     )
 
 
-def _meant(name: Any) -> str:
-    return suggestion(name, get_args(NodeKind)) if isinstance(name, str) else ""
+def _number_of_heads(
+    model: nn.Module, layer: nn.Module, width: int, *, at_input: bool
+) -> int | None:
+    """Number of heads by the closest module around a layer that states it, or its config.
 
+    An input has a vector for each query; an output may have one for each key and value instead.
 
-def _listed(shapes: list[list[int]]) -> str:
-    return ", ".join(map(str, shapes))
-
-
-def _heads_of(model: nn.Module, layer: nn.Module) -> _Heads | None:
-    """Heads of the closest module around a layer, or of its config."""
+    Raises:
+        ValueError: If the width of an output fits neither.
+    """
     path = next((path for path, module in model.named_modules() if module is layer), "")
     names = path.split(".")
     for end in range(len(names) - 1, -1, -1):
         module = model.get_submodule(".".join(names[:end]))
         owners = (module, getattr(module, "config", None))
         number = _number(owners, _HEADS)
-        if number is not None:
-            width = _number(owners, _WIDTHS)
-            size = _number(owners, _SIZES) or (None if width is None else width // number)
-            return _Heads(number, _number(owners, _KEY_HEADS) or number, size)
+        if number is None:
+            continue
+        whole = _number(owners, _WIDTHS)
+        size = _number(owners, _SIZES) or (None if whole is None else whole // number)
+        if at_input or size is None or width == number * size:
+            return number
+        of_keys = _number(owners, _KEY_HEADS) or number
+        if width == of_keys * size:
+            return of_keys
+        raise ValueError(
+            f"{type(layer).__name__} has {width} features, not {number} heads of {size}: "
+            "give a layer with heads alone, or `heads=` if these are heads side by side."
+        )
     return None
 
 

@@ -13,11 +13,9 @@ import torch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
-
-__all__ = ["Pair", "TokenPair", "read_pairs", "tokenized"]
 
 
 @dataclass(frozen=True)
@@ -160,15 +158,16 @@ def tokenized(
         random.Random(seed).shuffle(order)  # noqa: S311 - a sample, no secret
     found: list[TokenPair] = []
     for pair in order:
-        if number is not None and len(found) == number:
+        if len(found) == number:
             break
-        found.extend(_fitting(pair, tokenizer, first_token, len(found)))
+        fitting = _fitting(pair, tokenizer, first_token, len(found))
+        if fitting is not None:
+            found.append(fitting)
     return found
 
 
-def _fitting(
-    pair: Pair, tokenizer: Any, first_token: str | None, number: int
-) -> Iterator[TokenPair]:
+def _fitting(pair: Pair, tokenizer: Any, first_token: str | None, number: int) -> TokenPair | None:
+    """The pair as a model reads it; None if it does not fit."""
     prefix = [] if first_token is None else [tokenizer.convert_tokens_to_ids(first_token)]
 
     def ids(text: str) -> list[int]:
@@ -194,9 +193,9 @@ def _fitting(
         or not good
         or not bad
     ):
-        return
+        return None
     weights = [1 / len(good)] * len(good) + [-1 / len(bad)] * len(bad)
-    yield TokenPair(
+    return TokenPair(
         pair.task,
         number,
         torch.tensor([clean]),

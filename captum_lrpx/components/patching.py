@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import ModuleOrModuleList, TargetType
     from captum_lrpx.components.nodes import Ablation, NodeKind, Nodes
 
-__all__ = ["ActivationPatching", "RelevancePatching"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -42,6 +41,26 @@ class _Patching(LayerRules, PerturbationAttribution):
         recipe: Recipe | None = None,
         strict: bool = True,
     ) -> None:
+        r"""Find the model.
+
+        Args:
+            forward_func (Callable): The forward function of the model or any modification of it,
+                as for :class:`LRPx`.
+            layers (torch.nn.Module or list of torch.nn.Module): Layers whose nodes are patched. For
+                ``by="head"`` the output projections of attention, whose *inputs* hold the heads
+                side by side.
+            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
+                Default: found in ``forward_func``.
+            heads (int, optional): Number of heads. Default: read from the attention around the
+                layer, or from the model's config
+            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_UNIFORM_GATE`
+            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
+                rule on the way from the layers to the output. Default: True
+
+        Raises:
+            ValueError: If no model is found.
+            TypeError: If a layer is no module.
+        """
         PerturbationAttribution.__init__(self, forward_func)
         self.set_layers(forward_func, layers, model, recipe, strict=strict)
         self.heads = heads
@@ -52,11 +71,12 @@ class _Patching(LayerRules, PerturbationAttribution):
         corrupted: tuple[Tensor, ...] | None,
         arguments: Any,
         ablation: Ablation | None,
+        by: NodeKind,
         *,
         at_input: bool,
-        experts: bool,
     ) -> list[Tensor]:
         """Replacements of the values of each layer, in their shape."""
+        experts = by == "expert"
         if ablation == "zero":
             return [torch.zeros_like(values) for values in clean]
         values = clean
@@ -119,40 +139,6 @@ class RelevancePatching(_Patching):
 
     default_recipe: ClassVar[Recipe] = LRP_UNIFORM_GATE
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layers: ModuleOrModuleList,
-        *,
-        model: nn.Module | None = None,
-        heads: int | None = None,
-        recipe: Recipe | None = None,
-        strict: bool = True,
-    ) -> None:
-        r"""Find the model.
-
-        Args:
-            forward_func (Callable): The forward function of the model or any modification of it,
-                as for :class:`LRPx`.
-            layers (torch.nn.Module or list of torch.nn.Module): Layers whose nodes are patched. For
-                ``by="head"`` the output projections of attention, whose *inputs* hold the heads
-                side by side.
-            model (torch.nn.Module, optional): The model that ``forward_func`` runs.
-                Default: found in ``forward_func``.
-            heads (int, optional): Number of heads. Default: read from the attention around the
-                layer, or from the model's config
-            recipe (Recipe, optional): The rules. Default: :data:`~captum_lrpx.LRP_UNIFORM_GATE`
-            strict (bool, optional): Whether ``attribute`` refuses a non-linear operation without a
-                rule on the way from the layers to the output. Default: True
-
-        Raises:
-            ValueError: If no model is found.
-            TypeError: If a layer is no module.
-        """
-        super().__init__(
-            forward_func, layers, model=model, heads=heads, recipe=recipe, strict=strict
-        )
-
     @entry_point
     def attribute(
         self,
@@ -214,31 +200,20 @@ class RelevancePatching(_Patching):
         require_gradients()
         given, corrupted = checked(inputs, corrupted_inputs, by, ablation)
         at_input = self._at_input(by, attribute_to_layer_input)
-        arguments = additional_forward_args
         clean, coefficients = self.coefficients(
-            given,
-            target,
-            arguments,
-            at_input=at_input,
-            experts=by == "expert",
-            check=lambda values: by == "expert" or self._nodes(by, values, at_input=at_input),
+            given, target, additional_forward_args, at_input=at_input, experts=by == "expert"
         )
         nodes = self._nodes(by, clean, at_input=at_input)
         if corrupted_additional_forward_args is None:
-            corrupted_additional_forward_args = arguments
+            corrupted_additional_forward_args = additional_forward_args
         others = self._others(
-            clean,
-            corrupted,
-            corrupted_additional_forward_args,
-            ablation,
-            at_input=at_input,
-            experts=by == "expert",
+            clean, corrupted, corrupted_additional_forward_args, ablation, by, at_input=at_input
         )
         effects = [
             cut.total((values - other) * slopes)
             for values, other, slopes, cut in zip(clean, others, coefficients, nodes, strict=True)
         ]
-        self.finite(given, arguments).warn(tuple(effects))
+        self.finite(given, additional_forward_args).warn(tuple(effects))
         return self.formatted(effects)
 
 
@@ -329,26 +304,22 @@ class ActivationPatching(_Patching):
         at_input = self._at_input(by, attribute_to_layer_input)
         check_count(perturbations_per_eval, "perturbations_per_eval")
         warn_if_training(modules_of(self.model))
-        arguments = additional_forward_args
-        clean = self.values(given, arguments, at_input=at_input, experts=by == "expert")
+        clean = self.values(
+            given, additional_forward_args, at_input=at_input, experts=by == "expert"
+        )
         nodes = self._nodes(by, clean, at_input=at_input)
         if corrupted_additional_forward_args is None:
-            corrupted_additional_forward_args = arguments
+            corrupted_additional_forward_args = additional_forward_args
         others = self._others(
-            clean,
-            corrupted,
-            corrupted_additional_forward_args,
-            ablation,
-            at_input=at_input,
-            experts=by == "expert",
+            clean, corrupted, corrupted_additional_forward_args, ablation, by, at_input=at_input
         )
-        runs = Runs(self, given, target, arguments, at_input=at_input)
+        runs = Runs(self, given, target, additional_forward_args, at_input=at_input)
         chosen = self._chosen(only)
         patches = [
             Patch(*each) for each in zip(self.modules, nodes, clean, others, chosen, strict=True)
         ]
         effects = runs.effects(patches, perturbations_per_eval)
-        self.finite(given, arguments).warn(tuple(effects))
+        self.finite(given, additional_forward_args).warn(tuple(effects))
         return self.formatted(
             [patch.measured(effect) for patch, effect in zip(patches, effects, strict=True)]
         )

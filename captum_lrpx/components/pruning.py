@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from captum_lrpx.attr.capture import map_tensors
 from captum_lrpx.attr.checks import check_layers
-from captum_lrpx.components.changes import First, changed
-from captum_lrpx.components.experts import weighted
+from captum_lrpx.components.changes import changed, of_first
+from captum_lrpx.components.experts import without_experts
 from captum_lrpx.components.nodes import Nodes
 from captum_lrpx.names import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["prune"]
 
 Part = Literal["head", "neuron", "expert"]
 """Kind of the parts that can be switched off."""
@@ -69,7 +68,7 @@ def prune(
 
     def change(layer: nn.Module, where: Tensor) -> Callable[[Any], Any]:
         if by == "expert":
-            return lambda call: weighted(call, layer, where, keep=False)
+            return partial(without_experts, layer=layer, experts=where)
         count = len(scores[layer])
         nodes = Nodes("head", count) if by == "head" else Nodes("neuron")
 
@@ -84,12 +83,10 @@ def prune(
             nodes.cut(new)[:, :, where.to(new.device)] = 0
             return new
 
-        return lambda call: map_tensors(call, First(zeroed))
+        return of_first(zeroed)
 
-    with ExitStack() as stack:
-        for layer, where in off.items():
-            if len(where):
-                stack.enter_context(changed(layer, change(layer, where), at_input=inside))
+    changes = [(layer, change(layer, where)) for layer, where in off.items() if len(where)]
+    with changed(changes, at_input=inside):
         yield
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -10,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captum_lrpx.files import write_bytes
 from captum_lrpx.metrics.replacement import check_count
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx._captum import TargetType
     from captum_lrpx.components.concepts import ConceptRelevance
 
-__all__ = ["ReferenceIndex", "ReferenceSample", "build_references"]
 
 Measure = Literal["relevance", "activation"]
 """Score that makes a text a reference of a neuron."""
@@ -89,10 +91,7 @@ class ReferenceIndex:
         if not paths:
             raise ValueError(f"There is no index of references in {str(folder)!r}: build it first.")
         parts = [_read(path)[0] for path in paths]
-        merged = parts[0]
-        for part in parts[1:]:
-            merged = merged.merged(part, part.seen)
-        return merged
+        return reduce(lambda merged, part: merged.merged(part, part.seen), parts)
 
     def merged(self, other: ReferenceIndex, seen: int) -> ReferenceIndex:
         """Merge two indices; among equal scores the earlier text comes first.
@@ -166,14 +165,11 @@ def build_references(
     run = {"by": by, "k": str(k), "rank": str(rank), "processes": str(processes)}
     index = _there(path, run, resume=resume)
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = ((number, sample) for number, sample in enumerate(samples) if number % processes == rank)
-    skip = 0 if index is None else index.seen
-    stored = skip
-    for place, (number, sample) in enumerate(own):
-        if place < skip:
-            continue
-        new = _scored(concepts, sample, number, by, target, additional_forward_args)
-        index = _padded(new, k) if index is None else index.merged(new, 1)
+    stored = 0 if index is None else index.seen
+    first = rank + stored * processes
+    for number, sample in islice(enumerate(samples), first, None, processes):
+        new = _scored(concepts, sample, number, by, target, additional_forward_args, k)
+        index = new if index is None else index.merged(new, 1)
         if index.seen - stored >= save_every:
             _write(path, index, run)
             stored = index.seen
@@ -185,9 +181,9 @@ def build_references(
 
 
 def _scored(
-    concepts: ConceptRelevance, sample: Tensor, number: int, by: str, target: Any, args: Any
+    concepts: ConceptRelevance, sample: Tensor, number: int, by: str, target: Any, args: Any, k: int
 ) -> ReferenceIndex:
-    """Scores of one text, ``[N, 1]``."""
+    """The index of one text, whose other references are missing."""
     if len(sample) != 1:
         raise ValueError(
             f"Sample {number} has {len(sample)} rows: give texts one at a time, [1, T]."
@@ -197,20 +193,12 @@ def _scored(
     else:
         found = concepts.attribute(sample, target(sample) if callable(target) else target, args)
     scores, positions = found.reshape(-1, found.shape[-1]).float().cpu().max(0)
-    return ReferenceIndex(
-        scores.unsqueeze(1), torch.full((len(scores), 1), number), positions.unsqueeze(1), 1
-    )
+    samples = torch.full_like(positions, number)
 
+    def padded(values: Tensor, missing: float) -> Tensor:
+        return functional.pad(values.unsqueeze(1), (0, k - 1), value=missing)
 
-def _padded(index: ReferenceIndex, k: int) -> ReferenceIndex:
-    """Pad an index to k references."""
-    shape = (len(index.scores), k - 1)
-    return ReferenceIndex(
-        torch.cat([index.scores, torch.full(shape, -torch.inf)], 1),
-        torch.cat([index.samples, torch.full(shape, -1)], 1),
-        torch.cat([index.positions, torch.full(shape, -1)], 1),
-        index.seen,
-    )
+    return ReferenceIndex(padded(scores, -torch.inf), padded(samples, -1), padded(positions, -1), 1)
 
 
 def _there(path: Path, run: dict[str, str], *, resume: bool) -> ReferenceIndex | None:

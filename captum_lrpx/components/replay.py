@@ -7,18 +7,19 @@ it might do more than return its output.
 
 from __future__ import annotations
 
-import functools
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from captum_lrpx.onlookers import hooked
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["Replay"]
 
@@ -26,19 +27,16 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.la
 _MISSING = object()
 
 
-@dataclass
-class _Call:
-    """A module's call in the first run.
+class _Call(NamedTuple):
+    """A module's call in the first run, which later runs can skip.
 
     Attributes:
-        output: A copy of its output; None if the call cannot be skipped.
+        output: A copy of its output.
         end: Number of calls that had ended by then.
-        usable: Whether the module does nothing but return the output.
     """
 
     output: Any
     end: int
-    usable: bool
 
 
 class Replay:
@@ -57,29 +55,21 @@ class Replay:
         self._layers = layers
         self._at_input = at_input
         self._modules = _around(model, layers)
-        self._calls: dict[nn.Module, _Call] = {}
+        self._calls: dict[nn.Module, _Call | None] = {}
         self._starts: dict[nn.Module, int] = {}
         self._ended = 0
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep outputs of modules, within the ``with`` block."""
-        handles = []
 
         def started(layer: nn.Module, *_: Any) -> None:
             self._starts[layer] = self._ended
 
-        try:
-            for layer in self._layers:
-                if self._at_input:
-                    handles.append(layer.register_forward_pre_hook(started))
-                else:
-                    handles.append(layer.register_forward_hook(started))
-            with _instead({module: self._recorder(module) for module in self._modules}):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        at_start = {"before" if self._at_input else "after": started}
+        recorders = {module: self._recorder(module) for module in self._modules}
+        with hooked(self._layers, **at_start), _instead(recorders):
+            yield
 
     def start(self, layer: nn.Module) -> int:
         """Number of calls of modules that had ended before a layer, in the first run."""
@@ -90,9 +80,9 @@ class Replay:
         """Skip calls that ended before a layer, within the ``with`` block."""
         start = self._starts[layer]
         done = {
-            module: _again(call.output)
+            module: partial(_again, call.output)
             for module, call in self._calls.items()
-            if call.usable and call.end <= start
+            if call is not None and call.end <= start
         }
         with _instead(done):
             yield
@@ -107,8 +97,7 @@ class Replay:
             self._ended += 1
             # After the last start no run skips anything.
             kept = not again and len(self._starts) < len(self._layers) and before.stands(output)
-            call = _Call(_copied(output) if kept else None, self._ended, kept)
-            self._calls[module] = call
+            self._calls[module] = _Call(_copied(output), self._ended) if kept else None
             return output
 
         return recorder
@@ -135,13 +124,13 @@ class _State:
     def __init__(self, module: nn.Module, arguments: list[Any]) -> None:
         self._module = module
         self._fixed = all(map(_is_fixed, arguments))
-        self._tensors = [each for each in _leaves(arguments) if isinstance(each, Tensor)]
+        self._tensors = [each for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor)]
         self._versions = [_version(each) for each in self._tensors]
         self._attributes = self._own() if self._fixed else []
 
     def stands(self, output: Any) -> bool:
         """Whether nothing has changed, and the output consists of new tensors and containers."""
-        leaves = _leaves(output)
+        leaves = pytree.tree_leaves(output)
         if not self._fixed or not all(isinstance(each, (Tensor, *_PLAIN)) for each in leaves):
             return False
         if [_version(each) for each in self._tensors] != self._versions:
@@ -184,25 +173,18 @@ def _is_fixed(value: Any) -> bool:
     return isinstance(value, (Tensor, *_PLAIN))
 
 
-def _leaves(value: Any) -> list[Any]:
-    return pytree.tree_leaves(value)
-
-
 def _copied(value: Any) -> Any:
     return pytree.tree_map(
         lambda each: each.detach().clone() if isinstance(each, Tensor) else each, value
     )
 
 
-def _again(output: Any) -> Callable[..., Any]:
-    def given(*_args: Any, **_kwargs: Any) -> Any:
-        return _copied(output)  # a copy, as the model may write into it
-
-    return given
+def _again(output: Any, /, *_args: Any, **_kwargs: Any) -> Any:
+    return _copied(output)  # a copy, as the model may write into it
 
 
 @contextmanager
-def _instead(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward functions of modules, in this thread within the ``with`` block."""
     thread = threading.get_ident()
     before = {module: vars(module).get("forward", _MISSING) for module in forwards}
@@ -210,7 +192,7 @@ def _instead(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     def here(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         own = module.forward
 
-        @functools.wraps(own)
+        @wraps(own)
         def called(*args: Any, **kwargs: Any) -> Any:
             return (forward if threading.get_ident() == thread else own)(*args, **kwargs)
 

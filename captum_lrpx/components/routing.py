@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from captum.attr import LayerAttribution
-from torch import Tensor, nn
+from torch import nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.checks import CheckedForward, check_inputs
 from captum_lrpx.attr.keywords import entry_point
 from captum_lrpx.components.experts import (
     by_expert,
@@ -23,14 +20,16 @@ from captum_lrpx.components.experts import (
     parts_by_choice,
 )
 from captum_lrpx.components.layers import LayerRules
-from captum_lrpx.recipes import ATTN_LRP, Recipe
+from captum_lrpx.extras import imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from torch import Tensor
 
-__all__ = ["ExpertRelevance", "Routing"]
+    from captum_lrpx._captum import ModuleOrModuleList, TargetType
+    from captum_lrpx.recipes import Recipe
+
 
 _LIKE_A_MIXTURE: Final = re.compile(r"(moe|moeblock|experts)$", re.IGNORECASE)
 """Class names of modules that are listed in an error."""
@@ -65,7 +64,7 @@ class Routing:
 
     def load(self) -> Tensor:
         """Number of tokens routed to each expert, ``[B, E]``."""
-        ones = torch.ones_like(self.experts)
+        ones = self.experts.new_ones(self.experts.shape)
         return by_expert(ones, self.experts, self.count, dim=-1).sum(1)
 
     def table(self, tokens: Sequence[str], row: int = 0) -> str:
@@ -110,12 +109,10 @@ class Routing:
             ValueError: If there is not a token for each position.
         """
         self._check(tokens)
-        try:
-            plt = importlib.import_module("matplotlib.pyplot")
-        except ImportError as error:
-            raise ImportError(
-                "A picture of a routing needs matplotlib: `pip install captum-lrpx[plot]`."
-            ) from error
+        plt = imported(
+            "matplotlib.pyplot",
+            "A picture of a routing needs matplotlib: `pip install captum-lrpx[plot]`.",
+        )
         found = self.by_token()[row].float().cpu()
         size = (1.8 + 0.5 * len(tokens), 1.2 + 0.3 * self.count)
         figure, axis = plt.subplots(figsize=size, layout="constrained")
@@ -147,8 +144,6 @@ class ExpertRelevance(LayerRules, LayerAttribution):
     relevances of all choices sum to the relevance of the output, under every recipe. Shared experts
     beside them are no choice, and not included.
     """
-
-    default_recipe: ClassVar[Recipe] = ATTN_LRP
 
     def __init__(
         self,
@@ -226,22 +221,15 @@ class ExpertRelevance(LayerRules, LayerAttribution):
 
     def _mixtures(self, inputs: tuple[Tensor, ...], arguments: object | None) -> list[nn.Module]:
         """Modules called with selected experts and their weights, in the order of their calls."""
-        check_inputs(self.model, self.forward_func, inputs)
-        forward = CheckedForward(self.forward_func, self.model)
-        args = _captum.format_additional_forward_args(arguments)
-        with torch.no_grad(), mixtures_of(self.model) as found:
-            _captum.run_forward(forward, inputs, None, args)
+        with mixtures_of(self.model) as found:
+            self.run(inputs, arguments)
         if not found:
             kinds = {type(each).__name__: None for each in self.model.modules()}
-            others = list(filter(_LIKE_A_MIXTURE.search, kinds))
+            others = ", ".join(filter(_LIKE_A_MIXTURE.search, kinds))
+            cause = f"{others} route in another way" if others else "it is no mixture of experts"
             raise ValueError(
                 f"{type(self.model).__name__} calls no module with chosen experts [N, k] and their "
-                "weights [N, k]: "
-                + (
-                    f"{', '.join(others)} route in another way."
-                    if others
-                    else "it is no mixture of experts."
-                )
+                f"weights [N, k]: {cause}."
             )
         return found
 

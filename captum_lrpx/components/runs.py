@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from captum_lrpx import _captum
-from captum_lrpx.attr.capture import map_tensors
 from captum_lrpx.attr.checks import CheckedForward
 from captum_lrpx.attr.selection import check_target
-from captum_lrpx.components.changes import First, changed
+from captum_lrpx.components.changes import changed, of_first
 from captum_lrpx.components.nodes import Nodes, by_row
 from captum_lrpx.components.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Sequence
 
     from captum_lrpx._captum import TargetType
     from captum_lrpx.attr.protocol import LRPRules
-
-__all__ = ["Patch", "Runs"]
 
 
 class Patch(NamedTuple):
@@ -127,11 +122,15 @@ class Runs:
         ]
         for first in range(0, len(nodes), size):
             some = nodes[first : first + size]
-            with replay.resumed(layers[some[0][0]]), ExitStack() as stack:
-                for number in dict.fromkeys(number for number, _ in some):
-                    chosen = [node if each == number else -1 for each, node in some]
-                    chosen += [-1] * (size - len(some))
-                    stack.enter_context(self._patched(patches[number], torch.tensor(chosen)))
+            changes = []
+            for number in dict.fromkeys(number for number, _ in some):
+                chosen = [node if each == number else -1 for each, node in some]
+                chosen += [-1] * (size - len(some))
+                changes.append((layers[number], self._patch(patches[number], chosen)))
+            with (
+                replay.resumed(layers[some[0][0]]),
+                changed(changes, at_input=self._at_input),
+            ):
                 after = self._explained(size)
             for (number, node), lost in zip(some, before - after, strict=False):
                 found[number][:, node] = lost
@@ -154,20 +153,16 @@ class Runs:
         explained: Tensor = _captum.select_targets(output, target)
         return explained.reshape(size, rows)
 
-    def _patched(self, patch: Patch, chosen: Tensor) -> AbstractContextManager[None]:
-        """Replace one node in each copy of the batch, in runs within the ``with`` block."""
+    def _patch(self, patch: Patch, chosen: Sequence[int]) -> Callable[[Any], Any]:
+        """A change of a layer that replaces one node in each copy of the batch; none for -1."""
         rows = len(chosen) * len(self._inputs[0])
 
         def replaced(tensor: Tensor) -> Tensor:
             values = by_row(tensor, rows, patch.layer)
-            return patch.nodes.replaced(values, patch.clean, patch.other, chosen).reshape(
-                tensor.shape
-            )
+            new = patch.nodes.replaced(values, patch.clean, patch.other, chosen)
+            return new.reshape(tensor.shape)
 
-        def change(call: Any) -> Any:
-            return map_tensors(call, First(replaced))
-
-        return changed(patch.layer, change, at_input=self._at_input)
+        return of_first(replaced)
 
 
 def _size(count: int, at_once: int) -> int:

@@ -10,8 +10,10 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx import visualization
+from captum_lrpx.characters import readable
 from captum_lrpx.conservation.delta_in_words import in_words
+from captum_lrpx.visualization.console import plain_text
+from captum_lrpx.visualization.markup import table as html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,7 +230,7 @@ class Ledger:
         return self.table()
 
     def __str__(self) -> str:
-        return visualization.plain_text(self.table())
+        return plain_text(self.table())
 
     def _repr_html_(self) -> str:
         """The table of the first example, for a notebook; all text is escaped."""
@@ -239,8 +241,8 @@ class Ledger:
             [*((cell, left) for cell in cells), (amount, right), (share, right)]
             for cells, amount, share in (*lines, *totals)
         ]
-        title = html.escape(visualization.readable(self._title))
-        return f"<div><p>{title}</p>{visualization.table(heads, rows)}</div>"
+        title = html.escape(readable(self._title))
+        return f"<div><p>{title}</p>{html_table(heads, rows)}</div>"
 
     @property
     def _title(self) -> str:

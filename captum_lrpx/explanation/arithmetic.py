@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["combined", "require_same_tokens", "scaled", "total"]
-
 
 def total(values: Iterable[float]) -> float:
     """Sum, rounded once; infinite or NaN where the values or their sum are."""
@@ -81,15 +79,13 @@ def combined(left: Explanation, right: Explanation, sign: float, word: str) -> E
         position=left.position if left.position == right.position else None,
         versions=_merged(left.versions, right.versions),
         options=_merged(left.options, right.options),
-        recipe=name(left.recipe, right.recipe),
-        revision=name(left.revision, right.revision),
         certificate=None,
         standings=None,
-        **{key: name(getattr(left, key), getattr(right, key)) for key in _NAMES},  # type: ignore[arg-type]
+        **{
+            key: name(getattr(left, key), getattr(right, key))
+            for key in ("method", "recipe", "model", "revision", "dtype")
+        },  # type: ignore[arg-type]
     )
-
-
-_NAMES = ("method", "model", "dtype")
 
 
 def scaled(explanation: Explanation, factor: float, divisor: float = 1.0) -> Explanation:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["LEDGER_TOLERANCES", "Certificate", "certificate_of", "sealed", "verified"]
+__all__ = ["LEDGER_TOLERANCES", "Certificate", "sealed", "verified"]
 
 LEDGER_TOLERANCES: Final[dict[str, float]] = {
     "float64": 1e-5,
@@ -160,26 +160,6 @@ def verified(explanation: Explanation) -> Explanation:
     return explanation
 
 
-def certificate_of(record: Any) -> Certificate | None:
-    """Restore a certificate from a stored record; None if there is none.
-
-    Raises:
-        TypeError: If it is malformed.
-    """
-    if record is None:
-        return None
-    if not isinstance(record, dict):
-        raise TypeError(f"its certificate is {type(record).__name__}")
-    amounts = record.get("ledger_delta")
-    if isinstance(amounts, list):
-        record = {**record, "ledger_delta": tuple((str(k), float(v)) for k, v in amounts)}
-    for name, value in record.items():
-        kinds = _KINDS.get(name)
-        if kinds is None or type(value) not in kinds:
-            raise TypeError(f"its certificate has {name!r} as {type(value).__name__}")
-    return Certificate(**record)
-
-
 _PARTS: Final = {
     "softmax": "the softmax of attention",
     "bias": "biases",
@@ -196,21 +176,6 @@ _NEGLIGIBLE: Final = 0.005
 """Parts below this share of the largest are not named."""
 _SHOWN: Final = 5e-5
 """Smallest amount that is not printed as zero."""
-
-_NONE = type(None)
-_KINDS: dict[str, tuple[type, ...]] = {
-    "forward_unchanged": (bool,),
-    "operations": (int,),
-    "ruled": (int,),
-    "unruled": (int,),
-    "ledger_tolerance": (float,),
-    "ledger_residual": (float, _NONE),
-    "ledger_missing": (str, _NONE),
-    "ledger_delta": (tuple, _NONE),
-    "relevance_difference": (float, _NONE),
-    "audited": (bool, _NONE),
-    "digest": (str,),
-}
 
 
 def _digest(explanation: Explanation) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from captum_lrpx import words
 from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.explanation.pictures import regions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.scene import Part
     from captum_lrpx.words import Span
 
-__all__ = ["extent", "folded", "grouped", "patches"]
 
 FOLDED = "(special tokens)"
 """Name of the entry for all special tokens."""
@@ -63,21 +64,20 @@ def _part(part: Part, groups: Sequence[Sequence[int]]) -> Part:
 
 def patches(explanation: Explanation) -> tuple[bool, ...]:
     """Whether each entry is a patch of an image."""
-    images = [part for part in explanation.parts or () if part.grid is not None]
-    return tuple(
-        any(part.first <= index < part.stop for part in images)
-        for index in range(len(explanation.relevances))
-    )
+    found = [False] * len(explanation.relevances)
+    for part in regions(explanation):
+        found[part.first : part.stop] = [True] * (part.stop - part.first)
+    return tuple(found)
 
 
 def folded(explanation: Explanation) -> Explanation:
     """Fold all special tokens and the chat template into one entry, the last."""
-    template = explanation.template or (False,) * len(explanation.special)
-    apart = [a or b for a, b in zip(explanation.special, template, strict=True)]
-    added = [index for index, each in enumerate(apart) if each]
-    if not added:
+    apart = words.added(explanation.special, explanation.template)
+    if not any(apart):
         return explanation
-    result = grouped(explanation, [*([i] for i, each in enumerate(apart) if not each), added])
+    groups = [[index] for index, each in enumerate(apart) if not each]
+    last = [index for index, each in enumerate(apart) if each]
+    result = grouped(explanation, [*groups, last])
     return replace(
         result,
         tokens=(*result.tokens[:-1], FOLDED),
@@ -88,9 +88,7 @@ def folded(explanation: Explanation) -> Explanation:
 
 def extent(explanation: Explanation, group: Sequence[int]) -> Span:
     """Characters from the first to the last token of a group, without a leading blank."""
-    places = [explanation.offsets[index] for index in group]
-    places = [(start, end) for start, end in places if start < end] or places
-    start, end = min(start for start, _ in places), max(end for _, end in places)
+    start, end = words.extent([explanation.offsets[index] for index in group])
     if len(group) > 1:
         covered = explanation.text[start:end]
         start += len(covered) - len(covered.lstrip(" "))

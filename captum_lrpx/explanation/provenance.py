@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from captum_lrpx.targets.encoding import Encoding
 
-__all__ = ["provenance"]
+
+_OF_TEXT = ("text", "tokens", "ids", "offsets", "special", "template")
 
 
 def provenance(encoding: Encoding, model: nn.Module, model_name: str | None) -> dict[str, Any]:
@@ -25,12 +26,7 @@ def provenance(encoding: Encoding, model: nn.Module, model_name: str | None) -> 
     """
     inner: Any = find_model(model)
     return {
-        "text": encoding.text,
-        "tokens": encoding.tokens,
-        "ids": encoding.ids,
-        "offsets": encoding.offsets,
-        "special": encoding.special,
-        "template": encoding.template,
+        **{name: getattr(encoding, name) for name in _OF_TEXT},
         "regions": encoding.regions or None,
         "model": model_name or str(getattr(inner, "name_or_path", "") or type(model).__name__),
         "dtype": str(next(inner.parameters()).dtype).removeprefix("torch."),

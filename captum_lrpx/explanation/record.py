@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 import html
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from captum.attr import visualization as captum_visualization
 
-from captum_lrpx import visualization
-from captum_lrpx.explanation import arithmetic, grouping, storage
+from captum_lrpx.explanation import arithmetic, grouping, page, pictures, storage, terminal
+from captum_lrpx.explanation.arithmetic import total
 from captum_lrpx.explanation.certificate import Certificate, verified
-from captum_lrpx.explanation.ranking import TokenRelevance, largest
 from captum_lrpx.explanation.segment_sums import Segments, segments_of
 from captum_lrpx.files import write_bytes, write_text
 from captum_lrpx.targets.standing import Standing, in_words
@@ -21,7 +21,7 @@ from captum_lrpx.words import Span, token_runs, word_spans
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from rich.console import Group
@@ -29,7 +29,27 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By, Region
     from captum_lrpx.targets.scene import Part
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "TokenRelevance"]
+
+_RANKINGS: dict[str, Callable[[float], float]] = {
+    "absolute": abs,
+    "positive": float,
+    "negative": lambda relevance: -relevance,
+}
+
+
+class TokenRelevance(NamedTuple):
+    """One token (or word) of an explanation.
+
+    Attributes:
+        position: Its index among the entries.
+        label: The token as in the text; a special one by its name.
+        relevance: Its relevance.
+    """
+
+    position: int
+    label: str
+    relevance: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ class Explanation:
     @property
     def sum(self) -> float:
         """Sum of the relevances."""
-        return arithmetic.total(self.relevances)
+        return total(self.relevances)
 
     @property
     def delta(self) -> float:
@@ -123,8 +143,7 @@ class Explanation:
     def sums(self) -> dict[str, float]:
         """The sum of the relevances of each input, by its name; empty for a single text."""
         return {
-            part.name: arithmetic.total(self.relevances[part.first : part.stop])
-            for part in self.parts or ()
+            part.name: total(self.relevances[part.first : part.stop]) for part in self.parts or ()
         }
 
     @property
@@ -241,7 +260,12 @@ class Explanation:
         Raises:
             ValueError: If ``k`` is negative or ``by`` is unknown.
         """
-        return largest(self.labels, self.relevances, k, by)
+        if k < 0:
+            raise ValueError(f"k is a number of tokens, not {k}.")
+        if by not in _RANKINGS:
+            raise ValueError(f"`by` must be one of {', '.join(_RANKINGS)}, not {by!r}.")
+        entries = map(TokenRelevance, range(len(self.tokens)), self.labels, self.relevances)
+        return tuple(heapq.nlargest(k, entries, key=lambda each: _RANKINGS[by](each.relevance)))
 
     # Arithmetic -------------------------------------------------------------------------------
 
@@ -317,10 +341,9 @@ class Explanation:
         Returns:
             A complete document.
         """
-        page = visualization.to_html(self)
-        if path is not None:
-            write_text(path, page)
-        return page
+        text = page.to_html(self)
+        write_text(path, text)
+        return text
 
     def to_png(self, path: str | os.PathLike[str], *, overlay: bool = True) -> None:
         """Write the heat map of the first image or audio input, over it or by itself.
@@ -329,10 +352,10 @@ class Explanation:
             ValueError: If there is none.
             ImportError: If Pillow is not installed.
         """
-        found = visualization.regions(self)
+        found = pictures.regions(self)
         if not found:
             raise ValueError("The explanation has no image or audio: to_html() draws a text.")
-        write_bytes(path, visualization.picture_png(self, found[0], overlay=overlay))
+        write_bytes(path, pictures.picture_png(self, found[0], overlay=overlay))
 
     def to_pandas(self) -> pd.DataFrame:
         """Convert the explanation to a data frame with one row per token.
@@ -385,12 +408,12 @@ class Explanation:
 
     def __str__(self) -> str:
         """A table of the relevances, as plain text."""
-        return visualization.plain(self)
+        return terminal.plain(self)
 
     def __rich__(self) -> Group:
         """The heat map, for a terminal."""
-        return visualization.terminal(self)
+        return terminal.terminal(self)
 
     def _repr_html_(self) -> str:
         """The heat map, for a notebook."""
-        return visualization.fragment(self)
+        return page.fragment(self)

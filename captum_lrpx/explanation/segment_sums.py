@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx import segments, visualization
-from captum_lrpx.explanation import arithmetic, grouping, storage
+from captum_lrpx import segments
+from captum_lrpx.characters import readable
+from captum_lrpx.explanation import grouping, storage, terminal
+from captum_lrpx.explanation.arithmetic import total
+from captum_lrpx.visualization.console import plain_text, styles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By, Part
     from captum_lrpx.words import Span
 
-__all__ = ["Segment", "Segments", "segments_of"]
 
 _SHOWN = 60
 """Number of characters of a segment shown in a table."""
@@ -55,10 +57,15 @@ class Segment:
     @property
     def label(self) -> str:
         """The name if there is one, and the text, on one line."""
-        shown = visualization.readable(self.text)
-        if self.kind in (segments.ELSEWHERE, segments.SPECIAL) and self.name:
+        if self._collects:
             return self.name
+        shown = readable(self.text)
         return f"{self.name}: {shown}" if self.name else shown
+
+    @property
+    def _collects(self) -> bool:
+        """Whether its tokens come from several places, and have a name in common."""
+        return self.kind in (segments.ELSEWHERE, segments.SPECIAL) and bool(self.name)
 
 
 @dataclass(frozen=True)
@@ -89,12 +96,12 @@ class Segments:
     @property
     def sum(self) -> float:
         """Sum of the relevances of the first level, equal to the sum of any other level."""
-        return arithmetic.total([part.relevance for part in self.parts])
+        return total([part.relevance for part in self.parts])
 
     @property
     def residual(self) -> float:
         """The share of neither segments nor ledger: rounding."""
-        return self.value - self.sum - arithmetic.total([amount for _, amount in self.rest])
+        return self.value - self.sum - total([amount for _, amount in self.rest])
 
     def walk(self) -> Iterator[tuple[int, Segment]]:
         """All segments of all levels with their depth, each before its parts."""
@@ -141,21 +148,11 @@ class Segments:
             raise ValueError(f"There are no segments of the kind {kind!r}, only {known}.")
         chosen = sorted(_cut(self.parts, kind), key=_place)
         result = grouping.grouped(self.explanation, [segment.tokens for segment in chosen])
-        apart = [
-            segment.kind in (segments.ELSEWHERE, segments.SPECIAL) and bool(segment.name)
-            for segment in chosen
-        ]
-        return replace(
-            result,
-            tokens=tuple(
-                segment.name if named else token
-                for segment, token, named in zip(chosen, result.tokens, apart, strict=True)
-            ),
-            offsets=tuple(
-                (0, 0) if named else offset
-                for offset, named in zip(result.offsets, apart, strict=True)
-            ),
-        )
+        tokens, offsets = list(result.tokens), list(result.offsets)
+        for index, segment in enumerate(chosen):
+            if segment._collects:  # noqa: SLF001 - of the same module
+                tokens[index], offsets[index] = segment.name, (0, 0)
+        return replace(result, tokens=tuple(tokens), offsets=tuple(offsets))
 
     # Views ------------------------------------------------------------------------------------
 
@@ -188,8 +185,8 @@ class Segments:
         table = Table("relevance", "share", "segment", box=None, pad_edge=False)
         table.columns[0].justify = table.columns[1].justify = "right"
         walked = list(self.walk())
-        styles = visualization.styles([segment.relevance for _, segment in walked])
-        for (depth, segment), style in zip(walked, styles, strict=True):
+        painted = styles([segment.relevance for _, segment in walked])
+        for (depth, segment), style in zip(walked, painted, strict=True):
             label = Text("  " * depth + _shortened(segment.label))
             table.add_row(Text(f"{segment.relevance:+.4f}", style), self._share(segment), label)
         for name, amount in (*self.rest, ("residual", self.residual), ("value", self.value)):
@@ -198,8 +195,8 @@ class Segments:
 
     def __str__(self) -> str:
         """The table as plain text, with the explained value below."""
-        lines = visualization.summary(self.explanation), visualization.source(self.explanation)
-        return "\n".join([visualization.plain_text(self.__rich__()), "", *lines])
+        lines = terminal.summary(self.explanation), terminal.source(self.explanation)
+        return "\n".join([plain_text(self.__rich__()), "", *lines])
 
     def _repr_html_(self) -> str:
         """The heat map of the smallest segments, for a notebook."""
@@ -239,7 +236,7 @@ def _segment(explanation: Explanation, part: Part) -> Segment:
         explanation.text[start:end] or " ".join(names),
         (start, end),
         part.tokens,
-        arithmetic.total([explanation.relevances[index] for index in part.tokens]),
+        total([explanation.relevances[index] for index in part.tokens]),
         tuple(_segment(explanation, each) for each in part.parts),
     )
 

@@ -6,14 +6,16 @@ import json
 import os
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from captum_lrpx.explanation.certificate import certificate_of
+from captum_lrpx.explanation.certificate import Certificate
+from captum_lrpx.extras import imported
 from captum_lrpx.files import write_text
 from captum_lrpx.segments import Region
-from captum_lrpx.targets import Standing
-from captum_lrpx.targets.scene import part_of
+from captum_lrpx.targets import Part, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,34 +70,66 @@ def fields_of(record: dict[str, Any]) -> dict[str, Any]:
     for name, kinds in _KINDS.items():
         if name in record and not isinstance(record[name], kinds):
             raise TypeError(f"its {name} is {type(record[name]).__name__}")
-    for name, kind in (("tokens", str), ("ids", int), ("special", bool), ("relevances", float)):
-        record[name] = tuple(kind(item) for item in record[name])
-    record["offsets"] = tuple((int(start), int(end)) for start, end in record["offsets"])
-    if record.get("template") is not None:
-        record["template"] = tuple(bool(item) for item in record["template"])
-    if record.get("standings") is not None:
-        record["standings"] = tuple(_standing_of(item) for item in record["standings"])
-    if record.get("parts") is not None:
-        record["parts"] = tuple(part_of(item) for item in record["parts"])
-    if record.get("regions") is not None:
-        record["regions"] = tuple(_region_of(*item) for item in record["regions"])
+    for name, restore in _ITEMS.items():
+        if record.get(name) is not None:
+            record[name] = tuple(map(restore, record[name]))
     record["value"] = float(record["value"])
-    record["certificate"] = certificate_of(record.get("certificate"))
+    record["certificate"] = _certificate_of(record.get("certificate"))
     return record
 
 
-def _standing_of(record: dict[str, Any]) -> Standing:
-    standing = Standing(**record)
-    for name, kind in (("name", str), ("index", int), ("rank", int), ("probability", float)):
-        if type(getattr(standing, name)) is not kind:
-            raise TypeError(f"a standing has {name!r} as {type(getattr(standing, name)).__name__}")
-    return standing
+def _certificate_of(record: Any) -> Certificate | None:
+    if record is None:
+        return None
+    if not isinstance(record, dict):
+        raise TypeError(f"its certificate is {type(record).__name__}")
+    amounts = record.get("ledger_delta")
+    if isinstance(amounts, list):
+        record = {**record, "ledger_delta": tuple((str(k), float(v)) for k, v in amounts)}
+    return _restored(Certificate, record, "its certificate")
 
 
-def _region_of(kind: Any, name: Any, start: Any, end: Any) -> Region:
+def _restored(kind: type[T], record: dict[str, Any], what: str) -> T:
+    """Build a dataclass from a record whose values have the declared types."""
+    hints = get_type_hints(kind)
+    for name, value in record.items():
+        hint = hints.get(name)
+        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if type(value) not in [get_origin(each) or each for each in options]:
+            raise TypeError(f"{what} has {name!r} as {type(value).__name__}")
+    return kind(**record)
+
+
+def _span_of(item: Any) -> tuple[int, int]:
+    start, end = item
+    return int(start), int(end)
+
+
+def _part_of(item: Any) -> Part:
+    grid = item["grid"]
+    grid = None if grid is None else (int(grid[0]), int(grid[1]))
+    return _restored(Part, {**item, "grid": grid}, "a part")
+
+
+def _region_of(item: Any) -> Region:
+    kind, name, start, end = item
     if type(kind) is not str or type(name) is not str:
         raise TypeError("a region has no name")
     return Region(kind, name, int(start), int(end))
+
+
+_ITEMS: dict[str, Callable[[Any], Any]] = {
+    "tokens": str,
+    "ids": int,
+    "offsets": _span_of,
+    "special": bool,
+    "relevances": float,
+    "template": bool,
+    "standings": partial(_restored, Standing, what="a standing"),
+    "parts": _part_of,
+    "regions": _region_of,
+}
+"""Conversions of what JSON has in lists."""
 
 
 def strings_of(record: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -124,8 +158,7 @@ def save(kind: str, content: dict[str, Any], path: str | os.PathLike[str] | None
     """
     record = {"format": f"captum_lrpx.{kind}/{VERSION}", **content}
     text = json.dumps(record, ensure_ascii=False, indent=1)
-    if path is not None:
-        write_text(path, text + "\n")
+    write_text(path, text + "\n")
     return text
 
 
@@ -199,10 +232,4 @@ def import_pandas() -> Any:
     Raises:
         ImportError: If it is not installed.
     """
-    try:
-        import pandas as pd  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "A data frame needs pandas: pip install 'captum-lrpx[pandas]'."
-        ) from error
-    return pd
+    return imported("pandas", "A data frame needs pandas: pip install 'captum-lrpx[pandas]'.")

@@ -36,24 +36,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = [
-    "Attributed",
-    "altilogit",
-    "attention_rollout",
-    "attnlrpx",
-    "deep_lift",
-    "feature_ablation",
-    "gradient_shap",
-    "information_flow",
-    "input_x_gradient",
-    "integrated_gradients",
-    "lrpx",
-    "occlusion",
-    "random",
-    "saliency_l1",
-    "saliency_l2_squared",
-]
-
 
 @dataclass(frozen=True)
 class Attributed:
@@ -100,7 +82,7 @@ def altilogit(
     """ALTI-Logit, through the attention of every layer; the delta belongs to MLPs and biases."""
     forward = RecordedForward(query.forward)
     contributions, delta = ALTILogit(forward, query.model, value_bias=value_bias).attribute(
-        query.ids,
+        query.inputs,
         **query.arguments,
         include_start=include_start,
         return_convergence_delta=True,

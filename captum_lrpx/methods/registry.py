@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from captum_lrpx.recipes import Recipe
     from captum_lrpx.targets import Query
 
-__all__ = [
-    "METHODS",
-    "Option",
-    "attribute",
-    "check_options",
-    "check_several_inputs",
-    "description",
-    "options_of",
-]
 
 Option = int | float | str | bool | None
 """Type of an option of a method; explanations store options."""
@@ -52,7 +43,8 @@ METHODS: dict[str, Callable[..., Attributed]] = {
 """Maps a name to a function of a ``Query``; its keyword arguments are the method's options."""
 
 
-_OF_SEVERAL_INPUTS = ("lrpx", "attnlrpx")
+_OF_MEDIA = ("lrpx", "attnlrpx")
+_OF_TWO_TEXTS = (*_OF_MEDIA, "altilogit")
 
 
 def options_of(method: str) -> dict[str, Option]:
@@ -103,17 +95,22 @@ def attribute(
     return found
 
 
-def check_several_inputs(method: str) -> None:
+def check_several_inputs(method: str, *, texts: bool) -> None:
     """Refuse a method that only explains a single text.
 
+    Args:
+        method: A name in :data:`METHODS`.
+        texts: Whether the inputs are two texts; else one is an image or audio.
+
     Raises:
-        ValueError: If it does, or there is no such method.
+        ValueError: If it does.
     """
-    if method in METHODS and method not in _OF_SEVERAL_INPUTS:
+    able = _OF_TWO_TEXTS if texts else _OF_MEDIA
+    if method in METHODS and method not in able:
+        inputs = "Two texts" if texts else "Images and audio"
         raise ValueError(
-            f"The method {method!r} explains one text. Several inputs, and images, are explained "
-            f"by {' and '.join(_OF_SEVERAL_INPUTS)}, or by Captum's classes with a forward "
-            "function."
+            f"The method {method!r} explains one text. {inputs} are explained by "
+            f"{', '.join(able)}, or by Captum's classes with a forward function."
         )
 
 

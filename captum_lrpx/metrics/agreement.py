@@ -14,7 +14,6 @@ from captum_lrpx.metrics.replacement import check_count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Agreement", "Interval", "agreement"]
 
 Measure = Literal["pearson", "spearman", "top_k"]
 """Measures of agreement."""

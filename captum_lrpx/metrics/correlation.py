@@ -12,8 +12,6 @@ from captum_lrpx.metrics.tokens import check_attributions, check_mask
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["pearson", "spearman"]
-
 
 def pearson(left: Tensor, right: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Pearson's correlation of each row.

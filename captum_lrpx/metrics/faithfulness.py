@@ -16,10 +16,9 @@ one number per example out. Common to all:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
-from captum.attr import FeatureAblation
 from tqdm.auto import tqdm
 
 from captum_lrpx.attr.protocol import only_input
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx._captum import TargetType
 
-__all__ = [
-    "Alignment",
-    "Order",
-    "PerturbationCurve",
-    "abpc",
-    "leave_one_out",
-    "leave_one_out_alignment",
-    "perturbation_curve",
-]
 
 Order = Literal["morf", "lerf"]
 """Most relevant tokens first, or least relevant first."""
@@ -115,8 +105,6 @@ def leave_one_out(
 ) -> Tensor:
     """Loss of the explained output when one token is replaced: ``f(x) - f(x without it)``.
 
-    Computed by Captum's ``FeatureAblation``, a token being one feature.
-
     Args:
         forward_func: A Hugging Face model, a forward module, or any function of Captum's kind.
         inputs: Token ids ``[B, T]`` or embeddings ``[B, T, D]``, or a tuple of the one.
@@ -142,23 +130,20 @@ def leave_one_out(
 
         >>> effects = leave_one_out(TokenLogits(model), embeds, target=are)  # [B, T]
     """
-    given = Replacement.of(
+    given = Replacement(
         "leave_one_out", forward_func, inputs, baselines, additional_forward_args, target, mask
     )
+    batch, tokens = given.counted.shape
+    each = torch.eye(tokens, dtype=torch.bool, device=given.inputs.device)
+    each = each.unsqueeze(1).expand(-1, batch, -1)
+    chunks = torch.split(each, check_count(perturbations_per_eval, "perturbations_per_eval"))
     with torch.no_grad():
-        given.require_one_value()  # FeatureAblation takes any output, some silently
-        effects = FeatureAblation(given.forward).attribute(
-            given.inputs,
-            baselines=given.baseline,
-            feature_mask=given.features,
-            perturbations_per_eval=check_count(perturbations_per_eval, "perturbations_per_eval"),
-            show_progress=show_progress,
-            target=given.target,
-            additional_forward_args=given.additional_forward_args,
-        )
-    effects = cast("Tensor", effects)
-    effects = effects if effects.ndim == 2 else effects[..., 0]  # one effect, all along D
-    return effects.masked_fill(~given.counted, 0)
+        whole = given.values(torch.zeros_like(each[:1]))
+        without = [
+            given.values(gone)
+            for gone in tqdm(chunks, desc="Leave one out", disable=not show_progress)
+        ]
+    return (whole - torch.cat(without)).T.masked_fill(~given.counted, 0)
 
 
 def leave_one_out_alignment(
@@ -269,7 +254,7 @@ def perturbation_curve(
     """
     if order not in get_args(Order):
         raise ValueError(f"`order` is {' or '.join(get_args(Order))}, not {order!r}.")
-    given = Replacement.of(
+    given = Replacement(
         "perturbation_curve", forward_func, inputs, baselines, additional_forward_args, target, mask
     )
     relevances = relevances_of(attributions, given.inputs)
@@ -351,5 +336,4 @@ def _places(relevances: Tensor, counted: Tensor, order: Order) -> Tensor:
     by_key = key.argsort(dim=-1, stable=True)
     stays = (~counted).gather(-1, by_key).to(torch.uint8)
     ordering = by_key.gather(-1, stays.argsort(dim=-1, stable=True))
-    places = torch.arange(relevances.shape[-1], device=relevances.device).expand_as(ordering)
-    return torch.empty_like(ordering).scatter_(-1, ordering, places)
+    return ordering.argsort(dim=-1)

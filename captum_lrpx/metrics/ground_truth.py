@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "Selection",
-    "ground_truth_metric",
-    "mean_reciprocal_rank",
-    "per_token_accuracy",
-    "pointing_game",
-    "relevance_mass_accuracy",
-    "relevance_rank_accuracy",
-]
 
 Selection = Literal["positive", "top"]
 """Tokens that :func:`per_token_accuracy` reads as named by the attributions."""

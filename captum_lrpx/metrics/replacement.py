@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-    from typing_extensions import Self
 
     from captum_lrpx._captum import TargetType
 
-__all__ = ["Replacement", "check_count", "check_input", "relevances_of"]
 
-
-@dataclass(frozen=True, eq=False)
 class Replacement:
     """A forward function whose tokens can be replaced.
 
@@ -37,16 +32,8 @@ class Replacement:
         additional_forward_args: Arguments of the forward function after the inputs.
     """
 
-    forward: RecordedForward
-    inputs: Tensor
-    counted: Tensor
-    baseline: Tensor
-    target: TargetType
-    additional_forward_args: object | None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         caller: str,
         forward_func: Callable[..., Any],
         inputs: Tensor | tuple[Tensor, ...],
@@ -54,7 +41,7 @@ class Replacement:
         additional_forward_args: object | None,
         target: TargetType,
         mask: Tensor | None,
-    ) -> Self:
+    ) -> None:
         """Check the arguments of a metric.
 
         Args:
@@ -70,17 +57,29 @@ class Replacement:
             AssertionError: If a shape or type does not fit.
             ValueError: If ids have no baseline, or there are several inputs.
         """
-        tensor = check_input(only_input(inputs, caller))
-        counted = check_mask(mask, tensor)
-        baseline = _baseline_of(baselines, tensor, counted)
-        forward = RecordedForward(forward_func)
-        return cls(forward, tensor, counted, baseline, target, additional_forward_args)
+        self.inputs = check_input(only_input(inputs, caller))
+        self.counted = check_mask(mask, self.inputs)
+        self.baseline = _baseline_of(baselines, self.inputs, self.counted)
+        self.forward = RecordedForward(forward_func)
+        self.target = target
+        self.additional_forward_args = additional_forward_args
 
-    @property
-    def features(self) -> Tensor:
-        """Captum's ``feature_mask``, a token being one feature: ``[1, T]`` or ``[1, T, 1]``."""
-        numbers = torch.arange(self.inputs.shape[1], device=self.inputs.device)
-        return _over_embedding(numbers.unsqueeze(0), self.inputs)
+    def replaced(self, gone: Tensor) -> tuple[Tensor, TargetType, Any]:
+        """Inputs with tokens replaced, and target and further arguments for as many rows.
+
+        Args:
+            gone: The replaced tokens at each of ``P`` points ``[P, B, T]``.
+
+        Returns:
+            Inputs of ``P * B`` rows, target, and arguments after the inputs, or None.
+        """
+        where = _over_embedding(gone & self.counted, self.inputs)
+        args = _captum.format_additional_forward_args(self.additional_forward_args)
+        return (
+            torch.where(where, self.baseline, self.inputs).flatten(0, 1),
+            _captum.expand_target(self.target, len(gone)),
+            _captum.expand_additional_forward_args(args, len(gone)),
+        )
 
     def values(self, gone: Tensor) -> Tensor:
         """Compute the explained output with tokens replaced.
@@ -94,27 +93,15 @@ class Replacement:
         Raises:
             AssertionError: If the output has more than one value per example.
         """
-        points, batch = gone.shape[:2]
-        replaced = _over_embedding(gone & self.counted, self.inputs)
-        args = _captum.format_additional_forward_args(self.additional_forward_args)
-        output = _captum.run_forward(
-            self.forward,
-            torch.where(replaced, self.baseline, self.inputs).flatten(0, 1),
-            _captum.expand_target(self.target, points),
-            _captum.expand_additional_forward_args(args, points),
-        )
-        return _one_value(output, points * batch).view(points, batch)
-
-    def require_one_value(self) -> None:
-        """Run the forward function once on its unchanged inputs.
-
-        Raises:
-            AssertionError: If the output has more than one value per example.
-        """
-        output = _captum.run_forward(
-            self.forward, self.inputs, self.target, self.additional_forward_args
-        )
-        _one_value(output, len(self.inputs))
+        inputs, target, args = self.replaced(gone)
+        output: Tensor = _captum.run_forward(self.forward, inputs, target, args)
+        if output.shape[:1] != inputs.shape[:1] or output.numel() != len(inputs):
+            raise AssertionError(
+                "The forward function must return one value per example, but returned "
+                f"{list(output.shape)} for {len(inputs)} examples: give a `target`, or a forward "
+                "module of captum_lrpx.targets."
+            )
+        return output.reshape(gone.shape[:2])
 
 
 def check_input(tensor: Tensor) -> Tensor:
@@ -171,14 +158,3 @@ def check_count(number: int, name: str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"`{name}` must be an integer of 1 or more, not {number!r}.")
     return number
-
-
-def _one_value(output: Tensor, examples: int) -> Tensor:
-    """An output as one value per example ``[B]``; an AssertionError otherwise."""
-    if output.shape[:1] != (examples,) or output.numel() != examples:
-        raise AssertionError(
-            "The forward function must return one value per example, but returned "
-            f"{list(output.shape)} for {examples} examples: give a `target`, or a forward module "
-            "of captum_lrpx.targets."
-        )
-    return output.reshape(examples)

@@ -9,8 +9,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_attributions", "check_mask", "token_relevances"]
-
 
 def token_relevances(attributions: Tensor) -> Tensor:
     """Sum attributions of embeddings over the embedding: one relevance per token.

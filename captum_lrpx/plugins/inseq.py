@@ -9,10 +9,10 @@ logit.
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 from captum_lrpx.attr import ALTILogit, AttnLRPx, LRPx
+from captum_lrpx.extras import imported
 
 __all__ = ["register"]
 
@@ -38,12 +38,10 @@ def register() -> tuple[type, ...]:
         >>> model = inseq.load_model(llama, "attnlrpx", tokenizer=tokenizer)
         >>> model.attribute("the keys to the cabinet", attributed_fn="logit").show()
     """
-    try:
-        gradient = importlib.import_module("inseq.attr.feat.gradient_attribution")
-    except ImportError as error:
-        raise ImportError(
-            "The methods need inseq, which is not installed: `pip install captum-lrpx[inseq]`."
-        ) from error
+    gradient = imported(
+        "inseq.attr.feat.gradient_attribution",
+        "The methods need inseq, which is not installed: `pip install captum-lrpx[inseq]`.",
+    )
 
     def made(name: str, method: Any) -> type:
         def __init__(self: Any, attribution_model: Any, **options: Any) -> None:  # noqa: N807 - of the class below

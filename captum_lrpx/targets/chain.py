@@ -9,7 +9,6 @@ of a module of the head.
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,14 +17,11 @@ from torch import Tensor, nn
 
 from captum_lrpx.models import base_of
 from captum_lrpx.module_tree import modules_of
-from captum_lrpx.onlookers import is_plain
+from captum_lrpx.onlookers import hooked, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from typing_extensions import Self
-
-__all__ = ["chain_to_logits", "head_of"]
 
 Chain = tuple[nn.Module, ...]
 
@@ -120,12 +116,19 @@ def _found(model: Any, base: nn.Module, head: list[nn.Module]) -> Chain:
         name: _Base(states) if module is base else module
         for name, module in model._modules.items()  # noqa: SLF001
     }
-    with _Calls(_without_adapters(head)) as calls:
+    calls: list[_Call] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        tensors = [each for each in (*args, output) if isinstance(each, Tensor)]
+        if len(args) == 1 and len(tensors) == 2:
+            calls.append(_Call(module, *tensors))
+
+    with hooked(_without_adapters(head), after=note):
         try:  # its forward, as hooks are for calls of the model
             logits = twin.forward(torch.zeros(1, 2, dtype=torch.long, device=states.device)).logits
         except Exception:  # noqa: BLE001 - its head needs more from its base
             return ()
-    return tuple(_way(logits, states, calls.found) or ())
+    return tuple(_way(logits, states, calls) or ())
 
 
 def _without_adapters(head: list[nn.Module]) -> list[nn.Module]:
@@ -155,28 +158,6 @@ class _Call(NamedTuple):
     module: nn.Module
     taken: Tensor
     output: Tensor
-
-
-class _Calls:
-    """Calls of some modules with one tensor in one thread, inner ones first."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.found: list[_Call] = []
-        self._thread = threading.get_ident()
-        self._modules = modules
-
-    def __enter__(self) -> Self:
-        self._hooks = [module.register_forward_hook(self._after) for module in self._modules]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        tensors = [each for each in (*args, output) if isinstance(each, Tensor)]
-        if threading.get_ident() == self._thread and len(args) == 1 and len(tensors) == 2:
-            self.found.append(_Call(module, *tensors))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

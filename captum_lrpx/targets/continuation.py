@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.inputs import Given
 
-__all__ = [
-    "Prompt",
-    "Spans",
-    "check_predicts_text",
-    "continuation_ids",
-    "continued",
-    "foil_ids",
-    "generated_ids",
-    "prompt_of",
-    "span_rows",
-    "token_texts",
-]
 
 Spans = Sequence[tuple[int, int | None]]
 """``(first, stop)`` indices; None for the end."""
@@ -54,16 +42,17 @@ class Prompt:
     """A prompt as token ids.
 
     Attributes:
-        ids: ``[P]``.
-        tokens: The tokens as the tokenizer writes them.
         encoding: The text, and the place of each token in it.
         shown: Which tokens the result includes ``[P]``; Captum's ``skip_tokens`` excludes some.
     """
 
-    ids: Tensor
-    tokens: list[str]
     encoding: Encoding
-    shown: Tensor
+    shown: list[bool]
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids ``[P]``."""
+        return torch.tensor(self.encoding.ids, device="cpu")
 
 
 def check_predicts_text(model: nn.Module) -> None:
@@ -110,12 +99,11 @@ def prompt_of(
             "The prompt has several token types, and a continuation has none: give a prompt "
             "without them."
         )
-    ids = torch.tensor(encoding.ids, device="cpu")
-    shown = torch.ones_like(ids, dtype=torch.bool)
+    shown = [True] * len(encoding.ids)
     if captums and prompt.itp_mask is not None:  # type: ignore[union-attr]
-        here = prompt.itp_mask[0]  # type: ignore[union-attr]
-        shown[len(ids) - len(here) :] = here.to(shown)
-    return Prompt(ids, list(encoding.tokens), encoding, shown)
+        here = prompt.itp_mask[0].bool().tolist()  # type: ignore[union-attr]
+        shown[len(shown) - len(here) :] = here
+    return Prompt(encoding, shown)
 
 
 def continuation_ids(
@@ -198,7 +186,8 @@ def continued(tokenizer: Any, prompt: Prompt, continuation: Tensor) -> Encoding:
         The encoding of both. The text of the prompt is unchanged; no token of the continuation
         belongs to its chat template.
     """
-    before, ids, new = prompt.encoding, prompt.ids.tolist(), continuation.tolist()
+    before, new = prompt.encoding, continuation.tolist()
+    ids = before.ids
     both = decoded(tokenizer, [*ids, *new], cut=len(ids))
     cut = len(decoded(tokenizer, ids).text)
     shift = len(before.text) - cut
@@ -310,6 +299,5 @@ def _text_or_ids(
             ) from error
     if not ids:
         raise ValueError(f"The {name} is empty: there is nothing to explain.")
-    size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    check_known(size, type(model).__name__, ids, name)
+    check_known(model, ids, name)
     return torch.tensor(ids, device="cpu")

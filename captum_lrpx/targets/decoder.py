@@ -8,15 +8,14 @@ import torch
 
 from captum_lrpx.decoding import check_characters
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.head import ModelForward, output_of
+from captum_lrpx.onlookers import hooked
+from captum_lrpx.targets.head import ModelForward, last_token, output_of
 from captum_lrpx.targets.inputs import of_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from captum_lrpx.targets.inputs import TokenIds
-
-__all__ = ["DecoderLogits", "is_encoder_decoder", "written_ids"]
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -74,6 +73,7 @@ class DecoderLogits(ModelForward):
 
         Raises:
             AssertionError: If the numbers of rows differ.
+            ValueError: If ``written_mask`` has a row without a real token.
             IndexError: If a position is out of range.
         """
         rows, length = written.shape[:2]
@@ -102,8 +102,7 @@ class DecoderLogits(ModelForward):
 def _places(position: int | Tensor | None, mask: Tensor | None, rows: int, length: int) -> Tensor:
     """One position per row ``[B]``."""
     if position is None and mask is not None:
-        counted = torch.arange(1, length + 1, device=mask.device) * (mask != 0)
-        return counted.argmax(1)
+        return last_token(mask)
     at = torch.as_tensor(-1 if position is None else position).reshape(-1).expand(rows)
     if bool(((at < -length) | (at >= length)).any()):
         raise IndexError(
@@ -164,19 +163,15 @@ def _generated(model: Any, source: Tensor, count: int) -> tuple[int, ...]:
     def keep(_module: nn.Module, args: Any, keywords: Any) -> None:
         given.append(keywords["input_ids"] if "input_ids" in keywords else args[0])
 
-    hook = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            made = model.generate(
-                source,
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                num_beams=1,
-                use_cache=False,
-            )
-    finally:
-        hook.remove()
+    with hooked([model.get_decoder()], before=keep), torch.no_grad():
+        made = model.generate(
+            source,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            use_cache=False,
+        )
     return (*given[-1][0].tolist(), int(made[0, -1]))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captum_lrpx.decoding import check_characters, decoded
@@ -16,7 +15,7 @@ from captum_lrpx.targets.task import task_of
 from captum_lrpx.targets.truncation import truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.task import Task
     from captum_lrpx.words import Span
-
-__all__ = [
-    "Encoding",
-    "check_length",
-    "context_length",
-    "encode",
-    "encode_for",
-    "encoding_of_ids",
-    "vocabulary_size",
-]
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,16 @@ class Encoding:
     token_types: tuple[int, ...] | None = None
     second: int = 0
     regions: tuple[Region, ...] = ()
+
+    def take(self, kept: Sequence[int]) -> Encoding:
+        """Some of the tokens, by their indices; places still refer to the whole text."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in _PER_TOKEN}
+        for name, values in fields.items():
+            fields[name] = values and tuple(values[index] for index in kept)
+        return replace(self, **fields)
+
+
+_PER_TOKEN = ("ids", "tokens", "offsets", "special", "template", "token_types")
 
 
 def encode(
@@ -103,9 +102,7 @@ def encode(
             unknown, or if token ids are of another tokenizer or of several texts.
         TypeError: If the input is none of these.
     """
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-    check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
-    encoding = encode_for(task_of(model), tokenizer, given, first_token, check)
+    encoding = encode_for(task_of(model), tokenizer, given, first_token, model)
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         encoding = replace(encoding, token_types=None)
     limit = context_length(model)
@@ -122,7 +119,7 @@ def encode_for(
     tokenizer: Any,
     given: Given,
     first_token: str | None = None,
-    check: Callable[[Sequence[int]], None] | None = None,
+    model: nn.Module | None = None,
 ) -> Encoding:
     """Encode an input for any model of a task, whatever its context length.
 
@@ -131,7 +128,7 @@ def encode_for(
         tokenizer: Its tokenizer, for texts a fast one (with offsets).
         given: As in :func:`encode`.
         first_token: As in :func:`encode`.
-        check: Refuses ids that a model does not know.
+        model: A model that must know all ids.
 
     Returns:
         The encoding.
@@ -150,13 +147,13 @@ def encode_for(
         encoding = replace(encoding, regions=rendered.turns)
     else:
         ids, types = of_row(given)  # type: ignore[arg-type]
-        if check is not None:  # before decoding
-            check(ids)
+        if model is not None:  # before decoding
+            check_known(model, ids)
         encoding = encoding_of_ids(tokenizer, ids, types)
     if first_token is not None:
         encoding = _with_first(tokenizer, encoding, first_token)
-    if check is not None:
-        check(encoding.ids)
+    if model is not None:
+        check_known(model, encoding.ids)
     if all(encoding.special):
         raise ValueError("The text has no token of its own: there is nothing to explain.")
     return encoding

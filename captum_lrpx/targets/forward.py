@@ -10,26 +10,25 @@ same with ``LRPx``, ``IntegratedGradients``, ``FeatureAblation`` or ``infidelity
     args = (attention_mask, good, bad, position)
     LRPx(forward).attribute(embeds, additional_forward_args=args)
     IntegratedGradients(forward).attribute(embeds, additional_forward_args=args)
+
+A second kind goes around another forward module, any with one number per class, token or position:
+a function of its outputs ``[B, C]``. The arguments of the inner module come after its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captum_lrpx.targets.head import HeadForward
+from captum_lrpx.targets.head import HeadForward, ModelForward, output_of, run_model
 from captum_lrpx.targets.quantity import check_quantity, in_quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
+    from collections.abc import Callable, Sequence
 
     from captum_lrpx.targets.quantity import Quantity
-
-__all__ = ["LogitDifference", "TokenLogits", "TokenSum", "per_row"]
 
 
 class TokenLogits(HeadForward):
@@ -157,7 +156,7 @@ class TokenSum(HeadForward):
             ValueError: If shapes do not fit, or a masked model gets no position.
             IndexError: If a position or a token id is out of range.
         """
-        ids = per_row("tokens", tokens, x)
+        ids = _per_row("tokens", tokens, x)
         at = self.positions(x, attention_mask, position, ids.shape[1])
         # [B, 1, K] at one position, [B, K, 1] where each token has a position of its own
         wanted = ids.unsqueeze(1) if at.shape[1] == 1 else ids.unsqueeze(2)
@@ -167,10 +166,10 @@ class TokenSum(HeadForward):
             logits = self.logits(x, attention_mask, at, types=token_type_ids)
             values = in_quantity(logits, self.of).gather(2, wanted)
         values = values.reshape(ids.shape)
-        return (values if weights is None else values * per_row("weights", weights, x)).sum(1)
+        return (values if weights is None else values * _per_row("weights", weights, x)).sum(1)
 
 
-def per_row(name: str, values: Sequence[float] | Tensor, x: Tensor) -> Tensor:
+def _per_row(name: str, values: Sequence[float] | Tensor, x: Tensor) -> Tensor:
     """Values per row ``[B, K]`` for inputs ``[B, ...]``.
 
     Args:
@@ -191,3 +190,241 @@ def per_row(name: str, values: Sequence[float] | Tensor, x: Tensor) -> Tensor:
             f"K numbers, not {values!r}."
         )
     return tensor.expand(x.shape[0], -1)
+
+
+# Classes and answers -----------------------------------------------------------------------------
+
+
+class ClassLogits(ModelForward):
+    """Logits of a sequence classifier: ``target`` is a class.
+
+    Args:
+        model: A sequence classification model, or a module around one.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Compute class logits.
+
+        Args:
+            x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``. A decoder finds its last real token
+                by the padding id, so it needs ids unless there is only one row.
+            attention_mask: ``[B, T]`` or None.
+            token_type_ids: ``[B, T]`` or None.
+
+        Returns:
+            ``[B, C]``.
+        """
+        output = run_model(self.model, self.model, x, attention_mask, token_type_ids)
+        return output_of(output, "logits")
+
+
+class ClassDifference(ModelForward):
+    """Logit of one class minus the logit of another: why this rather than that. No ``target``.
+
+    Args:
+        model: A sequence classification model, or a module around one.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        good: int | Tensor,
+        bad: int | Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the difference of two class logits.
+
+        Args:
+            x: As in :class:`ClassLogits`.
+            attention_mask: ``[B, T]`` or None.
+            good: Class, or one per row ``[B]``.
+            bad: Class to subtract, or one per row ``[B]``.
+            token_type_ids: ``[B, T]`` or None.
+
+        Returns:
+            ``[B]``.
+
+        Raises:
+            IndexError: If a class is out of range.
+        """
+        logits = ClassLogits(self.model)(x, attention_mask, token_type_ids)
+        rows = torch.arange(x.shape[0], device=x.device)
+        difference: Tensor = logits[rows, good] - logits[rows, bad]
+        return difference
+
+
+class AnswerLogits(ModelForward):
+    """Start or end logits of a question answering model: ``target`` is a position.
+
+    Args:
+        model: A question answering model, or a module around one.
+        end: End of the answer, ``"start"`` or ``"end"``.
+    """
+
+    def __init__(self, model: nn.Module, end: Literal["start", "end"] = "start") -> None:
+        super().__init__(model)
+        if end not in ("start", "end"):
+            raise ValueError(f"end must be 'start' or 'end', not {end!r}.")
+        self.end = end
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Compute logits of the positions at which the answer may start or end.
+
+        Args:
+            x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
+            attention_mask: ``[B, T]`` or None.
+            token_type_ids: ``[B, T]`` or None.
+
+        Returns:
+            ``[B, T]``.
+        """
+        output = run_model(self.model, self.model, x, attention_mask, token_type_ids)
+        return output_of(output, f"{self.end}_logits")
+
+
+# Functions of outputs ----------------------------------------------------------------------------
+
+
+class _InQuantity(nn.Module):
+    """Outputs of a forward module, converted to another quantity.
+
+    Args:
+        forward: The forward module.
+    """
+
+    quantity: ClassVar[Quantity]
+
+    def __init__(self, forward: nn.Module) -> None:
+        super().__init__()
+        self.inner = forward
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Compute the outputs of the inner module in the quantity of the class.
+
+        Args:
+            x: Inputs of the inner module.
+            *args: Its other arguments.
+
+        Returns:
+            ``[B, C]``.
+        """
+        return in_quantity(self.inner(x, *args), self.quantity)
+
+
+class Probabilities(_InQuantity):
+    """Probabilities of the outputs of a forward module: ``target`` as for the inner module.
+
+    The softmax is an ordinary function here, with its own gradient. The relevances for
+    ``p_t`` decompose ``sum_v (dp_t / dz_v) z_v`` over the logits ``z``, not ``p_t``: the
+    convergence delta is no measure of quality here.
+
+    Args:
+        forward: The forward module.
+    """
+
+    quantity = "prob"
+
+
+class LogProbabilities(_InQuantity):
+    """Log-probabilities of the outputs of a forward module: ``target`` as for the inner module.
+
+    As with :class:`Probabilities`, the relevances for ``log p_t`` decompose ``z_t - sum_v p_v
+    z_v``, the logit minus the expected logit. The difference of two log-probabilities equals the
+    difference of the two logits, with the same relevances.
+
+    Args:
+        forward: The forward module.
+    """
+
+    quantity = "log_prob"
+
+
+class OutputSum(nn.Module):
+    """Weighted sum of outputs of a forward module. No ``target``.
+
+    Args:
+        forward: The forward module.
+    """
+
+    def __init__(self, forward: nn.Module) -> None:
+        super().__init__()
+        self.inner = forward
+
+    def forward(
+        self,
+        x: Tensor,
+        choices: Sequence[int] | Tensor,
+        weights: Sequence[float] | Tensor | None = None,
+        *args: Any,
+    ) -> Tensor:
+        """Compute the weighted sum over the choices of each row.
+
+        Args:
+            x: Inputs of the inner module, ``[B, ...]``.
+            choices: Indices ``[B, K]`` of outputs; ``[1, K]`` or a sequence of ``K`` integers is
+                the same for every row.
+            weights: ``[B, K]``, likewise. Default: 1.
+            *args: Other arguments of the inner module.
+
+        Returns:
+            ``[B]``.
+
+        Raises:
+            ValueError: If shapes do not fit.
+            IndexError: If a choice is out of range.
+        """
+        outputs: Tensor = self.inner(x, *args)
+        wanted = _per_row("choices", choices, x)
+        size = outputs.shape[1]
+        if bool(((wanted < 0) | (wanted >= size)).any()):
+            raise IndexError(f"A choice is out of range for {size} outputs: {wanted.tolist()}.")
+        values = outputs.gather(1, wanted)
+        return (values if weights is None else values * _per_row("weights", weights, x)).sum(1)
+
+
+class OutputFunction(nn.Module):
+    """A function of the outputs of a forward module, with its ordinary gradient.
+
+    Args:
+        forward: The forward module.
+        function: Maps outputs ``[B, C]`` to one value per row ``[B]``, or to ``[B, ...]``, from
+            which Captum's ``target`` selects.
+    """
+
+    def __init__(self, forward: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner = forward
+        self.function = function
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Compute the function of the inner module's outputs.
+
+        Args:
+            x: Inputs of the inner module.
+            *args: Its other arguments.
+
+        Returns:
+            The result of the function.
+
+        Raises:
+            ValueError: If the result does not have one entry per row.
+        """
+        result = self.function(self.inner(x, *args))
+        if not isinstance(result, Tensor) or result.shape[:1] != x.shape[:1]:
+            shown = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(
+                f"The function of the outputs returned {shown}: it must return a tensor with one "
+                f"value per row, [{x.shape[0]}]."
+            )
+        return result

@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = [
-    "HeadForward",
-    "LanguageModelHead",
-    "ModelForward",
-    "ReadOnce",
-    "last_token",
-    "output_of",
-    "read_whole",
-    "run_model",
-]
-
 
 def last_token(attention_mask: Tensor) -> Tensor:
     """Position of the last real token of each row, for padding on either side.
@@ -87,14 +76,13 @@ class LanguageModelHead:
         Raises:
             ValueError: If a module around the model has no logits for each token.
         """
-        extra = {} if types is None else {"token_type_ids": types}
 
         def run() -> Tensor:
             if not self.chain:
-                output = run_model(self.model, self.model, x, mask, **extra)
+                output = run_model(self.model, self.model, x, mask, types)
                 return _of_given_tokens(self.model, output, x)
             base = getattr(self.model, str(type(self.model).base_model_prefix))  # type: ignore[attr-defined]
-            hidden: Tensor = run_model(self.model, base, x, mask, **extra).last_hidden_state
+            hidden: Tensor = run_model(self.model, base, x, mask, types).last_hidden_state
             return hidden
 
         return _once(run, self.model, x, mask, types)
@@ -196,10 +184,9 @@ class HeadForward(ModelForward):
         rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         head = LanguageModelHead(self.model)
         if not head.chain and _keeps_positions(head.model, at):
-            extra = {} if types is None else {"token_type_ids": types}
 
             def run() -> Tensor:
-                output = run_model(head.model, head.model, x, mask, logits_to_keep=at[0], **extra)
+                output = run_model(head.model, head.model, x, mask, types, logits_to_keep=at[0])
                 return output_of(output, "logits")
 
             kept = _once(run, head.model, x, mask, types, at)
@@ -281,7 +268,12 @@ def _is_same(one: object, other: object) -> bool:
 
 
 def run_model(
-    model: nn.Module, module: nn.Module, x: Tensor, mask: Tensor | None, **keywords: Any
+    model: nn.Module,
+    module: nn.Module,
+    x: Tensor,
+    mask: Tensor | None,
+    types: Tensor | None = None,
+    **keywords: Any,
 ) -> Any:
     """Run a Hugging Face model, or its base, on ids or embeddings; a mask sets the positions.
 
@@ -290,6 +282,7 @@ def run_model(
         module: The model, or the part of it to run.
         x: Token ids ``[B, T]`` or embeddings ``[B, T, D]``.
         mask: ``[B, T]`` or None.
+        types: Token types ``[B, T]`` or None.
         **keywords: Other arguments of the module.
 
     Returns:
@@ -298,6 +291,8 @@ def run_model(
     Raises:
         ValueError: If a module around the model takes no mask, and there is padding.
     """
+    if types is not None:
+        keywords["token_type_ids"] = types
     accepted = inspect.signature(called_module(module).forward).parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values())
     args = _place_input(x, accepted, keywords, takes_any=takes_any)

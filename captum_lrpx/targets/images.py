@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["IMAGE", "png_in_base64"]
 
 _CELLS: Final = 16
 """Largest number of patches of an image, in width and in height, in a record."""

@@ -13,7 +13,6 @@ from captum_lrpx.segments import Region
 if TYPE_CHECKING:
     from captum_lrpx.words import Span
 
-__all__ = ["Given", "Messages", "Rendered", "TokenIds", "check_known", "of_row", "render"]
 
 TokenIds: TypeAlias = Sequence[int] | Tensor
 """Token ids ``[T]`` or ``[1, T]``."""
@@ -261,21 +260,25 @@ def _items(given: Any) -> Sequence[Any]:
     return given if isinstance(given, Sequence) else ()
 
 
-def check_known(size: int, model: str, ids: Sequence[int], name: str = "text") -> None:
+def check_known(
+    model: Any, ids: Sequence[int], name: str = "text", *, size: int | None = None
+) -> None:
     """Refuse ids without an embedding.
 
     Args:
-        size: Number of embeddings.
-        model: Name of the model.
+        model: A Hugging Face model.
         ids: The ids.
         name: Name of the text, for the message.
+        size: Number of embeddings. Default: of the model's input embeddings.
 
     Raises:
         ValueError: If there is one.
     """
+    if size is None:
+        size = int(model.get_input_embeddings().num_embeddings)
     wrong = [number for number in ids if not 0 <= number < size]
     if wrong:
         raise ValueError(
-            f"The {name} has token ids that {model} with its vocabulary of {size} does not know "
-            f"({wrong[0]}): use the tokenizer that belongs to the model."
+            f"The {name} has token ids that {type(model).__name__} with its vocabulary of {size} "
+            f"does not know ({wrong[0]}): use the tokenizer that belongs to the model."
         )

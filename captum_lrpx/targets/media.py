@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +16,16 @@ from torch.nn import functional as F  # noqa: N812
 
 from captum_lrpx.models import device_of
 from captum_lrpx.targets.decoder import DecoderLogits, is_encoder_decoder, written_ids
-from captum_lrpx.targets.encoding import Encoding, check_length, encoding_of_ids
+from captum_lrpx.targets.encoding import (
+    Encoding,
+    check_length,
+    encoding_of_ids,
+    vocabulary_size,
+)
 from captum_lrpx.targets.head import output_of
 from captum_lrpx.targets.inputs import check_known
-from captum_lrpx.targets.scene import Part, Scene, of_tokens
-from captum_lrpx.targets.target import chosen_class
+from captum_lrpx.targets.outputs import classes_of, tokens_of
+from captum_lrpx.targets.scene import Part, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +33,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.inputs import Given, TokenIds
 
     Written = str | TokenIds | int | None
-
-__all__ = ["Layout", "Medium", "media_scene"]
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,7 @@ def media_scene(
         cells.entries,
         cells.parts,
         lambda found: cells.sums(found[0]),
-        "sequence-classification",
-        partial(chosen_class, model),
-        lambda numbers: tuple(str(model.config.id2label.get(each, each)) for each in numbers),
+        classes_of(model),
     )
 
 
@@ -252,7 +252,7 @@ def _text_scene(
         _with_text(cells.entries, text),
         (*cells.parts, Part("text", first, first + len(kept))),
         lambda found: torch.cat([cells.sums(found[1]), found[0][:, kept]], dim=1),
-        *of_tokens(model, processor.tokenizer, text),
+        tokens_of(model, processor.tokenizer, text),
         position=first + len(kept) - 1,
     )
 
@@ -263,8 +263,7 @@ def _decoder_scene(
     """Scene of an encoder-decoder that reads no text but writes one."""
     so_far = written_ids(model, tokenizer, numbers, "" if written is None else written)
     text = encoding_of_ids(tokenizer, list(so_far))
-    embeddings = model.get_output_embeddings()
-    check_known(int(embeddings.weight.shape[0]), type(model).__name__, text.ids)
+    check_known(model, text.ids, size=vocabulary_size(model))
     check_length(model, len(text.ids))
     first, size = len(cells.entries.ids), len(cells.entries.ids) + len(text.ids)
     return Scene(
@@ -273,7 +272,7 @@ def _decoder_scene(
         _with_text(cells.entries, text),
         (*cells.parts, Part("written", first, size)),
         lambda found: torch.cat([cells.sums(found[0]), found[1]], dim=1),
-        *of_tokens(model, tokenizer, text),
+        tokens_of(model, tokenizer, text),
         position=size - 1,
     )
 

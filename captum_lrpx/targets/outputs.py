@@ -1,156 +1,158 @@
-"""Forward modules around other forward modules: functions of outputs ``[B, C]``.
-
-The inner module is any module with one number per class, token or position: ``TokenLogits``,
-``ClassLogits``, ``AnswerLogits``, or one of your own. Its arguments come after the outer
-module's.
-"""
+"""Outputs of a model to choose from by name: tokens, classes, or positions of an answer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
-
-from captum_lrpx.targets.forward import per_row
-from captum_lrpx.targets.quantity import in_quantity
+from captum_lrpx.models import find_model
+from captum_lrpx.targets.encoding import vocabulary_size
+from captum_lrpx.targets.place import Token, places_of, token_id, token_names, word_id
+from captum_lrpx.targets.task import Task, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captum_lrpx.targets.quantity import Quantity
+    from torch import nn
 
-__all__ = ["LogProbabilities", "OutputFunction", "OutputSum", "Probabilities"]
+    from captum_lrpx.targets.encoding import Encoding
+
+Choice = str | int | Token
+"""A word, class or position, by name or index; a token by its exact string."""
 
 
-class _Outputs(nn.Module):
-    """Outputs of a forward module, converted to another quantity.
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs of a model at one place.
 
-    Args:
-        forward: The forward module.
+    Attributes:
+        task: The task of the model.
+        index: Maps a word, token, class or position to the index of an output.
+        names: Names of outputs, by index.
     """
 
-    quantity: ClassVar[Quantity]
-
-    def __init__(self, forward: nn.Module) -> None:
-        super().__init__()
-        self.inner = forward
-
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """Compute the outputs of the inner module in the quantity of the class.
-
-        Args:
-            x: Inputs of the inner module.
-            *args: Its other arguments.
-
-        Returns:
-            ``[B, C]``.
-        """
-        return in_quantity(self.inner(x, *args), self.quantity)
+    task: Task
+    index: Callable[[Choice], int]
+    names: Callable[[Sequence[int]], tuple[str, ...]]
 
 
-class Probabilities(_Outputs):
-    """Probabilities of the outputs of a forward module: ``target`` as for the inner module.
-
-    The softmax is an ordinary function here, with its own gradient. The relevances for
-    ``p_t`` decompose ``sum_v (dp_t / dz_v) z_v`` over the logits ``z``, not ``p_t``: the
-    convergence delta is no measure of quality here.
+def outputs_of(
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    place: int | None,
+    end: Literal["start", "end"],
+) -> Outputs:
+    """Outputs of a model for a text.
 
     Args:
-        forward: The forward module.
+        model: A Hugging Face model with a head, or a module around one.
+        tokenizer: Its tokenizer.
+        encoding: The text.
+        place: Position at which outputs are read, for models with outputs per position.
+        end: For question answering, the explained end of the answer.
     """
+    model = find_model(model)
+    task = task_of(model)
+    if task in ("sequence-classification", "token-classification"):
+        return classes_of(model, task)
+    if task == "question-answering":
+        return Outputs(
+            task,
+            lambda choice: _answer(encoding, choice, end),
+            lambda choices: tuple(encoding.tokens[choice] for choice in choices),
+        )
+    return tokens_of(model, tokenizer, encoding, place, task)
 
-    quantity = "prob"
+
+def tokens_of(
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    place: int | None = None,
+    task: Task = "causal-lm",
+) -> Outputs:
+    """Tokens that a language model predicts; arguments as of :func:`outputs_of`."""
+    return Outputs(
+        task,
+        partial(_token, task, model, tokenizer, encoding, place),
+        partial(token_names, tokenizer),
+    )
 
 
-class LogProbabilities(_Outputs):
-    """Log-probabilities of the outputs of a forward module: ``target`` as for the inner module.
+def classes_of(model: nn.Module, task: Task = "sequence-classification") -> Outputs:
+    """Classes of a classifier."""
+    config: Any = model.config
+    return Outputs(
+        task,
+        partial(_class, model),
+        lambda choices: tuple(str(config.id2label.get(choice, choice)) for choice in choices),
+    )
 
-    As with :class:`Probabilities`, the relevances for ``log p_t`` decompose ``z_t - sum_v p_v
-    z_v``, the logit minus the expected logit. The difference of two log-probabilities equals the
-    difference of the two logits, with the same relevances.
 
-    Args:
-        forward: The forward module.
+def _token(
+    task: Task,
+    model: nn.Module,
+    tokenizer: Any,
+    encoding: Encoding,
+    place: int | None,
+    token: Choice,
+) -> int:
+    if isinstance(token, str):
+        token = word_id(task, tokenizer, encoding, token, place)
+    elif isinstance(token, Token):
+        token = token_id(tokenizer, token)
+    size = vocabulary_size(model)
+    if not 0 <= token < size:
+        raise IndexError(f"token id {token} is out of range for a vocabulary of {size}.")
+    return token
+
+
+def _class(model: nn.Module, label: Choice) -> int:
+    config: Any = model.config
+    if isinstance(label, Token):
+        raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target
+            f"{type(model).__name__} has classes and predicts no {label}: give a class."
+        )
+    if isinstance(label, str):
+        names = {str(name): int(index) for name, index in config.label2id.items()}
+        if label not in names:
+            raise ValueError(f"There is no class {label!r}; the classes are {', '.join(names)}.")
+        return names[label]
+    if not 0 <= label < config.num_labels:
+        raise IndexError(f"class {label} is out of range for {config.num_labels} classes.")
+    return label
+
+
+def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) -> int:
+    """A position, or the position where a part of the context starts or ends."""
+    if isinstance(choice, int):
+        return index_of(choice, len(encoding.ids))
+    if isinstance(choice, Token):
+        places = [index for index, token in enumerate(encoding.tokens) if token == choice.text]
+    else:
+        places = places_of(encoding, choice, end)
+    shown = repr(choice.text if isinstance(choice, Token) else choice)
+    if not places:
+        raise ValueError(
+            f"{shown} does not occur in the context: give a part of it exactly, or a "
+            "position, a number."
+        )
+    if len(places) > 1:
+        raise ValueError(
+            f"{shown} occurs {len(places)} times in the context, at the positions "
+            f"{', '.join(map(str, places))}: give one of these numbers."
+        )
+    return places[0]
+
+
+def index_of(position: int, length: int) -> int:
+    """A position, counted from the front.
+
+    Raises:
+        IndexError: If it is out of range.
     """
-
-    quantity = "log_prob"
-
-
-class OutputSum(nn.Module):
-    """Weighted sum of outputs of a forward module. No ``target``.
-
-    Args:
-        forward: The forward module.
-    """
-
-    def __init__(self, forward: nn.Module) -> None:
-        super().__init__()
-        self.inner = forward
-
-    def forward(
-        self,
-        x: Tensor,
-        choices: Sequence[int] | Tensor,
-        weights: Sequence[float] | Tensor | None = None,
-        *args: Any,
-    ) -> Tensor:
-        """Compute the weighted sum over the choices of each row.
-
-        Args:
-            x: Inputs of the inner module, ``[B, ...]``.
-            choices: Indices ``[B, K]`` of outputs; ``[1, K]`` or a sequence of ``K`` integers is
-                the same for every row.
-            weights: ``[B, K]``, likewise. Default: 1.
-            *args: Other arguments of the inner module.
-
-        Returns:
-            ``[B]``.
-
-        Raises:
-            ValueError: If shapes do not fit.
-            IndexError: If a choice is out of range.
-        """
-        outputs: Tensor = self.inner(x, *args)
-        wanted = per_row("choices", choices, x)
-        size = outputs.shape[1]
-        if bool(((wanted < 0) | (wanted >= size)).any()):
-            raise IndexError(f"A choice is out of range for {size} outputs: {wanted.tolist()}.")
-        values = outputs.gather(1, wanted)
-        return (values if weights is None else values * per_row("weights", weights, x)).sum(1)
-
-
-class OutputFunction(nn.Module):
-    """A function of the outputs of a forward module, with its ordinary gradient.
-
-    Args:
-        forward: The forward module.
-        function: Maps outputs ``[B, C]`` to one value per row ``[B]``, or to ``[B, ...]``, from
-            which Captum's ``target`` selects.
-    """
-
-    def __init__(self, forward: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.inner = forward
-        self.function = function
-
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """Compute the function of the inner module's outputs.
-
-        Args:
-            x: Inputs of the inner module.
-            *args: Its other arguments.
-
-        Returns:
-            The result of the function.
-
-        Raises:
-            ValueError: If the result does not have one entry per row.
-        """
-        result = self.function(self.inner(x, *args))
-        if not isinstance(result, Tensor) or result.shape[:1] != x.shape[:1]:
-            shown = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(
-                f"The function of the outputs returned {shown}: it must return a tensor with one "
-                f"value per row, [{x.shape[0]}]."
-            )
-        return result
+    if not -length <= position < length:
+        raise IndexError(f"position {position} is out of range for a text of {length} tokens.")
+    return position % length

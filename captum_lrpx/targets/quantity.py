@@ -7,8 +7,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["QUANTITIES", "Quantity", "check_quantity", "in_quantity"]
-
 Quantity = Literal["logit", "log_prob", "prob"]
 """Explained quantity of an output; named as in Captum's ``LLMAttribution``."""
 

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from captum_lrpx import _captum
 from captum_lrpx.models import device_of, find_model
 from captum_lrpx.structure import token_embedding_of
-from captum_lrpx.targets.classes import AnswerLogits, ClassDifference, ClassLogits
-from captum_lrpx.targets.forward import LogitDifference, TokenSum
-from captum_lrpx.targets.outputs import LogProbabilities, OutputFunction, OutputSum, Probabilities
+from captum_lrpx.targets.forward import (
+    AnswerLogits,
+    ClassDifference,
+    ClassLogits,
+    LogitDifference,
+    LogProbabilities,
+    OutputFunction,
+    OutputSum,
+    Probabilities,
+    TokenSum,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.target import Target
 
-__all__ = ["Query", "Terms", "inputs_of", "query_of", "table"]
 
 _BASELINES = ("zero", "mask", "pad", "unk")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,23 +11,22 @@ from torch import Tensor, nn
 from captum_lrpx.models import device_of
 from captum_lrpx.targets.decoder import DecoderLogits, written_ids
 from captum_lrpx.targets.encoding import Encoding, check_length, encode_for, encoding_of_ids
+from captum_lrpx.targets.forward import OutputFunction
 from captum_lrpx.targets.inputs import check_known
-from captum_lrpx.targets.outputs import OutputFunction
-from captum_lrpx.targets.place import token_names
+from captum_lrpx.targets.outputs import tokens_of
 from captum_lrpx.targets.quantity import in_quantity
-from captum_lrpx.targets.query import Query, Terms
-from captum_lrpx.targets.standing import Standing
-from captum_lrpx.targets.target import chosen_token, several
+from captum_lrpx.targets.query import Query
+from captum_lrpx.targets.standing import ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from captum_lrpx.targets.inputs import Given, TokenIds
+    from captum_lrpx.targets.outputs import Outputs
     from captum_lrpx.targets.quantity import Quantity
-    from captum_lrpx.targets.target import Choice, Target
-    from captum_lrpx.targets.task import Task
-
-__all__ = ["Part", "Scene", "of_tokens", "part_of", "sequence_scene"]
+    from captum_lrpx.targets.query import Terms
+    from captum_lrpx.targets.standing import Standing
+    from captum_lrpx.targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,6 @@ class Part:
             raise ValueError(f"the part {self.name!r} has {size} entries, and the grid {self.grid}")
 
 
-def part_of(record: dict[str, Any]) -> Part:
-    """Restore a part from a record.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    grid = record["grid"]
-    part = Part(**{**record, "grid": None if grid is None else (int(grid[0]), int(grid[1]))})
-    for name, kind in (("name", str), ("first", int), ("stop", int)):
-        if type(getattr(part, name)) is not kind:
-            raise TypeError(f"a part has {name!r} as {type(getattr(part, name)).__name__}")
-    if not isinstance(part.picture, (str, type(None))):
-        raise TypeError(f"a part has a picture as {type(part.picture).__name__}")
-    return part
-
-
 @dataclass(frozen=True)
 class Scene:
     """Several inputs of a model, and their entries in a record.
@@ -83,9 +65,7 @@ class Scene:
         entries: All entries, as one text.
         parts: The input that entries belong to.
         gather: Maps relevances of the inputs to relevances of the entries ``[1, N]``.
-        task: ``"causal-lm"`` if outputs are tokens, ``"sequence-classification"`` if classes.
-        number: Maps a word, token or class to the index of an output.
-        names: Names of outputs, by index.
+        known: Its outputs, by name.
         position: The entry whose logits are read, if there is one.
     """
 
@@ -94,9 +74,7 @@ class Scene:
     entries: Encoding
     parts: tuple[Part, ...]
     gather: Callable[[Sequence[Tensor]], Tensor]
-    task: Task
-    number: Callable[[Choice], int]
-    names: Callable[[Sequence[int]], tuple[str, ...]]
+    known: Outputs
     position: int | None = None
 
     def ask(self, target: Target) -> Query:
@@ -113,11 +91,7 @@ class Scene:
             )
         if callable(target.token):
             return self._query(OutputFunction(self.outputs, target.token), target, None)
-        good = [self.number(each) for each in several(target.token)] or [int(self.row().argmax())]
-        bad = [self.number(each) for each in several(target.contrast)]
-        choices = (*good, *bad)
-        weights = (1.0,) * len(good) + (-1.0,) * len(bad)
-        terms = Terms(choices, weights, self.names(choices))
+        terms = target.chosen(self.known, lambda: int(self.rows().argmax()))
         return self._query(_Chosen(self.outputs, terms, target.quantity), target, terms)
 
     def _query(self, forward: nn.Module, target: Target, terms: Terms | None) -> Query:
@@ -127,26 +101,20 @@ class Scene:
             encodings=(self.entries,),
             terms=(terms,),
             positions=(self.position,),
-            descriptions=(target.in_words(self.task, terms),),
+            descriptions=(target.in_words(self.known.task, terms),),
             gather=self.gather,
         )
 
-    def row(self) -> Tensor:
-        """All outputs ``[C]``."""
+    def rows(self) -> Tensor:
+        """All outputs ``[1, C]``."""
         with torch.no_grad():
-            row: Tensor = self.outputs(*self.inputs)[0]
-        return row
+            rows: Tensor = self.outputs(*self.inputs)
+        return rows
 
     def standings(self, terms: Terms) -> tuple[Standing, ...]:
         """Rank and probability of each term; none for a model with a single output."""
-        row = self.row()
-        if len(row) == 1:
-            return ()
-        shares = in_quantity(row, "prob")
-        return tuple(
-            Standing(name, index, 1 + int((row > row[index]).sum()), float(shares[index]))
-            for name, index in zip(terms.names, terms.choices, strict=True)
-        )
+        rows = self.rows()
+        return ranked(terms, rows, in_quantity(rows, "prob")) if rows.shape[1] > 1 else ()
 
 
 class _Chosen(nn.Module):
@@ -185,14 +153,12 @@ def sequence_scene(
         TypeError: If the source is none of these.
     """
     text: Given = "" if given is None else given
-    embeddings = model.get_input_embeddings()
-    check = partial(check_known, int(embeddings.num_embeddings), type(model).__name__)
-    source = encode_for("sequence-classification", tokenizer, text, None, check)
+    source = encode_for("sequence-classification", tokenizer, text, None, model)
     check_length(model, len(source.ids))
     device = device_of(model)
     ids = torch.tensor([source.ids], device=device)
     target = encoding_of_ids(tokenizer, list(written_ids(model, tokenizer, ids, written)))
-    check(target.ids)
+    check_known(model, target.ids)
     check_length(model, len(target.ids))
     length, size = len(source.ids), len(source.ids) + len(target.ids)
     return Scene(
@@ -201,7 +167,7 @@ def sequence_scene(
         _joined(source, target),
         (Part("source", 0, length), Part("written", length, size)),
         lambda relevances: torch.cat(tuple(relevances), dim=1),
-        *of_tokens(model, tokenizer, target),
+        tokens_of(model, tokenizer, target),
         position=size - 1,
     )
 
@@ -222,15 +188,4 @@ def _joined(first: Encoding, second: Encoding) -> Encoding:
         template=None,
         token_types=None,
         second=shift,
-    )
-
-
-def of_tokens(
-    model: Any, tokenizer: Any, text: Encoding
-) -> tuple[Task, Callable[[Choice], int], Callable[[Sequence[int]], tuple[str, ...]]]:
-    """Task, choice and names of outputs of a language model, after a text."""
-    return (
-        "causal-lm",
-        partial(chosen_token, "causal-lm", model, tokenizer, text),
-        partial(token_names, tokenizer),
     )

@@ -16,7 +16,6 @@ from captum_lrpx.targets.media import Layout, Medium
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AUDIO"]
 
 _ROWS, _COLUMNS = 8, 32
 """Largest number of frequency bands and of time spans of audio in a record."""

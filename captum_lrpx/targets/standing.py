@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
-from captum_lrpx.targets.forward import TokenLogits
+from captum_lrpx.targets.forward import AnswerLogits, ClassLogits, TokenLogits
 from captum_lrpx.targets.quantity import in_quantity
 from captum_lrpx.targets.query import inputs_of
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.query import Terms
 
-__all__ = ["Standing", "all_outputs", "in_words", "standings"]
 
 _NAMED = 4
 
@@ -65,6 +63,17 @@ def standings(
     several = getattr(config, "problem_type", None) == "multi_label_classification"
     classes = isinstance(outputs, ClassLogits)
     shares = rows.float().sigmoid() if several and classes else in_quantity(rows, "prob")
+    return ranked(terms, rows, shares)
+
+
+def ranked(terms: Terms, rows: Tensor, shares: Tensor) -> tuple[Standing, ...]:
+    """Rank and probability of each term.
+
+    Args:
+        terms: The explained outputs.
+        rows: All outputs ``[P, C]``, in one row or a row for each term.
+        shares: Their probabilities ``[P, C]``.
+    """
     found = []
     for number, (name, index) in enumerate(zip(terms.names, terms.choices, strict=True)):
         row = number if len(rows) > 1 else 0

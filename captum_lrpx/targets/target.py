@@ -1,4 +1,4 @@
-"""Short description of the value to explain."""
+"""Short description of the value to explain, for one text or a batch of texts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from captum_lrpx.models import find_model
-from captum_lrpx.targets.classes import AnswerLogits, ClassLogits
-from captum_lrpx.targets.encoding import vocabulary_size
-from captum_lrpx.targets.forward import TokenLogits
-from captum_lrpx.targets.parts import places_of, span_of
-from captum_lrpx.targets.place import Token, token_id, token_names, word_id
+from captum_lrpx.targets.encoding import encode
+from captum_lrpx.targets.forward import AnswerLogits, ClassLogits, TokenLogits
+from captum_lrpx.targets.outputs import Choice, Outputs, index_of, outputs_of
+from captum_lrpx.targets.place import Token, span_of, token_names
 from captum_lrpx.targets.quantity import NAMES, Quantity, check_quantity
 from captum_lrpx.targets.query import Terms, query_of
 from captum_lrpx.targets.standing import all_outputs
@@ -21,12 +20,9 @@ from captum_lrpx.targets.task import Task, task_of
 
 if TYPE_CHECKING:
     from captum_lrpx.targets.encoding import Encoding
+    from captum_lrpx.targets.inputs import Given
     from captum_lrpx.targets.query import Query
 
-__all__ = ["Choice", "Function", "Target"]
-
-Choice = str | int | Token
-"""A word, class or position, by name or index; a token by its exact string."""
 
 Function = Callable[[Tensor], Tensor]
 """Maps the outputs ``[B, C]`` at the explained place to one value per row ``[B]``."""
@@ -135,7 +131,7 @@ class Target:
         if task not in _PER_POSITION:
             return None
         if self.position is not None:
-            return _index(self.position, length)
+            return index_of(self.position, length)
         if task != "masked-lm":
             return length - 1
         count = encoding.ids.count(tokenizer.mask_token_id)
@@ -161,16 +157,30 @@ class Target:
         if self.span is not None:
             return self._of_span(model, tokenizer, encoding)
         place = self.place(model, tokenizer, encoding)
-        find = _finder(model, tokenizer, encoding, place, self.end)
-        good = [find(choice) for choice in several(self.token)]
-        bad = [find(choice) for choice in several(self.contrast)]
-        if self.token is None:
-            good = [self._predicted(model, encoding, place)]
+        known = outputs_of(model, tokenizer, encoding, place, self.end)
+        return self.chosen(known, lambda: self._predicted(model, encoding, place), place)
+
+    def chosen(
+        self, known: Outputs, predicted: Callable[[], int], place: int | None = None
+    ) -> Terms:
+        """The summed outputs, without a span.
+
+        Args:
+            known: Outputs to choose from.
+            predicted: Finds the largest output.
+            place: Position at which they are read, for models with outputs per position.
+
+        Raises:
+            ValueError: If a word is unknown or of several tokens, or a class does not exist.
+            IndexError: If a position or token id is out of range.
+        """
+        good = [known.index(each) for each in _several(self.token)] or [predicted()]
+        bad = [known.index(each) for each in _several(self.contrast)]
         choices = (*good, *bad)
         return Terms(
             choices,
             (1.0,) * len(good) + (-1.0,) * len(bad),
-            _names(model, tokenizer, encoding, choices),
+            known.names(choices),
             None if place is None else (place,) * len(choices),
         )
 
@@ -218,106 +228,77 @@ class Target:
         return Terms(choices, (1.0,) * len(choices), names, tuple(range(first - 1, stop - 1)))
 
 
-def several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
+def ask_batch(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Given],
+    targets: Target | Choice | Sequence[Target | Choice | None] | None = None,
+    first_token: str | None = None,
+    *,
+    truncate: bool | int = False,
+) -> Query:
+    """Turn texts and their targets into tensors, for any Captum method.
+
+    Args:
+        model: A Hugging Face model with a head, or a module around one, whose own outputs are
+            then explained.
+        tokenizer: Its (fast) tokenizer.
+        texts: The texts, or whatever :func:`~captum_lrpx.explain` takes for one.
+        targets: Targets, one for each text or one for all. Default: the model's prediction.
+        first_token: As in :func:`~captum_lrpx.targets.encode`.
+        truncate: As in :func:`~captum_lrpx.targets.encode`.
+
+    Returns:
+        Inputs, forward module and arguments, with the attention mask. The output has one value per
+        row, so there is no ``target``.
+
+    Raises:
+        ValueError: If there are no texts, not as many targets, targets that need different forward
+            modules, or texts and targets that cannot be used.
+        IndexError: If a position or token id is out of range.
+
+    Examples:
+        >>> batch = ask_batch(model, tokenizer, texts, ["are", Target("is", contrast="are")])
+        >>> relevance = AttnLRPx(batch.forward).attribute(
+        ...     batch.inputs, additional_forward_args=batch.additional_forward_args
+        ... )
+    """
+    inner = find_model(model)
+    if isinstance(texts, str) or not texts:
+        raise ValueError("Give a sequence of at least one text.")
+    encodings = [encode(inner, tokenizer, text, first_token, truncate=truncate) for text in texts]
+    return query_of(model, tokenizer, _one_per_text(targets, len(texts)), encodings)
+
+
+def _one_per_text(
+    targets: Target | Choice | Sequence[Target | Choice | None] | None, count: int
+) -> list[Target]:
+    single = targets is None or isinstance(targets, (Target, Token, str, int))
+    given: list[Target | Choice | None] = [targets] * count if single else list(targets)  # type: ignore[list-item, arg-type]
+    if len(given) != count:
+        raise ValueError(f"There are {count} texts, but {len(given)} targets: give one for each.")
+    asked = [item if isinstance(item, Target) else Target(item) for item in given]
+    if len({_kind(target) for target in asked}) > 1:
+        raise ValueError(
+            "The targets of a batch are explained by one forward module: give all of them the same "
+            "quantity, end and function, or explain them in several batches."
+        )
+    return asked
+
+
+def _kind(target: Target) -> tuple[Any, ...]:
+    """Properties that targets of one forward module share."""
+    return target.quantity, target.end, target.token if callable(target.token) else None
+
+
+def _several(choices: Choice | Sequence[Choice] | Function | None) -> Sequence[Choice]:
+    """One choice or several, as a sequence; none for a function."""
     if choices is None or callable(choices):
         return ()
     return (choices,) if isinstance(choices, (str, int, Token)) else choices
 
 
-def _finder(
-    model: nn.Module,
-    tokenizer: Any,
-    encoding: Encoding,
-    place: int | None,
-    end: Literal["start", "end"],
-) -> Callable[[Choice], int]:
-    """Return a function that maps a word, class or position to its index."""
-    model = find_model(model)
-    task = task_of(model)
-    if task in ("sequence-classification", "token-classification"):
-        return lambda choice: chosen_class(model, choice)
-    if task == "question-answering":
-        return lambda choice: _answer(encoding, choice, end)
-    return lambda choice: chosen_token(task, model, tokenizer, encoding, choice, place)
-
-
-def _index(position: int, length: int) -> int:
-    if not -length <= position < length:
-        raise IndexError(f"position {position} is out of range for a text of {length} tokens.")
-    return position % length
-
-
-def _answer(encoding: Encoding, choice: Choice, end: Literal["start", "end"]) -> int:
-    """A position, or the position where a part of the context starts or ends."""
-    if isinstance(choice, int):
-        return _index(choice, len(encoding.ids))
-    if isinstance(choice, Token):
-        places = [index for index, token in enumerate(encoding.tokens) if token == choice.text]
-    else:
-        places = places_of(encoding, choice, end)
-    shown = repr(choice.text if isinstance(choice, Token) else choice)
-    if not places:
-        raise ValueError(
-            f"{shown} does not occur in the context: give a part of it exactly, or a "
-            "position, a number."
-        )
-    if len(places) > 1:
-        raise ValueError(
-            f"{shown} occurs {len(places)} times in the context, at the positions "
-            f"{', '.join(map(str, places))}: give one of these numbers."
-        )
-    return places[0]
-
-
-def chosen_token(
-    task: Task,
-    model: nn.Module,
-    tokenizer: Any,
-    encoding: Encoding,
-    token: Choice,
-    place: int | None = None,
-) -> int:
-    """Id of a token that a language model predicts; arguments as of :func:`word_id`."""
-    if isinstance(token, str):
-        token = word_id(task, tokenizer, encoding, token, place)
-    elif isinstance(token, Token):
-        token = token_id(tokenizer, token)
-    size = vocabulary_size(model)
-    if not 0 <= token < size:
-        raise IndexError(f"token id {token} is out of range for a vocabulary of {size}.")
-    return token
-
-
-def chosen_class(model: nn.Module, label: Choice) -> int:
-    """Index of a class of a classifier."""
-    config: Any = model.config
-    if isinstance(label, Token):
-        raise ValueError(  # noqa: TRY004 - the value is wrong for this model, not for a target
-            f"{type(model).__name__} has classes and predicts no {label}: give a class."
-        )
-    if isinstance(label, str):
-        names = {str(name): int(index) for name, index in config.label2id.items()}
-        if label not in names:
-            raise ValueError(f"There is no class {label!r}; the classes are {', '.join(names)}.")
-        return names[label]
-    if not 0 <= label < config.num_labels:
-        raise IndexError(f"class {label} is out of range for {config.num_labels} classes.")
-    return label
-
-
 # In words -----------------------------------------------------------------------------------------
-
-
-def _names(
-    model: nn.Module, tokenizer: Any, encoding: Encoding, choices: Sequence[int]
-) -> tuple[str, ...]:
-    task = task_of(model)
-    if task == "question-answering":
-        return tuple(encoding.tokens[choice] for choice in choices)
-    if task in ("sequence-classification", "token-classification"):
-        config: Any = find_model(model).config
-        return tuple(str(config.id2label.get(choice, choice)) for choice in choices)
-    return token_names(tokenizer, choices)
 
 
 def _shown(task: Task, terms: Terms, at: int) -> str:

@@ -9,7 +9,6 @@ from captum_lrpx.models import find_model
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Task", "task_of"]
 
 Task = Literal[
     "causal-lm",

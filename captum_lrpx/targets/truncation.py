@@ -6,12 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from captum_lrpx.targets.encoding import Encoding
     from captum_lrpx.targets.task import Task
-
-__all__ = ["truncated", "without_tokens"]
 
 
 def truncated(task: Task, tokenizer: Any, encoding: Encoding, limit: int | None) -> Encoding:
@@ -76,18 +72,13 @@ def _start(tokenizer: Any, encoding: Encoding) -> int:
 
 def _without(encoding: Encoding, kept: list[int]) -> Encoding:
     """Some of the tokens, and the part of the text that they cover."""
-    places = [encoding.offsets[index] for index in kept]
-    standing = [place for place in places if place[0] < place[1]]
+    encoding = encoding.take(kept)
+    standing = [place for place in encoding.offsets if place[0] < place[1]]
     start, stop = standing[0][0], max(end for _, end in standing)
     return replace(
         encoding,
         text=encoding.text[start:stop],
-        ids=tuple(encoding.ids[index] for index in kept),
-        tokens=tuple(encoding.tokens[index] for index in kept),
-        offsets=tuple((a - start, b - start) if a < b else (0, 0) for a, b in places),
-        special=tuple(encoding.special[index] for index in kept),
-        template=_of(encoding.template, kept),
-        token_types=_of(encoding.token_types, kept),
+        offsets=tuple((a - start, b - start) if a < b else (0, 0) for a, b in encoding.offsets),
         second=max(encoding.second - start, 0),
         regions=tuple(
             region._replace(start=max(region.start - start, 0), end=min(region.end, stop) - start)
@@ -95,29 +86,3 @@ def _without(encoding: Encoding, kept: list[int]) -> Encoding:
             if region.start < stop and start < region.end
         ),
     )
-
-
-def without_tokens(encoding: Encoding, gone: Sequence[int]) -> Encoding:
-    """Remove tokens from a text before a model reads it.
-
-    Text and places still refer to the whole text.
-
-    Args:
-        encoding: The text.
-        gone: Indices of the tokens to remove.
-    """
-    left_out = set(gone)
-    kept = [index for index in range(len(encoding.ids)) if index not in left_out]
-    return replace(
-        encoding,
-        ids=tuple(encoding.ids[index] for index in kept),
-        tokens=tuple(encoding.tokens[index] for index in kept),
-        offsets=tuple(encoding.offsets[index] for index in kept),
-        special=tuple(encoding.special[index] for index in kept),
-        template=_of(encoding.template, kept),
-        token_types=_of(encoding.token_types, kept),
-    )
-
-
-def _of(values: tuple[Any, ...] | None, kept: list[int]) -> Any:
-    return None if values is None else tuple(values[index] for index in kept)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from captum_lrpx.visualization.pieces import pieces
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.visualization.pieces import Drawable
-
-__all__ = ["colors", "ink", "paint", "rgb", "scale_of", "strengths", "translucent"]
+__all__ = ["VISIBLE", "ink", "opaque", "rgb", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)
-_PAPER = (255, 255, 255)
+_WHITE = 255
 
 _LEFT_OUT = 50
 """One number in this many may be beyond the scale, and always one."""
+
+VISIBLE = 0.1
+"""Share of the scale from which a negative relevance is underlined."""
 
 _OPAQUE = 0.8
 """Opacity of the full color; text in black or white can be read on it."""
@@ -59,31 +58,6 @@ def strengths(relevances: Sequence[float]) -> list[float]:
     return [relevance / scale if scale else 0.0 for relevance in relevances]
 
 
-def paint(relevances: Sequence[float]) -> list[str]:
-    """Map each number to an opaque color, on the scale of :func:`scale_of`.
-
-    Args:
-        relevances: The numbers.
-
-    Returns:
-        Colors in the notation of CSS and ``rich``: red for positive relevance, blue for negative;
-        all white without a scale.
-    """
-    return [_opaque(strength) for strength in strengths(relevances)]
-
-
-def colors(explanation: Drawable) -> list[str]:
-    """Map each piece of an explanation to a color.
-
-    Args:
-        explanation: The explanation.
-
-    Returns:
-        Colors, see :func:`paint`.
-    """
-    return paint([piece.relevance for piece in pieces(explanation)])
-
-
 def translucent(strength: float) -> str:
     """A CSS color for light and dark paper: red at 1, blue at -1, nothing at 0."""
     red, green, blue = ink(strength)
@@ -93,13 +67,12 @@ def translucent(strength: float) -> str:
 def rgb(strength: float) -> tuple[int, int, int]:
     """Red, green and blue, 0 to 255, of a color on white paper: red at 1, blue at -1."""
     mix = min(abs(strength), 1.0)
-    red, green, blue = (
-        round(paper + mix * (ink - paper)) for paper, ink in zip(_PAPER, ink(strength), strict=True)
-    )
+    red, green, blue = (round(_WHITE + mix * (part - _WHITE)) for part in ink(strength))
     return red, green, blue
 
 
-def _opaque(strength: float) -> str:
+def opaque(strength: float) -> str:
+    """The same in the notation of CSS and ``rich``."""
     red, green, blue = rgb(strength)
     return f"rgb({red},{green},{blue})"
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captum_lrpx.visualization.page import escaped
+from captum_lrpx.visualization.markup import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.visualization.pieces import Piece
-
-__all__ = ["ViewedMethod", "view_page"]
+__all__ = ["packed", "view_page"]
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -41,64 +38,14 @@ holds it, arrows go on, Escape lets go.</p>
 <noscript>This page needs JavaScript; <code>to_html()</code> writes one that does not.</noscript>"""
 
 
-@dataclass(frozen=True)
-class ViewedMethod:
-    """One explanation of each row of a page, by one method.
-
-    Attributes:
-        name: Its name.
-        relevances: ``[R, T]``.
-        values: The explained value of each row ``[R]``.
-        decomposed: The sum of relevances and delta of each row ``[R]``.
-        targets: Explained value of each row, in words ``[R]``.
-        target: Explained value of all rows together.
-        ledger: The share of no token, in the sum of all rows, by name; empty if unknown.
-    """
-
-    name: str
-    relevances: Sequence[Sequence[float]]
-    values: Sequence[float]
-    decomposed: Sequence[float]
-    targets: Sequence[str]
-    target: str
-    ledger: Sequence[tuple[str, float]]
-
-
-def view_page(
-    title: str,
-    pieces: Sequence[Piece],
-    special: Sequence[bool],
-    spans: Sequence[tuple[int, int]],
-    start: int,
-    levels: Sequence[tuple[str, Sequence[Sequence[int]]]],
-    methods: Sequence[ViewedMethod],
-    footer: Sequence[str],
-) -> str:
+def view_page(title: str, data: dict[str, Any], footer: Sequence[str]) -> str:
     """Build the page: one file with its script, which loads nothing.
 
     Args:
         title: Its title.
-        pieces: The text, as drawn.
-        special: Whether each token is special or of the chat template ``[T]``.
-        spans: The explained tokens of each row ``[R]``.
-        start: The first generated token; ``T`` if there is none.
-        levels: Name, and groups of tokens, of each segment level.
-        methods: At least one.
+        data: The values that the script reads.
         footer: Lines about its origin.
     """
-    data = {
-        "pieces": [
-            {"drawn": each.drawn, "gap": each.gap, "first": each.first, "stop": each.stop}
-            for each in pieces
-        ],
-        "special": [int(each) for each in special],
-        "spans": [list(span) for span in spans],
-        "start": start,
-        "levels": [
-            {"name": name, "groups": [list(group) for group in groups]} for name, groups in levels
-        ],
-        "methods": [asdict(method) | {"relevances": _packed(method)} for method in methods],
-    }
     here = files("captum_lrpx.visualization")
     style, script = (here.joinpath(f"view.{kind}").read_text("utf-8") for kind in ("css", "js"))
     lines = "<br>".join(map(escaped, footer))
@@ -113,20 +60,13 @@ def view_page(
     )
 
 
-def _packed(method: ViewedMethod) -> str:
-    """Relevances as float32, little-endian, in base64."""
-    return base64.b64encode(np.asarray(method.relevances, dtype="<f4").tobytes()).decode("ascii")
+def packed(relevances: Sequence[Sequence[float]]) -> str:
+    """Relevances ``[R, T]`` for the script: as float32, little-endian, in base64."""
+    return base64.b64encode(np.asarray(relevances, dtype="<f4").tobytes()).decode("ascii")
 
 
 def _json(data: Any) -> str:
     """JSON that no text in it can terminate; infinite and undefined numbers as null."""
-    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"))
+    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    text = json.dumps(finite, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if np.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    return [_finite(each) for each in data] if isinstance(data, (list, tuple)) else data

@@ -51,17 +51,6 @@ def load(name: str = DEFAULT) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     Raises:
         ValueError: If there is no such model.
     """
-    model, tokenizer = load_folder(path(name))
-    model.name_or_path = name  # for records, instead of the installation path
-    return model, tokenizer
-
-
-def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model written by the training script, in evaluation mode, and its tokenizer.
-
-    Args:
-        folder: Its folder.
-    """
     # Slow to import, and not needed for the names of the models.
     from transformers import (  # noqa: PLC0415
         AutoConfig,
@@ -70,9 +59,11 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         AutoTokenizer,
     )
 
+    folder = path(name)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     loader = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
     model: PreTrainedModel = loader.from_pretrained(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model.name_or_path = name  # for records, instead of the installation path
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer

@@ -11,7 +11,8 @@ import html
 import sys
 
 from captum_lrpx import Comparison, Explanation, Target, explain, zoo
-from captum_lrpx.visualization import colors, pieces
+from captum_lrpx.explanation.pieces import colored
+from captum_lrpx.visualization.colors import opaque
 
 CHARACTER, LINE, MARGIN = 11, 34, 14
 SENTENCES = [
@@ -24,10 +25,10 @@ SENTENCES = [
 def row(explanation: Explanation, y: int) -> tuple[str, int]:
     """One line of tokens, and how wide it is."""
     x, parts = MARGIN, []
-    for piece, color in zip(pieces(explanation), colors(explanation), strict=True):
+    for piece, strength in colored(explanation):
         width = CHARACTER * len(piece.label) + 8
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="24" rx="3" fill="{color}"/>'
+            f'<rect x="{x}" y="{y}" width="{width}" height="24" rx="3" fill="{opaque(strength)}"/>'
             f'<text x="{x + 4}" y="{y + 17}">{html.escape(piece.label)}</text>'
         )
         x += width + 3

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from captum_lrpx import LayerLRPx, LogitDifference, Target, explain, explain_chat
+from captum_lrpx.explanation.figures import settings
 from captum_lrpx.loading import load_model
-from captum_lrpx.visualization.figures import settings
 
 if TYPE_CHECKING:
     from captum_lrpx.loading import LoadedModel

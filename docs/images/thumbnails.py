@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from captum_lrpx import draw
-from captum_lrpx.visualization.figures import settings
+from captum_lrpx.explanation.figures import settings
 
 GALLERY, FOLDER = Path(__file__).parents[1] / "gallery", Path(sys.argv[1])
 

@@ -1,6 +1,6 @@
 """Accuracy of the models of the zoo at the right verb form, on held-out sentences.
 
-Run as ``python -m captum_lrpx.zoo.evaluate``. A sentence counts as right if the logit of the
+Run as ``python benchmarks/zoo_accuracy.py``. A sentence counts as right if the logit of the
 correct form is greater than the logit of the other number's form. A causal model sees the text
 before the verb. A masked model is tested three times: with the whole sentence, the verb masked;
 with the text before the verb and the mask; and with a full stop after these two.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from captum_lrpx import zoo
+from captum_lrpx.loading import load_model
 from captum_lrpx.sva import grammar
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command line, without the name of the program.
     """
-    parser = argparse.ArgumentParser(prog="python -m captum_lrpx.zoo.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="models (default: all of them)")
     parser.add_argument("--folder", type=Path, help="a model that the training script wrote")
     parser.add_argument("-n", type=int, default=1000, help="sentences per number of attractors")
@@ -133,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = "".join(f"{k:>10}" for k in ATTRACTORS)
     print(f"{'model':<12}{'sees':<20}{columns}{'all':>10}   (columns: attractors)")
     for name, folder in folders.items():
-        for view, row in evaluate(*zoo.load_folder(folder), options.n).items():
+        loaded = load_model(str(folder))
+        for view, row in evaluate(loaded.model, loaded.tokenizer, options.n).items():
             values = [*row.values(), sum(row.values()) / len(row)]
             print(f"{name:<12}{view:<20}" + "".join(f"{value:>10.2%}" for value in values))
     return 0

@@ -5,40 +5,29 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import scale_of, strengths, translucent
-from captum_lrpx.visualization.pictures import picture_html, regions
-from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import VISIBLE, closing_lines, inputs, summary
+from captum_lrpx.characters import readable
+from captum_lrpx.explanation.pictures import picture_html, regions
+from captum_lrpx.explanation.pieces import colored, pieces, unit
+from captum_lrpx.explanation.terminal import closing_lines, inputs, summary
+from captum_lrpx.visualization.colors import VISIBLE, scale_of, translucent
+from captum_lrpx.visualization.markup import LABEL, NUMBER, document, escaped, folded, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation.pieces import Piece
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = [
+    "LONG",
     "color_legend",
-    "document",
-    "folded",
     "fragment",
     "heat_paragraph",
     "origin",
     "pictures",
-    "table",
     "to_html",
-    "token_spans",
 ]
 
-# Only the style of `body` and `footer` is restricted to pages: a notebook shares one page
-# with its outputs, so that elements for notebooks bring their own style.
-#
 # Letters that join, ligatures and emoji are shaped across spans as long as a span has neither
 # horizontal padding nor a border and does not isolate its direction. The paragraph isolates.
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font-family: system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; }
-footer { margin-top: 2em; opacity: 0.7; font-size: 0.85em; overflow-wrap: anywhere; }
-"""
 _PARAGRAPH = (
     "font-size:1.2em;line-height:2;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 )
@@ -46,53 +35,26 @@ _BOLD = ";font-weight:bold"
 _NEGATIVE = ";text-decoration:underline"
 _BEYOND = ";outline:2px solid;outline-offset:-2px"
 _SEAM = ";box-shadow:inset 1px 0 rgba(128,128,128,0.6)"
-Cell = tuple[str, str]
-"""Text of a cell, and its CSS."""
+
 
 LONG = 40
 """Up to this many rows, a table is open at first."""
 
-LABEL = "text-align:left;white-space:pre-wrap;unicode-bidi:isolate"
-NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
 
-
-def document(title: str, *parts: str) -> str:
-    """A complete HTML page.
-
-    Args:
-        title: Its title, plain text.
-        *parts: Its body, HTML.
-
-    Returns:
-        The page.
-    """
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def escaped(text: str) -> str:
-    """Text as HTML that shows it, without control characters."""
-    return html.escape(readable(text))
-
-
-def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
-    """Draw the tokens in color, as HTML.
+def heat_paragraph(explanation: Explanation, bold_from: int | None = None) -> str:
+    """Draw the tokens in color as one paragraph, with the writing direction of the text.
 
     Args:
         explanation: The explanation.
         bold_from: Position of the first token of a generated text, drawn in bold.
 
     Returns:
-        A ``span`` for each piece, all text escaped. Its title has the relevance, and the tokens if
-        there are several. Negative relevance is underlined, relevance beyond the scale outlined.
+        HTML with a ``span`` for each piece, all text escaped. Its title has the relevance, and the
+        tokens if there are several. Negative relevance is underlined, relevance beyond the scale
+        outlined.
     """
-    shown = pieces(explanation)
     spans: list[str] = []
-    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
+    for piece, strength in colored(explanation):
         style = f"background:{translucent(strength)};border-radius:0.2em;padding:0.15em 0"
         style += _SEAM * bool(spans and not piece.gap)
         style += _BOLD * (bold_from is not None and piece.first >= bold_from)
@@ -100,10 +62,10 @@ def token_spans(explanation: Drawable, bold_from: int | None = None) -> str:
         title = html.escape(_tooltip(explanation, piece))
         drawn = html.escape(piece.drawn)
         spans.append(f'{piece.gap}<span style="{style}" title="{title}">{drawn}</span>')
-    return "".join(spans)
+    return f'<p dir="auto" style="{_PARAGRAPH}">{"".join(spans)}</p>'
 
 
-def _tooltip(explanation: Drawable, piece: Piece) -> str:
+def _tooltip(explanation: Explanation, piece: Piece) -> str:
     total = f"{piece.relevance:+.6g}"
     if piece.stop - piece.first == 1:
         return total
@@ -114,18 +76,7 @@ def _tooltip(explanation: Drawable, piece: Piece) -> str:
     return f"{total} = {', '.join(parts)}"
 
 
-def heat_paragraph(explanation: Drawable, bold_from: int | None = None) -> str:
-    """Draw the heat map as one paragraph, with the writing direction of the text.
-
-    Args:
-        explanation: The explanation.
-        bold_from: As in :func:`token_spans`.
-    """
-    spans = token_spans(explanation, bold_from)
-    return f'<p dir="auto" style="{_PARAGRAPH}">{spans}</p>'
-
-
-def color_legend(explanation: Drawable) -> str:
+def color_legend(explanation: Explanation) -> str:
     """Describe the scale of the colors, as HTML; empty if there is none.
 
     Args:
@@ -152,7 +103,7 @@ def color_legend(explanation: Drawable) -> str:
     )
 
 
-def origin(explanation: Drawable) -> str:
+def origin(explanation: Explanation) -> str:
     """Method, model, versions and checks, in one line."""
     rules = f" (rules: {explanation.recipe})" if explanation.recipe else ""
     options = "".join(f", {name} {value}" for name, value in explanation.options.items())
@@ -165,7 +116,7 @@ def origin(explanation: Drawable) -> str:
     )
 
 
-def fragment(explanation: Drawable) -> str:
+def fragment(explanation: Explanation) -> str:
     """Draw the heat map as a piece of HTML, for a notebook; all text is escaped.
 
     Args:
@@ -180,43 +131,12 @@ def fragment(explanation: Drawable) -> str:
     )
 
 
-def pictures(explanation: Drawable) -> str:
+def pictures(explanation: Explanation) -> str:
     """Images among the inputs with their heat maps, as HTML; empty without any."""
     return "".join(picture_html(explanation, region) for region in regions(explanation))
 
 
-def table(heads: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table with its own style, as HTML; all text is escaped.
-
-    Args:
-        heads: Text of the column names, and further CSS for each.
-        rows: Text of the cells, and further CSS for each.
-    """
-    lines = [_row("th", heads), *(_row("td", cells) for cells in rows)]
-    return f'<table style="border-collapse:collapse">{"".join(lines)}</table>'
-
-
-def _row(tag: str, cells: Sequence[Cell]) -> str:
-    drawn = (
-        f'<{tag} style="padding:0.1em 0.8em;{style}">{escaped(text)}</{tag}>'
-        for text, style in cells
-    )
-    return f"<tr>{''.join(drawn)}</tr>"
-
-
-def folded(title: str, content: str, *, is_open: bool) -> str:
-    """Put content below a title that folds it.
-
-    Args:
-        title: The title, plain text.
-        content: The content, HTML.
-        is_open: Whether it is open at first.
-    """
-    state = " open" if is_open else ""
-    return f"<details{state}><summary>{escaped(title)}</summary>{content}</details>"
-
-
-def to_html(explanation: Drawable) -> str:
+def to_html(explanation: Explanation) -> str:
     """Draw the explanation as one HTML page without scripts or links; all text is escaped.
 
     Args:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import ink, scale_of, strengths, translucent
+from captum_lrpx.characters import readable
+from captum_lrpx.extras import imported
+from captum_lrpx.visualization.colors import ink, opaque, scale_of, strengths, translucent
 
 if TYPE_CHECKING:
-    from captum_lrpx.visualization.pieces import Drawable, Region
+    from captum_lrpx.explanation.record import Explanation
+    from captum_lrpx.targets.scene import Part
 
 __all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
@@ -27,12 +29,12 @@ _SMALLEST = 448
 """Smallest number of pixels on the longer side of a PNG."""
 
 
-def regions(explanation: Drawable) -> list[Region]:
+def regions(explanation: Explanation) -> list[Part]:
     """Images and audio among the inputs."""
     return [part for part in explanation.parts or () if part.grid is not None]
 
 
-def picture_html(explanation: Drawable, region: Region) -> str:
+def picture_html(explanation: Explanation, region: Part) -> str:
     """Draw an image below its heat map, and the heat map alone, side by side.
 
     Args:
@@ -44,18 +46,17 @@ def picture_html(explanation: Drawable, region: Region) -> str:
     """
     rows, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
+    patches = zip(
+        explanation.tokens[region.first : region.stop],
+        relevances,
+        strengths(relevances),
+        strict=True,
+    )
     cells = "".join(
         f'<rect x="{at % columns}" y="{at // columns}" width="1" height="1" '
         f'fill="{translucent(strength)}"><title>{html.escape(readable(label))} '
         f"{relevance:+.6g}</title></rect>"
-        for at, (label, relevance, strength) in enumerate(
-            zip(
-                explanation.tokens[region.first : region.stop],
-                relevances,
-                strengths(relevances),
-                strict=True,
-            )
-        )
+        for at, (label, relevance, strength) in enumerate(patches)
     )
     name = html.escape(readable(region.name))
     below = (
@@ -81,21 +82,20 @@ def picture_html(explanation: Drawable, region: Region) -> str:
     return f'<p>{drawn}</p><p style="font-size:0.85em">{name}: full color at {scale:.4g}</p>'
 
 
-def picture_blocks(explanation: Drawable, region: Region) -> Text:
+def picture_blocks(explanation: Explanation, region: Part) -> Text:
     """Draw the patches of an image as colored blocks with signs, for a terminal."""
     _, columns = region.grid or (1, 1)
     relevances = explanation.relevances[region.first : region.stop]
     text = Text()
     for at, strength in enumerate(strengths(relevances)):
-        red, green, blue = _mixed((255, 255, 255), strength)
         mark = "+" if strength >= 0.5 else "-" if strength <= -0.5 else " "
-        text.append(f"{mark} ", f"black on rgb({red},{green},{blue})")
+        text.append(f"{mark} ", f"black on {opaque(strength)}")
         if (at + 1) % columns == 0 and at + 1 < len(relevances):
             text.append("\n")
     return text
 
 
-def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) -> bytes:
+def picture_png(explanation: Explanation, region: Part, *, overlay: bool = True) -> bytes:
     """Draw a heat map of an image as PNG.
 
     Args:
@@ -106,12 +106,9 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     Raises:
         ImportError: If Pillow is not installed.
     """
-    try:
-        from PIL import Image  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError(
-            "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
-        ) from error
+    Image = imported(  # noqa: N806 - a module
+        "PIL.Image", "A picture as PNG needs Pillow: pip install 'captum-lrpx[images]'."
+    )
     rows, columns = region.grid or (1, 1)
     below = Image.new("RGB", (columns, rows), (255, 255, 255))
     if overlay and region.picture:
@@ -130,8 +127,3 @@ def picture_png(explanation: Drawable, region: Region, *, overlay: bool = True) 
     found = io.BytesIO()
     Image.alpha_composite(below.convert("RGBA"), above).convert("RGB").save(found, "PNG")
     return found.getvalue()
-
-
-def _mixed(paper: tuple[int, int, int], strength: float) -> tuple[int, ...]:
-    mix = min(abs(strength), 1.0)
-    return tuple(round(a + mix * (b - a)) for a, b in zip(paper, ink(strength), strict=True))

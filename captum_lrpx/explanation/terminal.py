@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
-from captum_lrpx.visualization.colors import paint, scale_of, strengths
-from captum_lrpx.visualization.pictures import picture_blocks, regions
-from captum_lrpx.visualization.pieces import pieces, unit
+from captum_lrpx.characters import readable
+from captum_lrpx.explanation.pictures import picture_blocks, regions
+from captum_lrpx.explanation.pieces import pieces, unit
+from captum_lrpx.visualization.colors import scale_of
+from captum_lrpx.visualization.console import plain_text, styles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import RenderableType
-
-    from captum_lrpx.visualization.pieces import Drawable
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = [
     "closing_lines",
@@ -27,36 +23,14 @@ __all__ = [
     "inputs",
     "legend",
     "plain",
-    "plain_text",
     "relevance_table",
     "source",
-    "styles",
     "summary",
     "terminal",
 ]
 
-_WIDE = 10_000
 
-VISIBLE = 0.1
-"""Share of the scale from which a negative relevance is underlined."""
-
-
-def styles(relevances: Sequence[float]) -> list[str]:
-    """Map each number to a ``rich`` style; sign and end of the scale also show without color.
-
-    Args:
-        relevances: The numbers.
-
-    Returns:
-        Black on the color; negative relevance underlined, relevance beyond the scale bold.
-    """
-    return [
-        f"{'bold ' * (abs(strength) > 1)}{'underline ' * (strength <= -VISIBLE)}black on {color}"
-        for strength, color in zip(strengths(relevances), paint(relevances), strict=True)
-    ]
-
-
-def heat_map(explanation: Drawable) -> Text:
+def heat_map(explanation: Explanation) -> Text:
     """Draw the tokens in color, for a terminal.
 
     Args:
@@ -73,7 +47,7 @@ def heat_map(explanation: Drawable) -> Text:
     return text
 
 
-def legend(explanation: Drawable) -> str:
+def legend(explanation: Explanation) -> str:
     """Explain the colors, in one line; empty if there are none.
 
     Args:
@@ -90,7 +64,7 @@ def legend(explanation: Drawable) -> str:
     return f"full color at {scale:.4g}; red: for the target; blue, underlined: against{beyond}"
 
 
-def relevance_table(explanation: Drawable) -> Table:
+def relevance_table(explanation: Explanation) -> Table:
     """List the relevances as numbers, for a terminal.
 
     Args:
@@ -106,7 +80,7 @@ def relevance_table(explanation: Drawable) -> Table:
     return table
 
 
-def summary(explanation: Drawable) -> str:
+def summary(explanation: Explanation) -> str:
     """The explained value and the tokens' share of it, in one line."""
     return (
         f"{readable(explanation.target)} = {explanation.value:+.4f}   "
@@ -114,17 +88,17 @@ def summary(explanation: Drawable) -> str:
     )
 
 
-def inputs(explanation: Drawable) -> str:
+def inputs(explanation: Explanation) -> str:
     """The sum of the relevances of each of several inputs, in one line; empty for one text."""
     return "   ".join(f"{readable(name)} {sum_:+.4f}" for name, sum_ in explanation.sums.items())
 
 
-def source(explanation: Drawable) -> str:
+def source(explanation: Explanation) -> str:
     """Method and model, in one line."""
     return readable(f"{explanation.method} on {explanation.model}")
 
 
-def closing_lines(explanation: Drawable) -> tuple[str, ...]:
+def closing_lines(explanation: Explanation) -> tuple[str, ...]:
     """Lines below the relevances: summary, ranks, source, and checks."""
     lines = (
         summary(explanation),
@@ -136,7 +110,7 @@ def closing_lines(explanation: Drawable) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
-def terminal(explanation: Drawable) -> Group:
+def terminal(explanation: Explanation) -> Group:
     """Combine heat map, legend and closing lines, for a terminal.
 
     Args:
@@ -150,7 +124,7 @@ def terminal(explanation: Drawable) -> Group:
     return Group(*pictures, heat_map(explanation), *map(Text, lines))
 
 
-def plain(explanation: Drawable) -> str:
+def plain(explanation: Explanation) -> str:
     """List the relevances as plain text, without color.
 
     Args:
@@ -160,20 +134,3 @@ def plain(explanation: Drawable) -> str:
         A table and the closing lines, without trailing blanks.
     """
     return "\n".join([plain_text(relevance_table(explanation)), "", *closing_lines(explanation)])
-
-
-def plain_text(renderable: RenderableType, width: int = _WIDE) -> str:
-    """Render as ``rich`` does, without color and at any width.
-
-    Args:
-        renderable: The renderable.
-        width: Largest length of lines.
-
-    Returns:
-        The text, without trailing blanks.
-    """
-    # In a notebook, rich would otherwise display the captured output as an empty block.
-    console = Console(file=io.StringIO(), color_system=None, width=width, force_jupyter=False)
-    with console.capture() as capture:
-        console.print(renderable, highlight=False, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.table import Table
 from rich.text import Text
 
-from captum_lrpx.visualization.characters import readable
+from captum_lrpx.characters import readable
+from captum_lrpx.explanation.pieces import pieces, unit
 from captum_lrpx.visualization.colors import strengths, translucent
-from captum_lrpx.visualization.page import LABEL, NUMBER, table
-from captum_lrpx.visualization.pieces import pieces, unit
-from captum_lrpx.visualization.terminal import styles
+from captum_lrpx.visualization.console import number_table, styles
+from captum_lrpx.visualization.markup import LABEL, NUMBER, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from rich.table import Table
+
+    from captum_lrpx.explanation.pieces import Piece
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = ["Matrix", "matrix_of"]
 
@@ -47,21 +49,17 @@ class Matrix:
 
     def html(self) -> str:
         """The table as HTML, each column colored on its own scale."""
-        painted = [
-            [f"{NUMBER};background:{translucent(strength)}" for strength in strengths(column)]
+        heads = [("position", NUMBER), (self.unit, LABEL), *((name, NUMBER) for name in self.names)]
+        columns = [
+            [
+                (_number(value), f"{NUMBER};background:{translucent(strength)}")
+                for value, strength in zip(column, strengths(column), strict=True)
+            ]
             for column in self.columns
         ]
-        heads = [("position", NUMBER), (self.unit, LABEL), *((name, NUMBER) for name in self.names)]
         rows = [
-            [
-                (piece.place, NUMBER),
-                (piece.label, LABEL),
-                *(
-                    (_number(column[index]), looks[index])
-                    for column, looks in zip(self.columns, painted, strict=True)
-                ),
-            ]
-            for index, piece in enumerate(self.rows)
+            [(piece.place, NUMBER), (piece.label, LABEL), *cells]
+            for piece, *cells in zip(self.rows, *columns, strict=True)
         ]
         rows += [
             [("", NUMBER), (name, LABEL), *((_number(value), NUMBER) for value in values)]
@@ -71,16 +69,9 @@ class Matrix:
 
     def terminal(self) -> Table:
         """The table for a terminal, each column colored on its own scale."""
-        shown = Table(box=None, pad_edge=False)
-        for head in ("position", self.unit, *self.names):
-            shown.add_column(Text(readable(head)), justify="right", overflow="fold")
-        shown.columns[1].justify = "left"
-        painted = [styles(column) for column in self.columns]
-        for index, piece in enumerate(self.rows):
-            cells = [
-                Text(_number(column[index]), looks[index])
-                for column, looks in zip(self.columns, painted, strict=True)
-            ]
+        shown = number_table("position", self.unit, *self.names, left=1)
+        columns = [map(Text, map(_number, column), styles(column)) for column in self.columns]
+        for piece, *cells in zip(self.rows, *columns, strict=True):
             shown.add_row(piece.place, Text(piece.label), *cells)
         for name, values in self.totals:
             shown.add_row("", name, *map(_number, values))
@@ -109,19 +100,18 @@ class Matrix:
                 room = width - used
             parts[-1].append(index)
             room -= need
-        return [self._of(part) for part in parts]
+        return [
+            replace(
+                self,
+                names=[self.names[index] for index in part],
+                columns=[self.columns[index] for index in part],
+                totals=[(name, [values[index] for index in part]) for name, values in self.totals],
+            )
+            for part in parts
+        ]
 
-    def _of(self, part: Sequence[int]) -> Matrix:
-        return Matrix(
-            self.unit,
-            self.rows,
-            [self.names[index] for index in part],
-            [self.columns[index] for index in part],
-            [(name, [values[index] for index in part]) for name, values in self.totals],
-        )
 
-
-def matrix_of(explanations: Sequence[Drawable], names: Sequence[str]) -> Matrix:
+def matrix_of(explanations: Sequence[Explanation], names: Sequence[str]) -> Matrix:
     """Make the matrix of explanations of the same tokens.
 
     Args:

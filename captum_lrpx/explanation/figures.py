@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from captum_lrpx.visualization.characters import BLANK, NEWLINE
-from captum_lrpx.visualization.colors import rgb, scale_of, strengths
-from captum_lrpx.visualization.pieces import pieces
-from captum_lrpx.visualization.terminal import VISIBLE, legend
+from captum_lrpx.characters import BLANK, NEWLINE
+from captum_lrpx.explanation.pieces import colored
+from captum_lrpx.explanation.terminal import legend
+from captum_lrpx.extras import imported
+from captum_lrpx.visualization.colors import VISIBLE, rgb, scale_of, strengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from captum_lrpx.visualization.pieces import Drawable, Piece
+    from captum_lrpx.explanation.pieces import Piece
+    from captum_lrpx.explanation.record import Explanation
 
 __all__ = ["heat_map_figure", "latex", "matrix_figure", "settings"]
 
@@ -65,14 +67,12 @@ def settings() -> AbstractContextManager[None]:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ImportError("A plot needs matplotlib: pip install 'captum-lrpx[plot]'.") from error
-    return mpl.rc_context(_SETTINGS)
+    mpl = imported("matplotlib", "A plot needs matplotlib: pip install 'captum-lrpx[plot]'.")
+    context: AbstractContextManager[None] = mpl.rc_context(_SETTINGS)
+    return context
 
 
-def latex(explanation: Drawable) -> str:
+def latex(explanation: Explanation) -> str:
     r"""Draw a heat map as LaTeX, with ``xcolor`` and, for other scripts, XeLaTeX or LuaLaTeX.
 
     Args:
@@ -82,7 +82,6 @@ def latex(explanation: Drawable) -> str:
         A ``\colorbox`` for each piece. Negative relevance is underlined, relevance beyond the scale
         framed; a comment states the relevance of the full color.
     """
-    shown = pieces(explanation)
     note = " ".join(legend(explanation).replace("bold:", "framed:").split())
     parts = [
         "% needs \\usepackage{xcolor}",
@@ -90,7 +89,7 @@ def latex(explanation: Drawable) -> str:
         r"{\setlength{\fboxsep}{1pt}\raggedright",
     ]
     line = ""
-    for piece, strength in zip(shown, strengths([p.relevance for p in shown]), strict=True):
+    for piece, strength in colored(explanation):
         if "\n" in piece.gap:
             parts.append(f"{line}\\\\")
             line = ""
@@ -106,25 +105,22 @@ def latex(explanation: Drawable) -> str:
     return "\n".join([*parts, line.rstrip(), r"\par}", ""])
 
 
-def heat_map_figure(explanation: Drawable, width: float) -> Figure:
+def heat_map_figure(explanation: Explanation, width: float) -> Figure:
     """Draw the text in color, with its legend.
 
     Args:
         explanation: The explanation.
         width: Width in inches.
     """
-    shown = pieces(explanation)
-    places, rows = _placed(shown, int(width * _INCH / _CELL))
+    shown = colored(explanation)
+    places, rows = _placed([piece for piece, _ in shown], int(width * _INCH / _CELL))
     note = _wrapped(legend(explanation).replace("bold:", "framed:"), width)
     height = ((rows + 1.5) * _LINE + (len(note) - 1) * _NOTE) / _INCH
     figure, axes = _empty(width, height)
-    for piece, strength, (row, column) in zip(
-        shown, strengths([p.relevance for p in shown]), places, strict=True
-    ):
+    for (piece, strength), (row, column) in zip(shown, places, strict=True):
         x, y = column * _CELL, height * _INCH - (row + 1) * _LINE
         size = cell_len(_label(piece)) * _CELL
-        beyond = abs(strength) > 1
-        _box(axes, x, y - 0.35 * _SIZE, size, 1.5 * _SIZE, strength, beyond=beyond)
+        _box(axes, x, y - 0.35 * _SIZE, size, 1.5 * _SIZE, strength)
         _text(axes, x, y, _label(piece))
         if strength <= -VISIBLE:
             axes.plot([x, x + size], [y - 0.2 * _SIZE] * 2, color="black", linewidth=0.7)
@@ -161,7 +157,7 @@ def matrix_figure(
         for column in range(len(columns)):
             strength = next(drawn)
             x = left + column * cell
-            _box(axes, x, y, cell, _ROW, strength, beyond=abs(strength) > 1)
+            _box(axes, x, y, cell, _ROW, strength)
             if strength <= -VISIBLE:
                 ends = [x + 0.25 * cell, x + 0.75 * cell]
                 axes.plot(ends, [y + _ROW / 2] * 2, color="black", linewidth=0.7)
@@ -219,13 +215,11 @@ def _empty(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _box(
-    axes: Any, x: float, y: float, width: float, height: float, strength: float, *, beyond: bool
-) -> None:
+def _box(axes: Any, x: float, y: float, width: float, height: float, strength: float) -> None:
     from matplotlib.patches import Rectangle  # noqa: PLC0415 - an extra
 
     color = tuple(part / 255 for part in rgb(strength))
-    edge = "black" if beyond else "none"
+    edge = "black" if abs(strength) > 1 else "none"
     axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor=edge, linewidth=0.8))
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
 
-__all__ = ["joined", "readable"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["BLANK", "NEWLINE", "SKIN_TONES", "character_runs", "joined", "readable"]
 
 NEWLINE = "↵"
 BLANK = "␣"
@@ -16,8 +20,8 @@ _VIRAMA = 9
 """Canonical combining class of a virama, which joins two consonants of an Indic script."""
 
 _TAGS = range(0xE0020, 0xE0080)
-_SKIN_TONES = range(0x1F3FB, 0x1F400)
-_FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+_FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 _HANGUL_LEADING = (range(0x1100, 0x1160), range(0xA960, 0xA980))
 _HANGUL_FOLLOWING = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
 
@@ -67,17 +71,49 @@ def joined(text: str, place: int) -> bool:
         return True
     if unicodedata.combining(before) == _VIRAMA:
         return unicodedata.category(after) == "Lo"
-    if ord(after) in _FLAG_LETTERS:
-        return _flag_letters_before(text, place) % 2 == 1
+    if after in _FLAG_LETTERS:
+        earlier = text[:place]
+        return (place - len(earlier.rstrip(_FLAG_LETTERS))) % 2 == 1
     leading = _within(before, _HANGUL_LEADING)
     return (leading and _within(after, _HANGUL_LEADING)) or (
         _within(after, _HANGUL_FOLLOWING) and unicodedata.name(before, "").startswith("HANGUL")
     )
 
 
+def character_runs(
+    text: str, offsets: Sequence[tuple[int, int]], special: Sequence[bool]
+) -> list[tuple[int, int]]:
+    """Find runs of tokens that share characters.
+
+    Args:
+        text: The text.
+        offsets: ``(start, end)`` characters of each token ``[T]``.
+        special: Whether each token is a special one; these stand alone ``[T]``.
+
+    Returns:
+        ``(first, last + 1)`` tokens of each run, in order. Every token is in exactly one.
+    """
+    runs: list[tuple[int, int]] = []
+    covered = (0, 0)  # characters of the last run
+    for index, (start, end) in enumerate(offsets):
+        placed = start < end and not special[index]
+        if (
+            placed
+            and covered[0] < covered[1]
+            and end > covered[0]
+            and (start < covered[1] or (start == covered[1] and joined(text, start)))
+        ):
+            runs[-1] = (runs[-1][0], index + 1)
+            covered = (min(covered[0], start), max(covered[1], end))
+        else:
+            runs.append((index, index + 1))
+            covered = (start, end) if placed else (0, 0)
+    return runs
+
+
 def _extends(char: str) -> bool:
     """Whether a character belongs to the preceding one."""
-    return unicodedata.category(char)[0] == "M" or _is_joiner(char) or ord(char) in _SKIN_TONES
+    return unicodedata.category(char)[0] == "M" or _is_joiner(char) or ord(char) in SKIN_TONES
 
 
 def _is_joiner(char: str) -> bool:
@@ -90,10 +126,3 @@ def _is_shown(char: str) -> bool:
 
 def _within(char: str, ranges: tuple[range, ...]) -> bool:
     return any(ord(char) in part for part in ranges)
-
-
-def _flag_letters_before(text: str, place: int) -> int:
-    start = place
-    while start and ord(text[start - 1]) in _FLAG_LETTERS:
-        start -= 1
-    return place - start
