@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_lrpx.alti import (
-    alti_matrix,
+from captum_lrpx.alti.attention_weights import Order, attention_of
+from captum_lrpx.alti.formulas import (
     contributions,
     fold_frozen_norm,
     logit_update,
@@ -18,7 +18,6 @@ from captum_lrpx.alti import (
     rollout,
     rollout_by_layer,
 )
-from captum_lrpx.alti.attention_weights import Order, attention_of
 from captum_lrpx.fast.sparse import product_of_sparse
 from captum_lrpx.trace.graph import name_of
 from captum_lrpx.trace.operations import is_kernel
@@ -39,6 +38,10 @@ def plain_contributions(vectors, resultant):
     """``||y_i||_1 - ||T_ij - y_i||_1``."""
     distance = (vectors - resultant.unsqueeze(1)).abs().sum(-1)
     return resultant.abs().sum(-1, keepdim=True) - distance
+
+
+def alti_matrix(**block):
+    return normalize(contributions(**block), first_row=block["first_row"])
 
 
 # What is drawn ------------------------------------------------------------------------------------
@@ -119,7 +122,8 @@ def test_rows_can_be_computed_apart(block):
         taken = slice(row, row + 1)
         one = {name: block[name][taken] for name in ("residual", "resultant")}
         one |= {name: block[name] for name in ("values", "output_weight")}
-        single = alti_matrix(block["weights"][:, taken], **one, first_row=block["first_row"] + row)
+        one |= {"weights": block["weights"][:, taken], "first_row": block["first_row"] + row}
+        single = alti_matrix(**one)
         torch.testing.assert_close(single, whole[taken])
 
 
@@ -146,7 +150,7 @@ def test_nothing_grows_with_tokens_squared_times_hidden_size():
     output_weight = torch.randn(heads, size, hidden, dtype=torch.float64)
     residual = torch.randn(tokens, hidden, dtype=torch.float64)
     with Largest() as largest:
-        alti_matrix(weights, values, output_weight, residual, residual, chunk=chunk)
+        normalize(contributions(weights, values, output_weight, residual, residual, chunk=chunk))
     assert largest.elements <= max(chunk, weights.numel()) < tokens * tokens * hidden / 8
 
 
@@ -174,15 +178,15 @@ def test_float32_does_not_cancel_when_one_dimension_is_massive(massive):
     assert (median_error(cancelled) > 1e-4) == (massive > 1)
 
 
-@given(block=blocks(), centered=st.booleans(), weighted=st.booleans())
-def test_a_folded_norm_is_the_norm_of_each_vector(block, centered, weighted):
+@given(block=blocks(), centered=st.booleans())
+def test_a_folded_norm_is_the_norm_of_each_vector(block, centered):
     rows, hidden = block["residual"].shape
     scale = torch.rand(rows, 1, dtype=torch.float64) + 0.5
-    weight = torch.randn(hidden, dtype=torch.float64) if weighted else None
+    weight = torch.randn(hidden, dtype=torch.float64)
     vectors = vectors_of(block)
     if centered:
         vectors = vectors - vectors.mean(-1, keepdim=True)
-    vectors = vectors * scale.unsqueeze(1) * (1.0 if weight is None else weight)
+    vectors = vectors * scale.unsqueeze(1) * weight
     folded = fold_frozen_norm(
         block["weights"],
         block["output_weight"],
@@ -206,7 +210,7 @@ def test_logit_update_is_the_projection_of_the_transformed_vectors(block, seed):
     generator = torch.Generator().manual_seed(seed)
     weights, values, output_weight = (block[n] for n in ("weights", "values", "output_weight"))
     directions = torch.randn(block["residual"].shape, generator=generator, dtype=torch.float64)
-    actual = logit_update(weights, values, directions, output_weight)
+    actual = logit_update(weights, values, directions @ output_weight.mT)
     values = values.repeat_interleave(weights.shape[0] // values.shape[0], 0)
     vectors = torch.einsum("hij,hjz,hzd->hijd", weights, values, output_weight)
     torch.testing.assert_close(actual, torch.einsum("hijd,id->hj", vectors, directions))

@@ -213,3 +213,29 @@ def test_a_wrong_rule_at_a_norm_does_not_pass_for_its_bias(norm, monkeypatch):
     assert ledger(LRPx(module), x, 1).closes(1e-12)
     monkeypatch.setattr(node_rules, "frozen_norm", lambda *_: node_rules.scaled((0.9, None, None)))
     assert not ledger(LRPx(module), x, 1).closes(1e-3)
+
+
+ADDCMUL = {
+    "a function": torch.addcmul,
+    "a method": lambda bias, x, factor: bias.expand_as(x).addcmul(x, factor),
+    "in place": lambda bias, x, factor: (torch.ones_like(x) * bias).addcmul_(x, factor),
+}
+
+
+@pytest.mark.parametrize("form", ADDCMUL)
+def test_a_constant_to_which_a_product_is_added(form):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias, self.factor = (nn.Parameter(torch.randn(WIDTH)) for _ in range(2))
+            self.head = nn.Linear(WIDTH, 3)
+
+        def forward(self, x):
+            return self.head(ADDCMUL[form](self.bias, x, self.factor))
+
+    torch.manual_seed(0)
+    model, x = Model().double().eval(), torch.randn(2, WIDTH, dtype=torch.float64)
+    book = ledger(LRPx(model), x, 1)
+    constant = model.head.weight[1] @ model.bias + model.head.bias[1]
+    assert book.closes(1e-12)
+    torch.testing.assert_close(book.by_kind()["bias"], constant.detach().expand(2))

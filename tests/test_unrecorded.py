@@ -16,10 +16,10 @@ from test_alti import blocks
 
 from captum_lrpx import ALTILogit, InformationFlow
 from captum_lrpx.alti import blocks as in_blocks
-from captum_lrpx.alti import contributions, together
+from captum_lrpx.alti import formulas
+from captum_lrpx.alti.formulas import contributions, contributions_at_once
 from captum_lrpx.alti.recording import Recording
 from captum_lrpx.attr import alti_pass
-from captum_lrpx.fast.at_once import contributions_at_once
 
 TARGET = (4, 7)
 
@@ -174,6 +174,6 @@ def test_numbers_that_are_not_finite_are_left_to_the_slow_way(monkeypatch):
     method = ALTILogit(model)
     expected = method.attribute(ids, TARGET)
     monkeypatch.setattr(
-        together, "contributions_at_once", lambda *each: contributions_at_once(*each) / 0
+        formulas, "contributions_at_once", lambda *each: contributions_at_once(*each) / 0
     )
     close(method.attribute(ids, TARGET), expected, 1e-12)

@@ -7,66 +7,123 @@ head and position, and the factors of features and positions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from captum_lrpx.alti.attention_weights import Mixed, Order, attention_of, wide
-from captum_lrpx.alti.part import Part
 from captum_lrpx.alti.pull import tolerance
 from captum_lrpx.alti.scaling import Scaling, measured, of_layer_norm, rank_one
 from captum_lrpx.fast.unrecorded import tensor_of
 from captum_lrpx.parallel import COLLECTIVES, local, split_of
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, VIEWS
+from captum_lrpx.trace.operations import ADDITIONS, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from captum_lrpx.alti.known import Known
+    from captum_lrpx.alti.attention_weights import AttentionWeights
     from captum_lrpx.alti.layout import Attention
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.alti.recording import Recording
     from captum_lrpx.fast.unrecorded import Places
+    from captum_lrpx.parallel import Split
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Reader"]
+
+@dataclass(eq=False)
+class Part:
+    """One attention in numbers.
+
+    Attributes:
+        attention: Its place in the graph.
+        weights: Attention weights.
+        values: ``[B, G, S, z]``.
+        places: Index of each among the mixing node's matrices of values ``[B, G]``; for the heads
+            of this process, if they are sharded.
+        order: Rows of the mixing node by example, head and position ``[B, H, T]``; for the heads of
+            this process, if they are sharded.
+        output_weight: Maps the output of each head to the stream ``[H, z, D]``, before ``scaled``.
+        by_head: Factor of the output of each head ``[B, H, T]``, or None.
+        scaled: The norm or factor between output projection and stream.
+        norm: The norm after the addition.
+        residual: The tensor that it is added to ``[B, T, D]``.
+        resultant: The result, after the norm ``[B, T, D]``.
+        split: Distribution of the heads over processes; None if each has them all.
+    """
+
+    attention: Attention
+    weights: AttentionWeights
+    values: Tensor
+    places: Tensor
+    order: Order
+    output_weight: Tensor
+    by_head: Tensor | None
+    scaled: Scaling | None
+    norm: Scaling | None
+    residual: Tensor
+    resultant: Tensor
+    split: Split | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """Row of each example, head and position in the mixing node's rows ``[B, H, T]``."""
+        return self.order.rows
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.output_weight.shape[0]
+
+    def found(self, gradient: Tensor) -> Tensor:
+        """A gradient at the mixing node, by heads ``[B, H, T, z]``."""
+        of_rows = self.order.of_rows(gradient)
+        return of_rows if self.split is None else self.split.joined(of_rows, 1)
+
+    def joined(self, split: Split) -> Part:
+        """The attention with the heads of all processes.
+
+        Norms act on the sum over heads, so each process needs them all.
+        """
+        by_head = None if self.by_head is None else split.joined(self.by_head, 1)
+        return replace(
+            self,
+            weights=self.weights.joined(split),
+            values=split.joined(self.values, 1),
+            output_weight=split.joined(self.output_weight, 0),
+            by_head=by_head,
+            split=split,
+        )
 
 
+@dataclass(eq=False)
 class Reader:
     """Reads the attentions of a pass in numbers.
 
-    Args:
+    Attributes:
         graph: The graph of the pass.
         pull: Calls its nodes.
         recording: The recording of its forward pass.
         where: Describes the place of a node.
         path: Returns the path of the module of a node.
         dropout: Whether dropout may be active, which hides the scale of a stream.
-        known: Cache shared by passes of the same structure.
-
-    Attributes:
+        orders: Orders of heads and positions by mixing node, shared by passes of one structure.
         saved: Places of saved tensors of the streams, if these are read from the nodes.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        pull: Pull,
-        recording: Recording,
-        where: Callable[[int], str],
-        path: Callable[[int], str],
-        *,
-        dropout: bool,
-        known: Known,
-    ) -> None:
-        self.graph, self.pull, self.recording, self._known = graph, pull, recording, known
-        self.saved: Places | None = None
-        self.where, self.path, self.dropout = where, path, dropout
-        self._numbers: set[Edge] = set()  # tensors already checked for NaN
+    graph: Graph
+    pull: Pull
+    recording: Recording
+    where: Callable[[int], str]
+    path: Callable[[int], str]
+    dropout: bool
+    orders: dict[int, Order]
+    saved: Places | None = None
+    _numbers: set[Edge] = field(init=False, default_factory=set)  # already checked for NaN
 
     # Values of tensors ------------------------------------------------------------------------
 
@@ -121,12 +178,9 @@ class Reader:
             sources: Positions of the stream that it reads.
         """
         mixing = attention.mixing
-        before, at, after = self._known.projection(mixing, lambda: self._projection(attention))
-        place = attention, before, at[0], batch, tokens
-        order_of = self._known.order
-        order, by_head, by_feature = order_of(mixing, (batch, tokens), lambda: self._order(*place))
+        order, by_head, by_feature = self._order(attention, batch, tokens)
         weights, values, places = self._mixed(mixing, order, sources)
-        weight = self._weight(at, batch * tokens)
+        weight = self._weight(attention, batch * tokens)
         weight = weight.to(torch.promote_types(weight.dtype, values.dtype))
         if by_feature is not None:
             weight = weight * by_feature.unsqueeze(1)
@@ -136,15 +190,14 @@ class Reader:
         residual, resultant = self._ends(attention, batch, tokens)
         norm = scaled = None
         if attention.norms:
-            end, start = Edge(attention.norms[0], 0), Edge(attention.addition, 0)
-            norm = self._scaling(attention.norms, end, start, batch, tokens)
-        behind = (attention.addition, *after)
+            start = Edge(attention.addition, 0)
+            norm = self._scaling(attention.norms, attention.end, start, batch, tokens)
         plain = self.graph.names[attention.addition] == "Add"
-        if not plain or any(self.graph.names[each] not in VIEWS for each in after):
-            scaled = self._scaling(behind, Edge(attention.addition, 0), at[1], batch, tokens)
+        if not plain or any(self.graph.names[each] not in VIEWS for each in attention.after):
+            behind, end = (attention.addition, *attention.after), Edge(attention.addition, 0)
+            scaled = self._scaling(behind, end, attention.projected, batch, tokens)
         part = Part(
             attention,
-            self.path(attention.mixing),
             weights,
             values,
             places,
@@ -156,18 +209,15 @@ class Reader:
             residual,
             resultant,
         )
-        splits = (split_of(self.graph.nodes[each]) for each in at[2])
+        splits = (split_of(self.graph.nodes[each]) for each in attention.projection)
         split = next((each for each in splits if each is not None), None)
         return part if split is None else part.joined(split)
 
     def result(self, attention: Attention) -> Edge | None:
         """The stream after an attention and its norm; None if an MLP is added at the same time."""
-        if attention.norms:
-            return Edge(attention.norms[0], 0)
         alone = attention.residual in self.graph.operands[attention.addition]
-        return (
-            Edge(attention.addition, 0) if alone and attention.leaf == attention.operand else None
-        )
+        alone = alone and attention.leaf == attention.operand
+        return attention.end if attention.norms or alone else None
 
     def _ends(self, attention: Attention, batch: int, tokens: int) -> tuple[Tensor, Tensor]:
         """The stream before an attention, in the sign with which it is added to, and after it."""
@@ -193,42 +243,6 @@ class Reader:
         centered = added - added.mean(-1, keepdim=True) if scaling.centered else added
         return centered * scaling.weight * scaling.scale
 
-    def _projection(
-        self, attention: Attention
-    ) -> tuple[tuple[int, ...], tuple[Edge, Edge, tuple[int, ...]], tuple[int, ...]]:
-        """Nodes before the output projection, its ends and nodes, and nodes after it."""
-        region, found = attention.region, Edge(attention.mixing, 0)
-        matrices = [each for each in region if self.graph.names[each] in PROJECTIONS | COLLECTIVES]
-        if not matrices:
-            return region, (attention.operand, attention.operand, ()), ()
-        first, last = matrices[-1], matrices[0]
-        inside, begin, end = {attention.mixing}, found, Edge(last, 0)
-        open_edges = self._uses(attention.mixing, region)
-        for number in reversed(region):
-            inside.add(number)
-            open_edges -= sum(
-                edge is not None and edge.node in inside for edge in self.graph.operands[number]
-            )
-            if not open_edges and number < first:
-                begin = Edge(number, 0)
-            if not open_edges and number >= last:
-                end = Edge(number, 0)
-                break
-            open_edges += self._uses(number, region)
-        between = tuple(each for each in region if begin.node < each <= end.node)
-        return (
-            tuple(each for each in region if each <= begin.node),
-            (begin, end, between),
-            tuple(each for each in region if each > end.node),
-        )
-
-    def _uses(self, number: int, region: Sequence[int]) -> int:
-        return sum(
-            edge is not None and edge.node == number
-            for each in region
-            for edge in self.graph.operands[each]
-        )
-
     def seed(self, edge: Edge) -> Tensor:
         """Zeros of the shape of a tensor, in float32 or wider."""
         form = self._metadata(edge)
@@ -239,10 +253,6 @@ class Reader:
         node: Any = self.graph.nodes[edge.node]
         return node._input_metadata[edge.output]  # noqa: SLF001
 
-    def like(self, edge: Edge, numbers: Tensor) -> Tensor:
-        """Values in the shape of a tensor of the graph."""
-        return numbers.reshape(self.seed(edge).shape)
-
     def _pulled(self, order: Sequence[int], end: Edge, gradient: Tensor, start: Edge) -> Tensor:
         if end == start:
             return gradient
@@ -252,9 +262,25 @@ class Reader:
     # Order of heads and positions -------------------------------------------------------------
 
     def _order(
-        self, attention: Attention, before: tuple[int, ...], at: Edge, batch: int, tokens: int
+        self, attention: Attention, batch: int, tokens: int
     ) -> tuple[Order, Tensor | None, Tensor | None]:
-        """Order of heads and positions, factors by head and position, and factors by feature."""
+        """Order of heads and positions, factors by head and position, and factors by feature.
+
+        It is kept for passes of the same lengths, unless there are factors, which belong to one.
+        """
+        known = self.orders.get(attention.mixing)
+        if known is not None and known.lengths == (batch, tokens):
+            return known, None, None
+        found = self._measured_order(attention, batch, tokens)
+        if found[1] is None and found[2] is None:
+            self.orders[attention.mixing] = found[0]
+        return found
+
+    def _measured_order(
+        self, attention: Attention, batch: int, tokens: int
+    ) -> tuple[Order, Tensor | None, Tensor | None]:
+        """The same, by gradients of known numbers."""
+        before, at = attention.before, attention.found
         found, seed = Edge(attention.mixing, 0), self.seed(at)
         width = seed.shape[-1]
         if seed.numel() != batch * tokens * width:
@@ -282,9 +308,10 @@ class Reader:
         if torch.allclose(factor, factor[..., :1], rtol=same):
             return Order(rows), factor[..., 0], None
         by_feature = factor.transpose(1, 2).reshape(batch * tokens, width)
-        scale, weight = rank_one(by_feature, same)
-        if scale is None or weight is None:
+        apart = rank_one(by_feature, same)
+        if apart is None:
             self.refuse(attention.mixing, "is followed by a gate for each feature and position")
+        scale, weight = apart
         by_head = scale.view(batch, 1, tokens).expand(-1, rows.shape[1], -1)
         return Order(rows), by_head, weight
 
@@ -307,9 +334,9 @@ class Reader:
 
     # Linear maps ------------------------------------------------------------------------------
 
-    def _weight(self, at: tuple[Edge, Edge, tuple[int, ...]], rows: int) -> Tensor:
+    def _weight(self, attention: Attention, rows: int) -> Tensor:
         """Matrix of the output projection ``[H z, D]``."""
-        begin, end, between = at
+        begin, end, between = attention.found, attention.projected, attention.projection
         (*_, width), (*_, columns) = self._metadata(begin).shape, self._metadata(end).shape
         if not between:
             return torch.eye(width, device=self._metadata(begin).device)

@@ -8,7 +8,6 @@ queries and keys that its node has saved.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,27 +20,22 @@ if TYPE_CHECKING:
 
     from captum_lrpx.parallel import Split
 
-__all__ = [
-    "AttentionWeights",
-    "MaterializedWeights",
-    "Mixed",
-    "Order",
-    "ScoredWeights",
-    "attention_of",
-    "attention_weights",
-    "wide",
-]
 
+@dataclass(frozen=True, eq=False)
+class MaterializedWeights:
+    """Weights that the module computed as a tensor.
 
-class AttentionWeights(ABC):
-    """Attention weights of one module for a batch, ``[B, H, T, T]``."""
+    Attributes:
+        weights: ``[B, H, T, T]``.
+    """
+
+    weights: Tensor
 
     @property
-    @abstractmethod
     def form(self) -> tuple[object, ...]:
         """Key, equal for weights that :func:`stacked` joins."""
+        return (self.weights.shape,)
 
-    @abstractmethod
     def of(self, example: int | slice, rows: slice | Tensor) -> Tensor:
         """Weights of some query rows of one example, or of several.
 
@@ -53,29 +47,6 @@ class AttentionWeights(ABC):
             ``[H, R, T]``, or for a slice ``[B, H, R, T]``, in float32 or wider; rows that attend to
             nothing are 0.
         """
-
-    @abstractmethod
-    def joined(self, split: Split) -> AttentionWeights:
-        """The weights with the heads of all processes."""
-
-
-@dataclass(frozen=True, eq=False)
-class MaterializedWeights(AttentionWeights):
-    """Weights that the module computed as a tensor.
-
-    Attributes:
-        weights: ``[B, H, T, T]``.
-    """
-
-    weights: Tensor
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """The shape of the tensor."""
-        return (self.weights.shape,)
-
-    def of(self, example: int | slice, rows: slice | Tensor) -> Tensor:
-        """Select the rows."""
         return wide(self.weights[example][..., rows, :])
 
     def joined(self, split: Split) -> MaterializedWeights:
@@ -84,7 +55,7 @@ class MaterializedWeights(AttentionWeights):
 
 
 @dataclass(frozen=True, eq=False)
-class ScoredWeights(AttentionWeights):
+class ScoredWeights:
     """Weights computed from the arguments of SDPA.
 
     Attributes:
@@ -104,17 +75,17 @@ class ScoredWeights(AttentionWeights):
 
     @property
     def form(self) -> tuple[object, ...]:
-        """The shapes of the tensors, and the scale."""
+        """Key, equal for weights that :func:`stacked` joins."""
         mask = None if self.mask is None else (self.mask.shape, self.mask.dtype)
         return self.query.shape, self.key.shape, mask, self.causal, self.scale
 
     def of(self, example: int | slice, rows: slice | Tensor) -> Tensor:
-        """Compute the rows."""
+        """Weights of some query rows, as of :meth:`MaterializedWeights.of`."""
         query, key = wide(self.query[example][..., rows, :]), wide(self.key[example])
         return attention_weights(query, key, self._mask(example, rows), self.scale)
 
     def joined(self, split: Split) -> ScoredWeights:
-        """The arguments with the heads of all processes."""
+        """The weights with the heads of all processes."""
         by_head = self.mask is not None and self.mask.shape[1] > 1
         return replace(
             self,
@@ -133,6 +104,10 @@ class ScoredWeights(AttentionWeights):
         return (position[rows].unsqueeze(1) >= position).unsqueeze(0)
 
 
+AttentionWeights = MaterializedWeights | ScoredWeights
+"""Attention weights of one module for a batch, ``[B, H, T, T]``."""
+
+
 def stacked(weights: Sequence[AttentionWeights]) -> AttentionWeights:
     """Weights of several attentions of the same form, as if of one with all of their examples."""
     first = weights[0]
@@ -140,12 +115,12 @@ def stacked(weights: Sequence[AttentionWeights]) -> AttentionWeights:
         return first
     names = ("weights",) if isinstance(first, MaterializedWeights) else ("query", "key", "mask")
     batch = len(getattr(first, names[0]))
-    joined = {
+    joined: dict[str, Any] = {
         name: torch.cat([getattr(each, name).expand(batch, -1, -1, -1) for each in weights])
         for name in names
         if getattr(first, name) is not None
     }
-    return replace(first, **joined)  # type: ignore[type-var]
+    return replace(first, **joined)
 
 
 class Mixed(NamedTuple):
@@ -175,6 +150,11 @@ class Order:
         self.rows = rows
         self.plain = _counts_up(rows)
         self._places: dict[tuple[int, int], tuple[Tensor, bool]] = {}
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Examples and positions."""
+        return self.rows.shape[0], self.rows.shape[2]
 
     def of_rows(self, tensor: Tensor) -> Tensor:
         """Reorder ``[..., R, n]`` by examples, heads and positions ``[B, H, T, n]``."""

@@ -13,21 +13,16 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from captum_lrpx.alti.directions import product_with
-from captum_lrpx.alti.example import Example, chunk_of
-from captum_lrpx.alti.together import Together, form_of
+from captum_lrpx.alti.examples import Example, Together, chunk_of, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_parts import Reader
+    from captum_lrpx.alti.attention_parts import Part, Reader
     from captum_lrpx.alti.directions import Directions
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.part import Part
-
-__all__ = ["Blocks"]
-
 
 _FEWEST: Final = 4
 """Number of examples below which it takes longer not to skip what causal attention cannot read."""
@@ -49,6 +44,7 @@ class Blocks:
         keep_alti: Whether to keep the ALTI matrix of every attention, whole.
         per_head: Whether updates are kept per head.
         alti_by_head: Whether the matrices keep each head as a separate part.
+        updates: The updates so far, last attention first.
         alti: The ALTI matrices so far, last attention first, each ``[B, T, T]``.
         sinks: Share of attention that went to no token, likewise, each ``[B, T]``.
         value_biases: Contribution of the bias part of the values, by path, of each target ``[B]``.
@@ -63,8 +59,9 @@ class Blocks:
     keep_alti: bool = False
     per_head: bool = False
     alti_by_head: bool = False
-    alti: list[Tensor] = field(default_factory=list)
-    sinks: list[Tensor] = field(default_factory=list)
+    updates: list[Tensor] = field(init=False, default_factory=list)
+    alti: list[Tensor] = field(init=False, default_factory=list)
+    sinks: list[Tensor] = field(init=False, default_factory=list)
     value_biases: list[dict[str, Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +87,8 @@ class Blocks:
                 if self.keep_alti and matrix is not None and sinks is not None:
                     self.alti.append(matrix.to(home))
                     self.sinks.append(sinks.to(home))
-                yield update.to(home), None if matrix is None else matrix.to(home)
+                self.updates.append(update.to(home))
+                yield self.updates[-1], None if matrix is None else matrix.to(home)
 
     def _carries(self, part: Part) -> bool:
         """Whether the ALTI matrix of an attention is needed."""
@@ -99,7 +97,7 @@ class Blocks:
     def _one_by_one(self, part: Part) -> _Found:
         """Update, ALTI matrix and sinks of an attention, example by example."""
         attention, carries = part.attention, self._carries(part)
-        found = [self._found(part, target) for target in self.targets]
+        found = [target.at_heads(part) for target in self.targets]
         matrices, updates, sinks = [], [], []
         for example in range(self.batch):
             one = Example(part, example, self.memory_budget, whole=carries)
@@ -107,10 +105,10 @@ class Blocks:
             matrix = self._matrix(one) if carries else None
             if matrix is not None:
                 matrices.append(self._on_axis(matrix, attention))
-            updates.append(self._placed(update, attention))
+            updates.append(self._placed(update, attention.source))
             self._extend_reach(example, attention, update, matrix)
             if self.keep_alti:
-                sinks.append(self._of_stream(one.sink(), attention))
+                sinks.append(self._placed(one.sink(), attention.stream))
         return (
             torch.stack(updates),
             torch.stack(matrices) if matrices else None,
@@ -126,7 +124,7 @@ class Blocks:
             lengths = self.tokens[attention.stream], self.tokens[attention.source]
             part = self.reader.part(attention, self.batch, *lengths)
             room = max(1, self._at_a_time(part) // self.batch)
-            if group and (len(group) >= room or form_of(group[0]) != form_of(part)):
+            if group and form_of(group[0]) != form_of(part):
                 yield group
                 group = []
             group.append(part)
@@ -165,7 +163,7 @@ class Blocks:
 
     def _gradient(self, part: Part, target: Directions) -> Tensor:
         """The gradient at the output of each head ``[B, H, T, z]``."""
-        found = self._found(part, target)
+        found = target.at_heads(part)
         return (
             part.values.new_zeros(*part.rows.shape, part.values.shape[-1])
             if found is None
@@ -173,11 +171,6 @@ class Blocks:
         )
 
     # Logit updates ----------------------------------------------------------------------------
-
-    @staticmethod
-    def _found(part: Part, target: Directions) -> Tensor | None:
-        rows = target.found.get(part.attention.mixing)
-        return None if rows is None else part.found(rows.whole(part.rows.numel()))
 
     def _update(self, one: Example, found: list[Tensor | None]) -> Tensor:
         """Updates of all targets ``[K (H), S]``; the share of the values' bias is stored apart."""
@@ -191,9 +184,8 @@ class Blocks:
                 rows, directions = one.directions(gradient)
                 if bias is not None:
                     apart = one.logit_update(rows, directions, bias.expand_as(values))
-                    known = biases.setdefault(
-                        f"{part.path}.value_bias", apart.new_zeros(self.batch)
-                    )
+                    name = f"{self.reader.path(part.attention.mixing)}.value_bias"
+                    known = biases.setdefault(name, apart.new_zeros(self.batch))
                     known[one.example] = apart.sum()
                     values = values - bias
                 update = one.logit_update(rows, directions, values)
@@ -211,6 +203,7 @@ class Blocks:
         _, groups, tokens, size = part.values.shape
         rows = self.batch * tokens
         bias = part.values.new_zeros(groups * size)
+        first_group = 0 if part.split is None else part.split.place * part.places.shape[1]
 
         def meet(number: int, gradient: Tensor) -> None:
             for constant, sign in reader.recording.constants.get(reader.graph.nodes[number], ()):
@@ -224,18 +217,13 @@ class Blocks:
             seed = reader.seed(attention.value)
             each = torch.arange(count, device=seed.device)
             feature = start + each
-            group = feature // size - self._first_group(part)
+            group = feature // size - first_group
             own = (group >= 0) & (group < part.places.shape[1])
             places = part.places[(each // tokens)[own], group[own]]
             at = places, (each % tokens)[own], (feature % size)[own]
             seed.view(-1, tokens, size)[at] = 1.0
             reader.pull.back(attention.value_region, {attention.value: seed}, (), meet)
         return bias.view(groups, 1, size)
-
-    @staticmethod
-    def _first_group(part: Part) -> int:
-        """Index of the first group of heads in this process."""
-        return 0 if part.split is None else part.split.place * part.places.shape[1]
 
     # ALTI matrices ----------------------------------------------------------------------------
 
@@ -261,17 +249,12 @@ class Blocks:
             whole[rows, columns] = matrix[:, count:]
         return whole
 
-    def _placed(self, update: Tensor, attention: Attention) -> Tensor:
+    def _placed(self, numbers: Tensor, place: int) -> Tensor:
+        """Values of the positions of an input on the common axis ``[..., T]``."""
         if len(self.tokens) == 1:
-            return update
-        whole = update.new_zeros(len(update), self.offsets[-1])
-        whole[:, self.positions(attention.source)] = update
-        return whole
-
-    def _of_stream(self, numbers: Tensor, attention: Attention) -> Tensor:
-        """Values of the positions of a stream on the common axis."""
-        whole = numbers.new_zeros(self.offsets[-1])
-        whole[self.positions(attention.stream)] = numbers
+            return numbers
+        whole = numbers.new_zeros(*numbers.shape[:-1], self.offsets[-1])
+        whole[..., self.positions(place)] = numbers
         return whole
 
     def _extend_reach(

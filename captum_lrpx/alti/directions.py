@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_parts import Reader
+    from captum_lrpx.alti.attention_parts import Part, Reader
     from captum_lrpx.alti.layout import Layout
-
-__all__ = ["Biases", "Directions", "directions_of"]
-
 
 _WORTH_A_LOOK: Final = 1 << 13
 """Size of a gradient below which all of its rows are kept."""
@@ -59,7 +56,7 @@ class Directions:
         value: The explained values ``[B]``.
         found: Gradient at the mixing node of each attention that the value depends on directly, by
             node.
-        start: ``<u, x>`` at the start of each stream ``[B, T]``, by the place of its input.
+        start: ``<u, x>`` at the start of each stream, its positions side by side ``[B, T]``.
         mlps: ``<u, m>`` of each branch that treats positions separately ``[B, M]``; none if the
             terms are not wanted.
         biases: ``<u, b>`` of each constant added elsewhere ``[B]``, by its path; likewise.
@@ -69,10 +66,15 @@ class Directions:
 
     value: Tensor
     found: Mapping[int, Rows]
-    start: dict[int, Tensor]
+    start: Tensor
     mlps: Tensor
     biases: dict[str, Tensor]
     output: Tensor
+
+    def at_heads(self, part: Part) -> Tensor | None:
+        """Gradient at the output of each head of an attention ``[B, H, T, z]``; None if none."""
+        rows = self.found.get(part.attention.mixing)
+        return None if rows is None else part.found(rows.whole(part.rows.numel()))
 
 
 def directions_of(
@@ -123,15 +125,17 @@ def directions_of(
         seen if terms else None,
         {edge: rows.add for edge, rows in mixings.items()},
     )
-    start = {
-        place: _by_position(found.get(edge), reader, edge, batch, tokens[place]).to(home)
-        for place, edge in starts.items()
-    }
+    start = [
+        _by_position(found.get(starts[place]), reader, starts[place], batch, count).to(home)
+        if place in starts
+        else home.new_zeros(batch, count)
+        for place, count in enumerate(tokens)
+    ]
     mlps = _of_branches(reader, layout, found, batch, tokens, biases) if terms else []
     return Directions(
         value=home,
         found={edge.node: rows for edge, rows in mixings.items() if rows.parts},
-        start=start,
+        start=torch.cat(start, 1),
         mlps=torch.stack([each.to(home) for each in mlps], 1) if mlps else home.new_zeros(batch, 0),
         biases={each: biases.amounts[each].to(home) for each in reversed(biases.amounts)},
         output=beyond,

@@ -12,7 +12,7 @@ from position ``j``, ``x`` being the residual stream,
 
 .. math:: T_{ij} = \sum_h A^h_{ij} v^h_j W^h + \delta_{ij} x_i
 
-No tensor of shape ``[T, T, D]`` is ever held: sources are processed in chunks.
+For long inputs no tensor of shape ``[T, T, D]`` is held: sources are processed in chunks.
 """
 
 from __future__ import annotations
@@ -26,26 +26,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "CHUNK_ELEMENTS",
-    "alti_matrix",
-    "contributions",
-    "contributions_by_head",
-    "fold_frozen_norm",
-    "head_update",
-    "logit_update",
-    "normalize",
-    "rollout",
-    "rollout_by_layer",
-]
-
 CHUNK_ELEMENTS = 2**20
 """Elements of the transformed vectors held at a time: they fit into a CPU cache."""
 
 
-def logit_update(
-    weights: Tensor, values: Tensor, directions: Tensor, output_weight: Tensor
-) -> Tensor:
+def logit_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
     r"""Contribution of each token through each head to the explained value.
 
     ``lambda[h, j] = sum_i A[h, i, j] <v[h, j], W[h] u_i>`` (Ferrando et al. 2023, equation 9, with
@@ -54,25 +39,8 @@ def logit_update(
     Args:
         weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
         values: Values ``v`` ``[G, T, z]``.
-        directions: Gradient ``u`` of the explained value with respect to the output of the
-            attention block at the explained rows ``[R, D]``.
-        output_weight: Output projection ``W`` by heads ``[H, z, D]``.
-
-    Returns:
-        ``lambda`` ``[H, T]``, in units of the explained value.
-    """
-    heads, size, _ = output_weight.shape
-    seen = directions @ output_weight.flatten(0, 1).t()  # [R, H z]
-    return head_update(weights, values, seen.view(-1, heads, size).transpose(0, 1))
-
-
-def head_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
-    """Logit update for directions at the output ``A v`` of each head.
-
-    Args:
-        weights: Attention weights ``A`` of the explained rows ``[H, R, T]``.
-        values: Values ``v`` ``[G, T, z]``.
-        directions: Gradient of the explained value with respect to ``A v`` ``[H, R, z]``.
+        directions: Gradient ``W u`` of the explained value with respect to the output ``A v`` of
+            each head at the explained rows ``[H, R, z]``.
 
     Returns:
         ``lambda`` ``[H, T]``, in units of the explained value.
@@ -82,47 +50,11 @@ def head_update(weights: Tensor, values: Tensor, directions: Tensor) -> Tensor:
     return (weights * scores.view(weights.shape)).sum(1)
 
 
-def alti_matrix(
-    weights: Tensor,
-    values: Tensor,
-    output_weight: Tensor,
-    residual: Tensor,
-    resultant: Tensor,
-    *,
-    first_row: int = 0,
-    chunk: int = CHUNK_ELEMENTS,
-    by_head: bool = False,
-) -> Tensor:
-    """Contribution of each token to each position of a block, as shares that sum to one.
-
-    Args:
-        weights: Attention weights of the rows ``first_row`` to ``first_row + R`` ``[H, R, T]``.
-        values: Values ``[G, T, z]``.
-        output_weight: Output projection by heads ``[H, z, D]``.
-        residual: Residual stream ``x`` at those rows ``[R, D]``.
-        resultant: Output of the block, ``y`` ``[R, D]``, biases included.
-        first_row: Position of the first row.
-        chunk: Elements of the transformed vectors held at a time.
-        by_head: Whether each head is a separate part, as in information flow routes.
-
-    Returns:
-        ``C`` ``[R, T]``, non-negative, each row sums to one (Ferrando et al. 2022, equation 7).
-    """
-    of_parts = contributions_by_head if by_head else contributions
-    raw = of_parts(
-        weights,
-        values,
-        output_weight,
-        residual,
-        resultant,
-        first_row=first_row,
-        chunk=chunk,
-    )
-    return normalize(raw, first_row=first_row)
-
-
 def normalize(contribution: Tensor, *, first_row: int = 0) -> Tensor:
-    """Clip contributions at zero and divide each row by its sum.
+    """Clip contributions at zero and divide each row by its sum: an ALTI matrix.
+
+    Its rows are the shares of the tokens in each position of a block (Ferrando et al. 2022,
+    equation 7).
 
     A row without a positive contribution (its bias outweighs all tokens) keeps its own token: the
     matrix stays stochastic, so that values carried through it keep their sum.
@@ -174,8 +106,7 @@ def contributions(
     hidden = resultant.shape[-1]
     by_source = weights.transpose(1, 2).contiguous().transpose(0, 1)  # [T, H, R]
     first, last = _reach(weights, first_row)
-    signs = torch.where(resultant < 0, -1.0, 1.0).to(resultant.dtype)
-    magnitude = resultant.abs()
+    signs, magnitude = _signs(resultant), resultant.abs()
     result = weights.new_zeros(tokens, rows)
     buffer = weights.new_empty(max(chunk, hidden))
     for start, messages in _messages(values, output_weight, chunk):
@@ -246,14 +177,46 @@ def contributions_by_head(
             first_row=first_row,
             chunk=chunk,
         ).clamp(min=0)
-    signs = torch.where(resultant < 0, -1.0, 1.0).to(resultant.dtype)
-    own = _signed_share(residual.clone(), signs, resultant.abs())
+    own = _signed_share(residual.clone(), _signs(resultant), resultant.abs())
     found.diagonal(first_row).add_(own.clamp(min=0))
     return found
 
 
+@torch.no_grad()
+def contributions_at_once(
+    weights: Tensor, values: Tensor, output_weight: Tensor, residual: Tensor, resultant: Tensor
+) -> Tensor:
+    r"""Raw contributions of several small attentions, as of :func:`contributions`.
+
+    One by one, the launches of a short input take far longer than its arithmetic. Here attentions
+    and examples are dimensions of the same tensors, without the chunks of long inputs.
+
+    Measured on models of 16 layers of width 32 with 8 tokens: 35 to 45 % of ALTI-Logit.
+
+    Args:
+        weights: Attention weights ``[..., H, T, T]``.
+        values: Values ``[..., G, T, z]``.
+        output_weight: Output projection by heads ``[..., H, z, D]``.
+        residual: Residual stream ``x`` ``[..., T, D]``.
+        resultant: ``y`` ``[..., T, D]``.
+
+    Returns:
+        ``[..., T, T]``.
+    """
+    shared = weights.shape[-3] // values.shape[-3]
+    messages = values.repeat_interleave(shared, -3) @ output_weight  # [..., H, T, D]
+    t = weights.transpose(-1, -3) @ messages.transpose(-2, -3)  # [..., source, row, D]
+    t.diagonal(0, -3, -2).add_(residual.mT)
+    signs, magnitude = _signs(resultant).unsqueeze(-3), resultant.abs().unsqueeze(-3)
+    return _signed_share(t, signs, magnitude).mT
+
+
+def _signs(y: Tensor) -> Tensor:
+    return torch.where(y < 0, -1.0, 1.0).to(y.dtype)
+
+
 def _signed_share(t: Tensor, signs: Tensor, magnitude: Tensor) -> Tensor:
-    """``sum_d min(t', 2 |y| - t')`` of ``t`` ``[J, I, D]`` with ``y`` ``[I, D]``; overwrites t."""
+    """``sum_d min(t', 2 |y| - t')`` of ``t`` ``[..., J, I, D]`` and ``y``; overwrites ``t``."""
     total = t.mul_(signs).sum(-1)
     return torch.minimum(t, magnitude, out=t).sum(-1).mul_(2).sub_(total)
 
@@ -290,7 +253,7 @@ def fold_frozen_norm(
     residual: Tensor,
     *,
     scale: Tensor,
-    weight: Tensor | None,
+    weight: Tensor,
     centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fold a norm with frozen scale, after the residual addition, into the transformed vectors.
@@ -304,7 +267,7 @@ def fold_frozen_norm(
         output_weight: Output projection by heads ``[..., H, z, D]``.
         residual: Residual stream at the rows ``[..., R, D]``.
         scale: ``1 / std`` or ``1 / rms`` of the norm's input at the rows ``[..., R, 1]``.
-        weight: The norm's effective weight ``gamma`` ``[..., D]``, or None.
+        weight: The norm's effective weight ``gamma`` ``[..., D]``.
         centered: Whether the norm subtracts the mean.
 
     Returns:
@@ -313,10 +276,9 @@ def fold_frozen_norm(
     if centered:
         output_weight = output_weight - output_weight.mean(-1, keepdim=True)
         residual = residual - residual.mean(-1, keepdim=True)
-    if weight is not None:
-        output_weight = output_weight * weight[..., None, None, :]
-        residual = residual * weight[..., None, :]
-    return weights * scale.unsqueeze(-3), output_weight, residual * scale
+    output_weight = output_weight * weight[..., None, None, :]
+    residual = residual * weight[..., None, :] * scale
+    return weights * scale.unsqueeze(-3), output_weight, residual
 
 
 def rollout(layers: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:

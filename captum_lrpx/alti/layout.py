@@ -7,21 +7,16 @@ MLP, experts). Names of modules play no role.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from captum_lrpx.alti.streams import KEEPING, NOWHERE, Stream, Streams
+from captum_lrpx.alti.streams import KEEPING, Stream, Streams, paths
+from captum_lrpx.parallel import COLLECTIVES
 from captum_lrpx.trace.graph import Edge
-from captum_lrpx.trace.operations import ADDITIONS
+from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from captum_lrpx.graph_rules import Plan
-    from captum_lrpx.trace.graph import Graph
-    from captum_lrpx.trace.roles import Roles
-
-__all__ = ["Attention", "Branch", "Layout", "Stream", "layout_of"]
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -41,35 +36,52 @@ class Branch:
     constant: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attention(Branch):
     """An attention whose result is added to a stream.
+
+    Regions are nodes, operands last.
 
     Attributes:
         leaf: The attention's own part of the operand, without MLPs beside it.
         mixing: The node that mixes tokens.
-        region: Nodes between it and the operand, operands last.
+        region: Nodes between it and the operand.
+        before: The part of the region before the output projection.
+        projection: The output projection; none if there are no weights in the region.
+        found: Input of the projection.
+        projected: Its result.
+        after: The part of the region after it.
         value: The mixed values.
         value_region: Nodes between the values and the stream that they are read from, norms
-            included, operands last.
+            included.
         residual: The tensor of the stream that the block adds to.
         source: The stream that the values are read from.
         entries: Edges at which the values leave that stream.
-        norms: Nodes of the norm after the addition, before the stream is read again; operands last.
+        norms: Nodes of the norm after the addition, before the stream is read again.
     """
 
-    leaf: Edge = NOWHERE
-    mixing: int = -1
-    region: tuple[int, ...] = ()
-    value: Edge = NOWHERE
+    leaf: Edge
+    mixing: int
+    region: tuple[int, ...]
+    before: tuple[int, ...]
+    projection: tuple[int, ...]
+    found: Edge
+    projected: Edge
+    after: tuple[int, ...]
+    value: Edge
     value_region: tuple[int, ...] = ()
-    residual: Edge = NOWHERE
-    source: int = 0
-    entries: tuple[Edge, ...] = ()
-    norms: tuple[int, ...] = ()
+    residual: Edge
+    source: int
+    entries: tuple[Edge, ...]
+    norms: tuple[int, ...]
+
+    @property
+    def end(self) -> Edge:
+        """The stream after the addition, and its norm if there is one."""
+        return Edge((*self.norms, self.addition)[0], 0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
     """Streams, attentions and branches of a graph.
 
@@ -83,39 +95,24 @@ class Layout:
     """
 
     streams: dict[int, Stream]
-    attentions: list[Attention] = field(default_factory=list)
-    positional: list[Branch] = field(default_factory=list)
-    kept: frozenset[int] = frozenset()
-    order: tuple[int, ...] = ()
+    attentions: list[Attention]
+    positional: list[Branch]
+    kept: frozenset[int]
+    order: tuple[int, ...]
 
 
-def layout_of(
-    graph: Graph,
-    roles: Roles,
-    plan: Plan,
-    sources: Iterable[int | None],
-    where: Callable[[int], str],
-) -> Layout:
-    """Find streams, attentions and other branches.
+class LayoutReader(Streams):
+    """Finds streams, attentions and other branches; arguments as of :class:`Streams`."""
 
-    Args:
-        graph: The graph of the explained values.
-        roles: The roles of its nodes.
-        plan: The rules of LRP, which hold weights of attention, gates and scales constant.
-        sources: For each input the node of its embeddings, None if nothing depends on it.
-        where: Describes the place of a node.
+    def read(self, sources: Sequence[int | None]) -> Layout:
+        """Find everything.
 
-    Returns:
-        The layout.
+        Args:
+            sources: For each input the node of its embeddings, None if nothing depends on it.
 
-    Raises:
-        ValueError: If the model does not have this form.
-    """
-    return _Reader(graph, roles, plan, where).read(list(sources))
-
-
-class _Reader(Streams):
-    def read(self, sources: list[int | None]) -> Layout:
+        Raises:
+            ValueError: If the model does not have this form.
+        """
         if not self.mixing:
             raise ValueError(
                 "The attention weights of this model are not available: nothing in it mixes tokens "
@@ -126,65 +123,66 @@ class _Reader(Streams):
         for place, source in enumerate(sources):
             if source is not None and source in self.live:
                 self.streams[place] = Stream(Edge(source, 0), self._start(source))
-        starts = [stream.start for stream in self.streams.values()]
-        if len(set(starts)) < len(starts):
+                self.starts[self.streams[place].start.node] = 1 << place
+        if len(self.starts) < len(self.streams):
             raise ValueError(
                 "Two of the inputs are parts of one sequence: ALTI-Logit needs one input for each "
                 "residual stream. Give the embeddings of the whole sequence."
             )
         self._follow_streams()
         self._walk(self.graph.roots)
-        self._mixes()
-        layout = Layout(self.streams)
-        self._branches(layout)
-        self._check_states(layout)
-        layout.kept = frozenset(self.chain)
-        layout.attentions = [
-            replace(each, value_region=self._until_chain(each)) for each in layout.attentions
+        self._branches()
+        self._check_states()
+        attentions = [
+            replace(each, value_region=paths(self.live, self.chain, each.value)[1])
+            for each in self.attentions
         ]
-        layout.attentions.sort(key=lambda each: each.addition)
-        layout.positional.sort(key=lambda each: each.addition)
-        order = self.head | set(self.chain)
-        order.update(*(each.region for each in layout.attentions))
-        layout.order = tuple(sorted(order, reverse=True))
-        return layout
+        order = self.head.union(self.chain, *(each.region for each in attentions))
+        return Layout(
+            streams=self.streams,
+            attentions=sorted(attentions, key=lambda each: each.addition),
+            positional=sorted(self.positional, key=lambda each: each.addition),
+            kept=frozenset(self.chain),
+            order=tuple(sorted(order, reverse=True)),
+        )
 
     # Branches ---------------------------------------------------------------------------------
 
-    def _mixes(self) -> None:
-        """Find the nodes of branches that depend on a mixing of tokens."""
-        self.mixes: set[int] = set()
-        for number in self.alive:
-            if number in self.of_streams:
-                continue
-            if number in self.mixing or any(edge.node in self.mixes for edge in self.live[number]):
-                self.mixes.add(number)
-
-    def _branches(self, layout: Layout) -> None:
+    def _branches(self) -> None:
         """Read all branches; the stream that an attention reads from is followed too."""
+        self.attentions: list[Attention] = []
+        self.positional: list[Branch] = []
+        self.mixes: set[int] = set()  # nodes of branches that depend on a mixing of tokens
+        for number in self.alive:
+            mixes = number in self.mixing or any(e.node in self.mixes for e in self.live[number])
+            if mixes and number not in self.of_streams:
+                self.mixes.add(number)
         done: set[int] = set()
         while set(self.chain) - done:
             number = max(set(self.chain) - done)
             done.add(number)
             for edge in self.chain[number]:
-                self._branch(layout, number, edge)
+                self._branch(number, edge)
 
-    def _branch(self, layout: Layout, addition: int, operand: Edge) -> None:
+    def _branch(self, addition: int, operand: Edge) -> None:
         stream = self._stream_of(addition)
         if operand.node not in self.mixes:
-            layout.positional.append(Branch(operand, addition, stream))
+            self.positional.append(Branch(operand, addition, stream))
             return
-        leaf, region, mixings = self._region(layout, addition, stream, operand)
+        leaf, region, mixings = self._region(addition, stream, operand)
         if len(mixings) != 1:
             self._refuse(operand.node, "adds the sum of several attentions")
         (mixing,) = mixings
         if not self.live[mixing]:
-            layout.positional.append(Branch(operand, addition, stream, constant=True))
+            self.positional.append(Branch(operand, addition, stream, constant=True))
             return
         (value,) = self.live[mixing]
-        entries = self._until_stream(mixing, value)
+        entries, inside = paths(self.live, self.of_streams, value)
+        if self.mixing.intersection(inside):
+            self._refuse(mixing, "reads values from another mixing of tokens")
         source = self._source(entries, mixing)
-        layout.attentions.append(
+        begin, end = self._projection(mixing, operand, region)
+        self.attentions.append(
             Attention(
                 operand,
                 addition,
@@ -192,6 +190,11 @@ class _Reader(Streams):
                 leaf=leaf,
                 mixing=mixing,
                 region=region,
+                before=tuple(each for each in region if each <= begin.node),
+                projection=tuple(each for each in region if begin.node < each <= end.node),
+                found=begin,
+                projected=end,
+                after=tuple(each for each in region if each > end.node),
                 value=value,
                 residual=self._residual(addition, stream, source, entries),
                 source=source,
@@ -201,7 +204,7 @@ class _Reader(Streams):
         )
 
     def _region(
-        self, layout: Layout, addition: int, stream: int, operand: Edge
+        self, addition: int, stream: int, operand: Edge
     ) -> tuple[Edge, tuple[int, ...], set[int]]:
         """Nodes between a branch's result and the mixing of tokens, which must be linear."""
         mixings: set[int] = set()
@@ -222,38 +225,25 @@ class _Reader(Streams):
                 if edge.node in self.mixes:
                     stack.append(edge.node)
                 elif self.graph.names[number] in ADDITIONS:
-                    layout.positional.append(Branch(edge, addition, stream))
+                    self.positional.append(Branch(edge, addition, stream))
                     (leaf,) = [each for each in self.live[number] if each.node in self.mixes]
                 else:
                     self._refuse(number, "joins something to what an attention found")
         return leaf, tuple(sorted(region, reverse=True)), mixings
 
-    def _until_stream(self, mixing: int, value: Edge) -> tuple[Edge, ...]:
-        """Edges at which values leave a stream."""
-        inside: set[int] = set()
-        entries: dict[Edge, None] = {}
-        stack = [value]
-        while stack:
-            edge = stack.pop()
-            number = edge.node
-            if number in self.of_streams:
-                entries[edge] = None
-            elif number not in inside:
-                if number in self.mixing:
-                    self._refuse(mixing, "reads values from another mixing of tokens")
-                inside.add(number)
-                stack += self.live[number]
-        return tuple(entries)
-
-    def _until_chain(self, attention: Attention) -> tuple[int, ...]:
-        """Nodes between values and the stream that they are read from."""
-        inside, stack = set(), [attention.value.node]
-        while stack:
-            number = stack.pop()
-            if number not in inside and number not in self.chain:
-                inside.add(number)
-                stack += [edge.node for edge in self.live[number]]
-        return tuple(sorted(inside, reverse=True))
+    def _projection(self, mixing: int, operand: Edge, region: tuple[int, ...]) -> tuple[Edge, Edge]:
+        """The narrowest ends of the output projection that all paths through a region pass."""
+        matrices = [n for n in region if self.graph.names[n] in PROJECTIONS | COLLECTIVES]
+        if not matrices:
+            return operand, operand
+        begin, end = mixing, matrices[0]
+        for number, alone in self._passages(mixing, region[::-1]):
+            if alone and number < matrices[-1]:
+                begin = number
+            if alone and number >= matrices[0]:
+                end = number
+                break
+        return Edge(begin, 0), Edge(end, 0)
 
     def _source(self, entries: tuple[Edge, ...], mixing: int) -> int:
         """The stream that values are read from."""
@@ -281,10 +271,10 @@ class _Reader(Streams):
 
     # States -----------------------------------------------------------------------------------
 
-    def _check_states(self, layout: Layout) -> None:
+    def _check_states(self) -> None:
         """Require that every attention reads its stream right after the previous attention."""
         by_addition: dict[int, Attention] = {}
-        for each in layout.attentions:
+        for each in self.attentions:
             if each.addition in by_addition:
                 self._refuse(each.addition, "adds two attentions at once")
             by_addition[each.addition] = each

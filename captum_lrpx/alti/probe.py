@@ -12,8 +12,9 @@ import torch
 
 from captum_lrpx.alti.attention_weights import wide
 from captum_lrpx.alti.directions import Biases
-from captum_lrpx.alti.example import Example
+from captum_lrpx.alti.examples import Example
 from captum_lrpx.alti.pull import Pull, tolerance
+from captum_lrpx.alti.streams import paths
 from captum_lrpx.graph_rules import Plan
 from captum_lrpx.trace.graph import Edge
 
@@ -22,13 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from captum_lrpx.alti.attention_parts import Reader
+    from captum_lrpx.alti.attention_parts import Part, Reader
     from captum_lrpx.alti.layout import Attention, Layout
-    from captum_lrpx.alti.part import Part
     from captum_lrpx.fast.unrecorded import Places
-    from captum_lrpx.trace.graph import Graph
-
-__all__ = ["is_saved", "probe"]
 
 _CHECKED: Final = 8
 """Number of positions at which the parts of an attention are compared."""
@@ -99,7 +96,6 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     """
     count = tokens[attention.stream]
     part = reader.part(attention, batch, count, tokens[attention.source])
-    end = Edge(attention.norms[0] if attention.norms else attention.addition, 0)
     (stream,) = [
         edge
         for edge in reader.graph.operands[attention.addition]
@@ -112,7 +108,7 @@ def _check(reader: Reader, attention: Attention, batch: int, tokens: Sequence[in
     biases = Biases(reader, batch, lambda *_: "")
     found = reader.pull.back(
         (*attention.norms, attention.addition, *attention.region),
-        {end: reader.like(end, direction)},
+        {attention.end: direction.reshape_as(reader.seed(attention.end))},
         {stream, Edge(attention.mixing, 0)},
         biases,
     )
@@ -187,7 +183,7 @@ def _is_positional(
     seed = torch.zeros(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
     if seed.shape[-2] != tokens if axis == -2 else seed.numel() % (batch * tokens):
         return False
-    entries, order = _way(graph, ends, edge)
+    entries, order = paths(graph.operands, ends, edge)
     pull = Pull(graph, Plan(), {}, reader.pull.need)
     for position in {0, tokens // 2}:  # the middle one may be a fixed point of a permutation
         unit = torch.zeros_like(seed)
@@ -207,18 +203,3 @@ def _touched(gradient: Tensor, rows: int) -> set[int]:
     if gradient.numel() % rows:
         return {-1}
     return set((gradient.reshape(rows, -1).nan_to_num() != 0).any(-1).nonzero().flatten().tolist())
-
-
-def _way(graph: Graph, ends: Collection[int], edge: Edge) -> tuple[set[Edge], list[int]]:
-    """Results of the end nodes that a tensor is computed from, and the nodes between."""
-    entries: set[Edge] = set()
-    between: set[int] = set()
-    stack = [edge]
-    while stack:
-        each = stack.pop()
-        if each.node in ends:
-            entries.add(each)
-        elif each.node not in between:
-            between.add(each.node)
-            stack += [operand for operand in graph.operands[each.node] if operand is not None]
-    return entries, sorted(between, reverse=True)

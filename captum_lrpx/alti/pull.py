@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Pull", "tolerance"]
-
 Gradients = tuple["Tensor | None", ...]
 
 
@@ -99,19 +97,20 @@ class Pull:
         name, action = self.graph.names[number], self.actions.get(number)
         rule = None if action is None else action.rule
         edges = self.graph.operands[number]
+        first: Any = taken[0]  # there is one, if a node has one result
         given: Any
         if rule == "norm":
             given = node_rules.frozen_norm(node, name, self._zeros)(taken, taken)
         elif rule == "secant":
-            given = node_rules.secant(node, name, self.inputs.get(node))((taken[0],), taken)
+            given = node_rules.secant(node, name, self.inputs.get(node))((first,), taken)
         elif rule == "gated":
-            given = node_rules.gated(node)((taken[0],), taken)
-        elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, taken)) is not None:
+            given = node_rules.gated(node)((first,), taken)
+        elif name in ("Mul", "Div") and (alone := self._of_one_factor(number, first)) is not None:
             given = alone
         elif (
             name in ("Mm", "Addmm") and edges[-1] is None and not is_spread(node._saved_mat2)  # noqa: SLF001
         ):
-            given = self._of_linear(number, taken)
+            given = self._of_linear(number, first)
         elif name == "ToCopy":
             given = taken
         else:
@@ -129,10 +128,10 @@ class Pull:
             given = node_rules.scaled(action.factors)(given, taken) or given
         return tuple(given)
 
-    def _of_linear(self, number: int, taken: Gradients) -> Gradients:
+    def _of_linear(self, number: int, gradient: Tensor) -> Gradients:
         """Gradients of a linear layer with constant weights: of its input, and of its summand."""
         node: Any = self.graph.nodes[number]
-        gradient, weight = _required(taken[0]), node._saved_mat2.t()  # noqa: SLF001
+        weight = node._saved_mat2.t()  # noqa: SLF001
         if is_worth_a_look(gradient):
             product = product_of_sparse(gradient, weight)
         else:
@@ -143,7 +142,7 @@ class Pull:
         added = self.graph.operands[number][0]
         return (None if added is None else gradient), product, None
 
-    def _of_one_factor(self, number: int, taken: Gradients) -> Gradients | None:
+    def _of_one_factor(self, number: int, gradient: Tensor) -> Gradients | None:
         """Gradients of a product or quotient with one operand that is not held constant."""
         action, edges = self.actions.get(number), self.graph.operands[number]
         live = [
@@ -155,7 +154,6 @@ class Pull:
         if len(live) != 1 or ((place := live[0]) and self.graph.names[number] == "Div"):
             return None
         node: Any = self.graph.nodes[number]
-        gradient = _required(taken[0])
         other = node._saved_self if place else node._saved_other  # noqa: SLF001
         product = gradient / other if self.graph.names[number] == "Div" else gradient * other
         return tuple(product if each == place else None for each in range(len(edges)))
@@ -170,11 +168,6 @@ class Pull:
         if (gradient.dtype, gradient.device) == (metadata.dtype, metadata.device):
             return gradient
         return gradient.to(metadata.device, torch.promote_types(metadata.dtype, gradient.dtype))
-
-
-def _required(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None  # noqa: S101 - a node with one result is called with its gradient
-    return gradient
 
 
 def tolerance(graph: Graph, numbers: Iterable[int]) -> float:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from typing_extensions import Self
 
-__all__ = ["Recording"]
-
 _BIAS_AT: Final = {
     "linear": 2,
     "conv1d": 2,
@@ -161,32 +159,30 @@ class Recording:
 
     def know(self, tensor: Tensor) -> None:
         """Record a tensor that is known from elsewhere."""
-        if tensor.requires_grad:
-            kept = tensor.detach()
-            self._values.setdefault(_key_of(tensor), (kept, kept._version))  # noqa: SLF001
+        if tensor.requires_grad and _key_of(tensor) not in self._values:
+            self._hold(_key_of(tensor), tensor.detach())
+
+    def _hold(self, key: _Key, tensor: Tensor) -> None:
+        self._values[key] = tensor, tensor._version  # noqa: SLF001 - no public name
 
     def value(self, node: Node, output: int) -> Tensor | None:
         """A tensor that was added to another, or the sum; None for other tensors."""
-        known = self._values.get((node, output))
-        if known is None:
-            return self._computed((node, output))
-        tensor, version = known
-        if tensor._version != version:  # noqa: SLF001 - no public name
-            raise ValueError(
-                "The model writes into its residual stream after adding to it, which "
-                "ALTI-Logit does not cover: let it return new tensors."
-            )
-        return tensor
-
-    def _computed(self, key: _Key) -> Tensor | None:
-        """A sum of two known tensors."""
-        parts = self._sums.get(key)
-        if parts is None:
+        key = node, output
+        if key in self._values:
+            tensor, version = self._values[key]
+            if tensor._version != version:  # noqa: SLF001 - no public name
+                raise ValueError(
+                    "The model writes into its residual stream after adding to it, which "
+                    "ALTI-Logit does not cover: let it return new tensors."
+                )
+            return tensor
+        if key not in self._sums:
             return None
-        one, other = self.value(*parts[0]), self.value(*parts[1])
+        first, second, sign = self._sums[key]
+        one, other = self.value(*first), self.value(*second)
         if one is None or other is None:
             return None
-        return one + other if parts[2] > 0 else one - other
+        return one + other if sign > 0 else one - other
 
     # Functions --------------------------------------------------------------------------------
 
@@ -232,14 +228,13 @@ class Recording:
                 kept = each.detach()
                 if name in _IN_PLACE and each is operands[0]:
                     kept = kept.clone()
-                self._values[key] = kept, kept._version  # noqa: SLF001 - no public name
+                self._hold(key, kept)
         result = func(*args, **kwargs)
         key = _key_of(result)
         if all(each in self._values for each in keys) and not kwargs and signs[0] > 0:
             self._sums[key] = keys[0], keys[1], signs[1]  # not held: it can be recomputed
         else:
-            kept = result.detach()
-            self._values[key] = kept, kept._version  # noqa: SLF001
+            self._hold(key, result.detach())
         for saved in self._open:
             saved.tensor = None
         self._open.clear()

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from captum_lrpx.alti.pull import Pull
     from captum_lrpx.trace.graph import Edge
 
-__all__ = ["Scaling", "measured", "of_layer_norm", "rank_one"]
-
 
 class Scaling(NamedTuple):
     """A norm or a factor with a frozen scale: ``x -> scale * center(x * weight)`` transposed.
@@ -86,17 +84,15 @@ def measured(
         if centered:
             expected = expected - expected.mean(-1, keepdim=True)
         if (noisy - expected).norm() <= same * noisy.norm():
-            scale, weight = rank_one(factors, same)
-            if scale is not None and weight is not None:
-                return Scaling(scale.view(*lengths, 1), weight, centered)
+            found = rank_one(factors, same)
+            if found is not None:
+                return Scaling(found[0].view(*lengths, 1), found[1], centered)
     return None
 
 
-def rank_one(factors: Tensor, same: float) -> tuple[Tensor | None, Tensor | None]:
-    """Decompose factors ``[N, F]`` into one per row ``[N, 1]`` times one per feature ``[F]``."""
+def rank_one(factors: Tensor, same: float) -> tuple[Tensor, Tensor] | None:
+    """Decompose ``[N, F]`` into ``[N, 1]`` times ``[F]``; None if its rank is higher than one."""
     weight = factors[factors.norm(dim=-1).argmax()]
     scale = (factors @ weight / (weight @ weight).clamp(min=1e-30)).unsqueeze(-1)
     difference = (factors - scale * weight).norm()
-    if not difference <= same * factors.norm():
-        return None, None
-    return scale, weight
+    return (scale, weight) if difference <= same * factors.norm() else None

@@ -15,15 +15,12 @@ from captum_lrpx.trace.graph import Edge
 from captum_lrpx.trace.operations import ADDITIONS, STREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["KEEPING", "NOWHERE", "Stream", "Streams"]
-
-NOWHERE: Final = Edge(-1, 0)
 KEEPING: Final = frozenset({"linear", "norm", "constant factor", "router"})
 """Roles of operations that are linear, given the operands held constant."""
 
@@ -39,6 +36,34 @@ class Stream:
 
     source: Edge
     start: Edge
+
+
+def paths(
+    operands: Mapping[int, list[Edge]] | list[tuple[Edge | None, ...]],
+    ends: Collection[int],
+    edge: Edge,
+) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
+    """Follow a tensor back to some nodes.
+
+    Args:
+        operands: The operands of each node.
+        ends: The nodes.
+        edge: The tensor.
+
+    Returns:
+        The results of these nodes that it is computed from, and the nodes between, operands last.
+    """
+    entries: dict[Edge, None] = {}
+    between: set[int] = set()
+    stack = [edge]
+    while stack:
+        each = stack.pop()
+        if each.node in ends:
+            entries[each] = None
+        elif each.node not in between:
+            between.add(each.node)
+            stack += [operand for operand in operands[each.node] if operand is not None]
+    return tuple(entries), tuple(sorted(between, reverse=True))
 
 
 class Streams:
@@ -83,6 +108,7 @@ class Streams:
                 if operand is not None:
                     self.all_users[operand.node].add(number)
         self.streams: dict[int, Stream] = {}
+        self.starts: dict[int, int] = {}  # node -> the stream that starts there, as a bit
         self.of_streams: dict[int, int] = {}  # node -> the streams that it preserves, as bits
         self.chain: dict[int, list[Edge]] = {}  # node of a stream -> operands added there
         self.head: set[int] = set()
@@ -91,32 +117,40 @@ class Streams:
 
     def _start(self, source: int) -> Edge:
         """Last node before any mixing that all paths from a source pass."""
-        mixed, passed = set(self.mixing), {source}
-        open_edges, start = 0, source
-        for number in self.alive:
-            if number < source:
-                continue
-            into = sum(edge.node in passed for edge in self.live[number])
-            if number != source and not into:
-                continue
-            if number in self.mixing or any(edge.node in mixed for edge in self.live[number]):
+        mixed, start = set(self.mixing), source
+        for number, alone in self._passages(source, self.alive):
+            if number in mixed or any(edge.node in mixed for edge in self.live[number]):
                 mixed.add(number)
-            passed.add(number)
-            open_edges -= into
-            if not open_edges and number not in mixed:
+            elif alone:
                 start = number
-            open_edges += self._uses(number)
         return Edge(start, 0)
 
-    def _uses(self, number: int) -> int:
-        """Number of uses of a node's result; being a root counts as one."""
-        times = sum(edge.node == number for user in self.users[number] for edge in self.live[user])
+    def _passages(self, source: int, numbers: Sequence[int]) -> Iterator[tuple[int, bool]]:
+        """Nodes that depend on a source, and whether all paths from it pass them.
+
+        Args:
+            source: The source.
+            numbers: Nodes to look at, operands first; others are left out of the paths.
+        """
+        members = set(numbers)
+        inside, open_edges = {source}, self._uses(source, members)
+        for number in numbers:
+            into = sum(edge.node in inside for edge in self.live[number])
+            if into:
+                inside.add(number)
+                open_edges -= into
+                yield number, not open_edges
+                open_edges += self._uses(number, members)
+
+    def _uses(self, number: int, members: set[int]) -> int:
+        """Number of uses of a node's result by some nodes; being a root counts as one."""
+        users = self.users[number] & members
+        times = sum(edge.node == number for user in users for edge in self.live[user])
         return times + (number in self.graph.roots)
 
     def _follow_streams(self) -> None:
-        bits = {stream.start.node: 1 << place for place, stream in self.streams.items()}
         for number in self.alive:
-            kept = bits.get(number, 0)
+            kept = self.starts.get(number, 0)
             if not kept and self._keeps(number):
                 for edge in self.live[number]:
                     kept |= self.of_streams.get(edge.node, 0)
@@ -125,9 +159,6 @@ class Streams:
 
     def _keeps(self, number: int) -> bool:
         return self.graph.names[number] in STREAM and self.roles[number].role in KEEPING
-
-    def _is_start(self, number: int) -> bool:
-        return any(stream.start.node == number for stream in self.streams.values())
 
     def _walk(self, ends: Iterable[int]) -> None:
         """Follow streams, and the nodes that read them, back to their starts."""
@@ -145,7 +176,7 @@ class Streams:
                 stack += [edge.node for edge in self.live[number]]
                 continue
             self.chain[number] = []
-            if self._is_start(number):
+            if number in self.starts:
                 continue
             for edge in self.live[number]:
                 if edge.node in self.of_streams:
@@ -166,7 +197,7 @@ class Streams:
             each = stack.pop()
             if each in self.chain:
                 found.add(each)
-            elif not self._is_start(each) and each in self.of_streams:
+            elif each not in self.starts and each in self.of_streams:
                 stack += [edge.node for edge in self.live[each]]
         return found
 
@@ -177,30 +208,22 @@ class Streams:
         return bits.bit_length() - 1
 
     def _kept(self, number: int) -> list[Edge]:
-        if self._is_start(number):
+        if number in self.starts:
             return []
         return [edge for edge in self.live[number] if edge.node in self.of_streams]
 
     def _norms(self, addition: int) -> tuple[int, ...]:
         """Nodes of the norm between an addition and the next fork of its stream, if any."""
-        inside, open_edges, last = {addition}, self._uses(addition), addition
         if self._forks(addition):
             return ()
-        for number in self.alive[self.alive.index(addition) + 1 :]:
-            into = sum(edge.node in inside for edge in self.live[number])
-            if not into:
-                continue
-            if self.chain.get(number, [NOWHERE]) or number in self.graph.roots:
+        inside: list[int] = []
+        for number, alone in self._passages(addition, self.alive[self.alive.index(addition) :]):
+            if number not in self.chain or self.chain[number] or number in self.graph.roots:
                 return ()
-            inside.add(number)
-            open_edges -= into
-            if not open_edges and self._forks(number):
-                last = number
-                break
-            open_edges += self._uses(number)
-        if last == addition:
-            return ()
-        return tuple(sorted(inside - {addition}, reverse=True))
+            inside.insert(0, number)
+            if alone and self._forks(number):
+                return tuple(inside)
+        return ()
 
     def _forks(self, number: int) -> bool:
         """Whether a stream is read at a node by a branch, or by the addition of a branch."""

@@ -9,7 +9,7 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 
 from captum_lrpx import _captum
-from captum_lrpx.alti import rollout, rollout_by_layer
+from captum_lrpx.alti.formulas import rollout
 from captum_lrpx.attr.alti_pass import Explained, explained_pass
 from captum_lrpx.attr.forward_function import model_given, model_of
 from captum_lrpx.attr.keywords import entry_point
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from captum_lrpx.coverage import Coverage
 
 
-_MEMORY_BUDGET = 256 * 2**20
-
-
 class ALTILogit(RelevanceProtocol, GradientAttribution):
     r"""ALTI-Logit: token contributions to a logit through the attention of every layer.
 
@@ -58,7 +55,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         model: nn.Module | None = None,
         *,
         value_bias: Literal["tokens", "apart"] = "tokens",
-        memory_budget: int = _MEMORY_BUDGET,
+        memory_budget: int = 256 * 2**20,
         strict: bool = True,
     ) -> None:
         r"""Find the model, and check the options.
@@ -283,21 +280,7 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         """
         targets = check_targets(targets)
         with self._explained(inputs, targets, additional_forward_args, terms=True) as found:
-            blocks = found.blocks(keep_alti=return_alti, per_head=True)
-            updates: list[Tensor] = []
-
-            def remembered() -> typing.Iterator[tuple[Tensor, Tensor | None]]:
-                for update, matrix in blocks:
-                    updates.insert(0, update)
-                    yield update, matrix
-
-            carried = rollout_by_layer(remembered())  # [B, L, K H, T]
-            shape = (*carried.shape[:2], len(targets), -1, carried.shape[-1])
-            carried, raw = carried.view(shape), torch.stack(updates, 1).view(shape)
-            return tuple(
-                found.decomposition(index, raw[:, :, index], carried[:, :, index], blocks)
-                for index in range(len(targets))
-            )
+            return found.decompositions(return_alti=return_alti)
 
     def coverage(
         self,
@@ -341,9 +324,9 @@ class ALTILogit(RelevanceProtocol, GradientAttribution):
         with self._explained(inputs, targets, additional_forward_args) as found:
             tokens = rollout(found.blocks()).transpose(0, 1)
             if include_start:
-                tokens = tokens + torch.stack([found.start(each) for each in found.directions])
+                tokens = tokens + torch.stack([each.start for each in found.directions])
             values = torch.stack([each.value for each in found.directions])
-            return found.split(tokens.detach()), values
+            return torch.split(tokens.detach(), found.tokens, -1), values
 
     def _explained(
         self,

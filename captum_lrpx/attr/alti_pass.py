@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ from captum_lrpx import _captum
 from captum_lrpx.alti.attention_parts import Reader
 from captum_lrpx.alti.blocks import Blocks
 from captum_lrpx.alti.decomposition import ALTILogitDecomposition
-from captum_lrpx.alti.directions import Directions, directions_of
-from captum_lrpx.alti.known import Known
-from captum_lrpx.alti.layout import layout_of
+from captum_lrpx.alti.directions import directions_of
+from captum_lrpx.alti.formulas import rollout_by_layer
+from captum_lrpx.alti.layout import LayoutReader
 from captum_lrpx.alti.probe import is_saved, probe
 from captum_lrpx.alti.pull import Pull
 from captum_lrpx.alti.recording import Recording
@@ -175,7 +176,7 @@ class Explained:
             places.where,
             places.path,
             dropout=attribution.model.training,
-            known=structure.notes.setdefault("parts", Known()),
+            orders=structure.notes.setdefault("orders", {}),
         )
         notes = rules.form.notes
         self._probe(notes, structure, batch)
@@ -196,8 +197,8 @@ class Explained:
         if "layout" not in structure.notes:
             nodes = (node_of(source) for source in sources)
             starts = [None if node is None else graph.index.get(node) for node in nodes]
-            found = layout_of(graph, structure.roles, plan, starts, self._places.where)
-            structure.notes["layout"] = found
+            reader = LayoutReader(graph, structure.roles, plan, self._places.where)
+            structure.notes["layout"] = reader.read(starts)
         known: Layout = structure.notes["layout"]
         return known
 
@@ -232,15 +233,11 @@ class Explained:
                 found[edge.node] = value
         return found
 
-    def blocks(
-        self, *, keep_alti: bool = False, per_head: bool = False, alti_by_head: bool = False
-    ) -> Blocks:
+    def blocks(self, **options: bool) -> Blocks:
         """The attention blocks, computed as they are iterated over.
 
         Args:
-            keep_alti: Whether to keep all matrices.
-            per_head: Whether updates are kept per head.
-            alti_by_head: Whether the matrices keep each head as a separate part.
+            **options: Options of :class:`~captum_lrpx.alti.blocks.Blocks`.
         """
         return Blocks(
             self.reader,
@@ -249,59 +246,41 @@ class Explained:
             self.tokens,
             memory_budget=self.attribution.memory_budget,
             value_bias=self.attribution.value_bias == "tokens",
-            keep_alti=keep_alti,
-            per_head=per_head,
-            alti_by_head=alti_by_head,
+            **options,
         )
 
-    def start(self, directions: Directions) -> Tensor:
-        """The start terms of all inputs side by side ``[B, T]``."""
-        zeros = directions.value.new_zeros(len(directions.value), 1)
-        starts = [
-            directions.start.get(place, zeros.expand(-1, count))
-            for place, count in enumerate(self.tokens)
-        ]
-        return torch.cat(starts, 1)
-
-    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Split values over all positions by input."""
-        return torch.split(tokens, self.tokens, -1)
-
-    def decomposition(
-        self, index: int, updates: Tensor, heads: Tensor, blocks: Blocks
-    ) -> ALTILogitDecomposition:
-        """Decomposition of one explained value.
+    def decompositions(self, *, return_alti: bool) -> tuple[ALTILogitDecomposition, ...]:
+        """Decompositions of all explained values.
 
         Args:
-            index: Index of the value.
-            updates: ``[B, L, H, T]``.
-            heads: The same, carried back.
-            blocks: The attentions, computed.
+            return_alti: Whether they have the ALTI matrices.
         """
-        directions = self.directions[index]
-        value = directions.value
-        parts: dict[str, Any] = {
-            "value": value,
-            "coverage": self.coverage,
-            "updates": updates,
-            "heads": heads,
-            "start": self.start(directions),
-            "mlps": directions.mlps,
-            "output": directions.output,
-            "biases": {**directions.biases, **blocks.value_biases[index]},
-            "alti": torch.stack(blocks.alti[::-1], 1) if blocks.keep_alti else None,
-            "sinks": torch.stack(blocks.sinks[::-1], 1) if blocks.keep_alti else None,
-            "attention_paths": tuple(
-                self._places.path(each.mixing) for each in self.layout.attentions
-            ),
-            "mlp_paths": tuple(
-                self._places.path(each.operand.node)
-                for each in self.layout.positional
-                if not each.constant
-            ),
-        }
-        known = ALTILogitDecomposition(**parts, remainder=torch.zeros_like(value))
-        return ALTILogitDecomposition(**parts, remainder=value - known.total())
+        blocks = self.blocks(keep_alti=return_alti, per_head=True)
+        carried = rollout_by_layer(blocks)  # [B, L, K H, T]
+        shape = (*carried.shape[:2], len(self.directions), -1, carried.shape[-1])
+        updates, heads = torch.stack(blocks.updates[::-1], 1).view(shape), carried.view(shape)
+        path, layout = self._places.path, self.layout
+        found = []
+        for index, directions in enumerate(self.directions):
+            parts = ALTILogitDecomposition(
+                value=directions.value,
+                coverage=self.coverage,
+                updates=updates[:, :, index],
+                heads=heads[:, :, index],
+                start=directions.start,
+                mlps=directions.mlps,
+                biases={**directions.biases, **blocks.value_biases[index]},
+                remainder=torch.zeros_like(directions.value),
+                output=directions.output,
+                alti=torch.stack(blocks.alti[::-1], 1) if return_alti else None,
+                sinks=torch.stack(blocks.sinks[::-1], 1) if return_alti else None,
+                attention_paths=tuple(path(each.mixing) for each in layout.attentions),
+                mlp_paths=tuple(
+                    path(each.operand.node) for each in layout.positional if not each.constant
+                ),
+            )
+            found.append(replace(parts, remainder=parts.value - parts.total()))
+        return tuple(found)
 
     # Names ------------------------------------------------------------------------------------
 

@@ -103,13 +103,13 @@ def _read(found: Explained, inputs: Tensor) -> Tensor:
     batch, count = inputs.shape[:2]
     (directions,) = found.directions
     last = found.reader.part(found.layout.attentions[-1], batch, count, count)
-    rows = directions.found.get(last.attention.mixing)
-    if rows is None:
+    gradient = directions.at_heads(last)
+    if gradient is None:
         raise ValueError(
             "The explained output depends on no position after the last attention, so there is no "
             "position to roll attention out from."
         )
-    read = (last.found(rows.whole(last.rows.numel())) != 0).any(-1).any(1)  # [B, T]
+    read = (gradient != 0).any(-1).any(1)  # [B, T]
     shares = read.to(torch.promote_types(directions.value.dtype, torch.float32))
     return shares / shares.sum(-1, keepdim=True)
 

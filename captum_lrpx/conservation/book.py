@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
+from rich.table import Table
+from rich.text import Text
 
-from captum_lrpx.conservation.tally import KINDS, Kind
+from captum_lrpx.characters import readable
+from captum_lrpx.conservation.delta_in_words import in_words
+from captum_lrpx.visualization.console import plain_text
+from captum_lrpx.visualization.markup import table as html_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from rich.table import Table
     from torch import Tensor
 
-__all__ = ["Entry", "Ledger"]
-
+Kind = Literal[
+    "tokens",
+    "positions",
+    "token_types",
+    "bias",
+    "mlp",
+    "softmax",
+    "score_bias",
+    "absorbed",
+    "rule",
+    "output",
+]
 By = Literal["kind", "layer", "entry"]
+Line = tuple[list[str], str, str]
+"""Kind, path and layer (as far as a table shows them), amount, and share of the value."""
+
+_FIGURE_SIZE: Final = (8.0, 4.0)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in the precision of sums: float64 where the device has it."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +122,7 @@ class Ledger:
     def by_kind(self) -> dict[Kind, Tensor]:
         """Sum of the entries of each kind present ``[B]``."""
         present = {entry.kind for entry in self.entries}
-        return {kind: self._sum(self.of(kind)) for kind in KINDS if kind in present}
+        return {kind: self._sum(self.of(kind)) for kind in get_args(Kind) if kind in present}
 
     def by_layer(self, kind: Kind) -> dict[int | None, Tensor]:
         """Sum of the entries of a kind in each layer ``[B]``; None is outside of the blocks."""
@@ -186,23 +210,63 @@ class Ledger:
             example: Index of the example in the batch.
             by: See :meth:`rows`.
         """
-        from captum_lrpx.conservation.show import table  # noqa: PLC0415
-
-        return table(self, self._checked(example), by)
+        shown = Table(title=self._title, title_justify="left")
+        shown.add_column("kind", no_wrap=True)
+        if by == "entry":
+            shown.add_column("path", overflow="fold")
+        if by != "kind":
+            shown.add_column("layer", justify="right")
+        shown.add_column("amount", justify="right", no_wrap=True)
+        shown.add_column("of the value", justify="right", no_wrap=True)
+        lines, totals = self._lines(self._checked(example), by)
+        for cells, amount, share in lines:
+            shown.add_row(*map(Text, cells), amount, share)
+        shown.add_section()
+        for (cells, amount, share), style in zip(totals, (None, "bold", None), strict=True):
+            shown.add_row(*map(Text, cells), amount, share, style=style)
+        return shown
 
     def __rich__(self) -> Table:
         return self.table()
 
     def __str__(self) -> str:
-        from captum_lrpx.visualization.console import plain_text  # noqa: PLC0415
-
         return plain_text(self.table())
 
     def _repr_html_(self) -> str:
-        """The table of the first example, for a notebook."""
-        from captum_lrpx.conservation.show import page  # noqa: PLC0415
+        """The table of the first example, for a notebook; all text is escaped."""
+        left, right = "text-align:left", "text-align:right"
+        heads = [("kind", left), ("amount", right), ("of the value", right)]
+        lines, totals = self._lines(self._checked(0), "kind")
+        rows = [
+            [*((cell, left) for cell in cells), (amount, right), (share, right)]
+            for cells, amount, share in (*lines, *totals)
+        ]
+        title = html.escape(readable(self._title))
+        return f"<div><p>{title}</p>{html_table(heads, rows)}</div>"
 
-        return page(self, self._checked(0), "kind")
+    @property
+    def _title(self) -> str:
+        return f"Ledger of {self.method}"
+
+    def _lines(self, example: int, by: By) -> tuple[list[Line], list[Line]]:
+        """Lines of a table, and the totals below."""
+        value = float(self.value[example])
+
+        def line(cells: list[str], amount: float, form: str = "+.6f") -> Line:
+            return cells, f"{amount:{form}}", f"{amount / value:.1%}" if value else ""
+
+        lines = []
+        for kind, path, layer, amount in self.rows(by):
+            number = "" if layer is None else str(layer)
+            cells = {"kind": [kind], "layer": [kind, number], "entry": [kind, path, number]}[by]
+            lines.append(line(cells, float(amount[example])))
+        blank = [""] * {"kind": 0, "layer": 1, "entry": 2}[by]
+        totals = [
+            line(["sum of the lines", *blank], float(self.total[example])),
+            line(["explained value", *blank], value),
+            line(["residual", *blank], float(self.residual[example]), "+.1e"),
+        ]
+        return lines, totals
 
     def to_pandas(self, by: By = "entry") -> pd.DataFrame:
         """All lines of all examples.
@@ -217,9 +281,27 @@ class Ledger:
         Raises:
             ImportError: If pandas is not installed.
         """
-        from captum_lrpx.conservation.show import to_pandas  # noqa: PLC0415
-
-        return to_pandas(self, by)
+        try:
+            import pandas as pd  # noqa: PLC0415 - an optional extra
+        except ImportError as error:
+            raise ImportError(
+                "A data frame needs the package 'pandas': pip install 'captum-lrpx[pandas]'."
+            ) from error
+        records = [
+            {
+                "example": example,
+                "kind": kind,
+                "path": path,
+                "layer": layer,
+                "amount": float(amount[example]),
+                "share": float(amount[example] / self.value[example]),
+            }
+            for example in range(len(self.value))
+            for kind, path, layer, amount in self.rows(by)
+        ]
+        columns = ["example", "kind", "path", "layer", "amount", "share"]
+        frame: pd.DataFrame = pd.DataFrame(records, columns=columns).astype({"layer": "Int64"})
+        return frame
 
     def plot(self, example: int = 0, ax: Axes | None = None) -> Axes:
         """Bars for each layer, one color for each kind.
@@ -231,9 +313,32 @@ class Ledger:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        from captum_lrpx.conservation.show import plot  # noqa: PLC0415
-
-        return plot(self, self._checked(example), ax)
+        example = self._checked(example)
+        try:
+            import matplotlib.pyplot as plt  # noqa: PLC0415 - an optional extra
+        except ImportError as error:
+            raise ImportError(
+                "A plot needs the package 'matplotlib': pip install 'captum-lrpx[plot]'."
+            ) from error
+        if ax is None:
+            _, ax = plt.subplots(figsize=_FIGURE_SIZE, layout="constrained")
+        numbers = sorted({entry.layer for entry in self.entries if entry.layer is not None})
+        layers: list[int | None] = [None, *numbers]
+        above, below = [0.0] * len(layers), [0.0] * len(layers)
+        for kind in self.by_kind():
+            by_layer = self.by_layer(kind)
+            amounts = [float(by_layer[n][example]) if n in by_layer else 0.0 for n in layers]
+            bottoms = [above[i] if amount >= 0 else below[i] for i, amount in enumerate(amounts)]
+            ax.bar(range(len(layers)), amounts, bottom=bottoms, label=kind)
+            for i, amount in enumerate(amounts):
+                (above if amount >= 0 else below)[i] += amount
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set_xticks(range(len(layers)), ["outside", *map(str, numbers)])
+        ax.set_xlabel("layer")
+        ax.set_ylabel("amount of the explained value")
+        ax.set_title(f"{self.method}: {float(self.value[example]):.4g}")
+        ax.legend()
+        return ax
 
     def explanation(self, example: int = 0) -> str:
         """The convergence delta in words: which parts of the model hold it.
@@ -241,8 +346,6 @@ class Ledger:
         Args:
             example: Index of the example in the batch.
         """
-        from captum_lrpx.conservation.delta_in_words import in_words  # noqa: PLC0415
-
         return in_words(self, self._checked(example))
 
     def _checked(self, example: Any) -> int:

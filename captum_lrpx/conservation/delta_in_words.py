@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from captum_lrpx.conservation.book import Ledger
-    from captum_lrpx.conservation.tally import Kind
-
-__all__ = ["in_words"]
+    from captum_lrpx.conservation.book import Kind, Ledger
 
 _NAMES: Final[dict[Kind, str]] = {
     "positions": "the position embeddings",
@@ -29,10 +25,8 @@ _NEGLIGIBLE: Final = 0.005
 _COMPLETE: Final = 1e-3
 
 
-@dataclass(frozen=True)
-class _Part:
-    name: str
-    amount: float
+Part = tuple[str, float]
+"""Name and amount of a part of the model."""
 
 
 def in_words(book: Ledger, example: int) -> str:
@@ -50,8 +44,8 @@ def in_words(book: Ledger, example: int) -> str:
     missing = delta * value >= 0
     named = "what is missing" if missing else "the excess"
     sentences = [f"{head}: {abs(delta):.4g} {'are missing' if missing else 'are too much'}."]
-    parts = sorted(_parts(book, example), key=lambda part: -abs(part.amount))
-    shares = [(part.amount / delta, part.name) for part in parts]
+    parts = sorted(_parts(book, example), key=lambda part: -abs(part[1]))
+    shares = [(amount / delta, name) for name, amount in parts]
     with_it = [(share, name) for share, name in shares if share >= _NEGLIGIBLE]
     against = [(-share, name) for share, name in shares if share <= -_NEGLIGIBLE]
     verb, preposition = ("went", "into") if missing else ("came", "from")
@@ -78,32 +72,32 @@ def _list(phrases: list[str]) -> str:
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def _parts(book: Ledger, example: int) -> list[_Part]:
+def _parts(book: Ledger, example: int) -> list[Part]:
     parts = []
     for kind, name in _NAMES.items():
         by_layer = {layer: float(amount[example]) for layer, amount in book.by_layer(kind).items()}
         outside = by_layer.pop(None, None)
         if outside is not None:
             where = " outside of the layers" if by_layer else ""
-            parts.append(_Part(f"{name}{where}", outside))
+            parts.append((f"{name}{where}", outside))
         if by_layer:
             parts += _of_layers(name, by_layer)
     return parts
 
 
-def _of_layers(name: str, by_layer: dict[int | None, float]) -> list[_Part]:
+def _of_layers(name: str, by_layer: dict[int | None, float]) -> list[Part]:
     """All layers together, or the shortest run of layers that holds most, and the others."""
     layers = sorted(layer for layer in by_layer if layer is not None)
     amounts = [by_layer[layer] for layer in layers]
     total = sum(amounts)
     window = _shortest_window(amounts, total)
     if window is None:
-        return [_Part(f"{name} of {_layers(layers)}", total)]
+        return [(f"{name} of {_layers(layers)}", total)]
     start, stop = window
     inside = sum(amounts[start:stop])
     return [
-        _Part(f"{name} of {_layers(layers[start:stop])}", inside),
-        _Part(f"{name} of all layers but {_numbers(layers[start:stop])}", total - inside),
+        (f"{name} of {_layers(layers[start:stop])}", inside),
+        (f"{name} of all layers but {_numbers(layers[start:stop])}", total - inside),
     ]
 
 
@@ -111,9 +105,9 @@ def _shortest_window(amounts: list[float], total: float) -> tuple[int, int] | No
     """Start and stop of the shortest run with most of the total; None if it is half or longer."""
     for length in range(1, (len(amounts) + 1) // 2):
         runs = [(start, start + length) for start in range(len(amounts) - length + 1)]
-        best = max(runs, key=lambda run: sum(amounts[slice(*run)]) / (total or 1.0))
-        if sum(amounts[slice(*best)]) / (total or 1.0) >= _WINDOW:
-            return best
+        shares = [sum(amounts[slice(*run)]) / (total or 1.0) for run in runs]
+        if max(shares) >= _WINDOW:
+            return runs[shares.index(max(shares))]
     return None
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from captum_lrpx.conservation.book import wide
 from captum_lrpx.conservation.places import Places
-from captum_lrpx.conservation.tally import wide
 from captum_lrpx.parallel import COLLECTIVES, gathered, is_spread, local, sharing, sharing_of
 from captum_lrpx.trace.graph import node_of
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.origins import Added, Masked
     from captum_lrpx.trace.watch import Watch
     from captum_lrpx.traced import TracedPass
-
-__all__ = ["Flow"]
 
 Gradients = tuple["Tensor | None", ...]
 _MANY: Final = 1000

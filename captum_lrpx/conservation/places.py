@@ -6,30 +6,23 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from captum_lrpx.trace.natures import SIGNALS
-from captum_lrpx.trace.operations import PROJECTIONS
+from captum_lrpx.trace.operations import ADDITIONS, PROJECTIONS, summand_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from captum_lrpx.conservation.tally import Kind
+    from captum_lrpx.conservation.book import Kind
     from captum_lrpx.trace.origins import Added, Origin
     from captum_lrpx.traced import TracedPass
-
-__all__ = ["Place", "Places"]
 
 Place = tuple["Kind", str]
 """Kind and path of a line."""
 
-_WITH_SUMMAND: Final = frozenset({"Addmm", "Baddbmm", "Addbmm", "Addmv", "Addr"})
-_WITH_BIAS: Final = frozenset(
+_WITH_BETA: Final = frozenset(
     {
-        "Convolution",
-        "ConvolutionOverrideable",
+        "BatchNormImplIndex",
         "CudnnBatchNorm",
-        "CudnnConvolution",
-        "Linear",
-        "MkldnnConvolution",
-        "MkldnnLinear",
+        "MiopenBatchNorm",
         "NativeBatchNorm",
         "NativeGroupNorm",
         "NativeLayerNorm",
@@ -228,11 +221,13 @@ class Places:
             for edge in graph.operands[number]
         ]
         missing = None in edges or len(edges) < 2
+        summand = summand_of(name)
         adds = (
-            name in _WITH_BIAS
+            name in _WITH_BETA
             or name == "Rsub"
-            or (name in _WITH_SUMMAND and edges[0] is None)
-            or (missing and (name in ("Add", "Sub") or name in _FILLING))
+            or summand == 2  # a bias
+            or (summand == 0 and edges[0] is None)
+            or (missing and (name in ADDITIONS or name in _FILLING))
         )
         if adds:
             return None if told else "bias"

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["Places", "places_of", "tensor_of"]
-
 Places = dict[Edge, tuple[int, str]]
 """For each tensor a node that has saved it, and under which name."""
 
