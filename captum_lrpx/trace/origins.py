@@ -99,7 +99,9 @@ _BIAS_AT: Final = {
 }
 """Functions with a bias, and its place among their arguments."""
 
-_WITH_SUMMAND: Final = _names("addmm baddbmm baddbmm_ addbmm addmv addr")
+_WITH_SUMMAND: Final = _names(
+    "addmm addmm_ baddbmm baddbmm_ addbmm addbmm_ addmv addmv_ addr addr_ addcmul addcmul_"
+)
 _ADD: Final = _names("add add_ __add__ __radd__ __iadd__")
 _SUB: Final = _names("sub sub_ subtract __sub__ __isub__")
 _SUB_FROM: Final = _names("rsub __rsub__")
