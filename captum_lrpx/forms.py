@@ -183,8 +183,9 @@ class Form:
         seen: Whether a pass has been watched.
         notes: Results that other parts of the package keep for such calls.
         economy: Tensors that need not be kept in such passes, once known.
-        surprises: How many passes did not match the economy, or the shorter form.
+        surprises: How many passes did not match the economy.
         shorter: The form of such calls without what the rules hold constant, once known.
+        misses: How many passes did not match the shorter form.
     """
 
     structures: dict[Hashable, Structure] = field(default_factory=dict)
@@ -196,6 +197,7 @@ class Form:
     economy: Economy | None = None
     surprises: int = 0
     shorter: _Shorter | None = None
+    misses: int = 0
 
     @property
     def is_steady(self) -> bool:
@@ -203,12 +205,22 @@ class Form:
         return self.surprises <= _MOST_SURPRISES
 
     def surprise(self) -> None:
-        """Forget what did not match a pass: tensors, or parts of the graph, that it can spare."""
-        self.economy = self.shorter = None
+        """Forget the economy, which did not match a pass."""
+        self.economy = None
         self.surprises += 1
 
+    def miss(self) -> None:
+        """Forget the shorter form, which did not match a pass."""
+        self.shorter = None
+        self.misses += 1
+
     def learn_shorter(
-        self, graph: Graph, outputs: Iterable[Tensor], recipe: Recipe, calls: Mapping[Node, Call]
+        self,
+        graph: Graph,
+        outputs: Iterable[Tensor],
+        recipe: Recipe,
+        calls: Mapping[Node, Call],
+        modules: Iterable[nn.Module],
     ) -> None:
         """Find out which modules need no graph.
 
@@ -217,15 +229,16 @@ class Form:
             outputs: Its tensors.
             recipe: The rules.
             calls: The call that made each node.
+            modules: All modules of the model.
         """
         structure = self.structures[graph.key]
         plan = structure.plans[recipe]
-        modules = constant_modules(graph, plan, calls)
-        shorter = graph_without(modules, graph, outputs, plan, calls) if modules else None
-        if shorter is not None:
+        constant = constant_modules(graph, plan, calls, modules)
+        shorter = graph_without(constant, graph, outputs, plan, calls) if constant else None
+        if shorter is not None and self.misses <= _MOST_SURPRISES:
             form = Form({shorter.key: structure.of_part(graph, shorter, recipe)}, seen=True)
             form.needs_inputs = self.needs_inputs
-            self.shorter = _Shorter(form, tuple(map(weakref.ref, modules)))
+            self.shorter = _Shorter(form, tuple(map(weakref.ref, constant)))
 
 
 class _Shorter(NamedTuple):
@@ -248,7 +261,7 @@ _MOST_FORMS: Final = 256
 
 
 class NewWayError(Exception):
-    """A pass took another path than expected and needs tensors that were not kept."""
+    """A pass took another path than expected, and needs more than was kept."""
 
 
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Form]] = weakref.WeakKeyDictionary()

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks")
+_HOOKS: Final = (
+    *("_forward_hooks", "_forward_pre_hooks"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
 """Attributes of a module with its hooks; there are no public names."""
 
 _Hook = TypeVar("_Hook", bound="Callable[..., Any]")

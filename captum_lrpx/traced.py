@@ -127,8 +127,8 @@ class TracedPass:
         self._whole = whole or blocks or self._watched or not (self._fast and self.form.is_steady)
         self._longer = self.form
         self._constant: Sequence[weakref.ref[nn.Module]] = ()
-        if self.form.shorter is not None and not (self._whole or lean):
-            self.form, self._constant = self.form.shorter
+        if (shorter := self.form.shorter) is not None and not (self._whole or lean):
+            self.form, self._constant = shorter
         self._positions = positions
         self._zeros, self._blocks = Zeros(), None
         economy = self.form.economy if self._economical else None
@@ -203,7 +203,7 @@ class TracedPass:
             at_once: Number of gradients that one backward pass will compute.
 
         Raises:
-            NewWayError: If this pass needs more tensors than were kept.
+            NewWayError: If this pass needs more tensors, or more of the graph, than were kept.
             ValueError: If parts of the graph are made in the backward pass only.
         """
         outputs = tuple(each for each in outputs if each.requires_grad)
@@ -228,7 +228,7 @@ class TracedPass:
             outputs: Tensors with a graph.
 
         Raises:
-            NewWayError: If this pass needs more tensors than were kept.
+            NewWayError: If this pass needs more tensors, or more of the graph, than were kept.
             ValueError: If parts of the graph are made in the backward pass only.
         """
         parameters = () if self._freeze else map(node_of, self.model.parameters())
@@ -246,7 +246,8 @@ class TracedPass:
             # Only a watched pass knows of writes into a part of a tensor.
             self.form.watched |= any(graph.names[number] == "CopySlices" for number in plan.alive)
         if self.watch is not None and not (self._whole or self.form.watched or plan.problems):
-            self.form.learn_shorter(graph, outputs, self.recipe, self.watch.calls)
+            calls = self.watch.calls
+            self.form.learn_shorter(graph, outputs, self.recipe, calls, self._modules)
         return graph, plan
 
     @property
@@ -270,7 +271,7 @@ class TracedPass:
         key = graph.key
         structure = self.form.structures.get(key)
         if structure is None and self._constant:
-            self._longer.surprise()
+            self._longer.miss()
             raise NewWayError
         unwatched = self._fast and self.watch is None
         if structure is None and unwatched and self._speaks_of_modules():

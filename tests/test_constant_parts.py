@@ -1,5 +1,6 @@
 """Parts that the rules hold constant have no graph in later calls: same relevances, fewer nodes."""
 
+import copy
 import threading
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from models import FAMILIES, MORE_FAMILIES, tiny, token_ids
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from captum_lrpx import AttnLRPx, LayerLRPx, LRPx, TokenLogits, explain, zoo
 from captum_lrpx.forms import forms_of
@@ -99,63 +102,164 @@ def test_many_targets_batches_and_other_lengths_share_it(nodes):
     assert others[0] < first
 
 
-# Where the whole graph is needed ------------------------------------------------------------------
+# Where other code may look at gradients -----------------------------------------------------------
 
 
-class OtherGate(Gated):
-    """The gate has another activation for inputs of a negative sum."""
-
-    def forward(self, x):
-        gate = self.gate(x) if x.sum() > 0 else self.up(x)
-        return self.down(nn.functional.silu(gate) * self.up(x))
-
-
-def test_another_way_through_the_model_is_noticed():
-    model = OtherGate().double().eval()
-    attribution, plain = LRPx(model), LRPx(model, fast=False)
-    for sign in (1, 1, -1, -1, 1, 1, -1, 1, -1, 1, 1):
-        found, expected = (
-            each.attribute(sign * X.abs(), target=1) for each in (attribution, plain)
-        )
-        torch.testing.assert_close(found, expected)
-
-
-def test_the_model_runs_once_more_only_for_another_way():
-    model, calls = OtherGate().double().eval(), []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    attribution, runs = LRPx(model), []
-    for sign in (1, 1, -1, -1, -1, 1):
-        calls.clear()
-        attribution.attribute(sign * X.abs(), target=1)
-        runs.append(len(calls))
-    assert runs[:2] == [1, 1]
-    assert max(runs) <= 2
-    for sign in (1, -1) * 5:
-        attribution.attribute(sign * X.abs(), target=1)
-    calls.clear()
-    attribution.attribute(X.abs(), target=1)
-    assert len(calls) == 1
-
-
-def test_a_hook_of_the_users_sees_the_gradient(nodes):
-    model, grads = gated(), []
+def test_hooks_anywhere_see_gradients(nodes):
+    model, seen = tiny("llama", attn="sdpa"), []
 
     def hook(_module, _args, output):
-        output.register_hook(grads.append)
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            output.retain_grad()
+            seen.append(output)
 
-    model.gate.register_forward_hook(hook)
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(hook)
     for _ in range(3):
-        LRPx(model).attribute(X, target=1)
+        LRPx(model).attribute(token_ids(), target=(-1, 3))
+    assert len(set(nodes)) == 1
+    assert len(seen) % 3 == 0
+
+
+def test_a_backward_hook_is_called_each_time():
+    model, calls = tiny("llama", attn="sdpa"), []
+    for _ in range(2):
+        LRPx(model).attribute(token_ids(), target=(-1, 3))
+    model.model.layers[0].mlp.act_fn.register_full_backward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        LRPx(model).attribute(token_ids(), target=(-1, 3))
+    assert len(calls) == 3
+
+
+def test_gradients_inside_of_the_forward_function_are_those_of_the_model():
+    model = tiny("llama", attn="sdpa")
+    embeds, inner = model.get_input_embeddings()(token_ids()).detach(), []
+
+    def forward(each):
+        x = embeds.clone().requires_grad_()
+        value = model(inputs_embeds=x).logits[:, -1, 3].sum()
+        inner.append(torch.autograd.grad(value, x)[0])
+        return model(inputs_embeds=each).logits
+
+    for _ in range(3):
+        LRPx(forward, model).attribute(embeds, target=(-1, 3))
+    assert all(torch.equal(each, inner[0]) for each in inner)
+
+
+def test_an_explanation_inside_of_another():
+    model = tiny("llama", attn="sdpa")
+    embeds, inner = model.get_input_embeddings()(token_ids()).detach(), []
+    expected = AttnLRPx(model).attribute(embeds, target=(-1, 3))
+
+    def forward(each):
+        inner.append(AttnLRPx(model).attribute(embeds, target=(-1, 3)))
+        return model(inputs_embeds=each).logits
+
+    for _ in range(3):
+        LRPx(forward, model).attribute(embeds, target=(-1, 3))
+    for each in inner:
+        torch.testing.assert_close(each, expected)
+
+
+def test_an_attention_function_from_elsewhere_may_register_hooks(nodes):
+    grads = []
+
+    def attention(module, query, key, value, attention_mask, **options):
+        output, weights = eager_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        weights.register_hook(grads.append)
+        return output, weights
+
+    AttentionInterface.register("with_hooks", attention)
+    model = tiny("llama", attn="eager")
+    model.set_attn_implementation("with_hooks")
+    for _ in range(3):
+        LRPx(model).attribute(token_ids(), target=(-1, 3))
     assert len(set(nodes)) == 1
 
 
-def test_layers_without_relevance_have_zeros():
+class OwnGradient(Gated):
+    """Weighted by its own sensitivity to the input."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        return y * slope.abs().sum()
+
+
+class Looking(Gated):
+    """Looks whether its gate has a gradient."""
+
+    def forward(self, x):
+        gate = self.gate(x)
+        gate = gate if gate.requires_grad else 1.5 * gate
+        return self.down(nn.functional.silu(gate) * self.up(x))
+
+
+class Saving(Gated):
+    """Keeps the gradient of its gate."""
+
+    def forward(self, x):
+        gate = self.gate(x)
+        if gate.requires_grad or self.training:
+            gate.retain_grad()
+        return self.down(nn.functional.silu(gate) * self.up(x))
+
+
+class OneWay(Gated):
+    """For some inputs only its gate is used."""
+
+    def forward(self, x):
+        return self.gate(x)[:, :3] if x.sum() < 0 else super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Gated, OwnGradient, Looking, Saving, OneWay])
+def test_modules_of_the_users_keep_their_whole_graph(kind, nodes):
+    model = kind().double().eval()
+    for x in (X.abs(), X.abs(), -X.abs(), X.abs()):
+        fresh = copy.deepcopy(model)
+        expected = LRPx(fresh, fast=False).attribute(x, target=1)
+        torch.testing.assert_close(LRPx(model).attribute(x, target=1), expected)
+    assert nodes[0] == nodes[1] == nodes[2] == nodes[3]
+
+
+def test_another_activation_of_the_gate_is_refused():
     model = gated()
-    LRPx(model).attribute(X, target=1)
+    model.activation = nn.functional.silu
+    model.forward = lambda x: model.down(model.activation(model.gate(x)) * model.up(x))
     for _ in range(3):
-        found = LayerLRPx(model, model.gate).attribute(X, target=1)
+        LRPx(model).attribute(X, target=1)
+    model.activation = lambda z: z
+    with pytest.raises(ValueError, match="without a rule"):
+        LRPx(model).attribute(X, target=1)
+
+
+def test_one_target_and_many_of_them_share_what_is_known():
+    model = tiny("llama", attn="sdpa")
+    attribution, calls = LRPx(TokenLogits(model)), []
+    plain = model.forward
+    for _ in range(6):
+        attribution.attribute(token_ids(), target=3)
+        attribution.attribute_targets(token_ids(), [3])
+    assert not any(form.surprises for form in forms_of(model).values())
+    model.forward = lambda *args, **options: calls.append(1) or plain(*args, **options)
+    for _ in range(8):
+        calls.clear()
+        attribution.attribute(token_ids(), target=3)
+    assert len(calls) == 1
+
+
+def test_layers_without_relevance_have_zeros():
+    model = tiny("llama", attn="sdpa")
+    for _ in range(2):
+        LRPx(model).attribute(token_ids(), target=(-1, 3))
+    for _ in range(2):
+        found = LayerLRPx(model, model.model.layers[0].self_attn.q_proj).attribute(
+            token_ids(), target=(-1, 3)
+        )
         assert not found.any()
-        assert found.shape == (2, 6)
 
 
 def test_a_checkpoint_of_the_users_runs_again_with_its_whole_graph():
@@ -171,59 +275,43 @@ def test_a_checkpoint_of_the_users_runs_again_with_its_whole_graph():
 
 def test_other_threads_keep_their_gradients():
     """While an explanation is between two layers, another thread trains the same model."""
-    model = gated()
-    inside, done, found = threading.Event(), threading.Event(), []
+    model, ids = tiny("llama", attn="sdpa"), token_ids()
+    embeds = model.get_input_embeddings()(ids).detach()
 
-    def wait(*_):
-        if threading.current_thread() is not threading.main_thread():
-            return
-        inside.set()
-        assert done.wait(10)
+    def gradient():
+        x = embeds.clone().requires_grad_()
+        return torch.autograd.grad(model(inputs_embeds=x).logits[:, -1].sum(), x)[0]
+
+    expected = gradient()
+    for _ in range(2):
+        LRPx(model).attribute(embeds, target=(-1, 3))
+    inside, done, found = threading.Event(), threading.Event(), []
+    plain = nn.functional.silu
+
+    def silu(z, **options):
+        if threading.current_thread() is threading.main_thread():
+            inside.set()
+            assert done.wait(10)
+        return plain(z, **options)
 
     def train():
         inside.wait(10)
-        x = X.clone().requires_grad_()
-        model(x).sum().backward()
-        found.append(x.grad)
+        found.append(gradient())
         done.set()
-
-    x = X.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(model(x).sum(), x)
-    for _ in range(2):
-        LRPx(model).attribute(X, target=1)
-    plain = nn.functional.silu
-
-    def silu(z):
-        wait()
-        return plain(z)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.functional, "silu", silu)
         thread = threading.Thread(target=train)
         thread.start()
-        LRPx(model).attribute(X, target=1)
+        LRPx(model).attribute(embeds, target=(-1, 3))
         thread.join()
     torch.testing.assert_close(found[0], expected)
 
 
-def test_a_module_used_twice_keeps_the_branch_with_relevance():
-    class Twice(Gated):
-        def forward(self, x):
-            return self.down(nn.functional.silu(self.gate(x)) * self.up(x) + self.gate(x))
-
-    model = Twice().double().eval()
-    attribution = LRPx(model)
-    expected = LRPx(model, fast=False).attribute(X, target=1)
-    for _ in range(3):
-        torch.testing.assert_close(attribution.attribute(X, target=1), expected)
-    (form,) = [form for form in forms_of(model).values() if form.seen]
-    assert form.surprises == 0
-
-
 def test_nothing_stays_on_the_model():
-    model = gated()
+    model = tiny("llama", attn="sdpa")
     for _ in range(3):
-        LRPx(model).attribute(X, target=1)
+        LRPx(model).attribute(token_ids(), target=(-1, 3))
     assert not any(each._forward_hooks for each in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -18,7 +18,7 @@ from captum_lrpx import _captum
 from captum_lrpx.attr.capture import captured
 from captum_lrpx.attr.checks import NO_GRADIENT, CheckedForward, check_inputs, warn_of_cache
 from captum_lrpx.attr.embedded import apart, embedded_ids
-from captum_lrpx.attr.forward_function import aliases_with_gradients
+from captum_lrpx.attr.forward_function import aliases_with_gradients, runs_nothing_else
 from captum_lrpx.forms import NewWayError, form_of
 from captum_lrpx.traced import TracedPass
 
@@ -92,6 +92,7 @@ class ForwardPass:
         self._watched, self._values = watched, values
         self._beside = beside
         self._at_inputs = at_inputs
+        self._whole = bool(layers or beside) or not runs_nothing_else(forward_func, model)
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -121,7 +122,7 @@ class ForwardPass:
             watched=self._watched,
             values=self._values,
             fast=attribution.economical and not self._watched,
-            whole=bool(self._captured) or self._beside is not None,
+            whole=self._whole,
             positions=sum(map(_positions, self._inputs)),
             checkpointing=attribution.checkpointing,
         )
@@ -162,7 +163,7 @@ class ForwardPass:
         """Attach the rules to everything between sources and a value.
 
         The forward function runs once more if it took a path that is not known yet, for which more
-        tensors have to be kept.
+        tensors, or a larger part of the graph, have to be kept.
 
         Args:
             select: Returns the explained value.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrpx.models import model_in, not_a_model
+from captum_lrpx.onlookers import is_plain
 from captum_lrpx.targets.forward import (
     LogProbabilities,
     OutputFunction,
@@ -103,6 +104,21 @@ def model_given(forward_func: Callable[..., Any], model: nn.Module) -> bool:
     if not isinstance(inner, nn.Module):
         return False
     return isinstance(inner, ModelForward) or called_module(inner) is model
+
+
+def runs_nothing_else(forward_func: Callable[..., Any], model: nn.Module) -> bool:
+    """Whether a forward function is a model, or a forward module of this package around it.
+
+    Other functions may look at the gradients of what they compute, or call the model again.
+    """
+    inner: Any = forward_func
+    while isinstance(inner, (RecordedForward, LogProbabilities, OutputSum, Probabilities)):
+        if isinstance(inner, nn.Module) and not is_plain(inner):
+            return False
+        inner = inner.forward_func if isinstance(inner, RecordedForward) else inner.inner
+    if isinstance(inner, ModelForward) and type(inner).__module__.startswith("captum_lrpx."):
+        return inner.model is model and is_plain(inner)
+    return inner is model
 
 
 class RecordedForward:

@@ -4,14 +4,18 @@ Queries and keys under LRP, and gates, get no gradient. PyTorch nevertheless mak
 of their operations, and visits it in the backward pass. Once a pass has shown that nothing a module
 computes gets any relevance, its results are detached in later passes, so that these operations and
 all that only depend on them have no node. Values stay the same. A shorter graph is only accepted if
-it is the known one without exactly these nodes.
+it is the known one without these nodes.
+
+Code that looks at gradients while the model runs would notice, and a shorter graph does not show
+what was detached. So this is done only where nothing but classes of PyTorch and transformers, as
+they are, runs: no hooks, no modules or attention functions from elsewhere.
 
 Measured on 16 blocks of Llama of width 32 with 8 tokens, on one core: 12 % of LRPx.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from torch import Tensor
 
@@ -44,14 +48,22 @@ def _detached(_module: nn.Module, _args: object, output: object) -> object:
     return output.detach() if isinstance(output, Tensor) else None
 
 
-def constant_modules(graph: Graph, plan: Plan, calls: Mapping[Node, Call]) -> set[nn.Module]:
+def constant_modules(
+    graph: Graph, plan: Plan, calls: Mapping[Node, Call], modules: Iterable[nn.Module]
+) -> set[nn.Module]:
     """The first module on each path into a part of a graph that gets no relevance.
 
     Args:
         graph: The graph.
         plan: The actions of the rules.
         calls: The call that made each node.
+        modules: All modules of the model.
+
+    Returns:
+        The modules; none if the model may run other code than that of PyTorch and transformers.
     """
+    if not all(map(_is_known, modules)):
+        return set()
     alive = {call.module for number in plan.alive if (call := calls.get(graph.nodes[number]))}
     found: set[nn.Module] = set()
     constant = [False] * len(graph.nodes)
@@ -63,10 +75,23 @@ def constant_modules(graph: Graph, plan: Plan, calls: Mapping[Node, Call]) -> se
         module = call.module
         if all(constant[operand] for operand in operands):
             constant[number] = True
-        elif module is not None and is_plain(module) and alive.isdisjoint(module.modules()):
+        elif module is not None and alive.isdisjoint(module.modules()):
             constant[number] = True
             found.add(module)
     return found
+
+
+_ATTENTION: Final = frozenset(
+    {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"}
+)
+"""Attention functions of transformers; users may add their own."""
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module runs code of PyTorch or transformers and nothing else."""
+    attention = getattr(vars(module).get("config"), "_attn_implementation", None)
+    from_there = type(module).__module__.startswith(("torch.nn.", "transformers."))
+    return from_there and attention in _ATTENTION and is_plain(module)
 
 
 def graph_without(
