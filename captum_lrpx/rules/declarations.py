@@ -134,7 +134,7 @@ class ConstantWeights(AttentionRule):
 
     ``[A] V``: signal-take-all, ``R_signal = R_z`` and ``R_gate = 0`` for ``z = signal * [gate]``,
     at the product of attention (Ali et al. 2022, there the AH-rule; Arras et al. 2017, 2019; Arras
-    et al. 2025, D.4). Queries and keys get no graph at all.
+    et al. 2025, D.4). Queries and keys get nothing.
     """
 
     conserves: ClassVar[bool] = True
@@ -298,7 +298,7 @@ class ConstantRouter(RouterRule):
 
     Signal-take-all with the router as the gate (Arras et al. 2017; Arras et al. 2025, D.4), like
     attention's softmax under LRP. The relevance of a mixture is the sum over its chosen
-    experts, and the router gets no graph at all.
+    experts, and the router gets nothing.
     """
 
     conserves: ClassVar[bool] = True
