@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 _HOOKS: Final = (
-    *("_forward_hooks", "_forward_pre_hooks"),
-    *("_backward_hooks", "_backward_pre_hooks"),
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
 )
 """Attributes of a module with its hooks; there are no public names."""
 
@@ -65,7 +67,7 @@ def hooked(
 
 
 def looks_only(hook: _Hook) -> _Hook:
-    """Mark a hook of this package that changes nothing and keeps no value."""
+    """Mark a hook of this package that changes no value and keeps none."""
     hook.looks_only = True  # type: ignore[attr-defined]
     return hook
 

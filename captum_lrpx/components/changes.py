@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     Change = Callable[[Any], Any]
 
-__all__ = ["changed", "of_first"]
-
 
 @contextmanager
 def changed(changes: Iterable[tuple[nn.Module, Change]], *, at_input: bool) -> Iterator[None]:

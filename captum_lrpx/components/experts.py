@@ -15,17 +15,6 @@ from captum_lrpx.onlookers import hooked
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = [
-    "by_expert",
-    "calls_of",
-    "choices_of",
-    "mixtures_of",
-    "number_of",
-    "parts_by_choice",
-    "parts_of",
-    "without_experts",
-]
-
 
 @contextmanager
 def calls_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:

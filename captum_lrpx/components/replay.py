@@ -21,7 +21,6 @@ from captum_lrpx.onlookers import hooked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Replay"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout)
 _MISSING = object()

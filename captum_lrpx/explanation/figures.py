@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation.pieces import Piece
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["heat_map_figure", "latex", "matrix_figure", "settings"]
 
 _SETTINGS: Any = {
     "font.family": "monospace",

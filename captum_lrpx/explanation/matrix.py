@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation.pieces import Piece
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["Matrix", "matrix_of"]
 
 _DIGITS = 4
 _GAP = 2

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation.pieces import Piece
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = [
-    "LONG",
-    "color_legend",
-    "fragment",
-    "heat_paragraph",
-    "origin",
-    "pictures",
-    "to_html",
-]
 
 # Letters that join, ligatures and emoji are shaped across spans as long as a span has neither
 # horizontal padding nor a border and does not isolate its direction. The paragraph isolates.

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from captum_lrpx.explanation.record import Explanation
     from captum_lrpx.targets.scene import Part
 
-__all__ = ["picture_blocks", "picture_html", "picture_png", "regions"]
 
 _WIDTH, _CELL, _HEIGHT = 320, 20, 60
 """Smallest width of an image on a page, of one of its columns, and of a single row."""

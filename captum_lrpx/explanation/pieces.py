@@ -12,8 +12,6 @@ from captum_lrpx.visualization.colors import strengths
 if TYPE_CHECKING:
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["Piece", "colored", "pieces", "unit"]
-
 
 class Piece(NamedTuple):
     """One or more tokens that are drawn as one.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from captum_lrpx.segments import By, Region
     from captum_lrpx.targets.scene import Part
 
-__all__ = ["Explanation", "TokenRelevance"]
 
 _RANKINGS: dict[str, Callable[[float], float]] = {
     "absolute": abs,

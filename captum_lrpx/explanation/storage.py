@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = ["fields_of", "frame_of", "import_pandas", "load", "record_of", "save", "strings_of"]
 
 VERSION = 5
 """Version of all formats, as in ``captum_lrpx.explanation/5`` and ``captum_lrpx.comparison/5``.

@@ -17,18 +17,6 @@ from captum_lrpx.visualization.console import plain_text, styles
 if TYPE_CHECKING:
     from captum_lrpx.explanation.record import Explanation
 
-__all__ = [
-    "closing_lines",
-    "heat_map",
-    "inputs",
-    "legend",
-    "plain",
-    "relevance_table",
-    "source",
-    "summary",
-    "terminal",
-]
-
 
 def heat_map(explanation: Explanation) -> Text:
     """Draw the tokens in color, for a terminal.

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.rules.node_rules import Zeros
 
-__all__ = ["Checkpoints", "WatchOfBlocks"]
 
 _C_LIBRARY: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.watch import Call
 
-__all__ = ["constant_modules", "graph_without", "without_graph"]
-
 
 def without_graph(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Detach the results of modules in this thread, for a forward pass inside a ``with`` block."""
@@ -111,8 +109,8 @@ def graph_without(
         calls: The call that made each node.
 
     Returns:
-        The graph; None if it would lack a node that gets relevance, or if PyTorch will run a part
-        of the model again, in a checkpoint of the user's own, and then expects the whole graph.
+        The graph; None if it would lack a node that gets relevance, or if a part of the
+        model is in a checkpoint, which PyTorch runs again and expects to have its whole graph.
     """
     shorter = Graph(outputs, {node for node, call in calls.items() if call.module in modules})
     gone = [number for number, node in enumerate(graph.nodes) if node not in shorter.index]

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["direct"]
 
 _WORTH_IT: Final = Least(1 << 15, 1 << 22)
 """Size of a gradient below which the detour takes longer."""

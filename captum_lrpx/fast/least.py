@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Least"]
-
 
 class Least(NamedTuple):
     """Number of elements from which a detour is faster.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from captum_lrpx.trace.graph import Graph
     from captum_lrpx.trace.roles import Roles
 
-__all__ = ["narrow", "narrowing_of"]
 
 _OPERAND: Final = {"Mm": 0, "Addmm": 1, "GroupedMm": 0}
 """Place of the input among the operands of a linear node; the others are weight and bias."""

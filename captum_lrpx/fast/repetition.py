@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["WAY_OUT", "Repetition"]
 
 WAY_OUT: Final = "Leave `checkpointing` out for this model."
 

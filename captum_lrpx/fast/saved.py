@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from captum_lrpx.graph_rules import Plan
     from captum_lrpx.trace.graph import Graph
 
-__all__ = ["SCALAR", "Economy", "Numbered", "Saved", "economy_of", "is_worth_it"]
 
 SCALAR: Final = torch.Size()
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from captum_lrpx.fast.least import Least
 
-__all__ = ["is_worth_a_look", "product_of_sparse"]
-
 _WORTH_A_LOOK: Final = Least(1 << 13, 1 << 22)
 """Size of a gradient below which the search for zeros takes longer than the product."""
 

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.samples import Sample
 
-__all__ = ["Collected", "DroppedError", "Lengths", "Report", "drop_if", "keep"]
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from captum_lrpx.sva.samples import Number
 
-__all__ = ["in_case_of", "number_of_verb"]
 
 _IRREGULAR = {
     "is": ("are", "were"),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["byte_lines", "decoded", "json_object", "named", "numbered_lines", "read_each"]
 
 T = TypeVar("T")
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["VISIBLE", "ink", "opaque", "rgb", "scale_of", "strengths", "translucent"]
 
 _POSITIVE = (214, 39, 40)
 _NEGATIVE = (31, 119, 180)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-__all__ = ["number_table", "plain_text", "styles"]
 
 _WIDE = 10_000
 

@@ -14,7 +14,6 @@ from captum_lrpx.visualization.markup import escaped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["packed", "view_page"]
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 

@@ -10,7 +10,6 @@ from captum_lrpx.characters import readable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["LABEL", "NUMBER", "document", "escaped", "folded", "table"]
 
 # Only the style of `body` and `footer` is restricted to pages: a notebook shares one page
 # with its outputs, so that elements for notebooks bring their own style.

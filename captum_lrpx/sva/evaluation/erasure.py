@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.targets import Query
 
-__all__ = ["Effects"]
 
 _POINTS_AT_ONCE = 8
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-__all__ = ["Grid", "Tables", "csv_text", "latex_table", "tex"]
 
 _MARKS = {"bold": ("**", "**"), "underline": ("<u>", "</u>")}
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Journal", "Key"]
 
 Key = tuple[str | int, ...]
 """Key of a unit of work: its kind, and further parts."""

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation.results import ModelResults
     from captum_lrpx.sva.evaluation.run import Evaluation
 
-__all__ = ["EXTENSION", "is_extension", "notes"]
 
 EXTENSION = "\u2020"
 """Marks a result without a counterpart in the paper."""

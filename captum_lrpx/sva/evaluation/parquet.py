@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-__all__ = ["require", "write"]
-
 
 def require() -> None:
     """Check the requirements of :func:`write`, before a run whose results it writes.

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.evaluation.scores import Scores
 
-__all__ = ["check_format", "draw", "require"]
 
 _WIDTH, _HEIGHT_PER_METHOD, _MARGIN = 2.6, 0.3, 1.2  # inches
 

@@ -7,8 +7,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Reference", "paper_reference", "read_reference"]
-
 _TOO_MUCH = (RecursionError, OverflowError)
 """Errors of deeply nested brackets, and of numbers with too many digits."""
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation.reference import Reference
     from captum_lrpx.sva.evaluation.run import Evaluation
 
-__all__ = ["Report"]
 
 _BREAKDOWN = "PG-1"
 """The measure shown for each group of samples."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation.journal import Key
     from captum_lrpx.sva.samples import Sample
 
-__all__ = ["ModelResults"]
 
 _Draw = tuple[str, int]
 """A contender, and the index of a draw."""

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         TokenizedSamples,
     )
 
-__all__ = ["Evaluation", "Settings", "evaluate"]
 
 _FORMAT = 4
 """Version of the records of a journal; raised when their meaning changes."""

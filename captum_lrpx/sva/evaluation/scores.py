@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.evaluation.contenders import Contender
     from captum_lrpx.sva.evaluation.results import ModelResults
 
-__all__ = ["ALL", "MEASURES", "VIEWS", "Cell", "Scores"]
 
 MEASURES: dict[str, Callable[..., Tensor]] = {
     "PG-1": partial(pointing_game, k=1),

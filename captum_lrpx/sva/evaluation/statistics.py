@@ -10,7 +10,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "Estimate", "estimates", "resampling"]
 
 RESAMPLES = 1000
 """Number of bootstrap resamples, drawn with replacement."""

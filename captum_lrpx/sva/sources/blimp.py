@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.samples import Number, Span
 
-__all__ = ["LICENCE", "REASONS", "read_blimp"]
 
 LICENCE = "CC BY 4.0"
 REASONS: dict[str, str] = {

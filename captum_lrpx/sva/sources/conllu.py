@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.samples import Span
 
-__all__ = ["Node", "Tree", "read_trees"]
 
 _COLUMNS = 10
 _NUMBER = re.compile(r"[1-9][0-9]*")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.counting import Collected
     from captum_lrpx.sva.parsing import Filters, Parser
 
-__all__ = ["LICENCE", "read_linzen"]
 
 LICENCE = "CC BY-NC 4.0"
 END = "<eos>"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from captum_lrpx.sva.parsing import Parser
 
-__all__ = ["DEFAULT_PIPELINE", "spacy_parser"]
 
 DEFAULT_PIPELINE = "en_core_web_trf"
 """The paper's pipeline."""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from captum_lrpx.sva.samples import Number, Span
     from captum_lrpx.sva.sources.conllu import Node, Tree
 
-__all__ = ["REASONS", "read_conllu"]
 
 LICENCE = "as stated by the treebank"
 REASONS: dict[str, str] = {
